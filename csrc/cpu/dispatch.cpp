@@ -1,0 +1,98 @@
+// Which instruction sets were compiled, which this processor has, and which one is in use.
+#include <cstring>
+
+#include "kernels.h"
+
+namespace pyprune::cpu {
+
+extern const Kernels kernels_portable;
+#if defined(PYPRUNE_HAVE_avx2)
+extern const Kernels kernels_avx2;
+#endif
+#if defined(PYPRUNE_HAVE_avx512)
+extern const Kernels kernels_avx512;
+#endif
+#if defined(PYPRUNE_HAVE_avx512_bf16)
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+namespace {
+
+const Kernels* const kCompiled[] = {
+#if defined(PYPRUNE_HAVE_avx512_bf16)
+    &kernels_avx512_bf16,
+#endif
+#if defined(PYPRUNE_HAVE_avx512)
+    &kernels_avx512,
+#endif
+#if defined(PYPRUNE_HAVE_avx2)
+    &kernels_avx2,
+#endif
+    &kernels_portable,
+    nullptr,
+};
+
+bool runs_here(const Kernels& k) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!std::strcmp(k.name, "avx2")) return avx2;
+  if (!std::strcmp(k.name, "avx512")) return avx512;
+#if defined(PYPRUNE_HAVE_avx512_bf16)
+  if (!std::strcmp(k.name, "avx512_bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+#endif
+  return !std::strcmp(k.name, "portable");
+}
+
+// A table that has never run on hardware is compiled and can be forced, but is not chosen.
+bool checked_on_hardware(const Kernels& k) { return std::strcmp(k.name, "avx512_bf16") != 0; }
+
+const Kernels* best() {
+  for (const Kernels* const* k = kCompiled; *k; ++k)
+    if (runs_here(**k) && checked_on_hardware(**k)) return *k;
+  return &kernels_portable;
+}
+
+const Kernels*& current() {
+  static const Kernels* chosen = best();
+  return chosen;
+}
+
+}  // namespace
+
+const Kernels* const* compiled_kernels() { return kCompiled; }
+const Kernels& kernels() { return *current(); }
+
+}  // namespace pyprune::cpu
+
+// For Python, through ctypes. The names are stable; strings belong to the library.
+extern "C" {
+
+__attribute__((visibility("default"))) const char* pyprune_isa_compiled(int index) {
+  for (int i = 0; pyprune::cpu::kCompiled[i]; ++i)
+    if (i == index) return pyprune::cpu::kCompiled[i]->name;
+  return nullptr;
+}
+
+__attribute__((visibility("default"))) int pyprune_isa_runs_here(const char* name) {
+  for (const auto* const* k = pyprune::cpu::kCompiled; *k; ++k)
+    if (!std::strcmp((*k)->name, name)) return pyprune::cpu::runs_here(**k);
+  return 0;
+}
+
+__attribute__((visibility("default"))) const char* pyprune_isa_selected() { return pyprune::cpu::kernels().name; }
+
+// 1 when `name` is compiled in and runs here and is now in use; 0 otherwise, and nothing has changed.
+__attribute__((visibility("default"))) int pyprune_isa_select(const char* name) {
+  for (const auto* const* k = pyprune::cpu::kCompiled; *k; ++k)
+    if (!std::strcmp((*k)->name, name) && pyprune::cpu::runs_here(**k)) {
+      pyprune::cpu::current() = *k;
+      return 1;
+    }
+  return 0;
+}
+
+}  // extern "C"

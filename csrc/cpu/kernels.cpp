@@ -1,0 +1,368 @@
+// The kernels of one instruction set. CMakeLists.txt compiles this file several times, each time with other compiler
+// flags and another PYPRUNE_ISA; all that leaves it is the table at its end.
+#include "kernels.h"
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace {
+
+using pyprune::cpu::Const;
+using pyprune::cpu::DType;
+using pyprune::cpu::Kernels;
+
+constexpr int64_t kLanes = Vec::width;
+constexpr int64_t kRows = 4;           // weight rows that a tile holds
+constexpr int64_t kMaxTile = Vec::width == 16 ? 6 : 2;  // activation rows of a tile: AVX-512 has 32 registers, not 16
+
+// Calls f with a typed null pointer for `type`: f(static_cast<const T*>(nullptr)).
+template <class F>
+inline auto with_type(DType type, F&& f) {
+  switch (type) {
+    case DType::bf16: return f(static_cast<const bf16*>(nullptr));
+    case DType::f16: return f(static_cast<const f16*>(nullptr));
+    default: return f(static_cast<const float*>(nullptr));
+  }
+}
+
+// ---- how a chunk of weights meets a chunk of packed activations ----------------------------------------------------
+
+template <class W>
+struct Dot {  // float32 and float16: both in memory order
+  using X = float;
+  static constexpr int64_t chunk = 2 * kLanes;
+  Vec a, b;
+
+  explicit Dot(const W* p) : a(Vec::load(p)), b(Vec::load(p + kLanes)) {}
+  Dot(const W* p, int64_t n)
+      : a(n < kLanes ? Vec::load(p, n) : Vec::load(p)), b(n > kLanes ? Vec::load(p + kLanes, n - kLanes) : Vec::zero()) {}
+  static void pack(const float* x, X* out) {
+    Vec::load(x).store(out);
+    Vec::load(x + kLanes).store(out + kLanes);
+  }
+  static void multiply(const Dot* w, const X* x, Vec* acc) {
+    const Vec xa = Vec::load(x);
+    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].a, xa, acc[r]);
+    const Vec xb = Vec::load(x + kLanes);
+    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].b, xb, acc[r]);
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+template <>
+struct Dot<bf16> {  // the processor multiplies pairs of bfloat16; activations are rounded to bfloat16 for it
+  using X = bf16;
+  static constexpr int64_t chunk = 32;
+  __m512bh bits;
+
+  explicit Dot(const bf16* p) : bits((__m512bh)_mm512_loadu_si512(p)) {}
+  Dot(const bf16* p, int64_t n) : bits((__m512bh)_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p)) {}
+  static void pack(const float* x, X* out) {
+    Vec::load(x).store(out);
+    Vec::load(x + 16).store(out + 16);
+  }
+  static void multiply(const Dot* w, const X* x, Vec* acc) {
+    const __m512bh xs = (__m512bh)_mm512_loadu_si512(x);
+    for (int r = 0; r < kRows; ++r) acc[r].v = _mm512_dpbf16_ps(acc[r].v, w[r].bits, xs);
+  }
+};
+
+#else
+
+template <>
+struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
+  using X = float;
+  static constexpr int64_t chunk = 2 * kLanes;
+  Vec even, odd;
+
+  explicit Dot(const bf16* p) { load_even_odd(p, even, odd); }
+  Dot(const bf16* p, int64_t n) { load_even_odd(p, n, even, odd); }
+  static void pack(const float* x, X* out) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      out[i] = x[2 * i];
+      out[kLanes + i] = x[2 * i + 1];
+    }
+  }
+  static void multiply(const Dot* w, const X* x, Vec* acc) {
+    const Vec xe = Vec::load(x);
+    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].even, xe, acc[r]);
+    const Vec xo = Vec::load(x + kLanes);
+    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].odd, xo, acc[r]);
+  }
+};
+
+#endif
+
+template <class W>
+constexpr int64_t padded(int64_t n) {
+  return (n + Dot<W>::chunk - 1) / Dot<W>::chunk * Dot<W>::chunk;
+}
+
+int64_t packed_bytes(DType weight_type, int64_t n) {
+  return with_type(weight_type, [&](auto* t) {
+    using W = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    return int64_t(padded<W>(n) * sizeof(typename Dot<W>::X));
+  });
+}
+
+template <class T>
+inline Vec load_some(const T* p, int64_t n) {
+  return n >= kLanes ? Vec::load(p) : Vec::load(p, n);
+}
+
+template <class T>
+inline void store_some(Vec x, T* p, int64_t n) {
+  if (n >= kLanes) x.store(p);
+  else x.store(p, n);
+}
+
+inline Vec load_any(const Const& source, int64_t i, int64_t n) {
+  return with_type(source.type, [&](auto* t) { return load_some(static_cast<decltype(t)>(source.data) + i, n); });
+}
+
+void pack(DType weight_type, const void* x, DType x_type, const void* norm, DType norm_type, float scale, int64_t n,
+          void* packed) {
+  with_type(weight_type, [&](auto* t) {
+    using W = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    using D = Dot<W>;
+    auto* out = static_cast<typename D::X*>(packed);
+    for (int64_t i = 0; i < n; i += D::chunk, out += D::chunk) {
+      float part[D::chunk];
+      for (int64_t j = 0; j < D::chunk; j += kLanes) {
+        const int64_t left = n - i - j;
+        Vec v = Vec::zero();
+        if (left > 0) {
+          v = load_any({x, x_type}, i + j, left) * Vec::all(scale);
+          if (norm) v = v * load_any({norm, norm_type}, i + j, left);
+        }
+        v.store(part + j);
+      }
+      D::pack(part, out);
+    }
+  });
+}
+
+// ---- few rows: weights stream through once, activations stay in the cache -------------------------------------------
+
+// kRows weight rows against MT activation rows. Rows past the end repeat the last one, and their results are dropped.
+template <class W, int MT>
+inline void tile(const W* const* w, const W* ahead, int64_t ahead_stride, int64_t k, const char* x, int64_t x_stride,
+                 float* out, int64_t out_stride, int64_t valid) {
+  using D = Dot<W>;
+  using X = typename D::X;
+  Vec acc[MT][kRows];
+  for (auto& row : acc)
+    for (auto& a : row) a = Vec::zero();
+  const int64_t whole = k / D::chunk * D::chunk;
+  for (int64_t i = 0; i < whole; i += D::chunk) {
+    if (ahead)
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(ahead + r * ahead_stride + i);
+    const D weights[kRows] = {D(w[0] + i), D(w[1] + i), D(w[2] + i), D(w[3] + i)};
+    for (int m = 0; m < MT; ++m) D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
+  }
+  if (const int64_t left = k - whole; left > 0) {
+    const D weights[kRows] = {D(w[0] + whole, left), D(w[1] + whole, left), D(w[2] + whole, left), D(w[3] + whole, left)};
+    for (int m = 0; m < MT; ++m) D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
+  }
+  for (int m = 0; m < MT; ++m) {
+    float sums[kRows];
+    Vec::sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], sums);
+    for (int64_t r = 0; r < valid; ++r) out[m * out_stride + r] = sums[r];
+  }
+}
+
+template <class W>
+void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, const char* x, int64_t x_stride,
+                  int64_t m_count, float* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; r += kRows) {
+    const int64_t valid = rows - r < kRows ? rows - r : kRows;
+    const W* w[kRows];
+    for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
+    // The next rows are on their way from memory while these are multiplied (once, in the first tile).
+    const W* ahead = weight + (r + kRows) * stride;
+    for (int64_t m = 0; m < m_count;) {
+      const int64_t tiles = (m_count - m + kMaxTile - 1) / kMaxTile;
+      const int64_t height = (m_count - m + tiles - 1) / tiles;  // 16 rows go as 6+5+5, not 6+6+4
+      const char* xs = x + m * x_stride;
+      float* o = out + m * out_stride + r;
+      switch (height) {
+        case 1: tile<W, 1>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 2: tile<W, 2>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+#if defined(__AVX512F__)
+        case 3: tile<W, 3>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 4: tile<W, 4>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 5: tile<W, 5>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 6: tile<W, 6>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+#endif
+      }
+      ahead = nullptr;
+      m += height;
+    }
+  }
+}
+
+void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t packed_stride, int64_t m_count,
+            float* out, int64_t out_stride) {
+  with_type(weight.type, [&](auto* t) {
+    linear_typed(static_cast<decltype(t)>(weight.data), weight.stride, rows, k, static_cast<const char*>(packed),
+                 packed_stride, m_count, out, out_stride);
+  });
+}
+
+// ---- rows of activations --------------------------------------------------------------------------------------------
+
+template <class F>
+inline void each(int64_t n, F&& f) {
+  for (int64_t i = 0; i < n; i += kLanes) f(i, n - i);
+}
+
+float inverse_rms(const void* x, DType type, int64_t n, float eps) {
+  Vec sum = Vec::zero();
+  each(n, [&](int64_t i, int64_t left) {
+    const Vec v = load_any({x, type}, i, left);
+    sum = Vec::fma(v, v, sum);
+  });
+  return 1.0f / __builtin_sqrtf(sum.sum() / float(n) + eps);
+}
+
+void scale_norm(const void* x, DType type, const void* norm, DType norm_type, float scale, int64_t n, float* out) {
+  each(n, [&](int64_t i, int64_t left) {
+    const Vec v = load_any({x, type}, i, left) * Vec::all(scale) * load_any({norm, norm_type}, i, left);
+    store_some(v, out + i, left);
+  });
+}
+
+void to_float_row(const void* x, DType type, int64_t n, float* out) {
+  with_type(type, [&](auto* t) {
+    const auto* p = static_cast<decltype(t)>(x);
+    each(n, [&](int64_t i, int64_t left) { store_some(load_some(p + i, left), out + i, left); });
+  });
+}
+
+void store_any(Vec v, void* out, DType type, int64_t i, int64_t left) {
+  with_type(type, [&](auto* t) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    store_some(v, static_cast<T*>(out) + i, left);
+  });
+}
+
+void from_float_row(const float* x, int64_t n, void* out, DType type) {
+  each(n, [&](int64_t i, int64_t left) { store_any(load_some(x + i, left), out, type, i, left); });
+}
+
+void add(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,
+         DType type) {
+  each(n, [&](int64_t i, int64_t left) {
+    Vec v = load_some(x + i, left);
+    if (bias) v = v + load_any({bias, bias_type}, i, left);
+    if (y) v = v + load_any({y, y_type}, i, left);
+    store_any(v, out, type, i, left);
+  });
+}
+
+void silu_mul(const float* gate, const float* up, const void* gate_bias, const void* up_bias, DType bias_type, int64_t n,
+              void* out, DType type) {
+  each(n, [&](int64_t i, int64_t left) {
+    Vec g = load_some(gate + i, left), u = load_some(up + i, left);
+    if (gate_bias) g = g + load_any({gate_bias, bias_type}, i, left);
+    if (up_bias) u = u + load_any({up_bias, bias_type}, i, left);
+    store_any(g / (Vec::all(1.0f) + exp(Vec::zero() - g)) * u, out, type, i, left);
+  });
+}
+
+void rotate(float* a, float* b, const float* cos, const float* sin, int64_t n) {
+  each(n, [&](int64_t i, int64_t left) {
+    const Vec x = load_some(a + i, left), y = load_some(b + i, left);
+    const Vec c = load_some(cos + i, left), s = load_some(sin + i, left);
+    store_some(x * c - y * s, a + i, left);
+    store_some(y * c + x * s, b + i, left);
+  });
+}
+
+// ---- attention over a stretch of the cache --------------------------------------------------------------------------
+
+// out[m] += sum_l weight[m][l] * value[l], MT queries at a time so that each value is converted once for all of them.
+template <class V, int MT>
+inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_t head_dim, const float* weight,
+                         int64_t weight_stride, float* out) {
+  for (int64_t d = 0; d < head_dim; d += kLanes) {
+    const int64_t left = head_dim - d;
+    Vec acc[MT];
+    for (auto& a : acc) a = Vec::zero();
+    for (int64_t l = 0; l < length; ++l) {
+      const Vec v = load_some(values + l * stride + d, left);
+      for (int m = 0; m < MT; ++m) acc[m] = Vec::fma(Vec::all(weight[m * weight_stride + l]), v, acc[m]);
+    }
+    for (int m = 0; m < MT; ++m) store_some(acc[m], out + m * head_dim + d, left);
+  }
+}
+
+// Scores are one `linear` (the keys are its weights), then a softmax without division, then the weighted sum of values.
+// score: scratch, [m_count, length].
+void attend(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
+            int64_t packed_stride, int64_t m_count, const int64_t* limit, float* score, float* maximum, float* sum,
+            float* out) {
+  linear(keys, length, head_dim, packed, packed_stride, m_count, score, length);
+  for (int64_t m = 0; m < m_count; ++m) {
+    float* row = score + m * length;
+    const int64_t seen = limit[m] < 0 ? 0 : limit[m] < length ? limit[m] : length;
+    float highest = -__builtin_inff();
+    for (int64_t l = 0; l < seen; ++l) highest = row[l] > highest ? row[l] : highest;
+    Vec total = Vec::zero();
+    each(seen, [&](int64_t l, int64_t left) {
+      const Vec e = exp(load_some(row + l, left) - Vec::all(highest));
+      store_some(e, row + l, left);
+      total = total + load_some(row + l, left);  // what was stored: lanes past the end are zero
+    });
+    for (int64_t l = seen; l < length; ++l) row[l] = 0.0f;
+    maximum[m] = highest;
+    sum[m] = total.sum();
+  }
+  with_type(values.type, [&](auto* t) {
+    const auto* v = static_cast<decltype(t)>(values.data);
+    int64_t m = 0;
+    for (; m + 4 <= m_count; m += 4)
+      weighted_sum<std::remove_const_t<std::remove_pointer_t<decltype(t)>>, 4>(
+          v, values.stride, length, head_dim, score + m * length, length, out + m * head_dim);
+    for (; m < m_count; ++m)
+      weighted_sum<std::remove_const_t<std::remove_pointer_t<decltype(t)>>, 1>(
+          v, values.stride, length, head_dim, score + m * length, length, out + m * head_dim);
+  });
+}
+
+void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
+  Vec highest = Vec::all(*maximum);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) highest = Vec::max(highest, Vec::load(logits + i));
+  float top = highest.maximum();
+  for (; i < n; ++i) top = logits[i] > top ? logits[i] : top;
+  Vec total = Vec::zero();
+  for (i = 0; i + kLanes <= n; i += kLanes) total = total + exp(Vec::load(logits + i) - Vec::all(top));
+  float rest = 0.0f;
+  if (i < n) {
+    float part[kLanes];
+    exp(Vec::load(logits + i, n - i) - Vec::all(top)).store(part);
+    for (int64_t j = 0; j < n - i; ++j) rest += part[j];
+  }
+  float scale[kLanes];
+  exp(Vec::all(*maximum - top)).store(scale);
+  *sum = (*sum > 0.0f ? *sum * scale[0] : 0.0f) + total.sum() + rest;
+  *maximum = top;
+}
+
+}  // namespace
+
+#define PYPRUNE_JOIN2(a, b) a##b
+#define PYPRUNE_JOIN(a, b) PYPRUNE_JOIN2(a, b)
+#define PYPRUNE_TEXT2(a) #a
+#define PYPRUNE_TEXT(a) PYPRUNE_TEXT2(a)
+
+namespace pyprune::cpu {
+extern const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA);
+const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA) = {
+    PYPRUNE_TEXT(PYPRUNE_ISA), packed_bytes, pack,     linear, inverse_rms, scale_norm, to_float_row, from_float_row,
+    add,                       silu_mul,     rotate,   attend, log_sum_exp,
+};
+}  // namespace pyprune::cpu

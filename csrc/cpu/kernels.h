@@ -1,0 +1,78 @@
+// What one instruction set offers: plain functions over plain memory, single-threaded, no torch.
+// kernels.cpp is compiled once per instruction set; dispatch.cpp picks one table at run time; ops.cpp splits the work.
+#pragma once
+
+#include <cstdint>
+
+namespace pyprune::cpu {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+inline constexpr int64_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+// A row-major matrix or vector in memory that belongs to someone else. `stride` counts elements between rows.
+struct Const {
+  const void* data = nullptr;
+  DType type = DType::f32;
+  int64_t stride = 0;
+
+  const void* at(int64_t element) const { return static_cast<const char*>(data) + element * size_of(type); }
+  const void* row(int64_t index) const { return at(index * stride); }
+};
+
+struct Mut {
+  void* data = nullptr;
+  DType type = DType::f32;
+  int64_t stride = 0;
+
+  void* at(int64_t element) const { return static_cast<char*>(data) + element * size_of(type); }
+  void* row(int64_t index) const { return at(index * stride); }
+};
+
+struct Kernels {
+  const char* name;
+
+  // Activations are packed once per operator into the layout in which weights of `weight_type` are multiplied:
+  // `packed_bytes` is one row's size (a multiple of 64), `pack` fills a row from `n` values of x, times `scale`, times
+  // norm[i] where norm is given.
+  int64_t (*packed_bytes)(DType weight_type, int64_t n);
+  void (*pack)(DType weight_type, const void* x, DType x_type, const void* norm, DType norm_type, float scale,
+               int64_t n, void* packed);
+
+  // out[m][r] = sum_k weight[r][k] * x[m][k] for `rows` weight rows and `m_count` packed rows, float32 accumulation.
+  // The order of additions for one (m, r) depends on k alone: a result has the same bits whatever else is in the batch.
+  void (*linear)(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t packed_stride,
+                 int64_t m_count, float* out, int64_t out_stride);
+
+  // 1 / sqrt(mean(x^2) + eps)
+  float (*inverse_rms)(const void* x, DType type, int64_t n, float eps);
+  // out = x * scale * norm, float32
+  void (*scale_norm)(const void* x, DType type, const void* norm, DType norm_type, float scale, int64_t n, float* out);
+
+  void (*to_float)(const void* x, DType type, int64_t n, float* out);
+  void (*from_float)(const float* x, int64_t n, void* out, DType type);
+  // out = x + y (+ bias), in `type`
+  void (*add)(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,
+              DType type);
+  // out = silu(gate) * up, in `type`; biases may be null
+  void (*silu_mul)(const float* gate, const float* up, const void* gate_bias, const void* up_bias, DType bias_type,
+                   int64_t n, void* out, DType type);
+  // rotate (a, b) by the angle: a' = a cos - b sin, b' = b cos + a sin
+  void (*rotate)(float* a, float* b, const float* cos, const float* sin, int64_t n);
+
+  // Softmax-weighted sum over `length` cache rows of one KV head for `m_count` queries; see attention in kernels.cpp.
+  // limit[m]: how many of these rows query m may see. Gives max, sum and the unnormalised output.
+  void (*attend)(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
+                 int64_t packed_stride, int64_t m_count, const int64_t* limit, float* score, float* maximum, float* sum,
+                 float* out);
+
+  // Streams `n` logits into a running (maximum, sum of exp(logit - maximum)).
+  void (*log_sum_exp)(const float* logits, int64_t n, float* maximum, float* sum);
+};
+
+// Every table that was compiled in, best first; null-terminated.
+const Kernels* const* compiled_kernels();
+// The table in use. Chosen on first use: the best that this processor runs and that has been checked on hardware.
+const Kernels& kernels();
+
+}  // namespace pyprune::cpu

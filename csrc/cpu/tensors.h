@@ -1,0 +1,187 @@
+// Between torch tensors (through its stable ABI) and the kernels' plain memory: types, shapes, scratch, threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pyprune::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// Up to this many rows the weights are streamed once by our own kernels; beyond it torch's GEMM does the products.
+inline constexpr int64_t kFewRows = 64;
+
+inline DType dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, what, ": float32, bfloat16 or float16 is expected"); return DType::f32;
+  }
+}
+
+inline ScalarType scalar_of(DType type) {
+  return type == DType::f32 ? ScalarType::Float : type == DType::bf16 ? ScalarType::BFloat16 : ScalarType::Half;
+}
+
+inline void check_vector(const Tensor& t, int64_t n, const char* what) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 1 && t.size(0) == n && (n == 1 || t.stride(0) == 1), what,
+                  ": a contiguous CPU vector of ", n, " values is expected");
+}
+
+// A weight [n, k]; its rows may lie further apart than k (padded strides).
+inline Const matrix(const Tensor& t, int64_t k, const char* what) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.size(1) == k && (k <= 1 || t.stride(1) == 1), what, ": a CPU matrix [*, ",
+                  k, "] with contiguous rows is expected");
+  return {t.const_data_ptr(), dtype_of(t, what), t.stride(0)};
+}
+
+// A vector that may be absent: data is null then.
+inline Const vector(const Optional& t, int64_t n, const char* what) {
+  if (!t.has_value()) return {};
+  check_vector(*t, n, what);
+  return {t->const_data_ptr(), dtype_of(*t, what), 0};
+}
+
+// Activations [..., width] as contiguous rows.
+struct Rows {
+  Tensor tensor;
+  Const view;
+  int64_t count, width;
+
+  Rows(const Tensor& t, const char* what) : tensor(t) {
+    STD_TORCH_CHECK(t.is_cpu() && t.dim() >= 1, what, ": a CPU tensor [..., features] is expected");
+    if (!t.is_contiguous()) tensor = torch::stable::contiguous(t);
+    width = t.size(t.dim() - 1);
+    count = width ? t.numel() / width : 0;
+    view = {tensor.const_data_ptr(), dtype_of(t, what), width};
+  }
+};
+
+inline std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
+  std::vector<int64_t> shape(t.sizes().begin(), t.sizes().end());
+  shape.back() = last;
+  return shape;
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline Mut rows_of(const Tensor& t, int64_t width) {
+  return {t.mutable_data_ptr(), dtype_of(t, "output"), width};
+}
+
+// The skip mask is a bool vector, one flag a unit. A set flag turns the operator into nothing.
+inline bool skipped(const Optional& mask, int64_t unit) {
+  if (!mask.has_value()) return false;
+  STD_TORCH_CHECK(mask->is_cpu() && mask->scalar_type() == ScalarType::Bool && mask->dim() == 1 && mask->is_contiguous(),
+                  "skip: a contiguous CPU bool vector is expected");
+  STD_TORCH_CHECK(0 <= unit && unit < mask->size(0), "unit: ", unit, " is outside the skip mask of ", mask->size(0));
+  return static_cast<const bool*>(mask->const_data_ptr())[unit];
+}
+
+// Memory that a thread keeps between calls, 64-byte aligned. One request at a time per slot.
+template <int Slot>
+inline char* scratch(int64_t bytes) {
+  thread_local std::vector<char> memory;
+  if (int64_t(memory.size()) < bytes + 64) memory.resize(bytes + 64);
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+}
+
+// Runs f(begin, end) over [0, n) on torch's threads; small work (in bytes touched) stays on this one.
+template <class F>
+inline void parallel(int64_t n, int64_t bytes, const F& f) {
+  if (n <= 0) return;
+  if (n == 1 || bytes < 32768) f(int64_t(0), n);
+  else torch::stable::parallel_for(0, n, 1, f);
+}
+
+// Rows normalised (norm.data may be null: then only converted) and packed for weights of `weight_type`.
+struct Packed {
+  const char* data;
+  int64_t stride;
+};
+inline Packed pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
+  const int64_t stride = k.packed_bytes(weight_type, x.width);
+  char* data = scratch<0>(stride * x.count);
+  parallel(x.count, x.count * x.width, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      const void* row = x.view.row(m);
+      const float scale = norm.data ? k.inverse_rms(row, x.view.type, x.width, eps) : 1.0f;
+      k.pack(weight_type, row, x.view.type, norm.data, norm.type, scale, x.width, data + m * stride);
+    }
+  });
+  return {data, stride};
+}
+
+// ---- many rows ------------------------------------------------------------------------------------------------------
+
+// x as float32 [rows, width], RMS-normalised where norm.data is given.
+inline Tensor float_rows(const Kernels& k, const Rows& x, const Const& norm, float eps) {
+  if (!norm.data && x.view.type == DType::f32) return torch::stable::view(x.tensor, {x.count, x.width});
+  Tensor out = new_tensor(x.tensor, {x.count, x.width}, ScalarType::Float);
+  float* data = static_cast<float*>(out.mutable_data_ptr());
+  parallel(x.count, x.count * x.width * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      const void* row = x.view.row(m);
+      if (norm.data)
+        k.scale_norm(row, x.view.type, norm.data, norm.type, k.inverse_rms(row, x.view.type, x.width, eps), x.width,
+                     data + m * x.width);
+      else
+        k.to_float(row, x.view.type, x.width, data + m * x.width);
+    }
+  });
+  return out;
+}
+
+inline Tensor call_mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Weight rows [begin, end) as float32: a view of a float32 weight, else a converted copy in `store`.
+inline Tensor float_weight(const Kernels& k, const Tensor& weight, const Const& view, int64_t begin, int64_t end,
+                           Tensor& store) {
+  Tensor part = weight;
+  part = torch::stable::narrow(part, 0, begin, end - begin);
+  if (view.type == DType::f32) return part;
+  const int64_t width = weight.size(1);
+  Tensor out = torch::stable::narrow(store, 0, 0, end - begin);
+  float* data = static_cast<float*>(out.mutable_data_ptr());
+  parallel(end - begin, (end - begin) * width * 2, [&](int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; ++r) k.to_float(view.row(begin + r), view.type, width, data + r * width);
+  });
+  return out;
+}
+
+// x [m, k] float32 times weight^T, float32. Half-precision weights are widened a slice at a time: without bf16 units
+// torch's own bf16 GEMM reached 60 GFLOP/s where its float32 GEMM reached 210 (2 cores, AVX-512), so widening wins.
+inline Tensor matmul(const Kernels& k, const Tensor& x, const Tensor& weight, const Const& view) {
+  const int64_t rows = x.size(0), n = weight.size(0), width = weight.size(1);
+  Tensor out = new_tensor(x, {rows, n}, ScalarType::Float);
+  const int64_t slice = view.type == DType::f32 ? n : std::max<int64_t>(256, (int64_t(4) << 20) / std::max<int64_t>(1, width));
+  Tensor store = view.type == DType::f32 ? x : new_tensor(x, {std::min(slice, n), width}, ScalarType::Float);
+  for (int64_t begin = 0; begin < n; begin += slice) {
+    const int64_t end = std::min(n, begin + slice);
+    Tensor target = out;
+    if (slice < n) target = torch::stable::narrow(target, 1, begin, end - begin);
+    call_mm_out(x, torch::stable::transpose(float_weight(k, weight, view, begin, end, store), 0, 1), target);
+  }
+  return out;
+}
+
+}  // namespace pyprune::cpu

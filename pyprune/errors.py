@@ -1,0 +1,14 @@
+"""The one error a user of pyprune can cause: bad input, told in one line."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: the value that was given and what is accepted.
+
+    The command line prints it and exits with code 2.
+    """
+
+
+class NativeLibraryWarning(UserWarning):
+    """The compiled kernels are missing, so the plain PyTorch definitions run: the same results, slowly."""

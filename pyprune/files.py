@@ -1,0 +1,89 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyprune.errors import InputError
+
+
+def _permissions_by_umask(path: str | os.PathLike[str], mode: int) -> None:
+    """Give a temporary file or folder (made private) the mode that an ordinary one would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, mode & ~umask)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target}: is a directory; a file name is expected")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        _permissions_by_umask(name, 0o666)
+        os.replace(name, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+@contextlib.contextmanager
+def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success it becomes `path`, on any error it is removed.
+
+    Raises InputError before anything is written when `path` exists and is not an empty directory.
+    """
+    target = require_free_directory(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield scratch
+        _permissions_by_umask(scratch, 0o777)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_free_directory(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as an absolute Path if a directory can be made there, else raise InputError."""
+    target = Path(path).absolute()
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if target.exists():
+        kind = "is a directory that is not empty" if target.is_dir() else "is a file"
+        raise InputError(f"{path}: {kind}; a new or empty directory is expected")
+    return target
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], data: object) -> None:
+    """Write `data` as indented JSON (no NaN or infinity), whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> object:
+    """Read a JSON file; a missing or malformed one is an InputError naming the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; a readable JSON file is expected") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); a JSON file is expected") from None

@@ -1,0 +1,9 @@
+"""Models as data: reading, writing, and the `Decoder` that every other room works on."""
+
+from __future__ import annotations
+
+from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear, Rope, TokenizerSource
+from pyprune.models.load import load
+from pyprune.models.transformers_model import to_transformers
+
+__all__ = ["FFN", "MHA", "Block", "Decoder", "Linear", "Rope", "TokenizerSource", "load", "to_transformers"]

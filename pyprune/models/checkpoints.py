@@ -1,0 +1,79 @@
+"""Writing a decoder as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.files import require_free_directory, whole_directory, write_json
+from pyprune.models.decoder import Decoder
+from pyprune.models.families import family_of
+from pyprune.models.load import removed_blocks
+from pyprune.models.tokenizers import load_tokenizer
+
+MAX_SHARD = "5GB"
+
+
+def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None:
+    """Write `decoder` so that plain `AutoModelForCausalLM.from_pretrained` loads it.
+
+    Safetensors (shards of 5 GB with an index, a tied head once), `config.json`, `generation_config.json`, the
+    tokenizer's files where there is a tokenizer, and for a pruned decoder `pruning.json` and `original_config.json`.
+    The directory appears whole or not at all. InputError, before anything is written, when it exists and is not empty,
+    and when the decoder is not uniform or has no plain form.
+    """
+    require_free_directory(directory)
+    family = family_of(decoder.config["model_type"], decoder.name)
+    config = family.plain_config(decoder)
+    if decoder.pruning is not None:
+        _check_indices(decoder)
+    tokenizer = None if decoder.tokenizer_source is None else load_tokenizer(decoder)
+    with whole_directory(directory) as scratch:
+        _write_weights(family.state_dict(decoder), scratch)
+        write_json(scratch / "config.json", config)
+        write_json(scratch / "generation_config.json", decoder.generation_config or _token_ids(config))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        if decoder.pruning is not None:
+            write_json(scratch / "pruning.json", decoder.pruning)
+            write_json(scratch / "original_config.json", decoder.config)
+
+
+def _token_ids(config: dict[str, Any]) -> dict[str, Any]:
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"_from_model_config": True, **{key: config[key] for key in keys if config.get(key) is not None}}
+
+
+def _check_indices(decoder: Decoder) -> None:
+    gone = removed_blocks(decoder.pruning or {})
+    kept = [index for index in range(decoder.original_blocks) if index not in gone]
+    held = [block.index for block in decoder.blocks]
+    if kept != held:
+        raise InputError(f"{decoder.name}: its pruning leaves blocks {kept}, but it holds blocks {held}")
+
+
+def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.torch import save_file
+
+    plan = split_state_dict_into_shards_factory(
+        state,
+        get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD,
+    )
+    for file, names in plan.filename_to_tensors.items():
+        save_file({name: _owned(state[name]) for name in names}, directory / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(directory / "model.safetensors.index.json", index)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """Contiguous, and alone in its memory: safetensors refuses tensors that share it, as slices of a pruning can."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

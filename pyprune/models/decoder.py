@@ -1,0 +1,252 @@
+"""A LLaMA-style decoder as data: what every other room of pyprune works on.
+
+Nothing here computes. A block is two halves that each add to the residual stream,
+
+    x = x + MHA(RMSNorm(x));   x = x + FFN(RMSNorm(x)),
+
+and either half can be absent. Weights are in torch's layout, `[out_features, in_features]`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A projection: `weight [out, in]` and, where the model has one, `bias [out]`."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "weight", self.weight
+        if self.bias is not None:
+            yield "bias", self.bias
+
+
+@dataclass(frozen=True)
+class MHA:
+    """The attention half: `norm [hidden]`, `q [heads*head_dim, hidden]`, `k` and `v [kv_heads*head_dim, hidden]`,
+    `o [hidden, heads*head_dim]`; `q_norm` and `k_norm [head_dim]` where the family has them."""
+
+    norm: Tensor
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.heads // self.kv_heads
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "norm", self.norm
+        for name in ("q", "k", "v", "o"):
+            for part, tensor in getattr(self, name).tensors():
+                yield f"{name}.{part}", tensor
+        for name in ("q_norm", "k_norm"):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
+
+
+@dataclass(frozen=True)
+class FFN:
+    """The feed-forward half: `norm [hidden]`, `gate` and `up [width, hidden]`, `down [hidden, width]`, SiLU."""
+
+    norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    @property
+    def width(self) -> int:
+        return self.gate.weight.shape[0]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "norm", self.norm
+        for name in ("gate", "up", "down"):
+            for part, tensor in getattr(self, name).tensors():
+                yield f"{name}.{part}", tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """One Transformer block. `index` is its place in the original, unpruned model."""
+
+    index: int
+    mha: MHA | None
+    ffn: FFN | None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name in ("mha", "ffn"):
+            half = getattr(self, name)
+            if half is not None:
+                for part, tensor in half.tensors():
+                    yield f"{name}.{part}", tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding (RoFormer; the half-split form of Llama).
+
+    `inv_freq [head_dim/2]` float32; cosine and sine are multiplied by `scaling`. `limit` is the length up to which the
+    frequencies hold: None when they hold everywhere, a number for kinds that change with the length.
+    """
+
+    inv_freq: Tensor
+    scaling: float = 1.0
+    kind: str = "default"
+    limit: int | None = None
+
+    def tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each `[length, head_dim/2]` float32, for positions 0 .. length-1."""
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=self.inv_freq.device), self.inv_freq)
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a model's tokenizer comes from: a directory (or hub name), or a GGUF file; loaded when first needed."""
+
+    path: str
+    gguf_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder-only model: embedding, blocks, final norm, head, and what is needed to write it back.
+
+    `config` is the Hugging Face configuration of the *original* model as a plain dict; a pruned decoder keeps it, so
+    that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON).
+    """
+
+    name: str
+    config: dict[str, Any]
+    embedding: Tensor
+    blocks: tuple[Block, ...]
+    norm: Tensor
+    head: Linear
+    tied: bool
+    rope: Rope
+    eps: float
+    max_positions: int
+    generation_config: dict[str, Any] | None = None
+    tokenizer_source: TokenizerSource | None = None
+    pruning: dict[str, Any] | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.embedding.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def original_blocks(self) -> int:
+        """Number of blocks of the unpruned model."""
+        return int(self.config["num_hidden_layers"])
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a sequence (generation config first, then config); empty when the model names none."""
+        for source in (self.generation_config or {}, self.config):
+            value = source.get("eos_token_id")
+            if value is not None:
+                return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+        return ()
+
+    def pad_token_id(self) -> int:
+        """The padding id: the model's own, else its first EOS, else 0."""
+        for source in (self.generation_config or {}, self.config):
+            if source.get("pad_token_id") is not None:
+                return int(source["pad_token_id"])
+        return (self.eos_token_ids() or (0,))[0]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor once, with a name; a tied head is not repeated."""
+        yield "embedding", self.embedding
+        for position, block in enumerate(self.blocks):
+            for name, tensor in block.tensors():
+                yield f"blocks.{position}.{name}", tensor
+        yield "norm", self.norm
+        for name, tensor in self.head.tensors():
+            if not (self.tied and name == "weight"):
+                yield f"head.{name}", tensor
+
+    def parameters(self) -> int:
+        """Number of parameters, a tied head counted once (the paper's #Param)."""
+        return sum(tensor.numel() for _, tensor in self.tensors())
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights one decode step must read: all but the embedding table, of which one row is read; the LM
+        head is included even where it is tied to the embedding. The KV cache is not part of it."""
+        tensors = [t for name, t in self.tensors() if name != "embedding"]
+        total = sum(t.numel() * t.element_size() for t in tensors)
+        if self.tied:
+            total += self.head.weight.numel() * self.head.weight.element_size()
+        return total + self.embedding[0].numel() * self.embedding.element_size()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Decoder:
+        """The same decoder with `change` applied to every tensor (a tied head stays tied)."""
+
+        def linear(part: Linear) -> Linear:
+            return Linear(change(part.weight), None if part.bias is None else change(part.bias))
+
+        def optional(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        def mha(part: MHA | None) -> MHA | None:
+            if part is None:
+                return None
+            return replace(
+                part, norm=change(part.norm), q=linear(part.q), k=linear(part.k), v=linear(part.v), o=linear(part.o),
+                q_norm=optional(part.q_norm), k_norm=optional(part.k_norm),
+            )  # fmt: skip
+
+        def ffn(part: FFN | None) -> FFN | None:
+            if part is None:
+                return None
+            return FFN(change(part.norm), linear(part.gate), linear(part.up), linear(part.down))
+
+        embedding = change(self.embedding)
+        head = Linear(embedding, self.head.bias) if self.tied else linear(self.head)
+        blocks = tuple(Block(block.index, mha(block.mha), ffn(block.ffn)) for block in self.blocks)
+        return replace(self, embedding=embedding, blocks=blocks, norm=change(self.norm), head=head)
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Decoder:
+        """The same decoder in another dtype or on another device; tensors already there are shared."""
+        moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return replace(moved, rope=replace(self.rope, inv_freq=self.rope.inv_freq.to(device=device)))
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer (a transformers tokenizer). InputError when the model has none."""
+        from pyprune.models.tokenizers import load_tokenizer
+
+        return load_tokenizer(self)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write safetensors, config, generation config, tokenizer files and `pruning.json`; whole or not at all."""
+        from pyprune.models.checkpoints import save_checkpoint
+
+        save_checkpoint(self, directory)

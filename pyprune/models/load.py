@@ -1,0 +1,180 @@
+"""`load`: one way in for every kind of checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyprune.errors import InputError
+from pyprune.files import read_json
+from pyprune.models.decoder import Decoder
+from pyprune.models.demo import DEMO_MODEL, demo_model_path
+from pyprune.models.families import family_of
+from pyprune.models.families.family import Family, hf_name
+from pyprune.models.gguf_file import load_gguf
+from pyprune.models.shapes import PREFIX, SHAPES, load_shape
+from pyprune.models.tensors import DTYPES, SafetensorsSource, StateDictSource, as_dtype, one_line
+from pyprune.models.tokenizers import directory_source
+
+ACCEPTED = (
+    f"accepted: a Hugging Face directory or hub name, a .gguf file, {DEMO_MODEL},"
+    f" {', '.join(PREFIX + name for name in SHAPES)}"
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "vocab.txt"]
+
+
+def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu") -> Decoder:
+    """Read a model as a `Decoder`.
+
+    `spec`: a Hugging Face directory or hub name, a `.gguf` file, `smollm2-135m`, `shape:NAME`, a loaded transformers
+    PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified), or a Decoder.
+    `dtype` None keeps the checkpoint's own: the configuration's, as transformers does, else the embedding's; float32
+    for a quantised GGUF file.
+
+    Raises InputError, one line naming the value or the file and the tensor, for anything that cannot be read: a spec of
+    no known kind, an unsupported family, a file cut short, a tensor that is missing, misshapen, or not finite.
+    """
+    wanted = None if dtype is None else as_dtype(dtype)
+    place = _device(device)
+    if isinstance(spec, Decoder):
+        return spec.to(wanted, place)
+    if isinstance(spec, torch.nn.Module):
+        return _load_model(spec, wanted, place)
+    if not isinstance(spec, (str, os.PathLike)):
+        raise InputError(f"{spec!r}: not a model; {ACCEPTED}, a PreTrainedModel, a Decoder")
+    text = os.fspath(spec)
+    path = Path(text)
+    if text == DEMO_MODEL:
+        return load_gguf(demo_model_path(), DEMO_MODEL, wanted, place)
+    if text.startswith(PREFIX):
+        return load_shape(text, wanted, place)
+    if path.is_dir():
+        return _load_directory(path, path.resolve().name, wanted, place)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise InputError(f"{text}: not a .gguf file; {ACCEPTED}")
+        return load_gguf(path, path.stem, wanted, place)
+    if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(text):
+        raise InputError(f"{text}: no such file or directory; {ACCEPTED}")
+    return _load_directory(_download(text), text, wanted, place)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise InputError(f"device {device}: cannot be used ({reason}); accepted: cpu, or cuda with a GPU") from None
+    return place
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Only the top folder: others hold the same weights in other formats.
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:  # network, cache and name errors come as many types
+        reason = one_line(error)[:200]
+        raise InputError(f"{name}: no such path, nor had from the Hugging Face hub ({reason}); {ACCEPTED}") from None
+
+
+def _own_dtype(config: dict[str, Any], embedding: Callable[[], torch.dtype], where: str) -> torch.dtype:
+    stated = config.get("dtype")
+    own = DTYPES.get(str(stated).removeprefix("torch.")) if stated else embedding()
+    if own not in DTYPES.values():
+        raise InputError(f"{where}: dtype {stated or own} is not supported; pass dtype: float32, bfloat16 or float16")
+    return own
+
+
+def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: torch.device) -> Decoder:
+    file = path / "config.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no config.json; {ACCEPTED}")
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise InputError(f"{file}: not a JSON object; a model configuration is expected")
+    family = family_of(raw.get("model_type"), str(file))
+    config = family.config_from_dict(raw, str(file))
+    source = SafetensorsSource(path, hf_name)
+    dtype = dtype or _own_dtype(config, lambda: source.own_dtype("embedding"), str(file))
+    decoder = family.decoder(config, source, name=name, where=str(file), dtype=dtype, device=device)
+    _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
+    generation = path / "generation_config.json"
+    decoder = replace(
+        decoder,
+        generation_config=_json_object(generation) if generation.is_file() else None,
+        tokenizer_source=directory_source(path),
+    )
+    return _with_pruning(decoder, path, family)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    data = read_json(file)
+    if not isinstance(data, dict):
+        raise InputError(f"{file}: not a JSON object")
+    return data
+
+
+def _refuse_unused(names: Any, taken: set[str], blocks: int, where: Callable[[str], str]) -> None:
+    """A tensor of a block that the configuration does not speak of (a bias, say) would change the model if dropped."""
+    for name in sorted(names):
+        match = re.match(r"model\.layers\.(\d+)\.", name)
+        if match and int(match[1]) < blocks and name not in taken and not name.endswith("rotary_emb.inv_freq"):
+            raise InputError(f"{where(name)}: tensor {name} is not expected by the configuration")
+
+
+def _with_pruning(decoder: Decoder, path: Path, family: Family) -> Decoder:
+    """A pruned checkpoint gets its record, its original configuration and its blocks' original indices back."""
+    record_file, original_file = path / "pruning.json", path / "original_config.json"
+    if not record_file.is_file():
+        return decoder
+    record, original = _json_object(record_file), _json_object(original_file)
+    family.check(original, str(original_file))
+    gone = removed_blocks(record)
+    kept = [index for index in range(original["num_hidden_layers"]) if index not in gone]
+    if len(kept) != len(decoder.blocks):
+        raise InputError(
+            f"{record_file}: leaves {len(kept)} of {original['num_hidden_layers']} blocks, but the checkpoint holds"
+            f" {len(decoder.blocks)}"
+        )
+    blocks = tuple(replace(block, index=index) for block, index in zip(decoder.blocks, kept, strict=True))
+    return replace(decoder, blocks=blocks, config=original, pruning=record)
+
+
+def removed_blocks(record: dict[str, Any]) -> set[int]:
+    """Original indices of the blocks of which a pruning leaves nothing."""
+    halves = set(record.get("mha") or []) & set(record.get("ffn") or [])
+    return set(record.get("blocks") or []) | halves
+
+
+def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:
+    from transformers import PreTrainedModel
+
+    label = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"{label}: not a transformers PreTrainedModel; {ACCEPTED}, a PreTrainedModel, a Decoder")
+    family = family_of(model.config.model_type, label)
+    config = family.config_from_dict(model.config.to_dict(), label)
+    source = StateDictSource(label, model.state_dict(), hf_name)
+    own = source.own_dtype("embedding")  # the weights tell: a model that was cast keeps its old configuration
+    config["dtype"] = str(own).removeprefix("torch.")
+    dtype = dtype or _own_dtype(config, lambda: own, label)
+    path = Path(model.config._name_or_path or label)
+    name = path.name if path.is_absolute() else str(path)
+    decoder = family.decoder(config, source, name=name, where=label, dtype=dtype, device=device)
+    _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
+    generation = getattr(model, "generation_config", None)
+    return replace(
+        decoder,
+        generation_config=None if generation is None else generation.to_diff_dict(),
+        tokenizer_source=directory_source(path) if path.is_dir() else None,
+    )

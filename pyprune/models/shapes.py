@@ -1,0 +1,162 @@
+"""Named shapes with random weights: for timing and for tests, without a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Decoder
+from pyprune.models.families import family_of
+from pyprune.models.families.family import BlockSizes
+from pyprune.models.tensors import TensorSource
+
+PREFIX = "shape:"
+_SEED = 1234
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama: hidden size, blocks, query and KV heads, head size, FFN width, vocabulary."""
+
+    hidden: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    tied: int = 0
+    theta: float = 10000.0
+    positions: int = 2048
+    eps: float = 1e-6
+    dtype: torch.dtype = torch.float32
+
+
+SHAPES: dict[str, Shape] = {
+    "llama-7b": Shape(4096, 32, 32, 32, 128, 11008, 32000, dtype=torch.bfloat16),
+    "vicuna-13b": Shape(5120, 40, 40, 40, 128, 13824, 32000, dtype=torch.bfloat16),
+    "llama-1b": Shape(2048, 16, 32, 8, 64, 8192, 128256, tied=1, theta=500000.0, positions=131072, eps=1e-5,
+                      dtype=torch.bfloat16),
+    "tiny": Shape(64, 4, 4, 2, 16, 171, 257),
+}  # fmt: skip
+
+_REQUIRED = ("hidden", "blocks", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+
+
+def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> Decoder:
+    """A Llama with random weights from a fixed seed, the same whatever the number of threads: `shape:NAME`, or
+    `shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257[,tied=1]`.
+
+    Weights are uniform with variance 1/in_features, so that activations neither vanish nor grow; RMSNorm weights lie
+    around 1. `dtype` None: bfloat16 for the large named shapes, else float32. InputError for other specifications.
+    """
+    shape = parse_shape(spec)
+    dtype = dtype or shape.dtype
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.blocks,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.positions,
+        "rms_norm_eps": shape.eps,
+        "tie_word_embeddings": bool(shape.tied),
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.theta},
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+    }
+    family = family_of("llama", spec)
+    family.check(config, spec)
+    config = family.sized_config(
+        config, BlockSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, "", "", qk_norm=False)
+    )
+    source = _RandomWeights(shape, dtype)
+    return family.decoder(config, source, name=spec, where=spec, dtype=dtype, device=device)
+
+
+def parse_shape(spec: str) -> Shape:
+    """The sizes that `shape:...` names; InputError for an unknown name, key or value."""
+    text = spec.removeprefix(PREFIX)
+    if text in SHAPES:
+        return SHAPES[text]
+    accepted = f"accepted: {', '.join(SHAPES)}, or {','.join(f'{key}=N' for key in _REQUIRED)}[,tied=1]"
+    given: dict[str, int] = {}
+    for item in text.split(","):
+        key, _, number = item.partition("=")
+        if key not in (*_REQUIRED, "tied") or key in given or not number.isascii() or not number.isdigit():
+            raise InputError(f"{spec}: {item!r} is not understood; {accepted}")
+        given[key] = int(number)
+    missing = [field.name for field in fields(Shape) if field.name in _REQUIRED and field.name not in given]
+    if missing:
+        raise InputError(f"{spec}: {missing[0]} is missing; {accepted}")
+    if given.get("tied", 0) > 1:
+        raise InputError(f"{spec}: tied={given['tied']}; accepted: 0 or 1")
+    return Shape(**given)
+
+
+class _RandomWeights(TensorSource):
+    """Weights made when they are asked for."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        super().__init__(lambda part: part)
+        self._shape = shape
+        self._dtype = dtype
+
+    def names(self) -> tuple[str, ...]:
+        return ("embedding",) if self._shape.tied else ("embedding", "head.weight")
+
+    def where(self, name: str) -> str:
+        return PREFIX
+
+    def read(self, name: str) -> Tensor:
+        raise NotImplementedError("random weights have no stored form")
+
+    def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if part.endswith("norm"):
+            return (1 + random_uniform(part, shape, 0.1, torch.float32)).to(device=device, dtype=dtype)
+        if part == "embedding" and not self._shape.tied:
+            std = 1.0
+        elif part.endswith(("o.weight", "down.weight")):  # 2L of them add up in the residual stream
+            std = 1 / sqrt(shape[1] * 2 * self._shape.blocks)
+        else:
+            std = 1 / sqrt(shape[1])
+        return random_uniform(part, shape, std, dtype).to(device)
+
+
+def random_uniform(name: str, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
+    """Uniform values of this standard deviation, mean 0, that depend on `name`, the shape's size and nothing else.
+
+    Each chunk has a generator of its own, so that threads can share the work; 16 random bits a value are enough for a
+    weight and quarter the time (drawing a 7B from a normal distribution takes minutes).
+    """
+    values = torch.empty(prod(shape), dtype=dtype)
+    scale = std * sqrt(3) / 2**15
+
+    def fill(chunk: int) -> None:
+        part = values[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        seed = np.random.SeedSequence([_SEED, zlib.crc32(name.encode()), chunk])
+        words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, size=-(-len(part) // 4), dtype=np.uint64)
+        part.copy_(torch.from_numpy(words.view(np.int16)[: len(part)]).to(torch.float32).mul_(scale))
+
+    with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(fill, range(-(-len(values) // _CHUNK))))
+    return values.view(shape)

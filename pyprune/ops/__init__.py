@@ -1,0 +1,30 @@
+"""Operators: one contract each (`contracts`), a plain definition (`definitions`), and kernels (`native`: C++ for CPUs)."""
+
+from __future__ import annotations
+
+import torch
+
+from pyprune.ops import contracts, definitions, native
+
+native.load()
+
+norm_qkv_rope = torch.ops.pyprune.norm_qkv_rope.default
+decode_attention = torch.ops.pyprune.decode_attention.default
+linear_residual = torch.ops.pyprune.linear_residual.default
+norm_gate_up = torch.ops.pyprune.norm_gate_up.default
+norm_head = torch.ops.pyprune.norm_head.default
+linear_cross_entropy = torch.ops.pyprune.linear_cross_entropy.default
+padded_linear = torch.ops.pyprune.padded_linear.default
+
+__all__ = [
+    "contracts",
+    "decode_attention",
+    "definitions",
+    "linear_cross_entropy",
+    "linear_residual",
+    "native",
+    "norm_gate_up",
+    "norm_head",
+    "norm_qkv_rope",
+    "padded_linear",
+]

@@ -1,0 +1,159 @@
+"""Each operator in plain PyTorch: what tests compare with, and what runs where nothing faster can.
+
+Written to be read. float64 inputs are computed in float64 throughout; any other dtype as Hugging Face's Llama computes it:
+norms and rotations in float32, products in the weights' dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyprune.ops.contracts import LIBRARY
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rms_norm(x: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """norm * x / sqrt(mean(x^2) + eps) over the last dimension, in the dtype of `norm`."""
+    wide = x.to(_wide(norm.dtype))
+    return norm * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(norm.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on the last dimension of x [..., D]: pairs (i, i + D/2) are turned; cos and sin are [..., D/2]."""
+    a, b = x.to(_wide(x.dtype)).chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def _skipped(skip: Tensor | None, unit: int) -> bool:
+    if skip is None:
+        return False
+    _expect(skip.dtype == torch.bool and skip.dim() == 1, "skip: a bool vector is expected")
+    _expect(0 <= unit < skip.shape[0], f"unit: {unit} is outside the skip mask of {skip.shape[0]}")
+    return bool(skip[unit])
+
+
+def _check_positions(positions: Tensor, shape: tuple[int, int], limit: int) -> None:
+    _expect(
+        positions.dtype == torch.int64 and tuple(positions.shape) == shape,
+        "positions: an int64 tensor [batch, tokens] is expected",
+    )
+    if positions.numel():
+        low, high = int(positions.min()), int(positions.max())
+        worst = low if low < 0 else high
+        _expect(0 <= worst < limit, f"positions: {worst} is outside [0, {limit})")
+
+
+def norm_qkv_rope(
+    x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
+    q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
+    cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    skip: Tensor | None = None, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    batch, tokens, _ = x.shape
+    head_dim = k_cache.shape[3]
+    _check_positions(positions, (batch, tokens), min(k_cache.shape[2], cos.shape[0]))
+    if _skipped(skip, unit):
+        return x.new_zeros(batch, tokens, q_weight.shape[0] // head_dim, head_dim)
+    h = rms_norm(x, norm, eps)
+    q = _linear(h, q_weight, q_bias).view(batch, tokens, -1, head_dim)
+    k = _linear(h, k_weight, k_bias).view(batch, tokens, -1, head_dim)
+    v = _linear(h, v_weight, v_bias).view(batch, tokens, -1, head_dim)
+    if q_norm is not None:
+        q = rms_norm(q, q_norm, eps)
+    if k_norm is not None:
+        k = rms_norm(k, k_norm, eps)
+    cos, sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    row = torch.arange(batch, device=x.device).unsqueeze(1)
+    k_cache[row, :, positions] = k.to(k_cache.dtype)
+    v_cache[row, :, positions] = v.to(v_cache.dtype)
+    return q.to(x.dtype)
+
+
+def decode_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, scale: float, skip: Tensor | None = None, unit: int = 0
+) -> Tensor:
+    batch, tokens, heads, _ = q.shape
+    _check_positions(positions, (batch, tokens), k_cache.shape[2])
+    if _skipped(skip, unit):
+        return torch.zeros_like(q)
+    group = heads // k_cache.shape[1]
+    length = int(positions.max()) + 1 if positions.numel() else 0
+    k = k_cache[:batch, :, :length].repeat_interleave(group, dim=1)
+    v = v_cache[:batch, :, :length].repeat_interleave(group, dim=1)
+    seen = torch.arange(length, device=q.device) <= positions.unsqueeze(-1)
+    scores = torch.matmul(q.transpose(1, 2).to(k.dtype), k.transpose(2, 3)) * scale
+    scores = scores.masked_fill(~seen.unsqueeze(1), float("-inf"))
+    weights = torch.softmax(scores.to(_wide(k.dtype)), dim=-1).to(v.dtype)
+    return torch.matmul(weights, v).transpose(1, 2).to(q.dtype)
+
+
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, skip: Tensor | None = None, unit: int = 0
+) -> Tensor:
+    if _skipped(skip, unit):
+        return residual.clone()
+    return residual + _linear(x, weight, bias).to(residual.dtype)
+
+
+def norm_gate_up(
+    x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
+    skip: Tensor | None = None, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    if _skipped(skip, unit):
+        return x.new_zeros(*x.shape[:-1], gate.shape[0])
+    h = rms_norm(x, norm, eps)
+    return (F.silu(_linear(h, gate, gate_bias)) * _linear(h, up, up_bias)).to(x.dtype)
+
+
+def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _linear(rms_norm(x, norm, eps), weight, bias).to(_wide(x.dtype))
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0, bias: Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:  # fmt: skip
+    h = x if norm is None else rms_norm(x, norm, eps)
+    h, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
+    vocab = weight.shape[0]
+    bad = flat[(flat != ignore_index) & ((flat < 0) | (flat >= vocab))]
+    _expect(bad.numel() == 0, f"targets: {bad[:1].tolist()} is outside [0, {vocab})")
+    wide = _wide(x.dtype)
+    losses = [  # some rows at a time: even here the logits never exist as a whole
+        F.cross_entropy(_linear(part, weight, bias).to(wide), target, reduction="none", ignore_index=ignore_index)
+        for part, target in zip(h.split(256), flat.split(256), strict=True)
+    ]
+    return (torch.cat(losses) if losses else x.new_zeros(0, dtype=wide)).view(targets.shape)
+
+
+def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _linear(x, weight, bias).to(x.dtype)
+
+
+DEFINITIONS = {
+    "norm_qkv_rope": norm_qkv_rope,
+    "decode_attention": decode_attention,
+    "linear_residual": linear_residual,
+    "norm_gate_up": norm_gate_up,
+    "norm_head": norm_head,
+    "linear_cross_entropy": linear_cross_entropy,
+    "padded_linear": padded_linear,
+}
+for _name, _function in DEFINITIONS.items():
+    # Runs on every backend for which no kernel is registered.
+    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")

@@ -1,0 +1,98 @@
+"""The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
+
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library unloaded,
+so that the plain definitions run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from pyprune.errors import InputError, NativeLibraryWarning
+
+LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cpu.so"
+REMEDY = "install a C++ compiler (Debian, Ubuntu: apt install g++), then: pip install --no-build-isolation --force-reinstall --no-deps ."
+
+_library: ctypes.CDLL | None = None
+_reason = "not loaded yet"
+
+
+def load() -> bool:
+    """Load the library once; True if its kernels are in use. Warns once (NativeLibraryWarning) when they are not."""
+    global _library, _reason
+    if _library is not None:
+        return True
+    if os.environ.get("PYPRUNE_NATIVE") == "0":
+        _reason = "switched off by PYPRUNE_NATIVE=0"
+        return False
+    if not LIBRARY_PATH.exists():
+        _reason = f"{LIBRARY_PATH.name} was not built"
+    else:
+        try:
+            torch.ops.load_library(str(LIBRARY_PATH))
+            _library = ctypes.CDLL(str(LIBRARY_PATH))
+            _reason = ""
+        except OSError as error:
+            _reason = f"{LIBRARY_PATH.name} does not load: {error}"
+    if _library is None:
+        warnings.warn(
+            f"pyprune runs on plain PyTorch definitions, slowly: {_reason}. To mend it: {REMEDY}",
+            NativeLibraryWarning,
+            stacklevel=2,
+        )
+        return False
+    _library.pyprune_isa_compiled.restype = ctypes.c_char_p
+    _library.pyprune_isa_selected.restype = ctypes.c_char_p
+    forced = os.environ.get("PYPRUNE_ISA")
+    if forced:
+        select_isa(forced)
+    return True
+
+
+def compiled_isas() -> list[str]:
+    """Instruction sets in the library, best first; empty without the library."""
+    if _library is None:
+        return []
+    names = []
+    while (name := _library.pyprune_isa_compiled(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+def runnable_isas() -> list[str]:
+    """Instruction sets in the library that this processor has, best first."""
+    if _library is None:
+        return []
+    return [name for name in compiled_isas() if _library.pyprune_isa_runs_here(name.encode())]
+
+
+def selected_isa() -> str | None:
+    """The instruction set in use; None without the library."""
+    return None if _library is None else _library.pyprune_isa_selected().decode()
+
+
+def select_isa(name: str) -> None:
+    """Use one instruction set from now on. InputError when it was not compiled or this processor lacks it."""
+    if _library is None:
+        raise InputError(f"instruction set {name!r}: the CPU library is not loaded ({_reason})")
+    if not _library.pyprune_isa_select(name.encode()):
+        raise InputError(f"instruction set {name!r}: one of {', '.join(runnable_isas())} is expected on this machine")
+
+
+def report() -> dict[str, object]:
+    """What is available and, where something is not, why and what to do."""
+    available = load()
+    return {
+        "cpu_library": LIBRARY_PATH.name if available else None,
+        "reason": _reason or None,
+        "remedy": None if available or "PYPRUNE_NATIVE" in _reason else REMEDY,
+        "isas_compiled": compiled_isas(),
+        "isas_runnable": runnable_isas(),
+        "isa_selected": selected_isa(),
+        "isas_never_run_on_hardware": [name for name in compiled_isas() if name == "avx512_bf16"],
+    }

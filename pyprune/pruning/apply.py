@@ -1,0 +1,137 @@
+"""Make a pruning permanent: a smaller decoder whose untouched tensors are the original's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.pruning.original import OriginalSizes
+from pyprune.pruning.pruning import Pruning, recorded
+
+
+def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
+    """The decoder without what `pruning` removes; `decoder` itself is left as it is.
+
+    Indices are the original model's, also when `decoder` is already pruned: then both prunings are in force, and what
+    is already gone may be named again. Tensors that lose nothing are shared, narrowed ones are contiguous copies.
+    With `pad_to`, each FFN gets zero rows in gate and up and zero columns in down, at the end, up to the multiple. That
+    is exact, because silu(0) * 0 = 0.
+    InputError when the pruning does not fit (`Pruning.check`).
+    """
+    pruning.check(decoder)
+    before = recorded(decoder)
+    after = before.joined(pruning)
+    sizes = OriginalSizes.of(decoder)
+    blocks = tuple(
+        _prune_block(block, before, after, sizes) for block in decoder.blocks if block.index not in after.blocks
+    )
+    if after.pad_to == 1:
+        after = replace(after, pad_to=None)
+    return replace(decoder, blocks=blocks, pruning=after.to_dict() if after else None)
+
+
+def pad(decoder: Decoder, multiple: int) -> Decoder:
+    """The decoder with every FFN width rounded up to `multiple` by zero neurons; an older padding is replaced.
+
+    `multiple` 1 takes padding away. InputError for a multiple below 1.
+    """
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise InputError(f"pad: multiple {multiple!r}: a whole number from 1 is expected")
+    return apply(decoder, Pruning(pad_to=multiple))
+
+
+def narrow_mha(mha: MHA, groups: Sequence[int]) -> MHA:
+    """The attention half with only these of its present KV groups: each KV head's rows of k and v, its query heads'
+    rows of q and columns of o. The half itself when all stay."""
+    if len(groups) == mha.kv_heads:
+        return mha
+    kv_rows = _spread(groups, mha.head_dim, mha.k.weight.device)
+    q_rows = _spread(groups, mha.group * mha.head_dim, mha.q.weight.device)
+    return replace(
+        mha,
+        q=_rows(mha.q, q_rows),
+        k=_rows(mha.k, kv_rows),
+        v=_rows(mha.v, kv_rows),
+        o=Linear(mha.o.weight.index_select(1, q_rows), mha.o.bias),
+        heads=mha.group * len(groups),
+        kv_heads=len(groups),
+    )
+
+
+def narrow_ffn(ffn: FFN, neurons: Sequence[int], pad_to: int | None = None) -> FFN:
+    """The feed-forward half with only these of its present neurons, then zero neurons up to the multiple `pad_to`.
+
+    The half itself when nothing changes.
+    """
+    padded = padded_width(len(neurons), pad_to)
+    if len(neurons) == padded == ffn.width:
+        return ffn
+    keep = torch.tensor(list(neurons), dtype=torch.long, device=ffn.gate.weight.device)
+    gate, up = (_rows(part, keep, padded) for part in (ffn.gate, ffn.up))
+    down = ffn.down.weight.new_zeros(ffn.down.weight.shape[0], padded)
+    down[:, : len(keep)] = ffn.down.weight.index_select(1, keep)
+    return FFN(ffn.norm, gate, up, Linear(down, ffn.down.bias))
+
+
+def padded_width(width: int, pad_to: int | None) -> int:
+    """`width` rounded up to a multiple of `pad_to`."""
+    multiple = pad_to or 1
+    return -(-width // multiple) * multiple
+
+
+def kept(size: int, gone: Sequence[int]) -> list[int]:
+    """The original indices that stay, of `size` in all, in order."""
+    removed = set(gone)
+    return [index for index in range(size) if index not in removed]
+
+
+def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes) -> Block:
+    index = block.index
+    mha = None if index in after.mha else block.mha
+    ffn = None if index in after.ffn else block.ffn
+    if mha is not None:
+        present = kept(sizes.kv_groups, before.kv_groups.get(index, ()))
+        _agree(mha.kv_heads, {len(present)}, f"KV heads in block {index}")
+        gone = set(after.kv_groups.get(index, ()))
+        mha = narrow_mha(mha, [place for place, group in enumerate(present) if group not in gone])
+    if ffn is not None:
+        present = kept(sizes.width, before.neurons.get(index, ()))
+        padded = padded_width(len(present), before.pad_to)
+        _agree(ffn.width, {len(present), padded}, f"neurons in block {index}")
+        gone = set(after.neurons.get(index, ()))
+        stay = [place for place, neuron in enumerate(present) if neuron not in gone]
+        # A half that keeps its neurons and its padding is shared; otherwise the old padding is left behind here,
+        # because it stands after the real neurons, and made anew.
+        if len(stay) < len(present) or padded_width(len(stay), after.pad_to) != ffn.width:
+            ffn = narrow_ffn(ffn, stay, after.pad_to)
+    return block if mha is block.mha and ffn is block.ffn else Block(index, mha, ffn)
+
+
+def _agree(found: int, expected: set[int], what: str) -> None:
+    if found not in expected:
+        wanted = " or ".join(str(number) for number in sorted(expected))
+        raise InputError(f"model: {found} {what}; {wanted} are expected from its configuration and pruning record")
+
+
+def _spread(places: Sequence[int], size: int, device: torch.device) -> Tensor:
+    """The rows of these places when each holds `size` rows."""
+    starts = torch.tensor(list(places), dtype=torch.long, device=device) * size
+    return (starts[:, None] + torch.arange(size, device=device)).flatten()
+
+
+def _rows(linear: Linear, rows: Tensor, padded: int | None = None) -> Linear:
+    """The projection with only these output rows, then zero rows up to `padded`."""
+
+    def take(tensor: Tensor) -> Tensor:
+        if padded is None or padded == len(rows):
+            return tensor.index_select(0, rows)
+        result = tensor.new_zeros(padded, *tensor.shape[1:])
+        result[: len(rows)] = tensor.index_select(0, rows)
+        return result
+
+    return Linear(take(linear.weight), None if linear.bias is None else take(linear.bias))

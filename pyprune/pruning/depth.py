@@ -1,0 +1,113 @@
+"""Depth pruning: drop the most removable units (Shortened LLaMA, section 3.3: one shot, no iteration)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Decoder
+from pyprune.pruning.amount import check_count
+from pyprune.pruning.budget import count_for_ratio, unit_parameters
+from pyprune.pruning.pruning import Pruning
+
+_FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
+
+
+class Ranking(Protocol):
+    """What depth reads of `pyprune.scoring.scores.Scores`, a room above this one."""
+
+    model: str
+    criterion: str
+    unit: str
+    units: list[tuple[str, int]]
+    parameters: int | None
+    unit_parameters: list[int] | None
+
+    def order(self) -> list[tuple[str, int]]: ...
+
+
+def depth(
+    scores: Ranking,
+    decoder: Decoder | None = None,
+    *,
+    ratio: float | None = None,
+    count: int | None = None,
+    protect: Iterable[int] | str | None = None,
+) -> Pruning:
+    """The pruning that removes the most removable units of `scores`.
+
+    Exactly one of `ratio` (share of all parameters, 0 < ratio < 1; the number of units that comes nearest) and `count`
+    (units). `protect`: block indices that stay, or a string such as "first=4,last=2" or "0,1,31", counted over the
+    blocks of `decoder`, or of the scores without one.
+    InputError when a ratio is asked for and neither `decoder` nor the scores tell sizes, when nothing removable is
+    left, or when no block would stay.
+    """
+    if (ratio is None) == (count is None):
+        raise InputError(f"depth: ratio {ratio!r} and count {count!r}: exactly one of them is expected")
+    kinds = {kind for kind, _ in scores.units}
+    if "block" in kinds and len(kinds) > 1:
+        raise InputError(
+            f"depth: scores of {', '.join(sorted(kinds))}: blocks and their halves cannot be ranked together"
+        )
+    parameters, sizes = _sizes(scores, decoder) if decoder is not None or ratio is not None else (0, {})
+    known = [index for _, index in scores.units] if decoder is None else [block.index for block in decoder.blocks]
+    protected = protected_blocks(protect, known)
+    candidates = [unit for unit in scores.order() if unit[1] not in protected]
+    if not candidates:
+        raise InputError(f"depth: protect {protect!r} leaves nothing to remove of {len(scores.units)} units")
+    if ratio is not None:
+        count = count_for_ratio(ratio, parameters, [sizes[unit] for unit in candidates])
+    elif check_count(count) > len(candidates):
+        raise InputError(f"depth: count {count}: 1 to {len(candidates)} units can be removed")
+    chosen = candidates[:count]
+    if kinds == {"block"} and len(chosen) >= len(set(known)):
+        raise InputError(f"depth: all {len(chosen)} blocks would be removed; at least one must stay")
+    removed: dict[str, list[int]] = {"blocks": [], "mha": [], "ffn": []}
+    for kind, index in chosen:
+        removed[_FIELD[kind]].append(index)
+    return Pruning(model=scores.model, **removed, made_by=f"depth {scores.criterion} {scores.unit}")
+
+
+def protected_blocks(protect: Iterable[int] | str | None, blocks: Sequence[int]) -> frozenset[int]:
+    """The block indices that `protect` names among `blocks`.
+
+    A string is a list of indices, "first=N" and "last=N", separated by commas. InputError for anything else and for a
+    block that is not there.
+    """
+    known = sorted(set(blocks))
+    if protect is None:
+        return frozenset()
+    if not isinstance(protect, str):
+        return _present(Pruning(blocks=protect).blocks, known)  # type: ignore[arg-type]  # Pruning validates and sorts
+    chosen: set[int] = set()
+    for part in filter(None, (part.strip() for part in protect.split(","))):
+        end, equals, number = part.rpartition("=")
+        if end not in (("first", "last") if equals else ("",)) or not (number.isascii() and number.isdigit()):
+            raise InputError(f"protect {part!r}: first=N, last=N or block indices are expected")
+        if end:
+            size = int(number)
+            chosen.update(known[:size] if end == "first" else known[max(0, len(known) - size) :])
+        else:
+            chosen |= _present([int(number)], known)
+    return frozenset(chosen)
+
+
+def _present(indices: Iterable[int], known: Sequence[int]) -> frozenset[int]:
+    for index in indices:
+        if index not in known:
+            raise InputError(f"protect {index}: a block from {known[0]} to {known[-1]} that the model has is expected")
+    return frozenset(indices)
+
+
+def _sizes(scores: Ranking, decoder: Decoder | None) -> tuple[int, dict[tuple[str, int], int]]:
+    """Parameters of the model, and of each scored unit."""
+    if decoder is None:
+        if scores.parameters is None or scores.unit_parameters is None:
+            raise InputError("depth: these scores hold no parameter counts; a ratio needs the decoder, or give a count")
+        return scores.parameters, dict(zip(scores.units, scores.unit_parameters, strict=True))
+    sizes = {(kind, i): n for kind in {k for k, _ in scores.units} for i, n in unit_parameters(decoder, kind).items()}
+    for kind, index in scores.units:
+        if (kind, index) not in sizes:
+            raise InputError(f"depth: the scores name {kind} {index}, which {decoder.name} does not have")
+    return decoder.parameters(), sizes

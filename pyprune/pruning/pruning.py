@@ -1,0 +1,257 @@
+"""A pruning as data: what is removed from a model, in the original model's indices. No torch here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyprune.errors import InputError
+from pyprune.files import read_json, write_json
+from pyprune.pruning.original import OriginalSizes
+
+if TYPE_CHECKING:
+    from pyprune.models.decoder import Decoder
+
+_JOINT = " | "
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What is removed from a model; every index is the original, unpruned model's.
+
+    `blocks`, `mha`, `ffn`: indices of blocks that go whole, or lose their attention or feed-forward half.
+    `kv_groups`: block index -> KV heads that go, each with the query heads that read it.
+    `neurons`: block index -> FFN channels that go (a row of gate and of up, a column of down).
+    `pad_to`: FFN widths that remain are rounded up to this multiple with zeros; None leaves padding as it is, 1 means
+    none.
+    `model`, `made_by`: names, for the record.
+
+    Always in normal form: sorted; a half that goes takes its groups or neurons with it; a block both of whose halves go
+    is in `blocks` alone. So equal removals are equal objects.
+    InputError for a negative index, one given twice, or anything that is not a whole number.
+    """
+
+    model: str = ""
+    blocks: tuple[int, ...] = ()
+    mha: tuple[int, ...] = ()
+    ffn: tuple[int, ...] = ()
+    kv_groups: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    neurons: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    pad_to: int | None = None
+    made_by: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "made_by"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"pruning: {name} {getattr(self, name)!r}: a string is expected")
+        if self.pad_to is not None:
+            object.__setattr__(self, "pad_to", _whole(self.pad_to, "pad_to"))
+            if self.pad_to < 1:
+                raise InputError(f"pruning: pad_to {self.pad_to}: a multiple from 1 is expected")
+        blocks, mha, ffn = (set(_indices(getattr(self, name), name)) for name in ("blocks", "mha", "ffn"))
+        blocks |= mha & ffn
+        mha -= blocks
+        ffn -= blocks
+        kv_groups = _layers(self.kv_groups, "kv_groups", without=blocks | mha)
+        neurons = _layers(self.neurons, "neurons", without=blocks | ffn)
+        normal = {"blocks": blocks, "mha": mha, "ffn": ffn}
+        for name, indices in normal.items():
+            object.__setattr__(self, name, tuple(sorted(indices)))
+        object.__setattr__(self, "kv_groups", kv_groups)
+        object.__setattr__(self, "neurons", neurons)
+
+    def __bool__(self) -> bool:
+        """Whether anything is removed or padded."""
+        return bool(self.blocks or self.mha or self.ffn or self.kv_groups or self.neurons or self.pad_to)
+
+    def __or__(self, other: Pruning) -> Pruning:
+        """Both prunings: all that either removes. InputError when they name two models or two paddings."""
+        if not isinstance(other, Pruning):
+            return NotImplemented
+        for name in ("model", "pad_to"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine and theirs and mine != theirs:
+                raise InputError(f"pruning: {name} {mine!r} and {theirs!r} cannot be composed; one {name} is expected")
+        makers = {maker for made_by in (self.made_by, other.made_by) for maker in made_by.split(_JOINT) if maker}
+        return Pruning(
+            model=self.model or other.model,
+            blocks=_united(self.blocks, other.blocks),
+            mha=_united(self.mha, other.mha),
+            ffn=_united(self.ffn, other.ffn),
+            kv_groups=_united_layers(self.kv_groups, other.kv_groups),
+            neurons=_united_layers(self.neurons, other.neurons),
+            pad_to=self.pad_to or other.pad_to,
+            made_by=_JOINT.join(sorted(makers)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: lists, and strings for the block indices that are keys."""
+        return {
+            "model": self.model,
+            "blocks": list(self.blocks),
+            "mha": list(self.mha),
+            "ffn": list(self.ffn),
+            "kv_groups": {str(layer): list(gone) for layer, gone in self.kv_groups.items()},
+            "neurons": {str(layer): list(gone) for layer, gone in self.neurons.items()},
+            "pad_to": self.pad_to,
+            "made_by": self.made_by,
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> Pruning:
+        """Read the JSON form; absent keys mean nothing removed. InputError for unknown keys and bad values."""
+        if not isinstance(data, Mapping):
+            raise InputError(f"pruning: a JSON object is expected, not {type(data).__name__}")
+        known = [f.name for f in fields(cls)]
+        _only_keys(data, known)
+        given = dict(data)
+        for name in ("kv_groups", "neurons"):
+            if name in given:
+                given[name] = _read_layer_keys(given[name], name)
+        return cls(**given)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the pruning as JSON, whole or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Pruning:
+        """Read a pruning from a JSON file; InputError naming the file when it holds none."""
+        data = read_json(path)
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"{Path(path)}: {error}") from None
+
+    @classmethod
+    def from_skip(cls, skip: object) -> Pruning:
+        """The pruning that a `skip` argument means.
+
+        `skip`: None, a Pruning, an iterable of block indices, or a mapping with any of "blocks", "mha", "ffn".
+        InputError for anything else.
+        """
+        if skip is None:
+            return cls()
+        if isinstance(skip, Pruning):
+            return skip
+        if isinstance(skip, Mapping):
+            _only_keys(skip, ["blocks", "mha", "ffn"])
+            return cls(**skip)
+        return cls(blocks=skip)  # type: ignore[arg-type]  # validated and normalised above
+
+    def skip_sets(self) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+        """`(blocks, mha, ffn)` to pass over at run time. InputError when it narrows a block too: that takes `apply`."""
+        for name in ("kv_groups", "neurons"):
+            if layers := getattr(self, name):
+                raise InputError(
+                    f"pruning: {name} of blocks {sorted(layers)} cannot be skipped at run time;"
+                    " blocks, mha and ffn are expected, the rest is made permanent by apply"
+                )
+        return frozenset(self.blocks), frozenset(self.mha), frozenset(self.ffn)
+
+    def check(self, decoder: Decoder) -> None:
+        """Raise InputError when this cannot be removed from `decoder`: an index beyond the original model, or nothing
+        left of the model or of a half. What is already gone counts as removed, and is no error.
+
+        Names are not compared (a checkpoint may be copied): sizes decide whether a pruning fits.
+        """
+        sizes = OriginalSizes.of(decoder)
+        for name in ("blocks", "mha", "ffn", "kv_groups", "neurons"):
+            for index in getattr(self, name):
+                if index >= sizes.blocks:
+                    raise InputError(
+                        f"pruning: {name} names block {index}; 0 to {sizes.blocks - 1} of {decoder.name} are accepted"
+                    )
+        for name, limit in (("kv_groups", sizes.kv_groups), ("neurons", sizes.width)):
+            for layer, gone in getattr(self, name).items():
+                if gone[-1] >= limit:
+                    raise InputError(
+                        f"pruning: {name} of block {layer} names {gone[-1]};"
+                        f" 0 to {limit - 1} of {decoder.name} are accepted"
+                    )
+        total = recorded(decoder).joined(self)
+        if len(total.blocks) >= sizes.blocks:
+            raise InputError(f"pruning: all {sizes.blocks} blocks are removed; at least one must stay")
+        for name, limit, half in (("kv_groups", sizes.kv_groups, "mha"), ("neurons", sizes.width, "ffn")):
+            for layer, gone in getattr(total, name).items():
+                if len(gone) >= limit:
+                    raise InputError(
+                        f"pruning: all {limit} {name} of block {layer} are removed; at least one must stay"
+                        f" (put {layer} in {half!r} to remove the half)"
+                    )
+
+    def joined(self, later: Pruning) -> Pruning:
+        """Both prunings, where `later` acts on a model this one already made: names need not agree, and a padding it
+        asks for replaces the old one."""
+        return replace(self, pad_to=None) | replace(
+            later, model=self.model or later.model, pad_to=later.pad_to or self.pad_to
+        )
+
+
+def recorded(decoder: Decoder) -> Pruning:
+    """What is already gone from a decoder, as its record says; an empty pruning of `decoder.name` where it has none."""
+    return Pruning.from_dict(decoder.pruning) if decoder.pruning else Pruning(model=decoder.name)
+
+
+def _whole(value: object, name: str) -> int:
+    # Anything with __index__ (NumPy and torch integers) is a whole number; bool has it too, and is a mistake here.
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return value.__index__()  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise InputError(f"pruning: {name} {value!r}: a whole number is expected") from None
+
+
+def _indices(values: object, name: str) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"pruning: {name} {values!r}: a list of indices is expected")
+    indices = sorted(_whole(value, f"index in {name}") for value in values)
+    if indices and indices[0] < 0:
+        raise InputError(f"pruning: {name} names {indices[0]}; indices from 0 are expected")
+    for one, next_one in itertools.pairwise(indices):
+        if one == next_one:
+            raise InputError(f"pruning: {name} names {one} twice; each index is expected once")
+    return tuple(indices)
+
+
+def _layers(layers: object, name: str, without: set[int]) -> dict[int, tuple[int, ...]]:
+    if not isinstance(layers, Mapping):
+        raise InputError(f"pruning: {name} {layers!r}: an object from block index to a list is expected")
+    _indices(list(layers), name)
+    gone = {_whole(layer, name): _indices(values, f"{name} of block {layer}") for layer, values in layers.items()}
+    return {layer: gone[layer] for layer in sorted(gone) if gone[layer] and layer not in without}
+
+
+def _read_layer_keys(layers: object, name: str) -> object:
+    if not isinstance(layers, Mapping):
+        return layers
+    keys: dict[int, object] = {}
+    for key, values in layers.items():
+        if isinstance(key, str) and not (key.isascii() and key.isdigit()):
+            raise InputError(f"pruning: {name} key {key!r}: a block index is expected")
+        layer = int(key) if isinstance(key, str) else _whole(key, f"{name} key")
+        if layer in keys:
+            raise InputError(f"pruning: {name} names block {layer} twice; each block is expected once")
+        keys[layer] = values
+    return keys
+
+
+def _only_keys(data: Mapping[Any, Any], known: list[str]) -> None:
+    for key in data:
+        if key not in known:
+            raise InputError(f"pruning: unknown key {key!r}; {', '.join(known)} are accepted")
+
+
+def _united(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
+    return tuple({*one, *other})
+
+
+def _united_layers(
+    one: Mapping[int, tuple[int, ...]], other: Mapping[int, tuple[int, ...]]
+) -> dict[int, tuple[int, ...]]:
+    return {layer: _united(one.get(layer, ()), other.get(layer, ())) for layer in {*one, *other}}

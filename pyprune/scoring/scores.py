@@ -1,0 +1,174 @@
+"""Scores as data: what removing each unit of a model costs, and how that was measured. No torch here."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.files import read_json, write_json
+
+UNITS = ("block", "mha", "ffn")
+_INFINITIES = {"inf": math.inf, "-inf": -math.inf}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per prunable unit; the unit with the lowest score is the most removable.
+
+    `units`: `(unit, index)` pairs, `unit` one of "block", "mha", "ffn" and `index` the block's place in the original
+    model;
+    `values`: one score each, in the same order (for criterion "ppl": the perplexity without that unit, Shortened LLaMA
+    section 3.2); `baseline`: the same measure of the model left whole, None where the criterion has none.
+    `unit`: what was ranked; one of the three, or another name where kinds are ranked together.
+    `parameters` (of the whole model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into
+    a count without the model. InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a
+    unit twice.
+    """
+
+    model: str
+    criterion: str
+    unit: str
+    baseline: float | None
+    units: list[tuple[str, int]]
+    values: list[float]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    unit_parameters: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "criterion", "unit"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or (name != "model" and not value):
+                raise InputError(f"scores: {name} {value!r}: a name is expected")
+        units = [_unit(entry) for entry in _sequence(self.units, "units")]
+        values = [_number(value, f"score of {unit}") for value, unit in _paired(self.values, units, "values")]
+        if not units:
+            raise InputError("scores: no units; at least one is expected")
+        if len(set(units)) != len(units):
+            twice = next(unit for unit in units if units.count(unit) > 1)
+            raise InputError(f"scores: {twice[0]} {twice[1]} is scored twice; each unit is expected once")
+        if self.unit in UNITS:
+            for kind, index in units:
+                if kind != self.unit:
+                    raise InputError(f"scores: {kind} {index} among scores of unit {self.unit!r}; one kind is expected")
+        if not isinstance(self.calibration, dict):
+            raise InputError(f"scores: calibration {self.calibration!r}: an object is expected")
+        sizes = self.unit_parameters
+        if sizes is not None:
+            sizes = [_size(size, f"parameters of {unit}") for size, unit in _paired(sizes, units, "unit_parameters")]
+        if self.parameters is not None:
+            object.__setattr__(self, "parameters", _size(self.parameters, "parameters"))
+        # A frozen dataclass is normalised through object.__setattr__: callers may hand in tuples or NumPy scalars.
+        object.__setattr__(self, "units", units)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "unit_parameters", sizes)
+        if self.baseline is not None:
+            object.__setattr__(self, "baseline", _number(self.baseline, "baseline"))
+
+    def order(self) -> list[tuple[str, int]]:
+        """The units from the most to the least removable: ascending score, equal scores by block index."""
+        ranked = sorted(zip(self.values, self.units, strict=True), key=lambda pair: (pair[0], pair[1][1], pair[1][0]))
+        return [unit for _, unit in ranked]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form. An infinite score (a perplexity beyond float64) is written as the string "inf"."""
+        data: dict[str, Any] = {
+            "model": self.model,
+            "criterion": self.criterion,
+            "unit": self.unit,
+            "baseline": None if self.baseline is None else _json_number(self.baseline),
+            "scores": [
+                {"unit": kind, "index": index, "score": _json_number(value)}
+                for (kind, index), value in zip(self.units, self.values, strict=True)
+            ],
+            "order": [list(unit) for unit in self.order()],
+            "calibration": self.calibration,
+        }
+        if self.parameters is not None:
+            data["parameters"] = self.parameters
+        if self.unit_parameters is not None:
+            data["unit_parameters"] = self.unit_parameters
+        return data
+
+    @classmethod
+    def from_dict(cls, data: object) -> Scores:
+        """Read the JSON form. InputError when a key is missing or the order does not follow from the scores."""
+        if not isinstance(data, dict):
+            raise InputError(f"scores: a JSON object is expected, not {type(data).__name__}")
+        for key in ("model", "criterion", "unit", "scores"):
+            if key not in data:
+                raise InputError(f"scores: the key {key!r} is missing; model, criterion, unit and scores are expected")
+        rows = _sequence(data["scores"], "scores")
+        for row in rows:
+            if not isinstance(row, dict) or not {"unit", "index", "score"} <= row.keys():
+                raise InputError(f"scores: {row!r}: an object with unit, index and score is expected")
+        scores = cls(
+            model=data["model"],
+            criterion=data["criterion"],
+            unit=data["unit"],
+            baseline=data.get("baseline"),
+            units=[(row["unit"], row["index"]) for row in rows],
+            values=[row["score"] for row in rows],
+            calibration=data.get("calibration", {}),
+            parameters=data.get("parameters"),
+            unit_parameters=data.get("unit_parameters"),
+        )
+        # An order edited by hand would otherwise be ignored in silence.
+        if "order" in data and data["order"] != [list(unit) for unit in scores.order()]:
+            raise InputError("scores: the key 'order' does not follow from the scores; ascending scores are expected")
+        return scores
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the scores as JSON, whole or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read scores from a JSON file; InputError naming the file when it holds none."""
+        data = read_json(path)
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"{Path(path)}: {error}") from None
+
+
+def _sequence(value: object, name: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"scores: {name} {value!r}: a list is expected")
+    return value
+
+
+def _paired(values: object, units: list[tuple[str, int]], name: str) -> list[tuple[Any, str]]:
+    items = _sequence(values, name)
+    if len(items) != len(units):
+        raise InputError(f"scores: {len(items)} {name} for {len(units)} units; one each is expected")
+    return [(item, f"{kind} {index}") for item, (kind, index) in zip(items, units, strict=True)]
+
+
+def _unit(entry: object) -> tuple[str, int]:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] not in UNITS:
+        raise InputError(f"scores: unit {entry!r}: a pair of {', '.join(UNITS)} and a block index is expected")
+    return entry[0], _size(entry[1], f"index of {entry[0]}")
+
+
+def _size(value: object, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := value.__index__()) < 0:
+        raise InputError(f"scores: {name} {value!r}: a whole number from 0 is expected")
+    return number
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, str) and value in _INFINITIES:
+        return _INFINITIES[value]
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or math.isnan(number := float(value)):
+        raise InputError(f"scores: {name} {value!r}: a number is expected")
+    return number
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

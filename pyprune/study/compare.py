@@ -1,0 +1,397 @@
+"""Depth against width on one model: rows of equal size, their quality, and their speed under two engines."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyprune import pruning, scoring
+from pyprune.errors import InputError
+from pyprune.models import load
+from pyprune.models.decoder import Decoder
+from pyprune.models.transformers_model import to_transformers
+from pyprune.pruning import Pruning
+from pyprune.pruning.budget import UniformSizes, depth_count, depth_row, width_for
+from pyprune.runtime import Engine
+from pyprune.scoring import calibration as texts
+from pyprune.scoring.scores import Scores
+from pyprune.study import machine
+from pyprune.study.destination import require_directory
+from pyprune.study.measure import interleave
+from pyprune.study.progress import Progress, silent
+from pyprune.study.protocols import Protocol, protocol_named
+from pyprune.study.report import FORMAT, render
+from pyprune.study.table import REFERENCE_ROW, table
+
+SCORING_DTYPE = torch.float32
+"""Scores decide the rows, so they are taken without bf16's rounding whatever dtype is timed."""
+
+Generate = Callable[[Tensor, int], object]
+"""Prompts `[batch, tokens]` and the number of new tokens for each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison: the decoder as it is timed, and how it came about."""
+
+    name: str
+    method: str
+    ratio: str | None
+    decoder: Decoder
+    pruning: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured: `results` is JSON data with every raw sample, the machine, versions and texts."""
+
+    results: dict[str, Any]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a row, engine, batch and output length (`pyprune.study.table.COLUMNS`)."""
+        return table(self.results)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write JSON, CSV, figures and an HTML page; the directory appears whole or not at all."""
+        render(self.results, directory)
+
+
+def compare(
+    spec: Any,
+    ratios: Sequence[str | float] = ("20%",),
+    batches: Sequence[int] = (1, 8),
+    protocol: str | Protocol = "quick",
+    dtype: torch.dtype = torch.bfloat16,
+    text: str | os.PathLike[str] | None = None,
+    eval_text: str | os.PathLike[str] | None = None,
+    samples: int = 10,
+    seq_len: int = 128,
+    seed: int = 0,
+    pad_multiple: int = 64,
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare the model with its depth-pruned, Wanda-sp-pruned and padded forms, in quality, latency and throughput.
+
+    For each ratio (share of all parameters): blocks removed by PPL; FFN width and heads narrowed by Wanda-sp to the
+    depth row's parameter count; the same padded to `pad_multiple`. Scores and Wanda's statistics are taken in float32
+    on `samples` x `seq_len` calibration tokens, perplexity on held-out text and all timings in `dtype`, each row under
+    Hugging Face transformers and under pyprune, interleaved. With `out`, the report is written there.
+    Raises InputError for any bad option before the model is loaded, and when the rows do not fit into memory.
+    Source: the paper's Table 2 and Figures 1 and 2.
+    """
+    taken = protocol_named(protocol)
+    names = ratio_names(ratios)
+    check_batches(batches, taken)
+    if pad_multiple < 2:
+        raise InputError(f"pad multiple {pad_multiple}: an integer of at least 2 is expected")
+    texts.check_window_options(samples, seq_len, seed)
+    if out is not None:
+        require_directory(out)
+    for path in (text, eval_text):
+        if path is not None or not str(spec).startswith("shape:"):
+            texts.require_text(path)
+
+    progress("loading", 0, 1)
+    decoder = load(spec)
+    progress("loading", 1, 1)
+    check_positions(decoder, taken, seq_len)
+    check_ratios(decoder, names)
+    check_memory(decoder, len(names), max(batches), taken, dtype)
+    progress("tokenising", 0, 2)
+    calibration = texts.calibration(decoder, text, samples, seq_len, seed)
+    progress("tokenising", 1, 2)
+    evaluation = texts.evaluation(decoder, eval_text, taken.evaluation_tokens, taken.evaluation_window, seed)
+    progress("tokenising", 2, 2)
+    prompts = prompts_from(evaluation.input_ids, max(batches), taken.input_tokens)
+
+    prunings, scores = plan(decoder, names, calibration.input_ids, pad_multiple, progress)
+    rows = make_rows(decoder.to(dtype=dtype), prunings)
+    described = []
+    for row in rows:
+        value = scoring.perplexity(
+            row.decoder, evaluation.input_ids, progress=partial(progress, f"perplexity, {row.name}")
+        )
+        described.append(describe(row, rows[0].decoder.parameters(), value))
+    timings = time_rows(rows, prompts, batches, taken, progress)
+    public = _public(decoder.name)
+    options = {
+        "ratios": names,
+        "batches": list(batches),
+        "dtype": str(dtype).removeprefix("torch."),
+        "samples": samples,
+        "seq_len": seq_len,
+        "seed": seed,
+        "pad_multiple": pad_multiple,
+    }
+    results = {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command(public, options, taken, text, eval_text),
+        "model": {
+            "name": public,
+            "parameters": decoder.parameters(),
+            "blocks": len(decoder.blocks),
+            "hidden_size": decoder.hidden_size,
+            "vocab_size": decoder.vocab_size,
+        },
+        "settings": options,
+        "protocol": taken.to_json(),
+        "calibration": calibration.fingerprint,
+        "evaluation": evaluation.fingerprint,
+        "machine": machine.describe(),
+        "scores": {**scores.to_dict(), "model": public},
+        "rows": described,
+        "timings": timings,
+    }
+    comparison = Comparison(results)
+    if out is not None:
+        comparison.save(out)
+    return comparison
+
+
+def ratio_names(ratios: Sequence[str | float]) -> list[str]:
+    """The ratios as percentages, each once; InputError for none, a repeated one, a count, or one outside (0, 1)."""
+    names = []
+    for given in ratios:
+        ratio = pruning.parse_amount(str(given)).ratio
+        if ratio is None:
+            raise InputError(f"ratio {given!r}: a share of the parameters such as 20% is expected, not a count")
+        names.append(f"{100 * ratio:g}%")
+    _require_different("ratios", names)
+    return names
+
+
+def check_batches(batches: Sequence[int], protocol: Protocol) -> None:
+    """Raise InputError for no or repeated batch sizes, one below 1, or one the evaluation text has no prompts for."""
+    _require_different("batch", batches)
+    prompts = protocol.evaluation_tokens // protocol.input_tokens
+    for batch in batches:
+        if not 1 <= batch <= prompts:
+            raise InputError(f"batch {batch}: 1 to {prompts} prompts are accepted under the protocol {protocol.name}")
+
+
+def check_ratios(decoder: Decoder, ratios: Sequence[str]) -> None:
+    """Raise InputError when some ratio has no depth-pruned form of this model, or no width of the same size."""
+    sizes = UniformSizes.of(decoder)
+    for name in ratios:
+        ratio = pruning.parse_amount(name).ratio
+        assert ratio is not None
+        depth_count(decoder, ratio)
+        width_for(sizes, depth_row(sizes, ratio))
+
+
+def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
+    """Raise InputError when the model's context is shorter than what the protocol or the calibration needs."""
+    needed = max(protocol.input_tokens + max(protocol.output_tokens), protocol.evaluation_window, seq_len)
+    if needed > decoder.max_positions:
+        raise InputError(
+            f"{decoder.name}: a context of {decoder.max_positions} tokens; protocol {protocol.name} with "
+            f"seq-len {seq_len} needs {needed}"
+        )
+
+
+def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> None:
+    """Raise InputError, with both numbers, when all rows and their caches together will not fit into free memory."""
+    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), machine.available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available; "
+            "fewer ratios, a smaller batch or a smaller model is expected"
+        )
+
+
+def needed_bytes(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> int:
+    """An upper estimate of what the comparison allocates beyond the loaded model.
+
+    The larger of scoring (the model in float32, and Wanda's narrowed copy) and timing (the model in `dtype`, two
+    narrowed copies a ratio, and for all rows a cache and logits; the depth row shares the original's weights).
+    """
+    parameters, size = decoder.parameters(), dtype.itemsize
+    rows = 1 + 3 * ratios
+    length = protocol.input_tokens + max(protocol.output_tokens)
+    per_position = sum(2 * block.mha.kv_heads * block.mha.head_dim for block in decoder.blocks if block.mha is not None)
+    caches = rows * batch * length * per_position * size
+    logits = 2 * max(batch, 8) * protocol.evaluation_window * decoder.vocab_size * 4
+    copies = (0 if decoder.dtype == dtype else 1) + 2 * ratios
+    scoring_copies = 1 + (0 if decoder.dtype == SCORING_DTYPE else 1)
+    return max(scoring_copies * parameters * SCORING_DTYPE.itemsize, copies * parameters * size + caches) + logits
+
+
+def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
+    """`[batch, tokens]` prompts, one after the other from the evaluation text."""
+    ids = evaluation.flatten()
+    if len(ids) < batch * tokens:
+        raise InputError(
+            f"batch {batch}: the evaluation text has {len(ids)} tokens, and {batch} prompts of {tokens} need "
+            f"{batch * tokens}"
+        )
+    return ids[: batch * tokens].view(batch, tokens)
+
+
+def plan(
+    decoder: Decoder, ratios: Sequence[str], calibration: Tensor, pad_multiple: int, progress: Progress = silent
+) -> tuple[dict[str, tuple[Pruning, Pruning, Pruning]], Scores]:
+    """The depth, width and padded prunings of each ratio, and the scores that chose the blocks; all in float32.
+
+    Width is matched to the depth row's actual parameter count, not to the ratio.
+    """
+    exact = decoder.to(dtype=SCORING_DTYPE)
+    scores = scoring.score(exact, calibration, criterion="ppl", unit="block", progress=partial(progress, "scoring"))
+    prunings = {}
+    for done, ratio in enumerate(ratios):
+        progress("Wanda-sp", done, len(ratios))
+        depth = pruning.depth(scores, decoder, ratio=pruning.parse_amount(ratio).ratio)
+        target = pruning.apply(decoder, depth).parameters()
+        width = pruning.width(exact, method="wanda-sp", target_parameters=target, calibration=calibration)
+        prunings[ratio] = depth, width, width | Pruning(pad_to=pad_multiple)
+    progress("Wanda-sp", len(ratios), len(ratios))
+    return prunings, scores
+
+
+def make_rows(decoder: Decoder, prunings: dict[str, tuple[Pruning, Pruning, Pruning]]) -> list[Row]:
+    """The original and, for each ratio, its three pruned forms, all in the decoder's dtype."""
+    rows = [Row(REFERENCE_ROW, "original", None, decoder, None)]
+    for ratio, (depth, width, padded) in prunings.items():
+        name = f"wanda-sp {ratio}"
+        rows += [
+            Row(f"depth {ratio}", "depth", ratio, pruning.apply(decoder, depth), depth.to_dict()),
+            Row(name, "wanda-sp", ratio, pruning.apply(decoder, width), width.to_dict()),
+            # The long list of neurons stands once, in the row that it repeats.
+            Row(
+                f"{name}, padded",
+                "wanda-sp padded",
+                ratio,
+                pruning.apply(decoder, padded),
+                {"as": name, "pad_to": padded.pad_to},
+            ),
+        ]
+    return rows
+
+
+def describe(row: Row, original_parameters: int, perplexity: float) -> dict[str, Any]:
+    """The row's sizes and quality as JSON data; sizes that differ between blocks are given as "least-greatest"."""
+    decoder = row.decoder
+    heads = [(block.mha.heads, block.mha.kv_heads) for block in decoder.blocks if block.mha is not None]
+    widths = [block.ffn.width for block in decoder.blocks if block.ffn is not None]
+    parameters = decoder.parameters()
+    return {
+        "name": row.name,
+        "method": row.method,
+        "ratio": row.ratio,
+        "parameters": parameters,
+        "removed_share": 1 - parameters / original_parameters,
+        "blocks": len(decoder.blocks),
+        "ffn_width": _range(widths),
+        "heads": _range([count for count, _ in heads]),
+        "kv_heads": _range([count for _, count in heads]),
+        "bytes_per_token": decoder.bytes_per_token(),
+        "ppl": perplexity if math.isfinite(perplexity) else None,
+        "pruning": row.pruning,
+    }
+
+
+def time_rows(
+    rows: Sequence[Row], prompts: Tensor, batches: Sequence[int], protocol: Protocol, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round."""
+    longest = protocol.input_tokens + max(protocol.output_tokens)
+    engines: dict[tuple[str, str], Generate] = {}
+    for row in rows:
+        engines[row.name, "hf"] = hugging_face(row.decoder)
+        engines[row.name, "pyprune"] = ours(row.decoder, max(batches), longest)
+    timings = []
+    total = len(batches) * len(protocol.output_tokens)
+    for turn, (batch, length) in enumerate((b, n) for b in batches for n in protocol.output_tokens):
+        runnables = {key: partial(generate, prompts[:batch], length) for key, generate in engines.items()}
+        stage = f"timing {turn + 1} of {total}, batch {batch}, {length} tokens"
+        # A collection in the middle of a run would be charged to whoever happens to allocate then.
+        with _no_collection():
+            samples = interleave(runnables, protocol.runs, protocol.warmups, done=partial(progress, stage))
+        timings += [
+            {"row": name, "engine": engine, "batch": batch, "output_tokens": length, "seconds": seconds}
+            for (name, engine), seconds in samples.items()
+        ]
+    return timings
+
+
+def hugging_face(decoder: Decoder) -> Generate:
+    """Greedy `generate` of transformers: sdpa attention, not compiled, its default cache made anew for every call."""
+    model = to_transformers(decoder, attn_implementation="sdpa")
+    pad = decoder.pad_token_id()
+
+    def generate(prompts: Tensor, length: int) -> Tensor:
+        return model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=False,
+            min_new_tokens=length,
+            max_new_tokens=length,
+            pad_token_id=pad,
+        )
+
+    return generate
+
+
+def ours(decoder: Decoder, batch: int, length: int) -> Generate:
+    """Greedy `Engine.generate`, its buffers for `batch` sequences of `length` tokens made once."""
+    engine = Engine(decoder, max_batch=batch, max_len=length)
+    return lambda prompts, new: engine.generate(prompts, max_new_tokens=new)
+
+
+def command(
+    spec: str,
+    options: dict[str, Any],
+    protocol: Protocol,
+    text: str | os.PathLike[str] | None,
+    eval_text: str | os.PathLike[str] | None,
+) -> str:
+    """The shell command that measures this again, with the last part of each path only: folders are not published."""
+    words = ["pyprune", "compare", spec]
+    words += ["--ratios", ",".join(options["ratios"]), "--batch", ",".join(map(str, options["batches"]))]
+    words += ["--protocol", protocol.name, "--dtype", options["dtype"], "--samples", str(options["samples"])]
+    words += ["--seq-len", str(options["seq_len"]), "--seed", str(options["seed"])]
+    words += ["--pad-to", str(options["pad_multiple"])]
+    for name, path in (("--text", text), ("--eval-text", eval_text)):
+        words += [name, os.path.basename(path)] if path is not None else []
+    return shlex.join([*words, "--out", "compare"])
+
+
+@contextlib.contextmanager
+def _no_collection() -> Any:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _require_different(name: str, values: Sequence[Any]) -> None:
+    if not values or len(set(values)) < len(values):
+        given = ", ".join(map(str, values)) or "none"
+        raise InputError(f"{name} {given}: one or more different values are expected")
+
+
+def _public(name: str) -> str:
+    """A model's name without the folders of an absolute path."""
+    return os.path.basename(name.rstrip(os.sep)) if os.path.isabs(name) else name
+
+
+def _range(values: Sequence[int]) -> int | str:
+    if not values:
+        return "none"
+    return values[0] if len(set(values)) == 1 else f"{min(values)}-{max(values)}"

@@ -1,0 +1,35 @@
+"""Where a result will be written, checked before the work that makes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyprune.errors import InputError
+from pyprune.files import require_free_directory
+
+
+def require_directory(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, if a new directory can be made there; else InputError."""
+    target = require_free_directory(path)
+    _require_writable(target, path)
+    return target
+
+
+def require_file(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, if a file can be written there (an old one is replaced); else InputError."""
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise InputError(f"{path}: is a directory; a file name is expected")
+    _require_writable(target, path)
+    return target
+
+
+def _require_writable(target: Path, given: str | os.PathLike[str]) -> None:
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{given}: {folder.name} is a file; a path below a directory is expected")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{given}: its directory cannot be written to; a writable directory is expected")

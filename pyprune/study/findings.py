@@ -1,0 +1,119 @@
+"""What the machine shows, in sentences: each is derived from the numbers, none is expected beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyprune.study.table import REFERENCE_ROW, engines, ratios, table
+
+FEW_RUNS = 5
+WIDTH_METHOD = "wanda-sp"
+
+
+def findings(results: dict[str, Any]) -> list[str]:
+    """Sentences on the sample, on each pruned row's speed against the original and against its bytes, on the paper's
+    statement about width pruning, and on perplexity. `results` as `compare` gives them."""
+    lines = [line for line in table(results) if line["row"] != REFERENCE_ROW]
+    found = [sample_sentence(results)]
+    for row in dict.fromkeys(line["row"] for line in lines):
+        for engine in engines(results):
+            found.append(speed_sentence([line for line in lines if (line["row"], line["engine"]) == (row, engine)]))
+    found.extend(paper_sentence(lines, engine) for engine in engines(results))
+    for ratio in ratios(results):
+        found.extend(quality_sentences([row for row in results["rows"] if row["ratio"] == ratio]))
+    return found
+
+
+def against_original(line: dict[str, Any]) -> str:
+    """slower, faster or undecided: a difference counts only when the quartiles of the paired ratios exclude none."""
+    if line["speedup_q3"] < 1:
+        return "slower"
+    return "faster" if line["speedup_q1"] > 1 else "undecided"
+
+
+def against_bytes(line: dict[str, Any]) -> str:
+    """less, more or as: the measured speed-up against the one its bytes per token predict, by the same rule."""
+    if line["speedup_q3"] < line["speedup_by_bytes"]:
+        return "less"
+    return "more" if line["speedup_q1"] > line["speedup_by_bytes"] else "as"
+
+
+def sample_sentence(results: dict[str, Any]) -> str:
+    """How many runs each number stands on and how far they spread."""
+    lines = table(results)
+    runs = min(line["runs"] for line in lines)
+    widest = max(lines, key=lambda line: line["latency_max_s"] / line["latency_min_s"])
+    sentence = (
+        f"Each latency is the median of {_count(runs, 'interleaved run')} after "
+        f"{_count(results['protocol']['warmups'], 'warm-up')}; the widest spread, slowest run over fastest, is "
+        f"{widest['latency_max_s'] / widest['latency_min_s']:.2f} "
+        f"({widest['row']}, {widest['engine']}, batch {widest['batch']}, {widest['output_tokens']} new tokens)."
+    )
+    if runs < FEW_RUNS:
+        sentence += f" {_count(runs, 'run')} cannot tell small differences apart; the protocol 'paper' takes 20."
+    return sentence
+
+
+def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
+    """One row under one engine over all its settings (batch and output length)."""
+    first, gains = lines[0], [line["speedup"] for line in lines]
+    measured = f"{min(gains):.2f}x" if len(gains) == 1 else f"{min(gains):.2f}x to {max(gains):.2f}x"
+    original = _tally(
+        [against_original(line) for line in lines],
+        faster="faster",
+        undecided="undecided",
+        slower="slower",
+    )
+    predicted = _tally(
+        [against_bytes(line) for line in lines],
+        more="above",
+        **{"as": "within the spread of it"},
+        less="below",
+    )
+    return (
+        f"{first['row']} under {first['engine']}: {measured} measured, {first['speedup_by_bytes']:.2f}x by bytes. Of "
+        f"{_count(len(lines), 'setting')}, against the original: {original}; against what the bytes predict: "
+        f"{predicted}."
+    )
+
+
+def paper_sentence(lines: Sequence[dict[str, Any]], engine: str) -> str:
+    """Whether this machine shows what the paper saw on GPUs: width pruning that is no faster, or slower."""
+    width = [line for line in lines if line["engine"] == engine and line["method"] == WIDTH_METHOD]
+    slower = sum(against_original(line) == "slower" for line in width)
+    faster = sum(against_original(line) == "faster" for line in width)
+    if not width:
+        return f"No width-pruned row was timed under {engine}."
+    if faster == len(width):
+        return (
+            f"Under {engine} this machine does not show the paper's GPU result that width pruning brings no speed: "
+            f"Wanda-sp is faster than the original in {len(width)} of {_count(len(width), 'setting')}."
+        )
+    return (
+        f"The paper's GPU result that width pruning brings no speed, under {engine} on this machine: of "
+        f"{_count(len(width), 'setting')}, Wanda-sp is slower than the original in {slower}, faster in {faster}, "
+        f"undecided in {len(width) - slower - faster}."
+    )
+
+
+def quality_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Which row of one ratio keeps the lowest perplexity, before any retraining."""
+    sentences = [f"The perplexity of {row['name']} is not finite." for row in rows if row["ppl"] is None]
+    known = [row for row in rows if row["ppl"] is not None]
+    if len(known) > 1:
+        best = min(known, key=lambda row: row["ppl"])
+        others = ", ".join(f"{row['name']} {row['ppl']:.2f}" for row in known if row is not best)
+        sentences.append(
+            f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
+            f"{best['ppl']:.2f} ({others}); nothing was retrained."
+        )
+    return sentences
+
+
+def _tally(values: Sequence[str], **wording: str) -> str:
+    return ", ".join(f"{text} in {values.count(value)}" for value, text in wording.items() if value in values)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,153 @@
+"""The comparison as one self-contained HTML page: no script, no network, figures inline."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import Any
+
+from pyprune.study.findings import findings
+from pyprune.study.table import table
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.scroll { overflow-x: auto; }
+img { max-width: 100%; height: auto; }
+pre { background: #f4f4f4; padding: .6rem .8rem; overflow-x: auto; }
+"""
+
+
+def page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
+    """The HTML text. `figures`: caption to PNG bytes. Everything that comes from the results is escaped."""
+    model = results["model"]
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Depth and width pruning of {escape(model['name'])}</title>",
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>Depth and width pruning of {escape(model['name'])}</h1>",
+        f"<p>{escape(introduction(results))}</p>",
+        "<h2>What this machine shows</h2>",
+        "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(results)) + "</ul>",
+        "<h2>The models</h2>",
+        html_table(*model_cells(results)),
+        "<h2>Latency and throughput</h2>",
+        "<p>Latency T is the time for a batch of M prompts to become M·L new tokens; throughput is M·L/T. "
+        "Medians; the range is that of the runs kept. The speed-up is over the original under the same engine, paired "
+        "round by round; by bytes is what it would be if only the weights read per token counted.</p>",
+        html_table(*timing_cells(results)),
+    ]
+    for caption, image in figures.items():
+        data = base64.b64encode(image).decode("ascii")
+        parts.append(f"<h2>{escape(caption)}</h2>")
+        parts.append(f'<p><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></p>')
+    parts += [
+        "<h2>Machine and versions</h2>",
+        html_table(["", ""], machine_cells(results["machine"])),
+        "<h2>Texts</h2>",
+        html_table(
+            ["", "source", "windows", "tokens each", "seed", "SHA-256 of the token ids"],
+            [text_cells(name, results[name]) for name in ("calibration", "evaluation")],
+        ),
+        "<h2>To reproduce</h2>",
+        f"<pre>{escape(results['command'])}</pre>",
+        f"<p>Every raw sample is in results.json beside this page. Measured {escape(results['created'])}.</p>",
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def introduction(results: dict[str, Any]) -> str:
+    """What was compared and how, in two sentences."""
+    protocol, options = results["protocol"], results["settings"]
+    lengths = " and ".join(str(length) for length in protocol["output_tokens"])
+    return (
+        f"The model, the same with whole blocks removed (least perplexity on the calibration text without them), and "
+        f"with its FFN and heads narrowed by Wanda-sp to the same number of parameters, as it comes and with the FFN "
+        f"width padded to a multiple of {options['pad_multiple']}. Protocol {protocol['name']}: "
+        f"{protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in {options['dtype']}, Hugging "
+        f"Face transformers (sdpa attention, not compiled) and pyprune in turn."
+    )
+
+
+def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of models."""
+    header = ["row", "parameters", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL"]
+    return header, [
+        [
+            row["name"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['removed_share']:.1%}",
+            str(row["blocks"]),
+            str(row["ffn_width"]),
+            f"{row['heads']} ({row['kv_heads']})",
+            f"{row['bytes_per_token'] / 1e6:.2f}",
+            number(row["ppl"]),
+        ]
+        for row in results["rows"]
+    ]
+
+
+def timing_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of timings."""
+    header = [
+        "row", "M", "L", "engine", "latency (s)", "range (s)", "tokens/s", "speed-up", "by bytes", "pyprune vs hf",
+        "runs",
+    ]  # fmt: skip
+    return header, [
+        [
+            line["row"],
+            str(line["batch"]),
+            str(line["output_tokens"]),
+            line["engine"],
+            f"{line['latency_s']:.4g}",
+            f"{line['latency_min_s']:.4g} to {line['latency_max_s']:.4g}",
+            f"{line['tokens_per_s']:.1f}",
+            f"{line['speedup']:.2f}x",
+            f"{line['speedup_by_bytes']:.2f}x",
+            "" if line["pyprune_vs_hf"] is None else f"{line['pyprune_vs_hf']:.2f}x",
+            str(line["runs"]),
+        ]
+        for line in table(results)
+    ]
+
+
+def machine_cells(machine: dict[str, Any]) -> list[list[str]]:
+    """Name and value of each fact about the machine."""
+    memory = machine["memory_bytes"]
+    facts = {
+        "CPU": machine["cpu"],
+        "flags that matter": " ".join(machine["cpu_flags"]) or "none found",
+        "cores": f"{machine['cores']}, of which usable {machine['usable_cores']}",
+        "threads": str(machine["threads"]),
+        "memory": "unknown" if memory is None else f"{memory / 2**30:.1f} GiB",
+        "GPU": ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none",
+        "system": f"{machine['system']}, {machine['architecture']}",
+        "Python": machine["python"],
+        "packages": ", ".join(f"{name} {version or 'unknown'}" for name, version in machine["versions"].items()),
+        "commit": machine["commit"] or "unknown",
+    }
+    return [[name, str(value)] for name, value in facts.items()]
+
+
+def text_cells(name: str, fingerprint: dict[str, Any]) -> list[str]:
+    seed = "in order" if fingerprint["seed"] is None else str(fingerprint["seed"])
+    source, windows, length = fingerprint["source"], str(fingerprint["samples"]), str(fingerprint["seq_len"])
+    return [name, source, windows, length, seed, fingerprint["sha256"]]
+
+
+def number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2f}"
+
+
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    """An HTML table of escaped cells that scrolls by itself when it is too wide."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

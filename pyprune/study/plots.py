@@ -1,0 +1,154 @@
+"""The comparison's figures, in the manner of the paper's Figure 1 and the lower half of its Figure 2."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from pyprune.study.table import REFERENCE_ROW, engines, ratios, settings, table
+
+DOTS_PER_INCH = 110
+
+STYLE = {
+    "original": ("#555555", "o"),
+    "depth": ("#0072B2", "s"),
+    "wanda-sp": ("#D55E00", "^"),
+    "wanda-sp padded": ("#009E73", "D"),
+}
+"""Colour (Okabe and Ito's palette, told apart by colour-blind readers) and marker of each method."""
+
+LINES = {"hf": (0, (4, 2)), "pyprune": "solid"}
+RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
+
+
+def quality_and_throughput(results: dict[str, Any]) -> bytes:
+    """PNG after Figure 1, a line of two panels a ratio: perplexity against speed-up at the smallest batch, and
+    throughput against latency over the batch sizes. Open markers and dashes: hf; filled and solid: pyprune."""
+    lines, groups = table(results), ratios(results)
+    figure = _figure(11.0, 4.6 * len(groups))
+    grid = figure.subplots(len(groups), 2, squeeze=False)
+    for (left, right), ratio in zip(grid, groups, strict=True):
+        shown = [line for line in lines if line["row"] == REFERENCE_ROW or line["ratio"] == ratio]
+        _quality_panel(left, shown, ratio)
+        _throughput_panel(right, shown, ratio)
+    _legend(figure, right)
+    return _png(figure)
+
+
+def latency_by_batch(results: dict[str, Any]) -> bytes:
+    """PNG after the lower half of Figure 2: latency against batch size, a column of panels for each output length and
+    a row of them for each engine."""
+    lines, groups = table(results), ratios(results)
+    lengths = list(dict.fromkeys(length for _, length in settings(results)))
+    names = engines(results)
+    # Panels of one output length share their axis, so that the engines can be compared by eye.
+    shape = (len(names), len(lengths)) if len(lengths) > 1 else (1, len(names))
+    figure = _figure(5.5 * shape[1], 4.4 * shape[0])
+    panels = figure.subplots(*shape, squeeze=False, sharey="col" if len(lengths) > 1 else "row").flat
+    for panel, (engine, length) in zip(panels, [(e, n) for e in names for n in lengths], strict=True):
+        for row in dict.fromkeys(line["row"] for line in lines):
+            own = [
+                line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
+            ]
+            own.sort(key=lambda line: line["batch"])
+            colour, marker = STYLE[own[0]["method"]]
+            dashes = RATIO_LINES[groups.index(own[0]["ratio"]) % len(RATIO_LINES)] if own[0]["ratio"] else "solid"
+            middle = [line["latency_s"] for line in own]
+            below = [line["latency_s"] - line["latency_q1_s"] for line in own]
+            above = [line["latency_q3_s"] - line["latency_s"] for line in own]
+            panel.errorbar(
+                [line["batch"] for line in own], middle, yerr=[below, above], label=row, color=colour, marker=marker,
+                linestyle=dashes, markersize=6, capsize=3, linewidth=1.5,
+            )  # fmt: skip
+        _batch_axis(panel, sorted({line["batch"] for line in lines}))
+        panel.set_ylabel("Latency of the batch (s), median and quartiles")
+        panel.set_ylim(bottom=0)
+        panel.set_title(f"{engine}, L = {length} new tokens")
+        _finish(panel)
+    _legend(figure, panel)
+    return _png(figure)
+
+
+def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
+    batch = min(line["batch"] for line in lines)
+    length = min(line["output_tokens"] for line in lines)
+    shown = [line for line in lines if (line["batch"], line["output_tokens"]) == (batch, length)]
+    for line in shown:
+        if line["ppl"] is not None:
+            colour, marker = STYLE[line["method"]]
+            face = colour if line["engine"] == "pyprune" else "none"
+            panel.plot(
+                line["speedup"], line["ppl"], marker=marker, markersize=10, markerfacecolor=face,
+                markeredgecolor=colour, markeredgewidth=1.8, linestyle="none",
+                label=f"{line['method']}, {line['engine']}",
+            )  # fmt: skip
+    known = [line["ppl"] for line in shown if line["ppl"] is not None]
+    if known and max(known) > 8 * min(known):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+    panel.axvline(1.0, color="#999999", linewidth=0.8, linestyle="dotted")
+    panel.margins(0.12)
+    panel.set_xlabel(f"Speed-up over the original under the same engine (x), M = {batch}, L = {length}")
+    panel.set_ylabel("Perplexity on the held-out text (lower is better)")
+    panel.set_title(f"{ratio} of the parameters removed: quality against speed")
+    _finish(panel)
+
+
+def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
+    length = min(line["output_tokens"] for line in lines)
+    for row, engine in dict.fromkeys((line["row"], line["engine"]) for line in lines):
+        own = [line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)]
+        own.sort(key=lambda line: line["batch"])
+        colour, marker = STYLE[own[0]["method"]]
+        panel.plot(
+            [line["latency_s"] for line in own], [line["tokens_per_s"] for line in own], color=colour, marker=marker,
+            linestyle=LINES.get(engine, "solid"), markerfacecolor=colour if engine == "pyprune" else "none",
+            markersize=7, linewidth=1.4, label=f"{own[0]['method']}, {engine}",
+        )  # fmt: skip
+        if row == REFERENCE_ROW:
+            for line in own:
+                panel.annotate(
+                    f"M={line['batch']}", (line["latency_s"], line["tokens_per_s"]), xytext=(7, -11),
+                    textcoords="offset points", fontsize=8, color=colour,
+                )  # fmt: skip
+    panel.margins(0.12)
+    panel.set_ylim(bottom=0)
+    panel.set_xlim(left=0)
+    panel.set_xlabel(f"Latency of the batch (s), L = {length}")
+    panel.set_ylabel("Throughput (tokens/s)")
+    panel.set_title(f"{ratio} removed: latency and throughput over batch sizes M")
+    _finish(panel)
+
+
+def _batch_axis(panel: Any, batches: list[int]) -> None:
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(batches, [str(batch) for batch in batches])
+    panel.minorticks_off()
+    panel.set_xlabel("Batch size M (prompts)")
+
+
+def _finish(panel: Any) -> None:
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)
+
+
+def _legend(figure: Any, panel: Any) -> None:
+    # One legend below the panels: they show the same rows, and inside it would cover some of them.
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+
+
+def _figure(width: float, height: float) -> Any:
+    # The Figure class with the Agg canvas: no display, and no global state of pyplot left behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=DOTS_PER_INCH)
+    return target.getvalue()

@@ -1,0 +1,160 @@
+"""Small models with nothing degenerate in them: every tensor random, norms not one, biases not zero, sizes odd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """No test may reach for the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def _randomise(model, dtype):
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.5, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.add_(1)
+    return model.to(dtype).eval()
+
+
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 37,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 61,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture
+def llama() -> Callable[..., LlamaForCausalLM]:
+    """Make a small random LlamaForCausalLM: three query heads a KV head, odd FFN width and vocabulary."""
+
+    def make(dtype=torch.float32, **changes):
+        config = LlamaConfig(**{**SIZES, **changes})
+        config.dtype = dtype
+        return _randomise(LlamaForCausalLM(config), dtype)
+
+    return make
+
+
+@pytest.fixture
+def mistral() -> Callable[..., MistralForCausalLM]:
+    """Make a small random MistralForCausalLM whose 3 heads of 16 do not divide its hidden size of 64."""
+
+    def make(dtype=torch.float32, **changes):
+        sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
+        config = MistralConfig(**{**sizes, "sliding_window": None, **changes})
+        return _randomise(MistralForCausalLM(config), dtype)
+
+    return make
+
+
+@pytest.fixture
+def saved(tmp_path, llama) -> Callable[..., Path]:
+    """Save a small Llama with transformers; the directory."""
+
+    def save(model=None, **changes):
+        directory = tmp_path / "original"
+        (model or llama(**changes)).save_pretrained(directory)
+        return directory
+
+    return save
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
+
+
+GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "vocab": 32}
+"""Rows of 64 and 96: multiples of the 32 values that a block of Q4_0, Q4_1 and Q8_0 holds."""
+
+
+def gguf_tensors(sizes, tied=True, biases=False):
+    """Random float32 tensors of a Llama under llama.cpp's names."""
+    random = np.random.default_rng(11)
+    hidden, ffn = sizes["hidden"], sizes["ffn"]
+    q, kv = hidden, hidden // sizes["heads"] * sizes["kv_heads"]
+    shapes = {"token_embd.weight": (sizes["vocab"], hidden), "output_norm.weight": (hidden,)}
+    if not tied:
+        shapes["output.weight"] = (sizes["vocab"], hidden)
+    for block in range(sizes["blocks"]):
+        parts = {
+            "attn_norm.weight": (hidden,),
+            "attn_q.weight": (q, hidden),
+            "attn_k.weight": (kv, hidden),
+            "attn_v.weight": (kv, hidden),
+            "attn_output.weight": (hidden, q),
+            "ffn_norm.weight": (hidden,),
+            "ffn_gate.weight": (ffn, hidden),
+            "ffn_up.weight": (ffn, hidden),
+            "ffn_down.weight": (hidden, ffn),
+        }
+        if biases:
+            parts |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,), "attn_output.bias": (hidden,)}
+        shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def write_gguf(tmp_path) -> Callable[..., Path]:
+    """Write a small Llama as GGUF: matrices in `kind`, norms in F32. `raw` gives ready-made bytes for matrices."""
+    import gguf
+
+    def write(kind="F32", *, architecture="llama", sizes=GGUF_SIZES, tensors=None, metadata=None, raw=None, name="m"):
+        path = tmp_path / f"{name}.gguf"
+        writer = gguf.GGUFWriter(path, architecture)
+        writer.add_name("random")
+        writer.add_context_length(256)
+        writer.add_embedding_length(sizes["hidden"])
+        writer.add_block_count(sizes["blocks"])
+        writer.add_feed_forward_length(sizes["ffn"])
+        writer.add_head_count(sizes["heads"])
+        writer.add_head_count_kv(sizes["kv_heads"])
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(12345.0)
+        writer.add_vocab_size(sizes["vocab"])
+        for add, value in (metadata or {}).items():
+            getattr(writer, add)(value)
+        qtype = gguf.GGMLQuantizationType[kind]
+        for tensor_name, values in (gguf_tensors(sizes) if tensors is None else tensors).items():
+            if values.ndim == 1:
+                writer.add_tensor(tensor_name, values)
+            elif raw is not None:
+                data = raw(values.shape, qtype)
+                writer.add_tensor(tensor_name, data, raw_dtype=qtype)
+            elif kind in ("F32", "F16"):
+                writer.add_tensor(tensor_name, values.astype(np.float32 if kind == "F32" else np.float16))
+            else:
+                writer.add_tensor(tensor_name, gguf.quantize(values, qtype), raw_dtype=qtype)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+@pytest.fixture
+def package_environment() -> dict[str, str]:
+    """Environment for a fresh Python that imports the same pyprune."""
+    import pyprune.models
+
+    root = Path(pyprune.models.__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
