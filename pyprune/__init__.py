@@ -1,1 +1,33 @@
-"""pyprune."""
+"""pyprune: structured pruning of LLaMA-style language models, with kernels that make its speed measurable.
+
+decoder = pyprune.load("smollm2-135m")
+scores = pyprune.score(decoder, input_ids)                # perplexity without each block
+pruning = pyprune.depth(scores, ratio=0.2)
+smaller = pyprune.apply(decoder, pruning)
+tokens = pyprune.Engine(decoder, max_batch=1, max_len=64).generate(input_ids, max_new_tokens=16, skip=pruning)
+"""
+
+from pyprune.errors import InputError, NativeLibraryWarning
+from pyprune.models import Decoder, load, to_transformers
+from pyprune.pruning import Pruning, apply, depth, pad, width
+from pyprune.runtime import Engine
+from pyprune.scoring import Scores, perplexity, score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decoder",
+    "Engine",
+    "InputError",
+    "NativeLibraryWarning",
+    "Pruning",
+    "Scores",
+    "apply",
+    "depth",
+    "load",
+    "pad",
+    "perplexity",
+    "score",
+    "to_transformers",
+    "width",
+]

@@ -278,17 +278,20 @@ _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV he
 
 
 def _scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
-    from dataclasses import replace
     from functools import partial
 
     from pyprune import scoring
     from pyprune.scoring.calibration import calibration
 
     windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
-    found = scoring.score(
-        decoder, windows.input_ids, criterion="ppl", unit=unit, progress=partial(bar, f"scoring, unit {unit}")
+    return scoring.score(
+        decoder,
+        windows.input_ids,
+        criterion="ppl",
+        unit=unit,
+        calibration=windows.fingerprint,
+        progress=partial(bar, f"scoring, unit {unit}"),
     )
-    return replace(found, calibration=windows.fingerprint)
 
 
 def _check_texts(options: argparse.Namespace) -> None:

@@ -36,14 +36,16 @@ class Bar:
 
 
 def shown(value: object) -> str:
+    """A fact as a person reads it: lists with commas, truth as yes or no."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
-    return (
-        {None: "none", True: "yes", False: "no"}.get(value, str(value)) if not isinstance(value, dict) else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def console() -> Any:
+    """The rich console on stdout."""
     from rich.console import Console
 
     # Into a file or a pipe, rich assumes 80 columns and would break the tables that are made for 100.
@@ -51,6 +53,7 @@ def console() -> Any:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; without any header words, a plain list of facts."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -67,4 +70,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def print_json(data: object) -> None:
+    """Indented JSON on stdout."""
     print(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))

@@ -69,6 +69,8 @@ def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device
 def _device(device: torch.device | str) -> torch.device:
     try:
         place = torch.device(device)
+        if place.type not in ("cpu", "cuda"):
+            raise RuntimeError("no such kind of device here")
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = one_line(error).split(". ")[0]

@@ -21,7 +21,7 @@ from pyprune.models.tensors import TensorSource
 
 PREFIX = "shape:"
 _SEED = 1234
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)

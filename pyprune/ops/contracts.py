@@ -63,7 +63,13 @@ def _(
 
 @torch.library.register_fake("pyprune::decode_attention")
 def _(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, scale: float, skip: Tensor | None = None, unit: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    scale: float,
+    skip: Tensor | None = None,
+    unit: int = 0,
 ) -> Tensor:
     return q.new_empty(q.shape)
 

@@ -85,7 +85,13 @@ def norm_qkv_rope(
 
 
 def decode_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, scale: float, skip: Tensor | None = None, unit: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    scale: float,
+    skip: Tensor | None = None,
+    unit: int = 0,
 ) -> Tensor:
     batch, tokens, heads, _ = q.shape
     _check_positions(positions, (batch, tokens), k_cache.shape[2])

@@ -19,14 +19,14 @@ LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cpu.so"
 REMEDY = "install a C++ compiler (Debian, Ubuntu: apt install g++), then: pip install --no-build-isolation --force-reinstall --no-deps ."
 
 _library: ctypes.CDLL | None = None
-_reason = "not loaded yet"
+_reason: str | None = None  # why there is no library; None before the first attempt
 
 
 def load() -> bool:
     """Load the library once; True if its kernels are in use. Warns once (NativeLibraryWarning) when they are not."""
     global _library, _reason
-    if _library is not None:
-        return True
+    if _library is not None or _reason is not None:
+        return _library is not None
     if os.environ.get("PYPRUNE_NATIVE") == "0":
         _reason = "switched off by PYPRUNE_NATIVE=0"
         return False
@@ -36,7 +36,6 @@ def load() -> bool:
         try:
             torch.ops.load_library(str(LIBRARY_PATH))
             _library = ctypes.CDLL(str(LIBRARY_PATH))
-            _reason = ""
         except OSError as error:
             _reason = f"{LIBRARY_PATH.name} does not load: {error}"
     if _library is None:
@@ -89,8 +88,8 @@ def report() -> dict[str, object]:
     available = load()
     return {
         "cpu_library": LIBRARY_PATH.name if available else None,
-        "reason": _reason or None,
-        "remedy": None if available or "PYPRUNE_NATIVE" in _reason else REMEDY,
+        "reason": _reason,
+        "remedy": None if available or os.environ.get("PYPRUNE_NATIVE") == "0" else REMEDY,
         "isas_compiled": compiled_isas(),
         "isas_runnable": runnable_isas(),
         "isa_selected": selected_isa(),

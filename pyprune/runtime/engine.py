@@ -86,7 +86,9 @@ class Engine:
     def decode(self, tokens: Tensor) -> Tensor:
         """Append one token `[B]` to each sequence of the current batch and give the logits `[B, V]`, float32, of the next."""
         if tokens.shape != self._lengths.shape or not len(tokens):
-            raise InputError(f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted")
+            raise InputError(
+                f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
+            )
         if int(self._lengths.max()) >= self.max_len:
             raise InputError(f"the cache is full: {self.max_len} tokens (max_len)")
         x = self._blocks(embed(self.decoder, tokens.unsqueeze(1)), self._lengths.unsqueeze(1))
@@ -139,7 +141,9 @@ class Engine:
         if len(ids) > self.max_batch:
             raise InputError(f"input_ids: a batch of {len(ids)} given; up to {self.max_batch} (max_batch) is accepted")
         if length > self.max_len:
-            raise InputError(f"{length} tokens needed for prompt and new tokens; up to {self.max_len} (max_len) are accepted")
+            raise InputError(
+                f"{length} tokens needed for prompt and new tokens; up to {self.max_len} (max_len) are accepted"
+            )
         check_ids(ids, self.decoder.vocab_size)
 
     def _blocks(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -175,9 +179,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tenso
         return ops.decode_attention(q, keys, values, positions, head_dim**-0.5)
     # A longer stretch only comes from prefill, where positions are 0 .. T-1: plain causal attention.
     k, v = keys[:batch, :, :tokens].to(q.dtype), values[:batch, :, :tokens].to(q.dtype)
-    context = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, is_causal=True, enable_gqa=heads != keys.shape[1]
-    )
+    context = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=heads != keys.shape[1])
     return context.transpose(1, 2).contiguous()
 
 

@@ -34,8 +34,8 @@ class Sampling:
             return logits.argmax(dim=-1)
         scores = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
-            lowest = scores.topk(self.top_k, dim=-1).values[:, -1:]
-            scores = scores.masked_fill(scores < lowest, -math.inf)
+            best = scores.topk(self.top_k, dim=-1)
+            scores = torch.full_like(scores, -math.inf).scatter(-1, best.indices, best.values)
         if self.top_p is not None and self.top_p < 1:
             ordered, order = scores.sort(dim=-1, descending=True)
             probability = ordered.softmax(dim=-1)

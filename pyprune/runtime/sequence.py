@@ -24,9 +24,7 @@ def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
     return F.embedding(input_ids.to(decoder.device), decoder.embedding).to(activation_dtype(decoder))
 
 
-def attention_context(
-    mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None
-) -> Tensor:
+def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
     """Input of the output projection, `[N, T, heads*head_dim]`: softmax(q k^T / sqrt(head_dim)) v, heads side by side.
 
     cos, sin: `[>= T, head_dim/2]` (`Rope.tables`). mask: bool `[N, T]`, False where a token is padding and not to be seen.

@@ -46,17 +46,19 @@ def calibration(
     samples: int = 10,
     seq_len: int = 128,
     seed: int = 0,
+    tokenizer: Any = None,
 ) -> Windows:
     """Calibration windows `[samples, seq_len]` of a text file, or of the demonstration text when `text` is None.
 
-    A `shape:` model has no tokenizer and gets random token ids. Raises InputError for a text that is missing, empty or
+    `tokenizer`: the decoder's own when None, which for a GGUF file takes seconds to load. A `shape:` model has no
+    tokenizer and gets random token ids. Raises InputError for a text that is missing, empty or
     too short. Source of the sizes: the paper, section 4, Data.
     """
     check_window_options(samples, seq_len, seed)
     if text is None and is_random(decoder):
         return random_windows(decoder.vocab_size, samples, seq_len, seed)
     content, source = read_text(text) if text is not None else demonstration_calibration()
-    ids = token_ids(decoder.tokenizer(), content, source, decoder.vocab_size)
+    ids = token_ids(tokenizer or decoder.tokenizer(), content, source, decoder.vocab_size)
     return draw_windows(ids, samples, seq_len, seed, source)
 
 
@@ -66,11 +68,12 @@ def evaluation(
     tokens: int | None = None,
     seq_len: int = 128,
     seed: int = 0,
+    tokenizer: Any = None,
 ) -> Windows:
     """Held-out windows `[windows, seq_len]`, in order: one BOS before the first, the partial last one dropped.
 
-    At most `tokens` tokens are kept (all of them when None). A `shape:` model gets random token ids. Raises InputError
-    for a missing or empty text and for one shorter than a window.
+    At most `tokens` tokens are kept (all when None). `tokenizer` and `shape:` models as in `calibration`. Raises
+    InputError for a missing or empty text and for one shorter than a window.
     """
     limit = None if tokens is None else tokens // seq_len
     if limit is not None and limit < 1:
@@ -78,7 +81,7 @@ def evaluation(
     if text is None and is_random(decoder):
         return random_windows(decoder.vocab_size, limit or 1, seq_len, [seed, 1])
     content, source = read_text(text) if text is not None else demonstration_evaluation()
-    tokenizer = decoder.tokenizer()
+    tokenizer = tokenizer or decoder.tokenizer()
     ids = token_ids(tokenizer, content, source, decoder.vocab_size)
     start = getattr(tokenizer, "bos_token_id", None)
     if start is not None:
@@ -169,17 +172,18 @@ def require_text(text: str | os.PathLike[str] | None) -> None:
         read_text(text)
 
 
-def _windows(ids: numpy.ndarray, seed: int | list[int] | None, source: str) -> Windows:
-    little_endian = numpy.ascontiguousarray(ids, dtype="<i8")
+def fingerprint(
+    input_ids: torch.Tensor | numpy.ndarray, seed: int | list[int] | None = None, source: str | None = None
+) -> dict[str, Any]:
+    """What tells windows `[samples, seq_len]` apart: SHA-256 of their little-endian int64 ids, and their origin."""
+    ids = numpy.ascontiguousarray(numpy.asarray(input_ids), dtype="<i8")
     samples, seq_len = ids.shape
-    fingerprint = {
-        "sha256": hashlib.sha256(little_endian.tobytes()).hexdigest(),
-        "samples": samples,
-        "seq_len": seq_len,
-        "seed": seed,
-        "source": source,
-    }
-    return Windows(torch.from_numpy(numpy.array(ids, dtype=numpy.int64)), fingerprint)
+    digest = hashlib.sha256(ids.tobytes()).hexdigest()
+    return {"sha256": digest, "samples": samples, "seq_len": seq_len, "seed": seed, "source": source}
+
+
+def _windows(ids: numpy.ndarray, seed: int | list[int] | None, source: str) -> Windows:
+    return Windows(torch.from_numpy(numpy.array(ids, dtype=numpy.int64)), fingerprint(ids, seed, source))
 
 
 def _demonstration_folder() -> Path:

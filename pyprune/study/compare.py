@@ -24,6 +24,7 @@ from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning
 from pyprune.pruning.budget import UniformSizes, depth_count, depth_row, width_for
 from pyprune.runtime import Engine
+from pyprune.runtime.engine import MAX_BATCH
 from pyprune.scoring import calibration as texts
 from pyprune.scoring.scores import Scores
 from pyprune.study import machine
@@ -110,13 +111,14 @@ def compare(
     check_ratios(decoder, names)
     check_memory(decoder, len(names), max(batches), taken, dtype)
     progress("tokenising", 0, 2)
-    calibration = texts.calibration(decoder, text, samples, seq_len, seed)
+    tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
+    calibration = texts.calibration(decoder, text, samples, seq_len, seed, tokenizer)
     progress("tokenising", 1, 2)
-    evaluation = texts.evaluation(decoder, eval_text, taken.evaluation_tokens, taken.evaluation_window, seed)
+    evaluation = texts.evaluation(decoder, eval_text, taken.evaluation_tokens, taken.evaluation_window, seed, tokenizer)
     progress("tokenising", 2, 2)
     prompts = prompts_from(evaluation.input_ids, max(batches), taken.input_tokens)
 
-    prunings, scores = plan(decoder, names, calibration.input_ids, pad_multiple, progress)
+    prunings, scores = plan(decoder, names, calibration, pad_multiple, progress)
     rows = make_rows(decoder.to(dtype=dtype), prunings)
     described = []
     for row in rows:
@@ -138,7 +140,13 @@ def compare(
     results = {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command(public, options, taken, text, eval_text),
+        "command": command(
+            _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else public,
+            options,
+            taken,
+            text,
+            eval_text,
+        ),
         "model": {
             "name": public,
             "parameters": decoder.parameters(),
@@ -176,7 +184,7 @@ def ratio_names(ratios: Sequence[str | float]) -> list[str]:
 def check_batches(batches: Sequence[int], protocol: Protocol) -> None:
     """Raise InputError for no or repeated batch sizes, one below 1, or one the evaluation text has no prompts for."""
     _require_different("batch", batches)
-    prompts = protocol.evaluation_tokens // protocol.input_tokens
+    prompts = min(MAX_BATCH, protocol.evaluation_tokens // protocol.input_tokens)
     for batch in batches:
         if not 1 <= batch <= prompts:
             raise InputError(f"batch {batch}: 1 to {prompts} prompts are accepted under the protocol {protocol.name}")
@@ -195,10 +203,11 @@ def check_ratios(decoder: Decoder, ratios: Sequence[str]) -> None:
 def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
     """Raise InputError when the model's context is shorter than what the protocol or the calibration needs."""
     needed = max(protocol.input_tokens + max(protocol.output_tokens), protocol.evaluation_window, seq_len)
-    if needed > decoder.max_positions:
+    limit = min(decoder.max_positions, decoder.rope.limit or decoder.max_positions)
+    if needed > limit:
         raise InputError(
-            f"{decoder.name}: a context of {decoder.max_positions} tokens; protocol {protocol.name} with "
-            f"seq-len {seq_len} needs {needed}"
+            f"{decoder.name}: a context of {limit} tokens; the protocol {protocol.name} with seq-len {seq_len} needs "
+            f"{needed}"
         )
 
 
@@ -241,20 +250,27 @@ def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
 
 
 def plan(
-    decoder: Decoder, ratios: Sequence[str], calibration: Tensor, pad_multiple: int, progress: Progress = silent
+    decoder: Decoder, ratios: Sequence[str], calibration: texts.Windows, pad_multiple: int, progress: Progress = silent
 ) -> tuple[dict[str, tuple[Pruning, Pruning, Pruning]], Scores]:
     """The depth, width and padded prunings of each ratio, and the scores that chose the blocks; all in float32.
 
     Width is matched to the depth row's actual parameter count, not to the ratio.
     """
     exact = decoder.to(dtype=SCORING_DTYPE)
-    scores = scoring.score(exact, calibration, criterion="ppl", unit="block", progress=partial(progress, "scoring"))
+    scores = scoring.score(
+        exact,
+        calibration.input_ids,
+        criterion="ppl",
+        unit="block",
+        calibration=calibration.fingerprint,
+        progress=partial(progress, "scoring"),
+    )
     prunings = {}
     for done, ratio in enumerate(ratios):
         progress("Wanda-sp", done, len(ratios))
         depth = pruning.depth(scores, decoder, ratio=pruning.parse_amount(ratio).ratio)
         target = pruning.apply(decoder, depth).parameters()
-        width = pruning.width(exact, method="wanda-sp", target_parameters=target, calibration=calibration)
+        width = pruning.width(exact, method="wanda-sp", target_parameters=target, calibration=calibration.input_ids)
         prunings[ratio] = depth, width, width | Pruning(pad_to=pad_multiple)
     progress("Wanda-sp", len(ratios), len(ratios))
     return prunings, scores

@@ -78,11 +78,11 @@ def introduction(results: dict[str, Any]) -> str:
 
 def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of models."""
-    header = ["row", "parameters", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL"]
+    header = ["row", "M params", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL"]
     return header, [
         [
             row["name"],
-            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['parameters'] / 1e6:.2f}",
             f"{row['removed_share']:.1%}",
             str(row["blocks"]),
             str(row["ffn_width"]),
@@ -143,7 +143,9 @@ def text_cells(name: str, fingerprint: dict[str, Any]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f}"
+    if value is None:
+        return "not finite"
+    return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:

@@ -60,7 +60,7 @@ def _timings(results: dict[str, Any], batch: int, length: int) -> Any:
     names = engines(results)
     header = ["row", "by bytes"]
     for engine in names:
-        header += [f"{engine} s", "tok/s", "speed-up"]
+        header += [f"{engine} ms", "tok/s", "speed-up"]
     header += ["ours/hf"] if {"hf", "pyprune"} <= set(names) else []
     lines = [line for line in table(results) if (line["batch"], line["output_tokens"]) == (batch, length)]
     rows = []
@@ -69,11 +69,16 @@ def _timings(results: dict[str, Any], batch: int, length: int) -> Any:
         cells = [name, f"{own[names[0]]['speedup_by_bytes']:.2f}x"]
         for engine in names:
             line = own[engine]
-            cells += [f"{line['latency_s']:.3g}", f"{line['tokens_per_s']:.1f}", f"{line['speedup']:.2f}x"]
+            cells += [_short(1000 * line["latency_s"]), _short(line["tokens_per_s"]), f"{line['speedup']:.2f}x"]
         if "ours/hf" in header:
             cells.append(f"{own['pyprune']['pyprune_vs_hf']:.2f}x")
         rows.append(cells)
     return _grid(f"Batch {batch}, {length} new tokens (median latency of the batch)", header, rows)
+
+
+def _short(value: float) -> str:
+    """Four digits where there are that many before the point, else up to one after it."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _grid(title: str, header: list[str], rows: list[list[str]]) -> Any:
@@ -81,9 +86,9 @@ def _grid(title: str, header: list[str], rows: list[list[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for position, name in enumerate(header):
-        grid.add_column(Text(name), justify="left" if position == 0 else "right", no_wrap=True)
+        grid.add_column(Text(name), justify="left" if position == 0 else "right", no_wrap=position > 0)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

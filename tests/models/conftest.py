@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf_samples import GGUF_SIZES, gguf_tensors
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 
@@ -79,36 +80,6 @@ def saved(tmp_path, llama) -> Callable[..., Path]:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
-
-
-GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "vocab": 32}
-"""Rows of 64 and 96: multiples of the 32 values that a block of Q4_0, Q4_1 and Q8_0 holds."""
-
-
-def gguf_tensors(sizes, tied=True, biases=False):
-    """Random float32 tensors of a Llama under llama.cpp's names."""
-    random = np.random.default_rng(11)
-    hidden, ffn = sizes["hidden"], sizes["ffn"]
-    q, kv = hidden, hidden // sizes["heads"] * sizes["kv_heads"]
-    shapes = {"token_embd.weight": (sizes["vocab"], hidden), "output_norm.weight": (hidden,)}
-    if not tied:
-        shapes["output.weight"] = (sizes["vocab"], hidden)
-    for block in range(sizes["blocks"]):
-        parts = {
-            "attn_norm.weight": (hidden,),
-            "attn_q.weight": (q, hidden),
-            "attn_k.weight": (kv, hidden),
-            "attn_v.weight": (kv, hidden),
-            "attn_output.weight": (hidden, q),
-            "ffn_norm.weight": (hidden,),
-            "ffn_gate.weight": (ffn, hidden),
-            "ffn_up.weight": (ffn, hidden),
-            "ffn_down.weight": (hidden, ffn),
-        }
-        if biases:
-            parts |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,), "attn_output.bias": (hidden,)}
-        shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
-    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture

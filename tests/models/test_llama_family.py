@@ -105,7 +105,9 @@ def test_a_tied_configuration_with_two_different_tables_is_untied(saved, llama, 
     """As transformers does: the file, not the flag, tells."""
     directory = saved()
     config = (directory / "config.json").read_text()
-    (directory / "config.json").write_text(config.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    (directory / "config.json").write_text(
+        config.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
+    )
     decoder = load(directory)
     assert not decoder.tied
     assert not decoder.config["tie_word_embeddings"]

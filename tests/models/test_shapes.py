@@ -1,0 +1,119 @@
+"""Random models: reproducible, finite, and not degenerate."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from pyprune.errors import InputError
+from pyprune.models import load, to_transformers
+from pyprune.models.shapes import SHAPES, parse_shape, random_uniform
+
+SMALL = "shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257"
+
+
+def test_explicit_sizes():
+    decoder = load(SMALL + ",tied=1")
+    block = decoder.blocks[3]
+    assert (decoder.hidden_size, len(decoder.blocks), decoder.vocab_size, decoder.tied) == (64, 4, 257, True)
+    assert (block.mha.heads, block.mha.kv_heads, block.mha.head_dim, block.ffn.width) == (4, 2, 16, 171)
+    assert decoder.dtype == torch.float32
+    assert decoder.tokenizer_source is None
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "blocks"), [("llama-7b", 6.738, 32), ("vicuna-13b", 13.016, 40), ("llama-1b", 1.236, 16)]
+)
+def test_named_shapes_have_the_published_number_of_parameters(name, billions, blocks):
+    shape = SHAPES[name]
+    attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    block = attention + 3 * shape.hidden * shape.ffn + 2 * shape.hidden
+    tables = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    assert (shape.blocks * block + tables + shape.hidden) / 1e9 == pytest.approx(billions, abs=1e-3)
+    assert shape.blocks == blocks
+    assert shape.dtype == torch.bfloat16
+
+
+def test_same_values_whatever_the_number_of_threads(monkeypatch):
+    shape = (1500, 1201)  # more than one chunk, the last one odd
+    several = random_uniform("x", shape, 0.5, torch.float32)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert torch.equal(random_uniform("x", shape, 0.5, torch.float32), several)
+
+
+def test_same_values_every_time_and_other_values_for_other_tensors():
+    first, second = dict(load("shape:tiny").tensors()), dict(load("shape:tiny").tensors())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["blocks.0.mha.q.weight"], first["blocks.1.mha.q.weight"])
+    assert not torch.equal(first["blocks.0.ffn.gate.weight"], first["blocks.0.ffn.up.weight"])
+
+
+def test_bfloat16_values_are_the_float32_ones_rounded():
+    full, half = load("shape:tiny"), load("shape:tiny", dtype="bf16")
+    assert all(torch.equal(a.to(torch.bfloat16), b) for (_, a), (_, b) in zip(full.tensors(), half.tensors()))  # noqa: B905
+
+
+def test_values_have_the_stated_deviation_and_do_not_repeat():
+    values = random_uniform("x", (1 << 12, 1 << 9), 0.25, torch.float32)
+    assert values.std().item() == pytest.approx(0.25, rel=0.01)
+    assert abs(values.mean().item()) < 1e-3
+    chunks = values.view(2, -1)
+    assert not torch.equal(chunks[0], chunks[1])
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL + ",tied=1", SMALL.replace("blocks=4", "blocks=24")])
+def test_logits_are_neither_flat_nor_extreme(spec):
+    decoder = load(spec)
+    ids = torch.arange(2 * 64).view(2, 64) % 257
+    with torch.no_grad():
+        states = to_transformers(decoder)(ids, output_hidden_states=True)
+    assert 0.3 < states.logits.std() < 10
+    assert all(0.01 < state.std() < 20 for state in states.hidden_states)
+    probabilities = states.logits.softmax(-1)
+    assert 1.5 / 257 < probabilities.amax(-1).mean() < 0.9
+
+
+def test_each_block_matters():
+    """Removing any block moves the logits well beyond rounding."""
+    from dataclasses import replace
+
+    decoder = load("shape:tiny")
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        whole = to_transformers(decoder)(ids).logits
+        for block in decoder.blocks:
+            rest = tuple(other for other in decoder.blocks if other is not block)
+            assert (to_transformers(replace(decoder, blocks=rest))(ids).logits - whole).std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shape:llama-9b", "'llama-9b' is not understood; accepted: llama-7b"),
+        ("shape:", "'' is not understood"),
+        ("shape:hidden=64", "blocks is missing"),
+        (SMALL + ",depth=3", "'depth=3' is not understood"),
+        (SMALL + ",ffn=3", "'ffn=3' is not understood"),
+        (SMALL + ",tied=2", "tied=2"),
+        (SMALL.replace("ffn=171", "ffn=-1"), "'ffn=-1'"),
+        (SMALL.replace("ffn=171", "ffn=0"), "intermediate_size is 0"),
+        (SMALL.replace("kv_heads=2", "kv_heads=3"), "num_attention_heads 4 is not a multiple"),
+        (SMALL.replace("head_dim=16", "head_dim=15"), "head_dim 15 is odd"),
+    ],
+)
+def test_other_specifications_are_refused(spec, message):
+    with pytest.raises(InputError) as caught:
+        load(spec)
+    assert message in str(caught.value)
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_allowed():
+    decoder = load(SMALL.replace("heads=4,kv_heads=2", "heads=3,kv_heads=1"))
+    assert decoder.config["model_type"] == "mistral"
+    assert to_transformers(decoder)(torch.tensor([[1, 2]])).logits.isfinite().all()
+
+
+def test_sizes_parse_without_order():
+    assert parse_shape("shape:vocab=9,ffn=1,head_dim=2,kv_heads=1,heads=1,blocks=1,hidden=2").vocab == 9

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyprune import ops
+from tests.ops.inputs import WEIGHTS, assert_as_exact_as_pytorch, double, low, norm, random, weight
+
+D = ops.definitions
+CASES = [  # batch, tokens, heads, kv_heads, head_dim, hidden, cache rows
+    (1, 1, 9, 3, 64, 96, 700),
+    (3, 5, 4, 2, 10, 33, 40),
+    (2, 40, 3, 3, 22, 50, 300),
+    (2, 3, 8, 1, 128, 40, 530),
+    (64, 1, 4, 2, 16, 24, 300),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def qkv_arguments(case: tuple[int, ...], dtype: torch.dtype, extras: bool) -> list:
+    batch, tokens, heads, kv_heads, head_dim, hidden, length = case
+    bias = [random(n * head_dim, dtype=dtype) if extras else None for n in (heads, kv_heads, kv_heads)]
+    norms = [norm(head_dim, dtype) if extras else None for _ in range(2)]
+    angle = torch.rand(length, head_dim // 2) * 6
+    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
+    weights = [weight(n * head_dim, hidden, dtype) for n in (heads, kv_heads, kv_heads)]
+    x = random(batch, tokens, hidden)
+    return [x, norm(hidden, dtype), 1e-5, *weights, *bias, *norms, angle.cos(), angle.sin(), positions]
+
+
+def poisoned(case: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    batch, _, _, kv_heads, head_dim, _, length = case
+    return torch.full((batch, kv_heads, length, head_dim), float("nan"), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias+qknorm"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_qkv_is_exact_and_lands_in_its_own_rows_of_the_cache(isa: str, case: tuple, extras: bool, dtype: torch.dtype):
+    args = qkv_arguments(case, dtype, extras)
+    positions = args[-1]
+    keys, values = poisoned(case, dtype), poisoned(case, dtype)
+    plain_keys, plain_values = poisoned(case, dtype), poisoned(case, dtype)
+    true_keys, true_values = poisoned(case, torch.float64), poisoned(case, torch.float64)
+    q = ops.norm_qkv_rope(*args, keys, values)
+    plain = D.norm_qkv_rope(*low(dtype, *args), plain_keys, plain_values)
+    true = D.norm_qkv_rope(*double(*args), true_keys, true_values)
+    assert_as_exact_as_pytorch(q, plain, true)
+    row = torch.arange(len(positions)).unsqueeze(1)
+    for ours, theirs, exact in ((keys, plain_keys, true_keys), (values, plain_values, true_values)):
+        written = [c[row, :, positions] for c in (ours, theirs, exact)]
+        assert_as_exact_as_pytorch(*written)
+        assert torch.equal(torch.isnan(ours), torch.isnan(exact)), "rows outside the positions were touched"
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_is_exact_and_sees_nothing_past_its_position(isa: str, case: tuple, dtype: torch.dtype):
+    batch, tokens, heads, _, head_dim, _, length = case
+    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
+    keys, values = poisoned(case, dtype), poisoned(case, dtype)
+    for b in range(batch):  # NaN in every row that no query of this sequence may see
+        seen = int(positions[b, -1]) + 1
+        keys[b, :, :seen] = torch.randn_like(keys[b, :, :seen])
+        values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
+    q = random(batch, tokens, heads, head_dim) * 2
+    result = ops.decode_attention(q, keys, values, positions, head_dim**-0.5)
+    # The definition multiplies hidden values by zero, so it gets them as zeros.
+    clean = [c.nan_to_num() for c in (keys, values)]
+    plain = D.decode_attention(q.to(dtype), *clean, positions, head_dim**-0.5)
+    true = D.decode_attention(*double(q, *clean), positions, head_dim**-0.5)
+    assert_as_exact_as_pytorch(result, plain, true)
+
+
+def test_attention_of_one_sequence_has_the_same_bits_in_any_batch_and_with_any_threads(isa: str):
+    q, keys, values = random(5, 1, 6, 16), random(5, 2, 900, 16), random(5, 2, 900, 16)
+    positions = torch.tensor([[0], [255], [256], [700], [899]])
+    whole = ops.decode_attention(q, keys, values, positions, 0.25)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for b in range(5):
+            alone = ops.decode_attention(q[b : b + 1], keys[b : b + 1], values[b : b + 1], positions[b : b + 1], 0.25)
+            assert torch.equal(alone, whole[b : b + 1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_scores_of_any_size_do_not_overflow(isa: str):
+    q, keys = torch.full((1, 1, 2, 8), 1e4), torch.full((1, 1, 300, 8), 1e4)
+    keys[0, 0, 7] *= 2
+    values = random(1, 1, 300, 8)
+    result = ops.decode_attention(q, keys, values, torch.tensor([[299]]), 1.0)
+    torch.testing.assert_close(result[0, 0, 1], values[0, 0, 7])
+
+
+def test_a_skipped_unit_leaves_the_cache_alone(isa: str):
+    case = CASES[1]
+    args = qkv_arguments(case, torch.float32, False)
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    skip = torch.tensor([True])
+    assert not ops.norm_qkv_rope(*args, keys, values, skip, 0).any()
+    assert torch.isnan(keys).all()
+    assert torch.isnan(values).all()
+    assert not ops.decode_attention(random(3, 5, 4, 10), keys, values, args[-1], 1.0, skip, 0).any()
+
+
+def test_caches_may_be_views_and_larger_than_the_batch():
+    case = (2, 1, 4, 2, 10, 33, 12)
+    args = qkv_arguments(case, torch.float32, False)
+    store = torch.zeros(2, 5, 12, 2, 10)  # [.., batch, length, heads, dim]: another memory order
+    keys, values = store[0].transpose(1, 2), store[1].transpose(1, 2)
+    dense = [torch.zeros(5, 2, 12, 10) for _ in range(2)]
+    q = ops.norm_qkv_rope(*args, keys, values)
+    assert torch.equal(q, ops.norm_qkv_rope(*args, *dense))
+    assert torch.equal(keys, dense[0])
+    assert torch.equal(
+        ops.decode_attention(q, keys, values, args[-1], 1.0), ops.decode_attention(q, *dense, args[-1], 1.0)
+    )
+
+
+@pytest.mark.parametrize("position", [-1, 40])
+def test_a_position_outside_the_cache_is_refused_before_anything_is_written(position: int):
+    case = CASES[1]
+    args = qkv_arguments(case, torch.float32, False)
+    args[-1] = args[-1].clone()
+    args[-1][2, 4] = position
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    for function in (ops.norm_qkv_rope, D.norm_qkv_rope):
+        with pytest.raises(RuntimeError, match=f"positions: {position} is outside"):
+            function(*args, keys, values)
+    assert torch.isnan(keys).all()
+    for function in (ops.decode_attention, D.decode_attention):
+        with pytest.raises(RuntimeError, match=f"positions: {position} is outside"):
+            function(random(3, 5, 4, 10), keys, values, args[-1], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, random(3, 33), "x: "),
+        (1, norm(32, torch.float32), "norm"),
+        (3, weight(41, 33, torch.float32), "q_weight"),
+        (4, weight(10, 33, torch.float32), "k_weight"),
+        (4, weight(20, 33, torch.bfloat16), "k_weight"),
+        (6, random(39), "q_bias"),
+        (11, random(40, 4), "cos, sin"),
+        (13, torch.zeros(3, 5), "positions"),
+        (15, random(3, 2, 39, 10), "v_cache"),
+    ],
+)
+def test_a_wrong_argument_is_named(place: int, value: torch.Tensor, message: str):
+    case = CASES[1]
+    args = [*qkv_arguments(case, torch.float32, False), poisoned(case, torch.float32), poisoned(case, torch.float32)]
+    args[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.norm_qkv_rope(*args)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyprune import ops
+from tests.ops.inputs import WEIGHTS, assert_as_exact_as_pytorch, double, low, norm, random, weight
+
+D = ops.definitions
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize(("rows", "vocab", "hidden"), [(1, 1, 1), (3, 37, 61), (130, 2500, 33), (1100, 1030, 17)])
+def test_loss_equals_log_softmax_across_tiles_of_rows_and_vocabulary(
+    isa: str, rows: int, vocab: int, hidden: int, dtype: torch.dtype
+):
+    torch.manual_seed(0)
+    x, w, target = random(rows, hidden) * 3, weight(vocab, hidden, dtype), torch.randint(0, vocab, (rows,))
+    for args in (
+        [x, w, target],
+        [x, w, target, norm(hidden, dtype), 1e-5, random(vocab, dtype=dtype)],
+    ):
+        result = ops.linear_cross_entropy(*args)
+        assert result.dtype == torch.float32
+        assert_as_exact_as_pytorch(
+            result, D.linear_cross_entropy(*low(dtype, *args)), D.linear_cross_entropy(*double(*args)), tiny=2e-6
+        )
+
+
+def test_ignored_rows_cost_nothing_and_do_not_disturb_the_others(isa: str):
+    torch.manual_seed(0)
+    x, w, target = random(2, 5, 16), weight(50, 16, torch.float32), torch.randint(0, 50, (2, 5))
+    masked = target.clone()
+    masked[1, 2:] = -100
+    whole, part = ops.linear_cross_entropy(x, w, target), ops.linear_cross_entropy(x, w, masked)
+    assert not part[1, 2:].any()
+    assert torch.equal(part[0], whole[0])
+
+
+def test_logits_of_any_size_do_not_overflow(isa: str):
+    x, w = torch.tensor([[1.0], [-1.0]]), torch.tensor([[3e4], [-3e4], [0.0]])
+    losses = ops.linear_cross_entropy(x, w, torch.tensor([0, 0]))
+    torch.testing.assert_close(losses, torch.tensor([0.0, 6e4]))
+
+
+@pytest.mark.parametrize("bad", [-1, 50, -101])
+def test_a_target_outside_the_vocabulary_is_refused(bad: int):
+    x, w = random(2, 16), weight(50, 16, torch.float32)
+    for function in (ops.linear_cross_entropy, D.linear_cross_entropy):
+        with pytest.raises(RuntimeError, match=r"targets: .*-?\d+.* is outside \[0, 50\)"):
+            function(x, w, torch.tensor([0, bad]))

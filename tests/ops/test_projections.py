@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyprune import ops
+from tests.ops.inputs import ROWS, SIZES, WEIGHTS, assert_as_exact_as_pytorch, double, low, norm, random, weight
+
+D = ops.definitions
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def check(name: str, args: list, dtype: torch.dtype) -> None:
+    result = getattr(ops, name)(*args)
+    definition = D.DEFINITIONS[name]
+    assert_as_exact_as_pytorch(result, definition(*low(dtype, *args)), definition(*double(*args)))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_projection_is_as_exact_as_pytorch_at_odd_sizes(isa: str, rows: int, dtype: torch.dtype):
+    for out, inner in SIZES:
+        x, w, b = random(rows, inner), weight(out, inner, dtype), random(out, dtype=dtype)
+        check("padded_linear", [x, w, b], dtype)
+        check("linear_residual", [x, w, b, random(rows, out)], dtype)
+        check("norm_head", [x, norm(inner, dtype), 1e-5, w, None], dtype)
+        up = weight(out, inner, dtype)
+        check("norm_gate_up", [x, norm(inner, dtype), 1e-5, w, up, b, random(out, dtype=dtype)], dtype)
+        check("norm_gate_up", [x, norm(inner, dtype), 1e-5, w, up, None, None], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_activations_in_the_weights_dtype_give_results_in_it(isa: str, rows: int, dtype: torch.dtype):
+    x, w = random(rows, 61, dtype=dtype), weight(37, 61, dtype)
+    result = ops.norm_gate_up(x, norm(61, dtype), 1e-5, w, weight(37, 61, dtype), None, None)
+    assert result.dtype == dtype
+    check("padded_linear", [x, w, None], dtype)
+    check("linear_residual", [x, w, None, random(rows, 37, dtype=dtype)], dtype)
+    assert ops.norm_head(x, norm(61, dtype), 1e-5, w).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("rows", [1, 4, 80])
+def test_rows_of_a_weight_may_lie_apart_and_what_lies_between_is_never_read(isa: str, rows: int, dtype: torch.dtype):
+    store = torch.full((37, 80), float("nan")).to(dtype)
+    store[:, :61] = weight(37, 61, dtype)
+    x = random(rows, 61)
+    assert torch.equal(ops.padded_linear(x, store[:, :61]), ops.padded_linear(x, store[:, :61].contiguous()))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_a_row_has_the_same_bits_in_any_batch_of_few_rows(isa: str, dtype: torch.dtype):
+    x, w, n = random(64, 577), weight(75, 577, dtype), norm(577, dtype)
+    whole = ops.norm_gate_up(x, n, 1e-5, w, w.flip(0).contiguous(), None, None)
+    for start, stop in [(0, 1), (3, 5), (10, 17), (20, 64)]:
+        part = ops.norm_gate_up(x[start:stop], n, 1e-5, w, w.flip(0).contiguous(), None, None)
+        assert torch.equal(part, whole[start:stop])
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_number_of_threads_does_not_change_a_bit(isa: str, rows: int):
+    x, w = random(rows, 1000), weight(333, 1000, torch.bfloat16)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(ops.padded_linear(x, w))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_leading_dimensions_and_strided_activations_are_kept_and_followed():
+    x = random(3, 61, 4).transpose(1, 2)
+    w = weight(37, 61, torch.float32)
+    result = ops.padded_linear(x, w)
+    assert result.shape == (3, 4, 37)
+    torch.testing.assert_close(result, x @ w.T)
+
+
+def test_no_rows_give_no_rows():
+    assert ops.padded_linear(random(0, 61), weight(37, 61, torch.bfloat16)).shape == (0, 37)
+
+
+def test_silu_saturates_without_overflow(isa: str):
+    x, w = torch.tensor([[300.0], [-300.0]]), torch.ones(1, 1)
+    result = ops.norm_gate_up(x, torch.full((1,), 300.0), 1e-5, w, w, None, None)  # gate and up are +-300
+    torch.testing.assert_close(result, torch.tensor([[9e4], [0.0]]), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("rows", [2, 70])
+def test_a_skipped_unit_does_nothing(isa: str, rows: int):
+    x, w, residual = random(rows, 61), weight(37, 61, torch.float32), random(rows, 37)
+    skip = torch.tensor([False, True])
+    kept = ops.linear_residual(x, w, None, residual, skip, 1)
+    assert torch.equal(kept, residual)
+    assert kept.data_ptr() != residual.data_ptr()
+    assert not ops.norm_gate_up(x, norm(61, torch.float32), 1e-5, w, w, None, None, skip, 1).any()
+    assert not torch.equal(ops.linear_residual(x, w, None, residual, skip, 0), residual)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=random(4, 60)), "weight"),
+        (dict(weight=weight(37, 61, torch.float32).double()), "weight"),
+        (dict(weight=weight(61, 37, torch.float32).T), "weight"),
+        (dict(bias=random(36)), "bias"),
+        (dict(residual=random(3, 37)), "residual"),
+        (dict(residual=random(4, 36)), "residual"),
+        (dict(skip=torch.tensor([0, 1])), "skip"),
+        (dict(skip=torch.tensor([True]), unit=1), "unit: 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(change: dict, message: str):
+    args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))
+    with pytest.raises(RuntimeError, match=message):
+        ops.linear_residual(**{**args, **change})

@@ -1,0 +1,94 @@
+"""The operators as torch sees them: schemas, tracing, and what happens without the library."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyprune import ops
+from pyprune.errors import InputError
+from tests.ops.inputs import norm, random, weight
+from tests.ops.test_attention import CASES, poisoned, qkv_arguments
+
+
+def arguments(name: str, rows: int) -> tuple:
+    x, w, n = random(rows, 61), weight(37, 61, torch.bfloat16), norm(61, torch.bfloat16)
+    case = CASES[2] if rows > 64 else CASES[1]
+    keys, values = (poisoned(case, torch.float32).nan_to_num(0.5) for _ in range(2))
+    qkv = qkv_arguments(case, torch.float32, True)
+    q = random(case[0], case[1], case[2], case[4])
+    return {
+        "norm_qkv_rope": (*qkv, keys, values),
+        "decode_attention": (q, keys, values, qkv[-1], 0.3),
+        "linear_residual": (x, w, None, random(rows, 37)),
+        "norm_gate_up": (x, n, 1e-5, w, weight(37, 61, torch.bfloat16), None, None),
+        "norm_head": (x, n, 1e-5, w),
+        "linear_cross_entropy": (x, w, torch.randint(0, 37, (rows,)), n, 1e-5),
+        "padded_linear": (x, w, random(37, dtype=torch.bfloat16)),
+    }[name]
+
+
+@pytest.mark.parametrize("rows", [4, 70])
+@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
+def test_opcheck(name: str, rows: int):
+    torch.manual_seed(0)
+    torch.library.opcheck(getattr(ops, name), arguments(name, rows))
+
+
+@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
+def test_traces_under_compile_without_a_break(name: str):
+    torch.manual_seed(0)
+    args = arguments(name, 4)
+    compiled = torch.compile(lambda *a: getattr(ops, name)(*a) * 2, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*args), getattr(ops, name)(*args) * 2)
+
+
+def run(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_the_library_the_definitions_run():
+    code = (
+        "import torch\nfrom pyprune import ops\nassert ops.native.selected_isa() is None\n"
+        "x, w = torch.randn(3, 5), torch.randn(7, 5)\n"
+        "torch.testing.assert_close(ops.padded_linear(x, w), x @ w.T)\nprint(ops.native.report()['reason'])"
+    )
+    done = run(code, PYPRUNE_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    assert "PYPRUNE_NATIVE=0" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_a_missing_library_warns_once_and_says_what_to_do(tmp_path: Path):
+    package = Path(ops.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "pyprune", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = "import pyprune; from pyprune.ops import native; print(native.report()['remedy'])"
+    done = run(code, tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("NativeLibraryWarning: ") == 1
+    assert "g++" in done.stderr
+    assert "g++" in done.stdout
+
+
+@pytest.mark.parametrize("name", ops.native.runnable_isas())
+def test_the_environment_forces_an_instruction_set(name: str):
+    done = run("from pyprune import ops; print(ops.native.selected_isa())", PYPRUNE_ISA=name)
+    assert done.stdout.strip() == name, done.stderr
+
+
+def test_an_instruction_set_that_is_not_here_is_refused_with_the_choices():
+    with pytest.raises(InputError, match=r"'mmx'.*portable.* is expected"):
+        ops.native.select_isa("mmx")
+
+
+def test_a_path_never_run_on_hardware_is_never_the_default():
+    assert ops.native.selected_isa() not in ops.native.report()["isas_never_run_on_hardware"]

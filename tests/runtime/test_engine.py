@@ -1,0 +1,212 @@
+"""The engine against Hugging Face: the same weights, and the model with the skipped parts removed as the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from pyprune import Decoder, Engine, InputError, Pruning, apply, load, to_transformers
+
+SKIPS = [None, {"blocks": [1, 3]}, {"mha": [0, 2], "ffn": [4]}, {"blocks": [0, 4], "mha": [2]}]
+
+
+def ids(batch: int, tokens: int, vocab: int = 131, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, vocab, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def reference(decoder: Decoder, skip: dict | None) -> torch.nn.Module:
+    return to_transformers(decoder if skip is None else apply(decoder, Pruning.from_skip(skip)))
+
+
+def greedy(model: torch.nn.Module, prompt: torch.Tensor, new: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    mask = torch.ones_like(prompt) if mask is None else mask
+    out = model.generate(prompt, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    return out[:, prompt.shape[1] :]
+
+
+@pytest.mark.parametrize("skip", SKIPS, ids=str)
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (3, 12), (2, 40)])
+def test_logits_equal_hugging_face_at_every_step(tiny, skip: dict | None, batch: int, tokens: int):
+    model = reference(tiny, skip)
+    engine = Engine(tiny, max_batch=batch, max_len=tokens + 8)
+    sequence = ids(batch, tokens + 8)
+    with torch.no_grad():
+        expected = model(sequence).logits
+    logits = engine.prefill(sequence[:, :tokens], skip=skip)
+    torch.testing.assert_close(logits, expected[:, tokens - 1], atol=1e-4, rtol=1e-4)
+    for step in range(8):
+        logits = engine.decode(sequence[:, tokens + step])
+        torch.testing.assert_close(logits, expected[:, tokens + step], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("skip", SKIPS, ids=str)
+def test_greedy_tokens_equal_hugging_face(tiny, skip: dict | None):
+    prompt = ids(2, 9)
+    engine = Engine(tiny, max_batch=4, max_len=64)
+    assert torch.equal(engine.generate(prompt, max_new_tokens=30, skip=skip), greedy(reference(tiny, skip), prompt, 30))
+
+
+def test_one_engine_serves_one_mask_after_another(tiny):
+    engine, prompt = Engine(tiny, max_len=32), ids(1, 7)
+    first = engine.generate(prompt, max_new_tokens=10)
+    assert not torch.equal(engine.generate(prompt, max_new_tokens=10, skip=[2, 3]), first)
+    assert torch.equal(engine.generate(prompt, max_new_tokens=10), first)
+
+
+def test_a_pruned_decoder_is_skipped_in_original_indices(tiny):
+    prompt = ids(1, 7)
+    pruned = apply(tiny, Pruning(blocks=[1]))
+    both = Engine(tiny, max_len=32).generate(prompt, max_new_tokens=10, skip=[1, 3])
+    assert torch.equal(Engine(pruned, max_len=32).generate(prompt, max_new_tokens=10, skip=[3]), both)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(tiny, side: str):
+    lengths = [3, 11, 7]
+    rows = [ids(1, n, seed=n)[0] for n in lengths]
+    prompt, mask = torch.zeros(3, 11, dtype=torch.long), torch.zeros(3, 11, dtype=torch.long)
+    for b, row in enumerate(rows):
+        place = slice(11 - len(row), 11) if side == "left" else slice(0, len(row))
+        prompt[b, place], mask[b, place] = row, 1
+    engine = Engine(tiny, max_batch=3, max_len=40)
+    together = engine.generate(prompt, mask, max_new_tokens=12)
+    assert engine.lengths.tolist() == [n + 11 for n in lengths]
+    for b, row in enumerate(rows):
+        assert torch.equal(together[b : b + 1], engine.generate(row[None], max_new_tokens=12))
+    if side == "left":
+        assert torch.equal(together, greedy(to_transformers(tiny), prompt, 12, mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_as_near_to_float32_as_hugging_face(tiny, dtype: torch.dtype):
+    low = tiny.to(dtype)
+    exact_model, sequence = to_transformers(low.to(torch.float32)), ids(2, 20)
+    with torch.no_grad():
+        exact = exact_model(sequence).logits[:, -1]
+        theirs = to_transformers(low)(sequence).logits[:, -1].float()
+    engine = Engine(low, max_batch=2, max_len=20)
+    engine.prefill(sequence[:, :-1])
+    ours = engine.decode(sequence[:, -1])
+    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+
+
+def test_biases_and_tied_heads_run_too():
+    decoder = load("shape:hidden=32,blocks=2,heads=4,kv_heads=2,head_dim=8,ffn=33,vocab=60,tied=1")
+    mha = decoder.blocks[0].mha
+    biased = dataclasses.replace(
+        mha,
+        **{n: dataclasses.replace(getattr(mha, n), bias=torch.randn(getattr(mha, n).weight.shape[0])) for n in "qkvo"},
+    )
+    ffn = decoder.blocks[0].ffn
+    biased_ffn = dataclasses.replace(
+        ffn,
+        **{
+            n: dataclasses.replace(getattr(ffn, n), bias=torch.randn(getattr(ffn, n).weight.shape[0]))
+            for n in ("gate", "up", "down")
+        },
+    )
+    blocks = tuple(dataclasses.replace(b, mha=biased, ffn=biased_ffn) for b in decoder.blocks)
+    config = {**decoder.config, "attention_bias": True, "mlp_bias": True}
+    decoder = dataclasses.replace(decoder, blocks=blocks, config=config)
+    prompt = ids(2, 6, 60)
+    expected = greedy(to_transformers(decoder), prompt, 12)
+    assert torch.equal(Engine(decoder, max_batch=2, max_len=20).generate(prompt, max_new_tokens=12), expected)
+
+
+def test_after_a_sequence_ends_comes_padding_and_the_batch_stops_with_the_last(tiny):
+    engine, prompt = Engine(tiny, max_batch=2, max_len=40), ids(2, 5)
+    free = engine.generate(prompt, max_new_tokens=20)
+    stop = int(free[0, 3])
+    where = [(row == stop).nonzero()[:1].flatten().tolist() for row in free]
+    out = engine.generate(prompt, max_new_tokens=20, eos_token_id=stop)
+    for b in range(2):
+        end = where[b][0] if where[b] else 19
+        assert torch.equal(out[b, : end + 1], free[b, : end + 1])
+        assert (out[b, end + 1 :] == tiny.pad_token_id()).all()
+    assert out.shape[1] == max((w[0] if w else 19) for w in where) + 1
+
+
+def test_a_seed_reproduces_and_another_one_does_not(tiny):
+    engine, prompt = Engine(tiny, max_batch=2, max_len=40), ids(2, 5)
+    draw = [engine.generate(prompt, max_new_tokens=20, temperature=1.0, seed=s) for s in (7, 7, 8)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
+def test_the_largest_batch_runs(tiny):
+    prompt = ids(64, 3)
+    out = Engine(tiny, max_batch=64, max_len=8).generate(prompt, max_new_tokens=5)
+    alone = Engine(tiny, max_len=8)
+    assert torch.equal(out[:1], alone.generate(prompt[:1], max_new_tokens=5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (dict(max_batch=0), "max_batch: 0"),
+        (dict(max_batch=65), "max_batch: 65"),
+        (dict(max_len=0), "max_len: 0"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(tiny, make: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        Engine(tiny, **make)
+
+
+def test_a_length_beyond_a_changing_rope_is_refused(tiny):
+    rope = dataclasses.replace(tiny.rope, kind="dynamic", limit=16)
+    with pytest.raises(InputError, match=r"max_len: 17 given; up to 16 .* dynamic"):
+        Engine(dataclasses.replace(tiny, rope=rope), max_len=17)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(input_ids=torch.tensor([[131]])), "token id 131 given; 0 to 130"),
+        (dict(input_ids=torch.tensor([[-1]])), "token id -1"),
+        (dict(input_ids=torch.zeros(1, 0, dtype=torch.long)), "input_ids"),
+        (dict(input_ids=torch.zeros(3, dtype=torch.long)), "input_ids"),
+        (dict(input_ids=torch.zeros(1, 3)), "input_ids: torch.float32"),
+        (dict(input_ids=torch.ones(3, 4, dtype=torch.long)), "a batch of 3 given; up to 2"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), max_new_tokens=18), "21 tokens needed .* up to 20"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), max_new_tokens=0), "max_new_tokens: 0"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), skip=[7]), "block 7"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=-1.0), "temperature"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.ones(1, 3)), "attention_mask: shape"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.zeros(1, 4)), "all padding"),
+        (
+            dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.tensor([[1, 0, 1, 1]])),
+            "row 0 has a gap",
+        ),
+    ],
+)
+def test_bad_input_is_refused_with_its_value(tiny, call: dict, message: str):
+    engine = Engine(tiny, max_batch=2, max_len=20)
+    with pytest.raises(InputError, match=message):
+        engine.generate(**{"max_new_tokens": 4, **call})
+
+
+def test_decoding_past_the_cache_or_without_a_prompt_is_refused(tiny):
+    engine = Engine(tiny, max_len=4)
+    with pytest.raises(InputError, match="tokens: shape"):
+        engine.decode(torch.tensor([1]))
+    engine.prefill(ids(1, 4))
+    with pytest.raises(InputError, match="the cache is full: 4 tokens"):
+        engine.decode(torch.tensor([1]))
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("skip", [None, {"blocks": [5, 14], "mha": [4], "ffn": [17]}], ids=str)
+def test_smollm2_gives_hugging_face_tokens_for_64_steps_and_its_logits(smollm2, skip: dict | None):
+    prompt = smollm2.tokenizer()("The history of the bicycle begins", return_tensors="pt").input_ids
+    model = reference(smollm2, skip)
+    engine = Engine(smollm2, max_len=128)
+    tokens = engine.generate(prompt, max_new_tokens=64, skip=skip)
+    assert torch.equal(tokens, greedy(model, prompt, 64))
+    sequence = torch.cat([prompt, tokens], dim=1)
+    with torch.no_grad():
+        expected = model(sequence).logits[0]
+    logits = [engine.prefill(prompt, skip=skip)] + [engine.decode(tokens[:, i]) for i in range(64)]
+    torch.testing.assert_close(torch.cat(logits), expected[prompt.shape[1] - 1 :], atol=1e-3, rtol=0)

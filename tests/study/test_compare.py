@@ -1,0 +1,186 @@
+"""The comparison: what is refused before work, what the rows are, and that the results hold all that was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyprune.errors import InputError
+from pyprune.models import load
+from pyprune.study import compare as module
+from pyprune.study.compare import compare, needed_bytes, prompts_from, ratio_names
+from pyprune.study.protocols import Protocol
+from pyprune.study.table import table
+
+BRIEF = Protocol(
+    "brief", input_tokens=4, output_tokens=(2, 3), warmups=0, runs=2, evaluation_tokens=64, evaluation_window=32
+)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return compare(
+        "shape:tiny", ratios=["20%", 0.4], batches=[1, 3], protocol=BRIEF, dtype=torch.float32, samples=2, seq_len=16,
+        pad_multiple=8,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def no_loading(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model was loaded before the options were checked")
+
+    monkeypatch.setattr(module, "load", refuse)
+
+
+def test_rows_are_the_original_and_three_forms_for_each_ratio(comparison):
+    names = [row["name"] for row in comparison.results["rows"]]
+    assert names == [
+        "original", "depth 20%", "wanda-sp 20%", "wanda-sp 20%, padded", "depth 40%", "wanda-sp 40%",
+        "wanda-sp 40%, padded",
+    ]  # fmt: skip
+
+
+def test_width_matches_the_depth_rows_own_parameter_count(comparison):
+    rows = {row["name"]: row for row in comparison.results["rows"]}
+    for ratio in ("20%", "40%"):
+        depth, width = rows[f"depth {ratio}"]["parameters"], rows[f"wanda-sp {ratio}"]["parameters"]
+        assert abs(width - depth) <= 0.005 * depth
+
+
+def test_padding_changes_the_width_and_not_the_quality(comparison):
+    rows = {row["name"]: row for row in comparison.results["rows"]}
+    for ratio in ("20%", "40%"):
+        bare, padded = rows[f"wanda-sp {ratio}"], rows[f"wanda-sp {ratio}, padded"]
+        assert padded["ffn_width"] % 8 == 0
+        assert padded["ppl"] == pytest.approx(bare["ppl"], rel=1e-5)
+
+
+def test_depth_removes_the_blocks_that_the_scores_call_most_removable(comparison):
+    results = comparison.results
+    removed = next(row["pruning"]["blocks"] for row in results["rows"] if row["name"] == "depth 40%")
+    assert sorted(index for _, index in results["scores"]["order"][: len(removed)]) == removed
+
+
+def test_every_row_engine_batch_and_length_has_all_its_samples(comparison):
+    timings = comparison.results["timings"]
+    assert len(timings) == 7 * 2 * 2 * 2
+    assert {len(timing["seconds"]) for timing in timings} == {2}
+    assert {timing["engine"] for timing in timings} == {"hf", "pyprune"}
+    assert len(comparison.table()) == len(timings)
+
+
+def test_the_results_survive_json_and_hold_no_nan(comparison):
+    text = json.dumps(comparison.results, allow_nan=False)
+    assert table(json.loads(text)) == comparison.table()
+
+
+def test_saving_writes_the_whole_report(comparison, tmp_path):
+    comparison.save(tmp_path / "report")
+    names = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert names == ["figure1.png", "figure2.png", "index.html", "results.json", "table.csv"]
+
+
+def test_both_engines_give_as_many_tokens_as_asked_for():
+    decoder = load("shape:tiny")
+    prompts = torch.arange(8).view(2, 4)
+    # Hugging Face gives prompt and new tokens, the engine the new ones alone; greedy, so they are the same ones.
+    theirs = module.hugging_face(decoder)(prompts, 3)
+    assert theirs.shape == (2, 7)
+    assert torch.equal(module.ours(decoder, 2, 7)(prompts, 3), theirs[:, 4:])
+
+
+def test_an_end_token_does_not_cut_hugging_faces_run_short():
+    plain = load("shape:tiny")
+    prompts = torch.arange(8).view(2, 4)
+    first = int(module.hugging_face(plain)(prompts, 1)[0, 4])
+    ending = replace(plain, config={**plain.config, "eos_token_id": first}, generation_config={"eos_token_id": first})
+    assert module.hugging_face(ending)(prompts, 5).shape == (2, 9)
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratios": []}, "ratios none"),
+        ({"ratios": ["20%", 0.2]}, "ratios 20%, 20%"),
+        ({"ratios": ["6"]}, "ratio '6': a share"),
+        ({"ratios": ["120%"]}, "120%"),
+        ({"batches": []}, "batch none"),
+        ({"batches": [1, 1]}, "batch 1, 1"),
+        ({"batches": [0]}, "batch 0: 1 to 64"),
+        ({"batches": [65]}, "batch 65: 1 to 64"),
+        ({"protocol": "slow"}, "protocol 'slow'"),
+        ({"pad_multiple": 1}, "pad multiple 1"),
+        ({"samples": 0}, "samples 0"),
+        ({"text": "no/such/file"}, "no/such/file"),
+        ({"eval_text": "no/such/file"}, "no/such/file"),
+    ],
+)
+def test_bad_options_are_refused_before_the_model_is_loaded(options, message):
+    with pytest.raises(InputError, match=message):
+        compare("shape:tiny", **options)
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_a_taken_output_directory_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(InputError, match="not empty"):
+        compare("shape:tiny", out=tmp_path)
+
+
+def test_a_ratio_that_no_block_count_meets_is_refused_before_scoring(monkeypatch):
+    monkeypatch.setattr(module, "plan", None)
+    with pytest.raises(InputError, match="5"):
+        compare("shape:tiny", ratios=["5%"], protocol=BRIEF)
+
+
+def test_too_little_memory_is_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(module.machine, "available_memory", lambda: 12345)
+    needed = needed_bytes(load("shape:tiny"), 1, 8, BRIEF, torch.bfloat16)
+    with pytest.raises(InputError, match=f"needs about {needed} bytes more and 12345 are available"):
+        compare("shape:tiny", protocol=BRIEF)
+
+
+def test_needed_memory_grows_with_rows_batch_and_dtype_and_covers_the_narrowed_copies():
+    decoder = load("shape:tiny")
+    needed = needed_bytes(decoder, 1, 1, BRIEF, torch.float32)
+    assert needed >= 2 * decoder.parameters() * 4
+    assert needed_bytes(decoder, 2, 1, BRIEF, torch.float32) > needed
+    assert needed_bytes(decoder, 1, 64, BRIEF, torch.float32) > needed
+
+
+def test_a_context_too_short_for_the_protocol_is_refused():
+    shape = "shape:hidden=16,blocks=4,heads=2,kv_heads=1,head_dim=8,ffn=24,vocab=40"
+    with pytest.raises(InputError, match=r"a context of 2048 tokens; .* needs 3012"):
+        compare(shape, ratios=["20%"], protocol=replace(BRIEF, input_tokens=12, output_tokens=(3000,)))
+
+
+def test_prompts_follow_each_other_in_the_text():
+    assert prompts_from(torch.arange(12).view(3, 4), 2, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_a_text_too_short_for_the_prompts_is_refused_with_the_numbers():
+    with pytest.raises(InputError, match="has 12 tokens, and 3 prompts of 5 need 15"):
+        prompts_from(torch.arange(12).view(3, 4), 3, 5)
+
+
+def test_ratios_are_named_as_percentages_however_they_are_given():
+    assert ratio_names(["20%", 0.275, "0.3"]) == ["20%", "27.5%", "30%"]
+
+
+def test_the_command_that_is_published_reads_back_and_names_no_folders(comparison, tmp_path):
+    import shlex
+
+    from pyprune.cli_options import build_parser
+
+    words = shlex.split(comparison.results["command"].replace("brief", "quick"))
+    options = build_parser().parse_args(words[1:])
+    assert (options.model, options.ratios, options.batch) == ("shape:tiny", ["20%", "40%"], [1, 3])
+    assert (options.samples, options.seq_len, options.pad_to, options.dtype) == (2, 16, 8, "float32")
+    shown = module.command("m", comparison.results["settings"], BRIEF, tmp_path / "novels.txt", None)
+    assert "--text novels.txt" in shown
+    assert str(tmp_path) not in shown

@@ -1,0 +1,55 @@
+"""What is said of a machine: enough to read a number with, nothing that identifies it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+
+import pytest
+
+from pyprune.study import machine
+
+
+def test_the_description_is_json_without_paths_or_the_host_name():
+    text = json.dumps(machine.describe())
+    assert os.getcwd() not in text
+    assert os.path.expanduser("~") + "/" not in text
+    if len(platform.node()) > 3:
+        assert f'"{platform.node()}"' not in text
+
+
+def test_versions_of_torch_and_numpy_are_those_imported():
+    import numpy
+    import torch
+
+    versions = machine.describe()["versions"]
+    assert versions["numpy"] == numpy.__version__
+    assert torch.__version__.startswith(versions["torch"].split("+")[0])
+
+
+def test_available_memory_is_not_more_than_the_machine_has():
+    available, total = machine.available_memory(), machine.describe()["memory_bytes"]
+    if available is None or total is None:
+        pytest.skip("this system does not tell its memory")
+    assert 0 < available <= total
+
+
+def test_the_commit_is_that_of_the_checkout_and_marks_changed_files(tmp_path):
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    (tmp_path / "pyprune").mkdir()
+    (tmp_path / "file").write_text("one")
+    assert machine.commit(tmp_path / "pyprune") is None
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "HEAD").strip()
+    assert machine.commit(tmp_path / "pyprune") == head
+    (tmp_path / "file").write_text("two")
+    assert machine.commit(tmp_path / "pyprune") == f"{head}-dirty"

@@ -1,0 +1,191 @@
+"""Everything drawn from the results alone: table, CSV, JSON, figures, page, terminal, sentences."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import struct
+
+import pytest
+
+from pyprune.errors import InputError
+from pyprune.study.findings import findings
+from pyprune.study.page import page
+from pyprune.study.report import render, terminal
+from pyprune.study.table import COLUMNS, table
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def line_of(results, row, engine="hf", batch=1):
+    return next(line for line in table(results) if (line["row"], line["engine"], line["batch"]) == (row, engine, batch))
+
+
+def test_the_table_pairs_speedups_by_round_and_predicts_them_by_bytes(results):
+    # Wanda-sp: 1/1.25, 1.1/1.1, 0.9/1.0 paired by round.
+    line = line_of(results, "wanda-sp 20%")
+    assert line["speedup"] == pytest.approx(0.9)
+    assert line["speedup_q1"] == pytest.approx(0.85)
+    assert line["speedup_q3"] == pytest.approx(0.95)
+    assert line["speedup_by_bytes"] == pytest.approx(2000 / 1602)
+    assert line["latency_s"] == 1.1
+    assert line["latency_mean_s"] == pytest.approx((1.25 + 1.1 + 1.0) / 3)
+
+
+def test_throughput_is_all_new_tokens_of_the_batch_over_its_latency(results):
+    assert line_of(results, "original", batch=8)["tokens_per_s"] == pytest.approx(8 * 16 / 4.0)
+
+
+def test_pyprune_is_compared_with_hf_on_the_same_row(results):
+    assert line_of(results, "depth 20%", "pyprune")["pyprune_vs_hf"] == pytest.approx(2.0)
+    assert line_of(results, "depth 20%", "hf")["pyprune_vs_hf"] is None
+
+
+def test_the_directory_holds_all_raw_samples_and_the_csv_has_one_line_a_timing(results, tmp_path):
+    render(results, tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "results.json").read_text("utf-8")) == results
+    with (tmp_path / "report" / "table.csv").open(encoding="utf-8", newline="") as source:
+        rows = list(csv.DictReader(source))
+    assert len(rows) == len(results["timings"]) == 16
+    assert tuple(rows[0]) == COLUMNS
+    assert float(rows[2]["speedup"]) == pytest.approx(0.9)
+    assert rows[0]["ratio"] == ""
+
+
+def test_the_figures_are_png_files_of_readable_size(results, tmp_path):
+    render(results, tmp_path / "report")
+    for name in ("figure1.png", "figure2.png"):
+        data = (tmp_path / "report" / name).read_bytes()
+        assert data.startswith(PNG)
+        width, height = struct.unpack(">II", data[16:24])
+        assert width >= 800
+        assert height >= 400
+
+
+def test_a_pruned_row_without_finite_perplexity_is_said_and_left_out_of_the_figure(results, tmp_path):
+    for row in results["rows"]:
+        row["ppl"] = None
+    render(results, tmp_path / "report")
+    assert "not finite" in (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "The perplexity of depth 20% is not finite." in findings(results)
+
+
+def test_figures_and_page_do_with_several_ratios_and_output_lengths(results, tmp_path):
+    for row in results["rows"][1:4]:
+        results["rows"].append({**row, "name": row["name"].replace("20%", "35%"), "ratio": "35%"})
+    for timing in list(results["timings"]):
+        if timing["row"] != "original":
+            results["timings"].append({**timing, "row": timing["row"].replace("20%", "35%")})
+    results["timings"] += [{**timing, "output_tokens": 32} for timing in list(results["timings"])]
+    render(results, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "depth 35%" in text
+    height = struct.unpack(">I", (tmp_path / "report" / "figure1.png").read_bytes()[20:24])[0]
+    assert height > 900  # one line of panels for each ratio
+
+
+def test_the_page_is_self_contained(results, tmp_path):
+    render(results, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert all(value.startswith("data:") for value in re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]*)""", text))
+    assert "url(" not in text
+    assert "<script" not in text
+    assert "http" not in text
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert len(images) == 2
+    for image, name in zip(images, ("figure1.png", "figure2.png"), strict=True):
+        assert base64.b64decode(image, validate=True) == (tmp_path / "report" / name).read_bytes()
+
+
+def test_text_from_the_results_is_escaped(results):
+    results["command"] = "pyprune compare '<script>alert(1)</script>'"
+    results["machine"]["cpu"] = "A & B <i>"
+    text = page(results, {})
+    assert "model &lt;b&gt;&amp;" in text
+    assert "<script>" not in text
+    assert "A &amp; B &lt;i&gt;" in text
+
+
+def test_a_taken_directory_is_refused_and_left_as_it_was(results, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="not empty"):
+        render(results, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_results_of_another_format_are_refused(results, tmp_path):
+    with pytest.raises(InputError, match="'other/2'"):
+        render({**results, "format": "other/2"}, tmp_path / "report")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_while_writing_leaves_nothing_behind(results, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyprune.study.report.write_csv", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        render(results, tmp_path / "report")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_terminal_line_is_wider_than_100_columns_and_no_number_is_cut(results):
+    from rich.console import Console
+
+    for row in results["rows"]:
+        row.update(parameters=13_015_864_320, bytes_per_token=25_704_038_400, ppl=123456.78)
+    target = io.StringIO()
+    console = Console(file=target, width=100)
+    for part in terminal(results):
+        console.print(part)
+    text = target.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "…" not in text
+    assert "13015.86" in text
+    assert "25704.04" in text
+    assert "1.23e+05" in text
+    assert "wanda-sp 20%, padded" in text
+
+
+def test_the_sample_count_and_the_spread_are_stated(results):
+    sentence = findings(results)[0]
+    assert "median of 3 interleaved runs after 1 warm-up" in sentence
+    assert "1.38 (wanda-sp 20%, padded, hf, batch 1, 16 new tokens)" in sentence
+    assert "cannot tell small differences apart" in sentence
+
+
+def test_slower_width_is_reported_as_the_paper_found_it(results):
+    text = " ".join(findings(results))
+    assert (
+        "wanda-sp 20% under hf: 0.90x to 0.90x measured, 1.25x by bytes. Of 2 settings, against the original: " in text
+    )
+    assert "slower in 2; against what the bytes predict: below in 2." in text
+    assert "under hf on this machine: of 2 settings, Wanda-sp is slower than the original in 2, faster in 0" in text
+
+
+def test_faster_width_is_reported_as_faster_though_the_paper_found_otherwise(results):
+    for timing in results["timings"]:
+        if timing["row"] == "wanda-sp 20%":
+            timing["seconds"] = [second / 2 for second in timing["seconds"]]
+    text = " ".join(findings(results))
+    assert "wanda-sp 20% under hf: 1.80x to 1.80x measured" in text
+    assert "faster in 2; against what the bytes predict: above in 2." in text
+    assert "Under hf this machine does not show the paper's GPU result" in text
+
+
+def test_a_difference_within_the_quartiles_is_called_undecided(results):
+    # Padded: ratios 1.25, 1.0, 0.9 have quartiles on both sides of 1.
+    assert (
+        "padded under hf: 1.00x to 1.00x measured, 1.24x by bytes. Of 2 settings, against the original: undecided"
+        in " ".join(findings(results))
+    )
+
+
+def test_the_lowest_perplexity_of_a_ratio_is_named_and_the_original_is_no_competitor(results):
+    assert any(
+        s.startswith("At 20%, depth 20% has the lowest perplexity on the held-out text, 14.00")
+        for s in findings(results)
+    )
