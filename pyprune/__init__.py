@@ -7,11 +7,18 @@ smaller = pyprune.apply(decoder, pruning)
 tokens = pyprune.Engine(decoder, max_batch=1, max_len=64).generate(input_ids, max_new_tokens=16, skip=pruning)
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pyprune.errors import InputError, NativeLibraryWarning
-from pyprune.models import Decoder, load, to_transformers
-from pyprune.pruning import Pruning, apply, depth, pad, width
-from pyprune.runtime import Engine
-from pyprune.scoring import Scores, perplexity, score
+
+if TYPE_CHECKING:
+    from pyprune.models import Decoder, load, to_transformers
+    from pyprune.pruning import Pruning, apply, depth, pad, width
+    from pyprune.runtime import Engine
+    from pyprune.scoring import Scores, perplexity, score
 
 __version__ = "0.1.0"
 
@@ -31,3 +38,24 @@ __all__ = [
     "to_transformers",
     "width",
 ]
+
+# Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
+_ROOMS = {
+    "models": ("Decoder", "load", "to_transformers"),
+    "pruning": ("Pruning", "apply", "depth", "pad", "width"),
+    "runtime": ("Engine",),
+    "scoring": ("Scores", "perplexity", "score"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"pyprune.{room}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'pyprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

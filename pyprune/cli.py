@@ -126,7 +126,8 @@ def prune(options: argparse.Namespace) -> None:
             unit = options.unit or "block"
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
-            pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
+            rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
+            _require_savable(pruning.apply(decoder, rehearsed | padding))
             if ranked is None:
                 ranked = _scores(options, decoder.to(dtype=_torch_dtype("float32")), unit, bar)
             chosen = pruning.depth(ranked, decoder, **limits)
@@ -240,6 +241,13 @@ def _rehearsal(decoder: Any, unit: str) -> Any:
 
     indices = [block.index for block in decoder.blocks if unit == "block" or getattr(block, unit) is not None]
     return Scores(decoder.name, "rehearsal", unit, None, [(unit, index) for index in indices], [0.0] * len(indices))
+
+
+def _require_savable(decoder: Any) -> None:
+    """Raise InputError now when a checkpoint cannot express the decoder."""
+    from pyprune.models.families import family_of
+
+    family_of(decoder.config["model_type"], decoder.name).plain_config(decoder)
 
 
 def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:

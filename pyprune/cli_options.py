@@ -120,7 +120,11 @@ def _add_prune(commands: Any) -> None:
         metavar="P%",
         help="narrow every block's FFN and heads by Wanda-sp to the size of the depth row of P%%",
     )
-    _add_unit(parser, "what --depth and --blocks remove: a block, or only its attention or FFN half")
+    _add_unit(
+        parser,
+        "what --depth and --blocks remove; a model that lacks single halves cannot be saved yet (see generate "
+        "--skip-mha)",
+    )
     parser.add_argument(
         "--protect",
         metavar="WHICH",

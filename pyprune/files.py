@@ -49,7 +49,8 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
         yield scratch
-        _permissions_by_umask(scratch, 0o777)
+        for entry in (scratch, *scratch.rglob("*")):  # some writers (safetensors) make private files
+            _permissions_by_umask(entry, 0o777 if entry.is_dir() else 0o666)
         if target.is_dir():
             target.rmdir()
         os.replace(scratch, target)

