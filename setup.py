@@ -1,7 +1,7 @@
 """Builds the native CPU library with CMake and ninja; everything else is in pyproject.toml.
 
 The build uses the torch that is installed, so it runs without isolation: pip install --no-build-isolation -e .
-Without a C++ compiler the package installs without its kernels and says so. PYPRUNE_NATIVE=0 leaves them out on purpose.
+Without a C++ compiler the package installs without its kernels and says so; PYPRUNE_NATIVE=0 leaves them out.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class BuildWithCMake(build_ext):
         missing = [name for name, found in (("a C++ compiler", compiler()), ("cmake", tool("cmake"))) if not found]
         if missing:
             print(
-                f"pyprune: WARNING: {' and '.join(missing)} not found, so the kernels are not built and plain PyTorch runs "
-                "instead, slowly. Install g++ (and: pip install cmake ninja), then install pyprune again.",
+                f"pyprune: WARNING: {' and '.join(missing)} not found, so the kernels are not built and plain PyTorch "
+                "runs instead, slowly. Install g++ (and: pip install cmake ninja), then install pyprune again.",
                 file=sys.stderr,
             )
             return

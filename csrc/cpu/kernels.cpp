@@ -281,6 +281,15 @@ void rotate(float* a, float* b, const float* cos, const float* sin, int64_t n) {
   });
 }
 
+float highest_of(const float* x, int64_t n, float start) {
+  Vec highest = Vec::all(start);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) highest = Vec::max(highest, Vec::load(x + i));
+  float top = highest.maximum();
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
 // ---- attention over a stretch of the cache --------------------------------------------------------------------------
 
 // out[m] += sum_l weight[m][l] * value[l], MT queries at a time so that each value is converted once for all of them.
@@ -308,8 +317,7 @@ void attend(const Const& keys, const Const& values, int64_t length, int64_t head
   for (int64_t m = 0; m < m_count; ++m) {
     float* row = score + m * length;
     const int64_t seen = limit[m] < 0 ? 0 : limit[m] < length ? limit[m] : length;
-    float highest = -__builtin_inff();
-    for (int64_t l = 0; l < seen; ++l) highest = row[l] > highest ? row[l] : highest;
+    const float highest = highest_of(row, seen, -__builtin_inff());
     Vec total = Vec::zero();
     each(seen, [&](int64_t l, int64_t left) {
       const Vec e = exp(load_some(row + l, left) - Vec::all(highest));
@@ -333,13 +341,10 @@ void attend(const Const& keys, const Const& values, int64_t length, int64_t head
 }
 
 void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
-  Vec highest = Vec::all(*maximum);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) highest = Vec::max(highest, Vec::load(logits + i));
-  float top = highest.maximum();
-  for (; i < n; ++i) top = logits[i] > top ? logits[i] : top;
+  const float top = highest_of(logits, n, *maximum);
   Vec total = Vec::zero();
-  for (i = 0; i + kLanes <= n; i += kLanes) total = total + exp(Vec::load(logits + i) - Vec::all(top));
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) total = total + exp(Vec::load(logits + i) - Vec::all(top));
   float rest = 0.0f;
   if (i < n) {
     float part[kLanes];

@@ -1,4 +1,4 @@
-"""Operators: one contract each (`contracts`), a plain definition (`definitions`), and kernels (`native`: C++ for CPUs)."""
+"""Operators: a contract each (`contracts`), a plain definition (`definitions`), kernels (`native`: C++ for CPUs)."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
 `...` any leading dimensions. Common to all operators:
 
 * Weights are `[out, in]`, float32, bfloat16 or float16; rows may lie further apart than their length (padded strides).
-* Activations are float32 or the weights' dtype; results have the dtype of the activations unless said otherwise.
+* Activations are float32 or the weights' dtype; results have the activations' dtype unless said otherwise.
 * Any size is allowed; products are accumulated in float32. One row is as good as many: for few rows (up to 64) the
   weights are streamed once through fused kernels, for many rows the products are torch's own GEMM.
 * `skip` is a bool vector with one flag a unit (a block's half, say) and `unit` the index of this one. Where the flag is
-  set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and leave caches alone.
+  set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and touch no cache.
 * A wrong shape, dtype, device or index is a RuntimeError that names the argument and what is expected.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 SCHEMAS = {
-    # x [B, T, H] -> RMSNorm (norm [H]) -> q [N*D, H], k and v [G*D, H] (+ biases) -> q/k-norm [D] where given -> RoPE with
-    # cos, sin [P, D/2] float32 at positions [B, T] int64 -> k and v written to the caches [B', G, L, D] (B' >= B) at
-    # [b, :, positions[b, t]]. Gives q [B, T, N, D].
+    # x [B, T, H] -> RMSNorm (norm [H]) -> q [N*D, H], k and v [G*D, H] (+ biases) -> q/k-norm [D] where given -> RoPE
+    # with cos, sin [P, D/2] float32 at positions [B, T] int64 -> k and v written to the caches [B', G, L, D] (B' >= B)
+    # at [b, :, positions[b, t]]. Gives q [B, T, N, D].
     "norm_qkv_rope": "(Tensor x, Tensor norm, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
     "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor? q_norm, Tensor? k_norm, Tensor cos, Tensor sin, "
     "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? skip=None, int unit=0) -> Tensor",
@@ -29,7 +29,8 @@ SCHEMAS = {
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, float scale, Tensor? skip=None, "
     "int unit=0) -> Tensor",
     # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.
-    "linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, int unit=0) -> Tensor",
+    "linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, "
+    "int unit=0) -> Tensor",
     # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F].
     "norm_gate_up": "(Tensor x, Tensor norm, float eps, Tensor gate, Tensor up, Tensor? gate_bias, Tensor? up_bias, "
     "Tensor? skip=None, int unit=0) -> Tensor",
@@ -53,9 +54,10 @@ for _name, _schema in SCHEMAS.items():
 
 @torch.library.register_fake("pyprune::norm_qkv_rope")
 def _(
-    x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, q_bias: Tensor | None,
-    k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None, cos: Tensor, sin: Tensor,
-    positions: Tensor, k_cache: Tensor, v_cache: Tensor, skip: Tensor | None = None, unit: int = 0,
+    x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
+    q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
+    cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    skip: Tensor | None = None, unit: int = 0,
 ) -> Tensor:  # fmt: skip
     head_dim = k_cache.shape[3]
     return x.new_empty(x.shape[0], x.shape[1], q_weight.shape[0] // head_dim, head_dim)
@@ -96,8 +98,8 @@ def _(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None =
 
 @torch.library.register_fake("pyprune::linear_cross_entropy")
 def _(
-    x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0, bias: Tensor | None = None,
-    ignore_index: int = -100,
+    x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0,
+    bias: Tensor | None = None, ignore_index: int = -100,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(targets.shape, dtype=torch.float32)
 

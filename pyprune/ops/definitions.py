@@ -1,7 +1,7 @@
 """Each operator in plain PyTorch: what tests compare with, and what runs where nothing faster can.
 
-Written to be read. float64 inputs are computed in float64 throughout; any other dtype as Hugging Face's Llama computes it:
-norms and rotations in float32, products in the weights' dtype.
+Written to be read. float64 inputs are computed in float64 throughout; any other dtype as Hugging Face's Llama computes
+it: norms and rotations in float32, products in the weights' dtype.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor 
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0, bias: Tensor | None = None,
-    ignore_index: int = -100,
+    x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0,
+    bias: Tensor | None = None, ignore_index: int = -100,
 ) -> Tensor:  # fmt: skip
     h = x if norm is None else rms_norm(x, norm, eps)
     h, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)

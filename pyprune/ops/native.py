@@ -1,7 +1,7 @@
 """The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
 
-`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library unloaded,
-so that the plain definitions run.
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library
+unloaded, so that the plain definitions run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 from pyprune.errors import InputError, NativeLibraryWarning
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cpu.so"
-REMEDY = "install a C++ compiler (Debian, Ubuntu: apt install g++), then: pip install --no-build-isolation --force-reinstall --no-deps ."
+REMEDY = (
+    "install a C++ compiler (Debian, Ubuntu: apt install g++), then: "
+    "pip install --no-build-isolation --force-reinstall --no-deps -e ."
+)
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt

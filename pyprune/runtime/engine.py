@@ -1,7 +1,8 @@
 """The block-skipping engine: one resident model, any blocks or halves left out at run time.
 
-Sequences of a batch are independent: sequence b fills cache rows 0 .. length[b]-1 without gaps, whatever padding it came
-with, and its next token goes to row length[b]. So the same kernels serve ragged batches, and no padding is ever attended.
+Sequences of a batch are independent: sequence b fills cache rows 0 .. length[b]-1 without gaps, whatever padding it
+came with, and its next token goes to row length[b]. So the same kernels serve ragged batches, and no padding is ever
+attended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
+from pyprune.runtime.inputs import check_ids, without_padding
 from pyprune.runtime.sampling import Sampling
 from pyprune.runtime.sequence import embed
 from pyprune.runtime.skip import Plan, Skip, plan
@@ -66,14 +68,13 @@ class Engine:
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None, skip: Skip = None) -> Tensor:
-        """Start a batch of sequences: fill the cache from `input_ids [B, T]` and give the logits `[B, V]`, float32, of each
-        sequence's next token.
+        """Start a batch of sequences: fill the cache from `input_ids [B, T]` and give each next token's logits.
 
-        attention_mask `[B, T]`: 1 for tokens, 0 for padding on the left or the right. skip: blocks to leave out, fixed until
-        the next prefill (a cache written under one mask is of no use under another). InputError for ids outside the
-        vocabulary, an empty prompt, a batch or length beyond the engine's.
+        Gives `[B, V]`, float32. attention_mask `[B, T]`: 1 for tokens, 0 for padding on the left or the right. skip:
+        blocks to leave out, fixed until the next prefill (a cache written under one mask is of no use under another).
+        InputError for ids outside the vocabulary, an empty prompt, a batch or length beyond the engine's.
         """
-        ids, lengths = _without_padding(input_ids, attention_mask)
+        ids, lengths = without_padding(input_ids, attention_mask)
         batch, tokens = ids.shape
         self._check(ids, tokens)
         self._plan = plan(self.decoder, skip)
@@ -84,7 +85,7 @@ class Engine:
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Append one token `[B]` to each sequence of the current batch and give the logits `[B, V]`, float32, of the next."""
+        """Append one token `[B]` to each sequence of the current batch and give the next logits `[B, V]`, float32."""
         if tokens.shape != self._lengths.shape or not len(tokens):
             raise InputError(
                 f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
@@ -120,7 +121,7 @@ class Engine:
         if seed is not None:
             generator = torch.Generator(self.decoder.device).manual_seed(seed)
         stops = _stop_ids(eos_token_id, self.decoder.device)
-        ids, _ = _without_padding(input_ids, attention_mask)
+        ids, _ = without_padding(input_ids, attention_mask)
         self._check(ids, ids.shape[1] + max_new_tokens - 1)
 
         logits = self.prefill(input_ids, attention_mask, skip)
@@ -183,47 +184,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tenso
     return context.transpose(1, 2).contiguous()
 
 
-def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """InputError when a token id lies outside the vocabulary, or when ids are not whole numbers in `[B, T]`."""
-    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise InputError(f"input_ids: {ids.dtype} {list(ids.shape)} given; integers [batch, tokens] are accepted")
-    if not ids.numel():
-        raise InputError(f"input_ids: shape {list(ids.shape)} given; at least one token is expected")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        raise InputError(f"input_ids: token id {low if low < 0 else high} given; 0 to {vocab_size - 1} are accepted")
-
-
 def _stop_ids(eos_token_id: int | Iterable[int] | None, device: torch.device) -> Tensor | None:
     if eos_token_id is None:
         return None
     values = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     return torch.tensor(values, dtype=torch.int64, device=device) if values else None
-
-
-def _without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Ids `[B, T]` moved to the left, so that sequence b is `[b, :lengths[b]]`, and the lengths `[B]`.
-
-    What lies behind a sequence is never attended: causal attention hides it, and decoding overwrites it.
-    """
-    if input_ids.dim() != 2 or not input_ids.numel():
-        raise InputError(f"input_ids: shape {list(input_ids.shape)} given; [batch, tokens], not empty, is accepted")
-    batch, tokens = input_ids.shape
-    if attention_mask is None:
-        return input_ids, torch.full((batch,), tokens, device=input_ids.device)
-    if attention_mask.shape != input_ids.shape:
-        raise InputError(
-            f"attention_mask: shape {list(attention_mask.shape)} given; that of input_ids, {[batch, tokens]}, is accepted"
-        )
-    mask = attention_mask.to(input_ids.device) != 0
-    lengths = mask.sum(1)
-    if int(lengths.min()) == 0:
-        raise InputError(f"attention_mask: row {int(lengths.argmin())} is all padding; at least one token is expected")
-    first = mask.int().argmax(1)
-    place = torch.arange(tokens, device=input_ids.device)
-    whole = (place >= first[:, None]) & (place < (first + lengths)[:, None])
-    if not bool((whole == mask).all()):
-        row = int((whole != mask).any(1).int().argmax())
-        raise InputError(f"attention_mask: row {row} has a gap; padding is accepted on the left and on the right only")
-    moved = input_ids.gather(1, (place + first[:, None]).clamp(max=tokens - 1))
-    return moved[:, : int(lengths.max())].contiguous(), lengths

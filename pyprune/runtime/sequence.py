@@ -1,7 +1,7 @@
 """Whole sequences through a decoder: what scoring, calibration, evaluation and prefill are made of.
 
-x is `[N, T, hidden]`: N sequences of T tokens at positions 0 .. T-1, causal. On CPUs activations are float32 whatever the
-weights' dtype; elsewhere they have the weights' dtype.
+x is `[N, T, hidden]`: N sequences of T tokens at positions 0 .. T-1, causal. On CPUs activations are float32 whatever
+the weights' dtype; elsewhere they have the weights' dtype.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
 def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
     """Input of the output projection, `[N, T, heads*head_dim]`: softmax(q k^T / sqrt(head_dim)) v, heads side by side.
 
-    cos, sin: `[>= T, head_dim/2]` (`Rope.tables`). mask: bool `[N, T]`, False where a token is padding and not to be seen.
+    cos, sin: `[>= T, head_dim/2]` (`Rope.tables`). mask: bool `[N, T]`, False where a token is padding, not to be seen.
     """
     batch, tokens, _ = x.shape
     keys = x.new_empty(batch, mha.kv_heads, tokens, mha.head_dim)

@@ -30,8 +30,8 @@ class Plan:
 def plan(decoder: Decoder, skip: Skip = None) -> Plan:
     """Turn `skip` (original indices: block indices, a `Pruning`, or {"blocks", "mha", "ffn"}) into a Plan.
 
-    A half that the decoder no longer has is simply left out. InputError: an index outside the original model, an unknown
-    key, a pruning that also narrows widths, or nothing left to run.
+    A half that the decoder no longer has is simply left out. InputError: an index outside the original model, an
+    unknown key, a pruning that also narrows widths, or nothing left to run.
     """
     blocks, mha, ffn = _sets(skip)
     count = decoder.original_blocks

@@ -1,9 +1,9 @@
 """Perplexity of one decoder, and of every "decoder without unit n" at once.
 
-The paper's criterion (Shortened LLaMA, section 3.1, PPL) runs the whole model once for each unit that might go. Here all of
-them go together, in layer-major order: at block j one batch holds the unpruned states and those of every candidate whose
-unit lies before j (the others still equal the unpruned ones, so their prefixes are shared). Every block's weights are read
-once, and the head's logits are summed tile by tile without being stored.
+The paper's criterion (Shortened LLaMA, section 3.1, PPL) runs the whole model once for each unit that might go. Here
+all of them go together, in layer-major order: at block j one batch holds the unpruned states and those of every
+candidate whose unit lies before j (the others still equal the unpruned ones, so their prefixes are shared). Every
+block's weights are read once, and the head's logits are summed tile by tile without being stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
-from pyprune.runtime.engine import check_ids
+from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.runtime.sequence import add_ffn, add_mha, embed, run_block
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.scores import UNITS, Scores
@@ -49,7 +49,7 @@ def score(
     calibration: the fingerprint to keep with the result (made from `input_ids` when None). progress: called with
     (steps done, steps in all). Equal to one forward pass per removed unit within float32 rounding.
 
-    Raises InputError for an unknown criterion or unit, ids outside the vocabulary, samples without a predicted position.
+    Raises InputError for an unknown criterion or unit, ids outside the vocabulary, or no predicted position.
     Source: Shortened LLaMA, section 3.1, perplexity: exp(mean negative log-likelihood over all predicted positions).
     """
     if criterion != "ppl":
@@ -107,7 +107,7 @@ def perplexity(
 def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     """The mask as bool `[S, T]` or None; InputError for samples that cannot be scored."""
     check_ids(input_ids, decoder.vocab_size)
-    samples, tokens = input_ids.shape
+    tokens = input_ids.shape[1]
     if tokens < 2:
         raise InputError(f"input_ids: {tokens} token a sample given; at least 2 are needed to predict one")
     limit = decoder.rope.limit
@@ -117,11 +117,7 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
         )
     if attention_mask is None:
         return None
-    if attention_mask.shape != input_ids.shape:
-        raise InputError(
-            f"attention_mask: shape {list(attention_mask.shape)} given; that of input_ids, {[samples, tokens]}, is accepted"
-        )
-    mask = attention_mask != 0
+    mask = bool_mask(input_ids, attention_mask)
     if not bool((mask[:, 1:] & mask[:, :-1]).any()):
         raise InputError("attention_mask: no token follows another one; at least one predicted position is needed")
     return mask

@@ -1,0 +1,53 @@
+"""Token ids and attention masks as users hand them in: what is accepted, and the form in which the rest works."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyprune.errors import InputError
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """InputError when a token id lies outside the vocabulary, or when ids are not whole numbers in `[B, T]`."""
+    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(f"input_ids: {ids.dtype} {list(ids.shape)} given; integers [batch, tokens] are accepted")
+    if not ids.numel():
+        raise InputError(f"input_ids: shape {list(ids.shape)} given; at least one token is expected")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise InputError(f"input_ids: token id {low if low < 0 else high} given; 0 to {vocab_size - 1} are accepted")
+
+
+def bool_mask(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The mask as bool, on the ids' device; InputError when its shape is not that of the ids."""
+    if attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask: shape {list(attention_mask.shape)} given; "
+            f"that of input_ids, {list(input_ids.shape)}, is accepted"
+        )
+    return attention_mask.to(input_ids.device) != 0
+
+
+def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Ids `[B, T]` moved to the left, so that sequence b is `[b, :lengths[b]]`, and the lengths `[B]`.
+
+    What lies behind a sequence is never attended: causal attention hides it, and decoding overwrites it.
+    """
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise InputError(f"input_ids: shape {list(input_ids.shape)} given; [batch, tokens], not empty, is accepted")
+    batch, tokens = input_ids.shape
+    if attention_mask is None:
+        return input_ids, torch.full((batch,), tokens, device=input_ids.device)
+    mask = bool_mask(input_ids, attention_mask)
+    lengths = mask.sum(1)
+    if int(lengths.min()) == 0:
+        raise InputError(f"attention_mask: row {int(lengths.argmin())} is all padding; at least one token is expected")
+    first = mask.int().argmax(1)
+    place = torch.arange(tokens, device=input_ids.device)
+    whole = (place >= first[:, None]) & (place < (first + lengths)[:, None])
+    if not bool((whole == mask).all()):
+        row = int((whole != mask).any(1).int().argmax())
+        raise InputError(f"attention_mask: row {row} has a gap; padding is accepted on the left and on the right only")
+    moved = input_ids.gather(1, (place + first[:, None]).clamp(max=tokens - 1))
+    return moved[:, : int(lengths.max())].contiguous(), lengths
