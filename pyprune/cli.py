@@ -51,21 +51,22 @@ def doctor(options: argparse.Namespace) -> None:
     """Say what pyprune runs on here, and what is missing."""
     from pyprune.models.demo import DEMO_MODEL, demo_model_path
     from pyprune.ops import native
+    from pyprune.runtime import memory
     from pyprune.scoring.calibration import require_text
     from pyprune.study import machine
     from pyprune.study.page import machine_cells
 
     found = {
         "machine": machine.describe(),
-        "available_memory_bytes": machine.available_memory(),
+        "available_memory_bytes": memory.available(),
         "native": native.report(),
         "demonstration": {"model": _present(demo_model_path), "texts": _present(lambda: require_text(None))},
     }
     if options.json:
         return print_json(found)
     lines = machine_cells(found["machine"])
-    memory = found["available_memory_bytes"]
-    lines.append(["free memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"])
+    free = found["available_memory_bytes"]
+    lines.append(["free memory", "unknown" if free is None else f"{free / 2**30:.1f} GiB"])
     native_facts = {name: value for name, value in found["native"].items() if value is not None}
     lines += [[f"native: {name.replace('_', ' ')}", shown(value)] for name, value in native_facts.items()]
     lines.append([f"model {DEMO_MODEL}", found["demonstration"]["model"] or "installed"])

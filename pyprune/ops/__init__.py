@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pyprune.ops import contracts, definitions, native
+from pyprune.ops import contracts, definitions, gpu, native
 
 native.load()
+gpu.choose()
 
 norm_qkv_rope = torch.ops.pyprune.norm_qkv_rope.default
 decode_attention = torch.ops.pyprune.decode_attention.default
@@ -20,6 +21,7 @@ __all__ = [
     "contracts",
     "decode_attention",
     "definitions",
+    "gpu",
     "linear_cross_entropy",
     "linear_residual",
     "native",

@@ -16,12 +16,14 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
+from pyprune.runtime.graph import StepGraph, record_cuda_graph
 from pyprune.runtime.inputs import check_ids, without_padding
 from pyprune.runtime.sampling import Sampling
 from pyprune.runtime.sequence import embed
 from pyprune.runtime.skip import Plan, Skip, plan
 
 MAX_BATCH = 64
+MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size and mask
 FEW_TOKENS = 16  # up to this many query tokens attend through `decode_attention`; beyond it torch's SDPA is faster
 
 
@@ -53,7 +55,13 @@ class Engine:
         self.cos, self.sin = decoder.rope.tables(max_len)
         self._caches = [None if b.mha is None else self._new_cache(b.mha) for b in decoder.blocks]
         self._plan = plan(decoder)
-        self._lengths = torch.zeros(0, dtype=torch.int64, device=decoder.device)
+        self._record = record_cuda_graph if decoder.device.type == "cuda" and ops.gpu.recordable() else None
+        self._graphs: dict[tuple[int, Plan], StepGraph] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lengths = torch.zeros(0, dtype=torch.int64, device=self.decoder.device)
+        self._longest = 0  # the greatest of them, on the host: a decode step never waits for the device
 
     def _new_cache(self, mha: MHA) -> tuple[Tensor, Tensor]:
         # Memory that no sequence reaches is never touched, so the operating system never provides it.
@@ -77,10 +85,12 @@ class Engine:
         ids, lengths = without_padding(input_ids, attention_mask)
         batch, tokens = ids.shape
         self._check(ids, tokens)
-        self._plan = plan(self.decoder, skip)
+        current = plan(self.decoder, skip)
+        self._forget()  # if the rest fails, there is no batch to go on with
+        self._plan = current
         positions = torch.arange(tokens, device=self.decoder.device).expand(batch, tokens).contiguous()
         x = self._blocks(embed(self.decoder, ids), positions)
-        self._lengths = lengths.to(self.decoder.device)
+        self._lengths, self._longest = lengths.to(self.decoder.device), tokens
         return self._logits(x[torch.arange(batch, device=x.device), self._lengths - 1])
 
     @torch.inference_mode()
@@ -90,11 +100,34 @@ class Engine:
             raise InputError(
                 f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
             )
-        if int(self._lengths.max()) >= self.max_len:
+        check_ids(tokens.unsqueeze(1), self.decoder.vocab_size)
+        return self._advance(tokens)
+
+    @torch.inference_mode()
+    def _advance(self, tokens: Tensor) -> Tensor:
+        if self._longest >= self.max_len:
             raise InputError(f"the cache is full: {self.max_len} tokens (max_len)")
-        x = self._blocks(embed(self.decoder, tokens.unsqueeze(1)), self._lengths.unsqueeze(1))
+        if self._record is None:
+            logits = self._step(tokens, self._lengths)
+        else:
+            logits = self._graph(tokens)(tokens, self._lengths)
         self._lengths = self._lengths + 1
+        self._longest += 1
+        return logits
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self._blocks(embed(self.decoder, tokens.unsqueeze(1)), positions.unsqueeze(1))
         return self._logits(x[:, 0])
+
+    def _graph(self, tokens: Tensor) -> StepGraph:
+        """The recorded step for this batch size and mask, recorded when first needed; the last few are kept."""
+        key = (len(tokens), self._plan)
+        if key not in self._graphs:
+            while len(self._graphs) >= MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            tokens = tokens.to(self.decoder.device)
+            self._graphs[key] = StepGraph(self._step, tokens, self._lengths, self._record)
+        return self._graphs[key]
 
     def generate(
         self,
@@ -135,7 +168,7 @@ class Engine:
                 if bool(done.all()):
                     return out[:, : step + 1]
             if step + 1 < max_new_tokens:
-                logits = self.decode(token)
+                logits = self._advance(token)
         return out
 
     def _check(self, ids: Tensor, length: int) -> None:

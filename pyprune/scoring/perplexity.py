@@ -20,15 +20,16 @@ from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
+from pyprune.runtime import memory
 from pyprune.runtime.inputs import bool_mask, check_ids
-from pyprune.runtime.sequence import add_ffn, add_mha, embed, run_block
+from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed, run_block
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.scores import UNITS, Scores
 
 Progress = Callable[[int, int], None]
 
-CHUNK_ROWS = 2560
-"""Rows that go through a block together: enough for GEMM to run at full speed, few enough for the cache to help."""
+CHUNK_ROWS = {"cpu": 2560, "cuda": 16384}
+"""Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
 
 
 @torch.inference_mode()
@@ -61,6 +62,7 @@ def score(
     found = unit_parameters(decoder, unit)
     if not found:
         raise InputError(f"unit: {unit!r} given, but {decoder.name} has none")
+    memory.require(needed_bytes(decoder, input_ids.shape, len(found)), decoder.device, f"scoring {decoder.name}")
     steps = _Steps(progress, _passes(decoder, unit) + len(found) + 1)
     states = _candidate_states(decoder, input_ids, mask, unit, steps)
     values = [_perplexity(decoder, state, input_ids, mask, steps) for state in states]
@@ -90,7 +92,7 @@ def perplexity(
     samples, tokens = input_ids.shape
     cos, sin = decoder.rope.tables(tokens)
     total, count = 0.0, 0
-    size = max(1, CHUNK_ROWS // tokens)
+    size = _chunk(decoder, tokens)
     for start in range(0, samples, size):
         part = slice(start, start + size)
         seen = None if mask is None else mask[part]
@@ -102,6 +104,25 @@ def perplexity(
         if progress is not None:
             progress(min(start + size, samples), samples)
     return _exp(total / count)
+
+
+def needed_bytes(decoder: Decoder, shape: tuple[int, int], candidates: int) -> int:
+    """About what `score` allocates beyond the model: the states of all candidates, and one chunk at its widest.
+
+    shape: samples and tokens.
+    """
+    samples, tokens = shape
+    rows = samples * tokens
+    size = activation_dtype(decoder).itemsize
+    widths = [b.ffn.width for b in decoder.blocks if b.ffn is not None] + [decoder.hidden_size]
+    chunk = rows * min(candidates + 1, _chunk(decoder, rows))
+    workspace = chunk * (3 * max(widths) + 4 * decoder.hidden_size) * 4
+    return (candidates + 1) * rows * decoder.hidden_size * size + workspace
+
+
+def _chunk(decoder: Decoder, rows: int) -> int:
+    """How many groups of `rows` rows go through a block together."""
+    return max(1, CHUNK_ROWS.get(decoder.device.type, CHUNK_ROWS["cuda"]) // rows)
 
 
 def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -127,11 +148,11 @@ def _candidate_states(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, 
     """Final states `[1 + candidates, S, T, hidden]`: the unpruned model's, then those without each unit in turn."""
     cos, sin = decoder.rope.tables(input_ids.shape[1])
     first = embed(decoder, input_ids)
-    count = sum(unit == "block" or getattr(b, unit) is not None for b in decoder.blocks)
+    count = len(unit_parameters(decoder, unit))
     states = first.new_empty(1 + count, *first.shape)
     states[0] = first
     alive = 1  # states[:alive] have diverged or are the unpruned ones; states[alive] is the next candidate's place
-    size = max(1, CHUNK_ROWS // (first.shape[0] * first.shape[1]))
+    size = _chunk(decoder, first.shape[0] * first.shape[1])
 
     def update(half: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         for start in range(0, alive, size):

@@ -23,7 +23,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning
 from pyprune.pruning.budget import UniformSizes, depth_count, depth_row, width_for
-from pyprune.runtime import Engine
+from pyprune.runtime import Engine, memory
 from pyprune.runtime.engine import MAX_BATCH
 from pyprune.scoring import calibration as texts
 from pyprune.scoring.scores import Scores
@@ -213,7 +213,7 @@ def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
 
 def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> None:
     """Raise InputError, with both numbers, when all rows and their caches together will not fit into free memory."""
-    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), machine.available_memory()
+    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), memory.available()
     if available is not None and needed > available:
         raise InputError(
             f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available; "

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pyprune.runtime.memory import cgroup_limit, meminfo
+
 TELLING_FLAGS = (
     "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
@@ -30,8 +32,8 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": _meminfo().get("MemTotal"),
-        "memory_limit_bytes": _cgroup_limit(),
+        "memory_bytes": meminfo().get("MemTotal"),
+        "memory_limit_bytes": cgroup_limit(),
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "gpus": _gpus(),
@@ -39,22 +41,6 @@ def describe() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit(Path(__file__).parent),
     }
-
-
-def available_memory() -> int | None:
-    """Bytes that can still be allocated (the system's, or the control group's when that is less); None if unknown."""
-    known = []
-    if "MemAvailable" in (meminfo := _meminfo()):
-        known.append(meminfo["MemAvailable"])
-    limit = _cgroup_limit()
-    if limit is not None:
-        with contextlib.suppress(OSError, ValueError):
-            group = Path("/sys/fs/cgroup")
-            used = int((group / "memory.current").read_text())
-            # The page cache of files counts as used but is given back under pressure.
-            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            known.append(limit - used + int(counts.get("inactive_file", 0)))
-    return min(known) if known else None
 
 
 def commit(folder: Path) -> str | None:
@@ -94,23 +80,6 @@ def _cpu() -> dict[str, Any]:
 
 def _usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _meminfo() -> dict[str, int]:
-    sizes = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if value.strip().endswith("kB"):
-                sizes[name] = int(value.split()[0]) * 1024
-    return sizes
-
-
-def _cgroup_limit() -> int | None:
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no control group, or "max"
-        return None
 
 
 def _gpus() -> list[dict[str, Any]]:

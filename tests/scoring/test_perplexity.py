@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from pyprune import Decoder, InputError, Pruning, apply, load, perplexity, score, to_transformers
+from pyprune.runtime import memory
+from pyprune.scoring.perplexity import needed_bytes
 
 S, T = 3, 17
 
@@ -128,3 +130,12 @@ def test_samples_beyond_a_changing_rope_are_refused(tiny, samples):
     rope = dataclasses.replace(tiny.rope, kind="dynamic", limit=16)
     with pytest.raises(InputError, match="17 tokens a sample given; up to 16"):
         perplexity(dataclasses.replace(tiny, rope=rope), samples)
+
+
+def test_scoring_that_will_not_fit_is_refused_before_it_starts(tiny, samples, monkeypatch):
+    needed = needed_bytes(tiny, tuple(samples.shape), 5)
+    monkeypatch.setattr(memory, "available", lambda device: needed - 1)
+    with pytest.raises(InputError, match=r"scoring .* GiB are needed on cpu and .* are available"):
+        score(tiny, samples, progress=lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(memory, "available", lambda device: needed)
+    score(tiny, samples)

@@ -139,7 +139,7 @@ def test_a_ratio_that_no_block_count_meets_is_refused_before_scoring(monkeypatch
 
 
 def test_too_little_memory_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(module.machine, "available_memory", lambda: 12345)
+    monkeypatch.setattr(module.memory, "available", lambda: 12345)
     needed = needed_bytes(load("shape:tiny"), 1, 8, BRIEF, torch.bfloat16)
     with pytest.raises(InputError, match=f"needs about {needed} bytes more and 12345 are available"):
         compare("shape:tiny", protocol=BRIEF)

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from pyprune.runtime import memory
 from pyprune.study import machine
 
 
@@ -30,7 +31,7 @@ def test_versions_of_torch_and_numpy_are_those_imported():
 
 
 def test_available_memory_is_not_more_than_the_machine_has():
-    available, total = machine.available_memory(), machine.describe()["memory_bytes"]
+    available, total = memory.available(), machine.describe()["memory_bytes"]
     if available is None or total is None:
         pytest.skip("this system does not tell its memory")
     assert 0 < available <= total
