@@ -8,7 +8,7 @@ ARGS   ?=
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
-NATIVE  := CMakeLists.txt $(shell find csrc -type f)
+NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: setup compare test bench lint clean
@@ -39,4 +39,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info pyprune/_cpu.so $(VENV)
+	rm -rf build dist *.egg-info pyprune/_cpu*.so $(VENV)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-LIBRARY = "_cpu.so"
+SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]()
+LIBRARY = f"_cpu_{SCHEMAS}.so"
 
 
 def torch_folder() -> Path:
@@ -33,26 +36,41 @@ def torch_folder() -> Path:
 
 
 def tool(name: str) -> str | None:
-    """`name` from the PATH, or from the PyPI package of that name, whose folder need not be on the PATH."""
-    found = shutil.which(name)
-    if found is None and (spec := importlib.util.find_spec(name)) is not None:
+    """`name` from the PyPI package of that name, else from the PATH: a system's own CMake may be too old."""
+    if importlib.util.find_spec(name) is not None:
         module = importlib.import_module(name)
         folder = getattr(module, "CMAKE_BIN_DIR", None) or getattr(module, "BIN_DIR", None)
-        found = shutil.which(name, path=folder) if folder and spec else None
-    return found
+        if folder and (found := shutil.which(name, path=folder)):
+            return found
+    return shutil.which(name)
 
 
 def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    """The C++ compiler, by CMake's own rule: $CXX (which may carry a launcher), else what is installed."""
+    wanted = os.environ.get("CXX")
+    if wanted:
+        return shutil.which(shlex.split(wanted)[0])
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
 class BuildWithCMake(build_ext):
     """Puts the library beside the package: in the source tree for an editable install, else in the build folder."""
 
     def run(self) -> None:
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        target = HERE / "pyprune" if in_place else Path(self.build_lib).resolve() / "pyprune"
+        target.mkdir(parents=True, exist_ok=True)
+        library = self.build_library() if self.wanted() else None
+        for old in target.glob("_cpu*.so"):
+            old.unlink()  # an old library must not stay in use, whether or not there is a new one
+        if library is not None:
+            shutil.copyfile(library, target / f"{LIBRARY}.part")
+            os.replace(target / f"{LIBRARY}.part", target / LIBRARY)
+
+    def wanted(self) -> bool:
         if os.environ.get("PYPRUNE_NATIVE") == "0":
             print("pyprune: PYPRUNE_NATIVE=0, no kernels are built")
-            return
+            return False
         missing = [name for name, found in (("a C++ compiler", compiler()), ("cmake", tool("cmake"))) if not found]
         if missing:
             print(
@@ -60,20 +78,17 @@ class BuildWithCMake(build_ext):
                 "runs instead, slowly. Install g++ (and: pip install cmake ninja), then install pyprune again.",
                 file=sys.stderr,
             )
-            return
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        target = HERE / "pyprune" if in_place else Path(self.build_lib).resolve() / "pyprune"
+        return not missing
+
+    def build_library(self) -> Path:
         build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
-        target.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(build, ignore_errors=True)  # CMake keeps the compiler and the torch of the last time
+        build.mkdir(parents=True)
         cmake, ninja = tool("cmake"), tool("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-        configure = [cmake, *generator, "-S", HERE, "-B", build, f"-DPYPRUNE_TORCH={torch_folder()}"]
-        subprocess.run([*configure, f"-DCMAKE_CXX_COMPILER={compiler()}"], check=True)
+        subprocess.run([cmake, *generator, "-S", HERE, "-B", build, f"-DPYPRUNE_TORCH={torch_folder()}"], check=True)
         subprocess.run([cmake, "--build", build], check=True)
-        # Renamed into place, so that a process that has the old library loaded keeps it.
-        shutil.copyfile(build / LIBRARY, target / f"{LIBRARY}.part")
-        os.replace(target / f"{LIBRARY}.part", target / LIBRARY)
+        return build / "_cpu.so"
 
     def get_outputs(self) -> list[str]:
         library = Path(self.build_lib) / "pyprune" / LIBRARY

@@ -1,4 +1,4 @@
-// The CPU kernels, registered under the schemas that pyprune/ops/contracts.py defines.
+// The CPU kernels, registered under the schemas that pyprune/ops/schemas.py defines.
 #include "cpu/attention.h"
 #include "cpu/loss.h"
 #include "cpu/projections.h"

@@ -1,4 +1,4 @@
-// The attention half up to its output projection. Contracts: pyprune/ops/contracts.py.
+// The attention half up to its output projection. Contracts: pyprune/ops/schemas.py.
 #include "attention.h"
 
 #include <algorithm>
@@ -64,7 +64,7 @@ Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor 
   STD_TORCH_CHECK(wk.type == wq.type && wv.type == wq.type, "k_weight, v_weight: the dtype of q_weight is expected");
   const int64_t heads = q_weight.size(0) / head_dim;
   STD_TORCH_CHECK(q_weight.size(0) == heads * head_dim && k_weight.size(0) == kv_heads * head_dim &&
-                      v_weight.size(0) == kv_heads * head_dim && heads % kv_heads == 0,
+                      v_weight.size(0) == kv_heads * head_dim && kv_heads > 0 && heads % kv_heads == 0,
                   "q_weight, k_weight, v_weight: whole heads of the caches' head_dim are expected");
   const Const bq = vector(q_bias, heads * head_dim, "q_bias"), bk = vector(k_bias, kv_heads * head_dim, "k_bias"),
               bv = vector(v_bias, kv_heads * head_dim, "v_bias");
@@ -152,7 +152,11 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
   const int64_t stretches = last / kStretch + 1;
   // Partial results: for each (pair, stretch, query) its maximum, sum, and head_dim values.
   const int64_t part = queries * (head_dim + 2);
-  auto* parts = reinterpret_cast<float*>(scratch<0>(pairs * stretches * part * 4));
+  // They stay in scratch while small; a long stretch of queries gets memory that is given back.
+  const int64_t floats = pairs * stretches * part;
+  std::optional<Tensor> large;
+  if (floats > (int64_t(4) << 20)) large = new_tensor(q, {floats}, ScalarType::Float);
+  auto* parts = large ? static_cast<float*>(large->mutable_data_ptr()) : reinterpret_cast<float*>(scratch<0>(floats * 4));
   const int64_t packed_stride = k.packed_bytes(keys.type, head_dim);
 
   parallel(pairs * stretches, pairs * (last + 1) * head_dim * 4, [&](int64_t begin, int64_t end) {
@@ -188,7 +192,7 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
         for (int64_t s = 0; s < stretches; ++s) {
           const float* maximum = parts + (pair * stretches + s) * part;
           const float* acc = maximum + 2 * queries + i * head_dim;
-          if (!(maximum[queries + i] > 0.0f)) continue;  // this query sees nothing of this stretch
+          if (maximum[queries + i] == 0.0f) continue;  // this query sees nothing of this stretch
           const float factor = std::exp(maximum[i] - highest);
           total += factor * maximum[queries + i];
           for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * acc[d];

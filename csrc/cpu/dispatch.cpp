@@ -1,6 +1,10 @@
 // Which instruction sets were compiled, which this processor has, and which one is in use.
 #include <cstring>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace pyprune::cpu {
@@ -32,10 +36,17 @@ const Kernels* const kCompiled[] = {
     nullptr,
 };
 
+#if defined(__x86_64__) || defined(__i386__)
+bool has_f16c() {  // clang before 18 does not know the name in __builtin_cpu_supports
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool runs_here(const Kernels& k) {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!std::strcmp(k.name, "avx2")) return avx2;

@@ -281,6 +281,9 @@ void rotate(float* a, float* b, const float* cos, const float* sin, int64_t n) {
   });
 }
 
+constexpr float kNothing = -__builtin_inff();
+
+// A NaN may or may not win here; it comes out in the sum of exponentials, which keeps it.
 float highest_of(const float* x, int64_t n, float start) {
   Vec highest = Vec::all(start);
   int64_t i = 0;
@@ -317,10 +320,11 @@ void attend(const Const& keys, const Const& values, int64_t length, int64_t head
   for (int64_t m = 0; m < m_count; ++m) {
     float* row = score + m * length;
     const int64_t seen = limit[m] < 0 ? 0 : limit[m] < length ? limit[m] : length;
-    const float highest = highest_of(row, seen, -__builtin_inff());
+    const float highest = highest_of(row, seen, kNothing);
+    const Vec shift = Vec::all(highest == kNothing ? 0.0f : highest);  // -inf - -inf would be NaN
     Vec total = Vec::zero();
     each(seen, [&](int64_t l, int64_t left) {
-      const Vec e = exp(load_some(row + l, left) - Vec::all(highest));
+      const Vec e = exp(load_some(row + l, left) - shift);
       store_some(e, row + l, left);
       total = total + load_some(row + l, left);  // what was stored: lanes past the end are zero
     });
@@ -342,18 +346,22 @@ void attend(const Const& keys, const Const& values, int64_t length, int64_t head
 
 void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
   const float top = highest_of(logits, n, *maximum);
+  const Vec shift = Vec::all(top == kNothing ? 0.0f : top);
   Vec total = Vec::zero();
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) total = total + exp(Vec::load(logits + i) - Vec::all(top));
-  float rest = 0.0f;
-  if (i < n) {
-    float part[kLanes];
-    exp(Vec::load(logits + i, n - i) - Vec::all(top)).store(part);
-    for (int64_t j = 0; j < n - i; ++j) rest += part[j];
-  }
+  each(n, [&](int64_t i, int64_t left) {
+    const Vec e = exp(load_some(logits + i, left) - shift);
+    if (left >= kLanes) {
+      total = total + e;
+    } else {  // lanes past the end hold exp(0 - shift): only the first ones count
+      float part[kLanes];
+      e.store(part);
+      total = total + Vec::load(part, left);
+    }
+  });
   float scale[kLanes];
-  exp(Vec::all(*maximum - top)).store(scale);
-  *sum = (*sum > 0.0f ? *sum * scale[0] : 0.0f) + total.sum() + rest;
+  exp(Vec::all(*maximum) - shift).store(scale);
+  const bool first = *maximum == kNothing && *sum == *sum;
+  *sum = (first ? 0.0f : *sum * scale[0]) + total.sum();
   *maximum = top;
 }
 

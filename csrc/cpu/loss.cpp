@@ -1,4 +1,4 @@
-// The head and the loss in one: a tile of logits lives only until it has been summed. Contract: pyprune/ops/contracts.py.
+// The head and the loss in one: a tile of logits lives only until it has been summed. Contract: pyprune/ops/schemas.py.
 #include "loss.h"
 
 #include <algorithm>

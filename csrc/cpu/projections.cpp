@@ -1,4 +1,4 @@
-// The operators that are a projection with something fused around it. Contracts: pyprune/ops/contracts.py.
+// The operators that are a projection with something fused around it. Contracts: pyprune/ops/schemas.py.
 #include "projections.h"
 
 namespace pyprune::cpu {
@@ -47,9 +47,13 @@ void project(const Rows& x, const Const& norm, float eps, const Tensor& weight, 
 
 Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t unit) {
   const Rows rows(x, "x"), base(residual, "residual");
-  STD_TORCH_CHECK(weight.dim() == 2 && base.width == weight.size(0) && base.count == rows.count,
-                  "residual: as many rows as x and one column for each row of weight are expected");
-  if (skipped(skip, unit)) return torch::stable::clone(residual);
+  bool alike = weight.dim() == 2 && base.width == weight.size(0) && residual.dim() == x.dim();
+  for (int64_t d = 0; alike && d + 1 < x.dim(); ++d) alike = x.size(d) == residual.size(d);
+  STD_TORCH_CHECK(alike, "residual: the rows of x and one column for each row of weight are expected");
+  if (skipped(skip, unit)) {
+    Tensor same = new_tensor(residual, shape_with_last(residual, base.width), residual.scalar_type());
+    return torch::stable::copy_(same, residual);
+  }
   const DType type = base.view.type;
   Tensor out = new_tensor(residual, shape_with_last(residual, base.width), scalar_of(type));
   project(rows, {}, 0.0f, weight, bias, base.view, rows_of(out, base.width));

@@ -232,9 +232,9 @@ inline void load_even_odd(const bf16* p, Vec& even, Vec& odd) {  // lane i holds
 
 // exp(x) = 2^n * e^r, n = round(x / ln 2), |r| <= ln(2)/2: ln 2 is subtracted in two parts to keep r exact, and e^r is
 // its Taylor polynomial of degree 7, whose remainder (0.35^8 / 8! = 5e-9) is under a tenth of float's rounding.
-// Saturates at e^-87 and e^88, inside float's normal range.
+// Saturates at e^-87 and e^88, inside float's normal range. NaN stays NaN: min and max give their second operand then.
 inline Vec exp(Vec x) {
-  x = Vec::min(Vec::max(x, Vec::all(-87.0f)), Vec::all(88.0f));
+  x = Vec::min(Vec::all(88.0f), Vec::max(Vec::all(-87.0f), x));
   const Vec n = Vec::round(x * Vec::all(1.44269504088896341f));
   Vec r = Vec::fma(n, Vec::all(-0.693359375f), x);
   r = Vec::fma(n, Vec::all(2.12194440e-4f), r);

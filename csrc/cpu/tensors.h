@@ -64,7 +64,8 @@ struct Rows {
     STD_TORCH_CHECK(t.is_cpu() && t.dim() >= 1, what, ": a CPU tensor [..., features] is expected");
     if (!t.is_contiguous()) tensor = torch::stable::contiguous(t);
     width = t.size(t.dim() - 1);
-    count = width ? t.numel() / width : 0;
+    count = 1;
+    for (int64_t d = 0; d + 1 < t.dim(); ++d) count *= t.size(d);
     view = {tensor.const_data_ptr(), dtype_of(t, what), width};
   }
 };

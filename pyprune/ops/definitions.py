@@ -30,6 +30,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _expect(weight.dim() == 2 and weight.shape[1] == x.shape[-1], f"weight: a matrix [*, {x.shape[-1]}] is expected")
+    _expect(bias is None or bias.shape == weight.shape[:1], f"bias: a vector of {weight.shape[0]} values is expected")
     return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
 
 
@@ -96,7 +98,7 @@ def decode_attention(
     batch, tokens, heads, _ = q.shape
     _check_positions(positions, (batch, tokens), k_cache.shape[2])
     if _skipped(skip, unit):
-        return torch.zeros_like(q)
+        return q.new_zeros(q.shape)
     group = heads // k_cache.shape[1]
     length = int(positions.max()) + 1 if positions.numel() else 0
     k = k_cache[:batch, :, :length].repeat_interleave(group, dim=1)
@@ -105,15 +107,19 @@ def decode_attention(
     scores = torch.matmul(q.transpose(1, 2).to(k.dtype), k.transpose(2, 3)) * scale
     scores = scores.masked_fill(~seen.unsqueeze(1), float("-inf"))
     weights = torch.softmax(scores.to(_wide(k.dtype)), dim=-1).to(v.dtype)
-    return torch.matmul(weights, v).transpose(1, 2).to(q.dtype)
+    return torch.matmul(weights, v).transpose(1, 2).to(q.dtype).contiguous()
 
 
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, skip: Tensor | None = None, unit: int = 0
 ) -> Tensor:
+    _expect(
+        residual.shape == (*x.shape[:-1], weight.shape[0]),
+        "residual: the rows of x and one column for each row of weight are expected",
+    )
     if _skipped(skip, unit):
-        return residual.clone()
-    return residual + _linear(x, weight, bias).to(residual.dtype)
+        return residual.clone(memory_format=torch.contiguous_format)
+    return residual.contiguous() + _linear(x, weight, bias).to(residual.dtype)
 
 
 def norm_gate_up(

@@ -21,7 +21,7 @@ _chosen = "definitions"
 
 
 def choose() -> None:
-    """Register what `PYPRUNE_GPU` names, where there is a GPU. InputError for an unknown name or one that cannot run."""
+    """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run."""
     global _chosen
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
     if wanted not in CHOICES:

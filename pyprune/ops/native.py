@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from pyprune.errors import InputError, NativeLibraryWarning
+from pyprune.ops.schemas import digest
 
-LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cpu.so"
+LIBRARY_PATH = Path(__file__).resolve().parent.parent / f"_cpu_{digest()}.so"
 REMEDY = (
-    "install a C++ compiler (Debian, Ubuntu: apt install g++), then: "
-    "pip install --no-build-isolation --force-reinstall --no-deps -e ."
+    "in a checkout, make setup; else install a C++ compiler (Debian, Ubuntu: apt install g++), then "
+    "pip install 'setuptools>=77' wheel cmake ninja && pip install --no-build-isolation --force-reinstall --no-deps ."
 )
 
 _library: ctypes.CDLL | None = None
@@ -52,7 +53,11 @@ def load() -> bool:
     _library.pyprune_isa_selected.restype = ctypes.c_char_p
     forced = os.environ.get("PYPRUNE_ISA")
     if forced:
-        select_isa(forced)
+        try:
+            select_isa(forced)
+        except InputError:
+            _library = None  # so that the next import complains too
+            raise
     return True
 
 

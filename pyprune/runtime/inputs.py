@@ -50,4 +50,5 @@ def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[T
         row = int((whole != mask).any(1).int().argmax())
         raise InputError(f"attention_mask: row {row} has a gap; padding is accepted on the left and on the right only")
     moved = input_ids.gather(1, (place + first[:, None]).clamp(max=tokens - 1))
+    moved = moved.masked_fill(place >= lengths[:, None], 0)  # any id of the vocabulary will do
     return moved[:, : int(lengths.max())].contiguous(), lengths

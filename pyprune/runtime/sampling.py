@@ -32,7 +32,8 @@ class Sampling:
         """One token id `[B]` for each row of `logits [B, V]`."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        scores = logits.float() / self.temperature
+        logits = logits.float()
+        scores = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # the best is 0: nothing overflows
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             best = scores.topk(self.top_k, dim=-1)
             scores = torch.full_like(scores, -math.inf).scatter(-1, best.indices, best.values)

@@ -21,7 +21,7 @@ def activation_dtype(decoder: Decoder) -> torch.dtype:
 
 def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
     """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`."""
-    return F.embedding(input_ids.to(decoder.device), decoder.embedding).to(activation_dtype(decoder))
+    return F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding).to(activation_dtype(decoder))
 
 
 def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:

@@ -58,7 +58,7 @@ def score(
     if unit not in UNITS:
         raise InputError(f"unit: {unit!r} given; {', '.join(UNITS)} are accepted")
     decoder = load(model)
-    mask = check_samples(decoder, input_ids, attention_mask)
+    input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     found = unit_parameters(decoder, unit)
     if not found:
         raise InputError(f"unit: {unit!r} given, but {decoder.name} has none")
@@ -88,7 +88,7 @@ def perplexity(
     Errors as in `score`. progress: called with (samples done, samples in all).
     """
     decoder = load(model)
-    mask = check_samples(decoder, input_ids, attention_mask)
+    input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     samples, tokens = input_ids.shape
     cos, sin = decoder.rope.tables(tokens)
     total, count = 0.0, 0
@@ -125,8 +125,11 @@ def _chunk(decoder: Decoder, rows: int) -> int:
     return max(1, CHUNK_ROWS.get(decoder.device.type, CHUNK_ROWS["cuda"]) // rows)
 
 
-def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-    """The mask as bool `[S, T]` or None; InputError for samples that cannot be scored."""
+def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Ids `[S, T]`, padding as 0, and the mask as bool `[S, T]` or None; InputError for what cannot be scored."""
+    mask = None if attention_mask is None else bool_mask(input_ids, attention_mask)
+    if mask is not None:
+        input_ids = input_ids.masked_fill(~mask, 0)
     check_ids(input_ids, decoder.vocab_size)
     tokens = input_ids.shape[1]
     if tokens < 2:
@@ -136,12 +139,9 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
         raise InputError(
             f"input_ids: {tokens} tokens a sample given; up to {limit} are accepted ({decoder.rope.kind} RoPE)"
         )
-    if attention_mask is None:
-        return None
-    mask = bool_mask(input_ids, attention_mask)
-    if not bool((mask[:, 1:] & mask[:, :-1]).any()):
+    if mask is not None and not bool((mask[:, 1:] & mask[:, :-1]).any()):
         raise InputError("attention_mask: no token follows another one; at least one predicted position is needed")
-    return mask
+    return input_ids, mask
 
 
 def _candidate_states(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, unit: str, steps: _Steps) -> Tensor:
@@ -195,7 +195,7 @@ def _perplexity(decoder: Decoder, x: Tensor, input_ids: Tensor, mask: Tensor | N
 
 def _loss(decoder: Decoder, x: Tensor, input_ids: Tensor, mask: Tensor | None) -> tuple[float, int]:
     """Summed negative log-likelihood of tokens 1 .. T-1 under final states x `[S, T, hidden]`, and their number."""
-    targets = input_ids[:, 1:].to(x.device)
+    targets = input_ids[:, 1:].to(x.device, torch.int64)
     if mask is not None:
         targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]).to(x.device), -100)
     losses = ops.linear_cross_entropy(
@@ -205,6 +205,8 @@ def _loss(decoder: Decoder, x: Tensor, input_ids: Tensor, mask: Tensor | None) -
 
 
 def _exp(mean_loss: float) -> float:
+    if math.isnan(mean_loss):
+        raise ArithmeticError("the loss is not a number: activations overflow; float32 or bfloat16 weights may help")
     return math.exp(mean_loss) if mean_loss < 709 else math.inf
 
 

@@ -159,3 +159,38 @@ def test_a_wrong_argument_is_named(place: int, value: torch.Tensor, message: str
     args[place] = value
     with pytest.raises(RuntimeError, match=message):
         ops.norm_qkv_rope(*args)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_a_number_is_never_hidden(isa: str, bad: float):
+    q, keys, values = random(1, 1, 2, 8), random(1, 1, 300, 8), random(1, 1, 300, 8)
+    keys[0, 0, 3, :2] = torch.tensor([bad, -bad])  # inf - inf is NaN too
+    q[..., :2] = 1.0
+    positions = torch.tensor([[299]])
+    assert torch.isnan(D.decode_attention(q, keys, values, positions, 1.0)).all()
+    assert torch.isnan(ops.decode_attention(q, keys, values, positions, 1.0)).all()
+
+
+def test_scores_of_minus_infinity_weigh_nothing(isa: str):
+    q, keys, values = torch.ones(1, 1, 1, 8), random(1, 1, 600, 8), random(1, 1, 600, 8)
+    keys[0, 0, :300] = float("-inf")  # more than a whole stretch
+    positions = torch.tensor([[599]])
+    expected = D.decode_attention(*double(q, keys, values), positions, 1.0)
+    torch.testing.assert_close(ops.decode_attention(q, keys, values, positions, 1.0).double(), expected)
+
+
+def test_no_kv_heads_are_refused():
+    args = qkv_arguments((1, 1, 2, 1, 8, 33, 4), torch.float32, False)
+    args[4], args[5] = torch.empty(0, 33), torch.empty(0, 33)
+    empty = torch.empty(1, 0, 4, 8)
+    with pytest.raises(RuntimeError, match="k_weight"):
+        ops.norm_qkv_rope(*args, empty, empty.clone())
+
+
+def test_a_long_stretch_of_queries_is_exact_too():
+    q, keys, values = random(1, 1100, 4, 32), random(1, 2, 1200, 32), random(1, 2, 1200, 32)
+    positions = torch.arange(50, 1150).unsqueeze(0)
+    expected = D.decode_attention(*double(q, keys, values), positions, 0.2)
+    torch.testing.assert_close(
+        ops.decode_attention(q, keys, values, positions, 0.2).double(), expected, atol=1e-5, rtol=0
+    )

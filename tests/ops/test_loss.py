@@ -49,3 +49,21 @@ def test_a_target_outside_the_vocabulary_is_refused(bad: int):
     for function in (ops.linear_cross_entropy, D.linear_cross_entropy):
         with pytest.raises(RuntimeError, match=r"targets: .*-?\d+.* is outside \[0, 50\)"):
             function(x, w, torch.tensor([0, bad]))
+
+
+def test_not_a_number_is_never_hidden_wherever_it_stands(isa: str):
+    x, w = random(3, 16), weight(2500, 16, torch.float32)
+    for row in (0, 1023, 1024, 2499):
+        bad = w.clone()
+        bad[row, 0] = float("nan")
+        assert torch.isnan(ops.linear_cross_entropy(x, bad, torch.tensor([5, 6, 7]))).all()
+
+
+def test_a_tile_of_minus_infinity_weighs_nothing(isa: str):
+    x, w, bias = random(3, 16), weight(2500, 16, torch.float32), torch.zeros(2500)
+    bias[:1100] = float("-inf")
+    target = torch.tensor([1100, 2000, 2499])
+    expected = D.linear_cross_entropy(*double(x, w, target), None, 0.0, bias.double())
+    torch.testing.assert_close(
+        ops.linear_cross_entropy(x, w, target, None, 0.0, bias).double(), expected, atol=1e-5, rtol=0
+    )

@@ -122,3 +122,53 @@ def test_a_wrong_argument_is_named(change: dict, message: str):
     args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))
     with pytest.raises(RuntimeError, match=message):
         ops.linear_residual(**{**args, **change})
+
+
+def test_no_input_features_leave_the_bias_and_the_residual(isa: str):
+    for rows in (3, 70):
+        x, w, bias, residual = torch.empty(rows, 0), torch.empty(5, 0), torch.ones(5), torch.ones(rows, 5)
+        assert torch.equal(ops.padded_linear(x, w, bias), torch.ones(rows, 5))
+        assert torch.equal(ops.linear_residual(x, w, None, residual), residual)
+
+
+def test_long_rows_of_half_precision_go_through_the_many_row_path_slice_by_slice(isa: str):
+    check("padded_linear", [random(66, 16384), weight(300, 16384, torch.bfloat16), None], torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [4, 70])
+def test_not_a_number_is_never_hidden(isa: str, rows: int):
+    x, w = random(rows, 61), weight(37, 61, torch.float32)
+    x[1, 7] = float("nan")
+    for result in (
+        ops.padded_linear(x, w),
+        ops.norm_gate_up(x, norm(61, torch.float32), 1e-5, w, w, None, None),
+        ops.norm_head(x, norm(61, torch.float32), 1e-5, w),
+    ):
+        assert torch.isnan(result[1]).all()
+        assert torch.isfinite(result[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("rows", [4, 70])
+def test_a_gradient_is_refused_with_any_number_of_rows_and_never_silently_lost(rows: int):
+    x, w = random(rows, 61), torch.nn.Parameter(weight(37, 61, torch.float32))
+    with pytest.raises(RuntimeError, match=r"padded_linear has no gradient"):
+        ops.padded_linear(x, w)
+    with pytest.raises(RuntimeError, match=r"padded_linear has no gradient"):
+        ops.padded_linear(x.requires_grad_(), w.detach())
+    with torch.no_grad():
+        assert not ops.padded_linear(x, w).requires_grad
+
+
+@pytest.mark.parametrize("residual", [random(2, 3, 37), random(37), random(6, 1)])
+def test_a_residual_of_another_shape_is_refused_by_kernel_and_definition(residual: torch.Tensor):
+    x, w = random(6, 61), weight(37, 61, torch.float32)
+    for function in (ops.linear_residual, D.linear_residual):
+        with pytest.raises(RuntimeError, match="residual: the rows of x"):
+            function(x, w, None, residual)
+
+
+def test_the_definition_names_a_weight_or_bias_that_does_not_fit():
+    with pytest.raises(RuntimeError, match=r"weight: a matrix \[\*, 61\]"):
+        D.padded_linear(random(6, 61), weight(37, 60, torch.float32))
+    with pytest.raises(RuntimeError, match="bias: a vector of 37"):
+        D.padded_linear(random(6, 61), weight(37, 61, torch.float32), random(36))

@@ -90,5 +90,41 @@ def test_an_instruction_set_that_is_not_here_is_refused_with_the_choices():
         ops.native.select_isa("mmx")
 
 
-def test_a_path_never_run_on_hardware_is_never_the_default():
-    assert ops.native.selected_isa() not in ops.native.report()["isas_never_run_on_hardware"]
+def test_the_default_is_the_best_that_runs_here_and_has_been_checked_on_hardware():
+    code = "from pyprune.ops import native; print(native.selected_isa())"
+    unchecked = ops.native.report()["isas_never_run_on_hardware"]
+    expected = next(name for name in ops.native.runnable_isas() if name not in unchecked)
+    environment = {name: value for name, value in os.environ.items() if name != "PYPRUNE_ISA"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_a_wrong_instruction_set_in_the_environment_is_refused_at_every_import():
+    code = (
+        "from pyprune.errors import InputError\n"
+        "for _ in range(2):\n"
+        "    try:\n        import pyprune.ops\n        print('accepted')\n"
+        "    except InputError as error:\n        print(error)\n"
+    )
+    done = run(code, PYPRUNE_ISA="mmx")
+    assert done.stdout.count("'mmx'") == 2, done.stdout + done.stderr
+
+
+def test_a_skipped_unit_traces_like_any_other():
+    x, w, residual = random(4, 61), weight(37, 61, torch.float32), random(37, 4).T
+    torch.library.opcheck(ops.linear_residual, (x, w, None, residual, torch.tensor([True]), 0))
+    torch.library.opcheck(ops.linear_residual, (x, w, None, residual, torch.tensor([False]), 0))
+
+
+def test_the_whole_road_runs_without_the_library():
+    code = (
+        "import torch, pyprune\n"
+        "model = pyprune.load('shape:hidden=32,blocks=3,heads=2,kv_heads=1,head_dim=16,ffn=40,vocab=60')\n"
+        "ids = torch.randint(0, 60, (2, 20), generator=torch.Generator().manual_seed(0))\n"
+        "print(pyprune.score(model, ids).values, pyprune.Engine(model, 2, 40).generate(ids, max_new_tokens=9).tolist())"
+    )
+    plain, native = run(code, PYPRUNE_NATIVE="0"), run(code)
+    assert plain.returncode == 0, plain.stderr
+    scores = [[float(v) for v in done.stdout.split("]")[0].strip("[").split(",")] for done in (plain, native)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    assert plain.stdout.split("] ")[1] == native.stdout.split("] ")[1]

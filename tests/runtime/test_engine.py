@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyprune import Decoder, Engine, InputError, Pruning, apply, load, to_transformers
+from pyprune.runtime import engine as module
 
 SKIPS = [None, {"blocks": [1, 3]}, {"mha": [0, 2], "ffn": [4]}, {"blocks": [0, 4], "mha": [2]}]
 
@@ -62,21 +63,23 @@ def test_a_pruned_decoder_is_skipped_in_original_indices(tiny):
     assert torch.equal(Engine(pruned, max_len=32).generate(prompt, max_new_tokens=10, skip=[3]), both)
 
 
+@pytest.mark.parametrize("longest", [11, 30])  # few and many tokens attend in different ways
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(tiny, side: str):
-    lengths = [3, 11, 7]
+def test_padding_on_either_side_changes_nothing(tiny, side: str, longest: int):
+    lengths = [3, longest, 7]
     rows = [ids(1, n, seed=n)[0] for n in lengths]
-    prompt, mask = torch.zeros(3, 11, dtype=torch.long), torch.zeros(3, 11, dtype=torch.long)
+    # A padding id outside the vocabulary is as good as any: the mask says that it is not a token.
+    prompt, mask = torch.full((3, longest), -1), torch.zeros(3, longest, dtype=torch.long)
     for b, row in enumerate(rows):
-        place = slice(11 - len(row), 11) if side == "left" else slice(0, len(row))
+        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
         prompt[b, place], mask[b, place] = row, 1
-    engine = Engine(tiny, max_batch=3, max_len=40)
+    engine = Engine(tiny, max_batch=3, max_len=50)
     together = engine.generate(prompt, mask, max_new_tokens=12)
     assert engine.lengths.tolist() == [n + 11 for n in lengths]
     for b, row in enumerate(rows):
         assert torch.equal(together[b : b + 1], engine.generate(row[None], max_new_tokens=12))
     if side == "left":
-        assert torch.equal(together, greedy(to_transformers(tiny), prompt, 12, mask))
+        assert torch.equal(together, greedy(to_transformers(tiny), prompt.clamp(min=0), 12, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -195,6 +198,31 @@ def test_decoding_past_the_cache_or_without_a_prompt_is_refused(tiny):
     engine.prefill(ids(1, 4))
     with pytest.raises(InputError, match="the cache is full: 4 tokens"):
         engine.decode(torch.tensor([1]))
+
+
+def test_a_prefill_that_fails_leaves_no_batch_to_go_on_with(tiny, monkeypatch):
+    engine = Engine(tiny, max_len=10)
+    engine.prefill(ids(1, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ops, "linear_residual", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.prefill(ids(1, 5))
+    with pytest.raises(InputError, match="tokens: shape"):
+        engine.decode(torch.tensor([1]))
+
+
+def test_ids_may_be_of_any_integer_type(tiny):
+    engine = Engine(tiny, max_len=20)
+    expected = engine.generate(ids(1, 5), max_new_tokens=5)
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(engine.generate(ids(1, 5).to(dtype), max_new_tokens=5), expected)
+
+
+def test_a_token_outside_the_vocabulary_is_not_decoded(tiny):
+    engine = Engine(tiny, max_len=20)
+    engine.prefill(ids(1, 4))
+    with pytest.raises(InputError, match="token id 131"):
+        engine.decode(torch.tensor([131]))
 
 
 @pytest.mark.real_model

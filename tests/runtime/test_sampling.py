@@ -23,6 +23,10 @@ def test_frequencies_follow_the_softmax():
     torch.testing.assert_close(drawn(Sampling(1.0)), LOGITS.exp()[0], atol=0.03, rtol=0)
 
 
+def test_a_tiny_temperature_is_greedy():
+    assert Sampling(1e-38).choose(torch.tensor([[1.0, 20.0]])).tolist() == [1]
+
+
 def test_temperature_sharpens():
     expected = (LOGITS / 0.5).softmax(-1)[0]
     torch.testing.assert_close(drawn(Sampling(0.5)), expected, atol=0.03, rtol=0)

@@ -51,7 +51,7 @@ def test_padding_is_neither_seen_nor_scored(tiny, samples, side: str):
     expected = [naive(apply(tiny, Pruning(blocks=[n])), samples, mask) for n in range(5)]
     assert result.values == pytest.approx(expected, rel=1e-4)
     other = samples.clone()
-    other[mask == 0] = 77
+    other[mask == 0] = -1  # not a token, and not looked at
     assert score(tiny, other, attention_mask=mask).values == pytest.approx(result.values, rel=1e-6)
 
 
@@ -139,3 +139,13 @@ def test_scoring_that_will_not_fit_is_refused_before_it_starts(tiny, samples, mo
         score(tiny, samples, progress=lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(memory, "available", lambda device: needed)
     score(tiny, samples)
+
+
+def test_ids_may_be_of_any_integer_type(tiny, samples):
+    assert score(tiny, samples.int()).values == score(tiny, samples).values
+
+
+def test_a_loss_that_is_not_a_number_is_told_not_ranked(tiny, samples):
+    huge = dataclasses.replace(tiny, norm=torch.full_like(tiny.norm, float("nan")))
+    with pytest.raises(ArithmeticError, match="not a number"):
+        perplexity(huge, samples)
