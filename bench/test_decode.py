@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyprune import Engine, to_transformers
+from pyprune import Engine
+from pyprune.study.compare import hugging_face
 
 PROMPT, NEW = 12, 32
 
@@ -13,12 +14,11 @@ PROMPT, NEW = 12, 32
 @pytest.mark.parametrize("batch", [1, 4, 8, 16])
 def test_decode_bf16_against_hugging_face(paired, benchmark, smollm2, batch: int):
     low = smollm2.to(torch.bfloat16)
-    model, engine = to_transformers(low), Engine(low, max_batch=batch, max_len=PROMPT + NEW)
+    engine, peer = Engine(low, max_batch=batch, max_len=PROMPT + NEW), hugging_face(low)
     prompt = torch.randint(0, low.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(prompt)
 
     def theirs() -> None:
-        model.generate(prompt, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+        peer(prompt, NEW)
 
     def ours() -> None:
         engine.generate(prompt, max_new_tokens=NEW)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def doctor(options: argparse.Namespace) -> None:
     """Say what pyprune runs on here, and what is missing."""
     from pyprune.models.demo import DEMO_MODEL, demo_model_path
-    from pyprune.ops import native
+    from pyprune.ops import gpu, native
     from pyprune.runtime import memory
     from pyprune.scoring.calibration import require_text
     from pyprune.study import machine
@@ -60,6 +60,7 @@ def doctor(options: argparse.Namespace) -> None:
         "machine": machine.describe(),
         "available_memory_bytes": memory.available(),
         "native": native.report(),
+        "gpu": gpu.report(),
         "demonstration": {"model": _present(demo_model_path), "texts": _present(lambda: require_text(None))},
     }
     if options.json:
@@ -67,8 +68,11 @@ def doctor(options: argparse.Namespace) -> None:
     lines = machine_cells(found["machine"])
     free = found["available_memory_bytes"]
     lines.append(["free memory", "unknown" if free is None else f"{free / 2**30:.1f} GiB"])
-    native_facts = {name: value for name, value in found["native"].items() if value is not None}
+    native_facts = {name: value for name, value in found["native"].items() if value not in (None, [], {})}
+    for name, reason in native_facts.pop("isas_unused", {}).items():
+        native_facts[f"{name}, not used"] = reason
     lines += [[f"native: {name.replace('_', ' ')}", shown(value)] for name, value in native_facts.items()]
+    lines.append(["GPU kernels", found["gpu"]["reason"]])
     lines.append([f"model {DEMO_MODEL}", found["demonstration"]["model"] or "installed"])
     lines.append(["demonstration texts", found["demonstration"]["texts"] or "installed"])
     print_table(["", ""], lines)
@@ -81,9 +85,9 @@ def score(options: argparse.Namespace) -> None:
     if options.out is not None:
         require_file(options.out)
     _check_texts(options)
-    decoder = _load(options.model)
+    decoder = _load(options.model, options.dtype, _device(options))
     with Bar() as bar:
-        scores = _scores(options, decoder.to(dtype=_torch_dtype(options.dtype)), options.unit or "block", bar)
+        scores = _scores(options, decoder, options.unit or "block", bar)
     if options.out is not None:
         scores.to_json(options.out)
     if options.json:
@@ -130,7 +134,7 @@ def prune(options: argparse.Namespace) -> None:
             rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
             if ranked is None:
-                ranked = _scores(options, decoder.to(dtype=_torch_dtype("float32")), unit, bar)
+                ranked = _scores(options, decoder, unit, bar)
             chosen = pruning.depth(ranked, decoder, **limits)
         elif options.width is not None:
             chosen = _narrowing(options, decoder, amount.ratio, bar)
@@ -159,6 +163,7 @@ def compare(options: argparse.Namespace) -> None:
             pad_multiple=options.pad_to,
             out=options.out,
             progress=bar,
+            device=options.device,
         )
     if options.json:
         return print_json({**comparison.results, "table": comparison.table()})
@@ -183,7 +188,7 @@ def generate(options: argparse.Namespace) -> None:
     from pyprune.pruning import Pruning
     from pyprune.runtime import Engine
 
-    decoder = _load(options.model, options.dtype)
+    decoder = _load(options.model, options.dtype, _device(options))
     Pruning.from_skip(skip).check(decoder)
     ids, tokenizer = _prompt(options, decoder)
     engine = Engine(decoder, max_batch=1, max_len=ids.shape[1] + options.max_new_tokens)
@@ -199,7 +204,7 @@ def generate(options: argparse.Namespace) -> None:
         seed=options.seed,
     )[0].tolist()
     seconds = time.perf_counter() - before
-    text = None if tokenizer is None else tokenizer.decode(new, skip_special_tokens=True)
+    text = None if tokenizer is None else _continuation(tokenizer, ids[0].tolist(), new)
     if options.json:
         return print_json(
             {
@@ -256,12 +261,19 @@ def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar
     from pyprune.pruning.budget import UniformSizes, depth_row, width_for
     from pyprune.scoring.calibration import calibration
 
-    sizes = UniformSizes.of(decoder)
-    width_for(sizes, depth_row(sizes, ratio))
+    sizes = UniformSizes.of(pruning.pad(decoder, 1))
+    groups, width = width_for(sizes, depth_row(sizes, ratio))
+    # Any groups and neurons of that number: a size that cannot be saved is told before the slow part.
+    layers = [block.index for block in decoder.blocks]
+    rehearsed = pruning.Pruning(
+        kv_groups={index: list(range(groups, sizes.kv_groups)) for index in layers if groups < sizes.kv_groups},
+        neurons={index: list(range(width, sizes.width)) for index in layers if width < sizes.width},
+    )
+    if decoder.pruning is None:
+        _require_savable(pruning.apply(decoder, rehearsed))
     windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
     bar("Wanda-sp", 0, 1)
-    exact = decoder.to(dtype=_torch_dtype("float32"))
-    chosen = pruning.width(exact, method="wanda-sp", ratio=ratio, calibration=windows.input_ids)
+    chosen = pruning.width(decoder, method="wanda-sp", ratio=ratio, calibration=windows.input_ids)
     bar("Wanda-sp", 1, 1)
     return chosen
 
@@ -317,11 +329,12 @@ def _prompt(options: argparse.Namespace, decoder: Any) -> tuple[Any, Any]:
 
     from pyprune.scoring.calibration import random_windows
 
+    tokenizer = None
     if options.prompt is None:
-        seed = options.seed or 0
-        return random_windows(decoder.vocab_size, 1, RANDOM_PROMPT_TOKENS, seed).input_ids, None
-    tokenizer = decoder.tokenizer()
-    ids = tokenizer(options.prompt)["input_ids"]
+        ids = random_windows(decoder.vocab_size, 1, RANDOM_PROMPT_TOKENS, options.seed or 0).input_ids[0].tolist()
+    else:
+        tokenizer = decoder.tokenizer()
+        ids = tokenizer(options.prompt)["input_ids"]
     if not ids:
         raise InputError(f"--prompt {options.prompt!r}: gives no tokens; text is expected")
     longest = decoder.max_positions
@@ -330,17 +343,30 @@ def _prompt(options: argparse.Namespace, decoder: Any) -> tuple[Any, Any]:
             f"--max-new-tokens {options.max_new_tokens}: with a prompt of {len(ids)} tokens, at most "
             f"{max(0, longest - len(ids))} are accepted by {decoder.name}"
         )
-    return torch.tensor([ids], dtype=torch.long), tokenizer
+    return torch.tensor([ids], dtype=torch.long, device=decoder.device), tokenizer
 
 
-def _load(spec: str, dtype: str | None = None) -> Any:
+def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The new tokens' text. Decoded together with the prompt: some tokenizers drop the space of a first word."""
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt + new, skip_special_tokens=True)
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
+
+
+def _device(options: argparse.Namespace) -> Any:
+    from pyprune.models.load import require_device
+
+    return require_device(options.device)
+
+
+def _load(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
     from transformers.utils import logging
 
     from pyprune.models import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(spec, dtype=None if dtype is None else _torch_dtype(dtype))
+    return load(spec, dtype=None if dtype is None else _torch_dtype(dtype), device=device)
 
 
 def _torch_dtype(name: str) -> Any:

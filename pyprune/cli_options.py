@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ DTYPES = {
     "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
     "fp16": "float16",
 }  # fmt: skip
+
+MOST = 2**31 - 1
+"""The greatest whole number that an option takes."""
 
 MODEL_HELP = (
     "the model: a Hugging Face directory or hub name, a .gguf file, smollm2-135m (the installed demonstration model), "
@@ -83,7 +87,12 @@ def _add_score(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_unit(parser, "what is removed and scored: a block, or only its attention or FFN half")
     _add_text(parser)
-    _add_dtype(parser, "float32", "dtype to score in; scores in bfloat16 are quicker on some machines, and coarser")
+    _add_dtype(
+        parser,
+        None,
+        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
+    )
+    _add_device(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
     )
@@ -179,6 +188,7 @@ def _add_compare(commands: Any) -> None:
     _add_dtype(
         parser, "bfloat16", "dtype of all rows when their perplexity and speed are measured; scoring is in float32"
     )
+    _add_device(parser)
     parser.add_argument(
         "--pad-to",
         type=_at_least(2),
@@ -240,6 +250,7 @@ def _add_generate(commands: Any) -> None:
         "--seed", type=_at_least(0), metavar="N", help="seed of the sampling (default: a new one each time)"
     )
     _add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
+    _add_device(parser)
     _add_json(parser)
 
 
@@ -274,6 +285,12 @@ def _add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str)
     parser.add_argument("--dtype", type=_dtype, default=default, metavar="D", help=f"fp32, bf16 or fp16: {shown}")
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=_device, default="cpu", metavar="D", help="cpu, cuda or cuda:N, to run on (default: cpu)"
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables (default: off)")
 
@@ -286,6 +303,12 @@ def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise argparse.ArgumentTypeError(f"{text!r}: {', '.join(DTYPES)} are accepted")
     return DTYPES[text]
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda or cuda:N, such as cuda:0, is accepted")
+    return text
 
 
 def _words(text: str) -> list[str]:
@@ -306,8 +329,8 @@ def _batches(text: str) -> list[int]:
 
 def _at_least(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: an integer of at least {least} is expected")
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {MOST} is expected")
         return int(text)
 
     return read

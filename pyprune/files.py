@@ -24,8 +24,7 @@ def _permissions_by_umask(path: str | os.PathLike[str], mode: int) -> None:
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed."""
     target = Path(path)
-    if target.is_dir():
-        raise InputError(f"{target}: is a directory; a file name is expected")
+    require_free_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
@@ -59,13 +58,24 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_free_directory(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as an absolute Path if a directory can be made there, else raise InputError."""
-    target = Path(path).absolute()
+    """Return `path`, links followed, if a directory can be put there; else raise InputError."""
+    target = Path(path).resolve()
+    if target.is_mount():  # it cannot be replaced by a directory that was written whole
+        raise InputError(f"{path}: is a mount point; a new directory below it is expected")
     if target.is_dir() and not any(target.iterdir()):
         return target
     if target.exists():
         kind = "is a directory that is not empty" if target.is_dir() else "is a file"
         raise InputError(f"{path}: {kind}; a new or empty directory is expected")
+    return target
+
+
+def require_free_file(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as an absolute Path if a file can be put there (an old one is replaced), else raise InputError."""
+    target = Path(path).absolute()
+    if target.exists() and not target.is_file():
+        kind = "is a directory" if target.is_dir() else "is not a regular file"
+        raise InputError(f"{path}: {kind}; a file name is expected")
     return target
 
 

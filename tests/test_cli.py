@@ -112,6 +112,8 @@ BAD_INPUT = [
     (["score", TINY, "--dtype", "int8"], "'int8'"),
     (["score", "no/such/model/here"], "no/such/model/here"),
     (["score", TINY, "--text", "no-such.txt"], "no-such.txt"),
+    (["score", TINY, "--device", "gpu"], "'gpu': cpu, cuda or cuda:N"),
+    (["score", TINY, "--device", "cuda:99"], "device cuda:99: cannot be used"),
     (["score", TINY, "--out", "."], ".: is a directory"),
     (["score", TINY, "--out", "taken.txt/scores.json"], "taken.txt is a file"),
     (["prune", TINY, "--out", "new"], "--depth --blocks --width"),
@@ -143,6 +145,7 @@ BAD_INPUT = [
     (["compare", TINY, "--pad-to", "1"], "--pad-to: '1'"),
     (["compare", TINY, "--out", "taken.txt"], "taken.txt: is a file"),
     (["compare", TINY, "--eval-text", "no-such.txt"], "no-such.txt"),
+    (["compare", TINY, "--device", "cuda:99"], "accepted here: cpu"),
     (["generate", "smollm2-135m"], "--prompt TEXT"),
     (["generate", TINY, "--prompt", "words"], "'words'"),
     (["generate", TINY, "--max-new-tokens", "0"], "--max-new-tokens: '0'"),
@@ -152,6 +155,8 @@ BAD_INPUT = [
     (["generate", TINY, "--temperature", "nan"], "--temperature: 'nan'"),
     (["generate", TINY, "--top-p", "0"], "--top-p: '0'"),
     (["generate", TINY, "--top-k", "0"], "--top-k: '0'"),
+    (["generate", TINY, "--device", "cuda:-1"], "'cuda:-1'"),
+    (["generate", TINY, "--device", "cuda:99"], "device cuda:99: cannot be used"),
 ]
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear, Rope, TokenizerSource
-from pyprune.models.load import load
+from pyprune.models.load import as_decoder, load
 from pyprune.models.transformers_model import to_transformers
 
-__all__ = ["FFN", "MHA", "Block", "Decoder", "Linear", "Rope", "TokenizerSource", "load", "to_transformers"]
+__all__ = [
+    "FFN",
+    "MHA",
+    "Block",
+    "Decoder",
+    "Linear",
+    "Rope",
+    "TokenizerSource",
+    "as_decoder",
+    "load",
+    "to_transformers",
+]

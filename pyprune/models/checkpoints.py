@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyprune.errors import InputError
 from pyprune.files import require_free_directory, whole_directory, write_json
 from pyprune.models.decoder import Decoder
 from pyprune.models.families import family_of
-from pyprune.models.load import removed_blocks
+from pyprune.models.records import removed_blocks
 from pyprune.models.tokenizers import load_tokenizer
 
 MAX_SHARD = "5GB"
@@ -58,7 +59,6 @@ def _check_indices(decoder: Decoder) -> None:
 
 def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
     from huggingface_hub import split_state_dict_into_shards_factory
-    from safetensors.torch import save_file
 
     plan = split_state_dict_into_shards_factory(
         state,
@@ -67,10 +67,26 @@ def _write_weights(state: dict[str, Tensor], directory: Path) -> None:
         max_shard_size=MAX_SHARD,
     )
     for file, names in plan.filename_to_tensors.items():
-        save_file({name: _owned(state[name]) for name in names}, directory / file, metadata={"format": "pt"})
+        _save_file({name: _owned(state[name]) for name in names}, directory / file)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(directory / "model.safetensors.index.json", index)
+
+
+def _save_file(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write one shard. safetensors tells a full disk, as any error of the system, in words and in a type of its own;
+    here it is the OSError with that number (ENOSPC)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def _owned(tensor: Tensor) -> Tensor:

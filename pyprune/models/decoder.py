@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyprune.errors import InputError
+from pyprune.models.tensors import is_finite
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -235,8 +238,23 @@ class Decoder:
         return replace(self, embedding=embedding, blocks=blocks, norm=change(self.norm), head=head)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Decoder:
-        """The same decoder in another dtype or on another device; tensors already there are shared."""
-        moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        """The same decoder in another dtype or on another device; tensors already there are shared.
+
+        InputError naming the first tensor that float16 cannot hold, when it was finite before.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = tensor.to(device=device, dtype=dtype)
+            # Of the three dtypes only float16 has less range than another; where nothing narrows, nothing is checked.
+            if moved.dtype == torch.float16 != tensor.dtype and not is_finite(moved) and is_finite(tensor):
+                part = next(part for part, one in self.tensors() if one is tensor)
+                raise InputError(
+                    f"{self.name}: tensor {part} does not fit {dtype}: infinite after the change; use bfloat16 or"
+                    " float32"
+                )
+            return moved
+
+        moved = self.map(move)
         return replace(moved, rope=replace(self.rope, inv_freq=self.rope.inv_freq.to(device=device)))
 
     def tokenizer(self) -> Any:

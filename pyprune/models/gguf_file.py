@@ -243,7 +243,7 @@ def _rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: 
     for key, value in given.items():
         if key not in _ROPE_KEYS:
             raise InputError(f"{where}: {prefix}{key} = {value} is not supported")
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": float(given.get("freq_base") or 10000.0)}
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": given.get("freq_base", 10000.0)}
     factor = float(given.get("scaling.factor") or given.get("scale_linear") or 1.0)
     kind = given.get("scaling.type") or ("linear" if factor != 1.0 else "none")
     if kind == "linear":

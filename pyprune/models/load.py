@@ -18,6 +18,7 @@ from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import family_of
 from pyprune.models.families.family import Family, hf_name
 from pyprune.models.gguf_file import load_gguf
+from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
 from pyprune.models.tensors import DTYPES, SafetensorsSource, StateDictSource, as_dtype, one_line
 from pyprune.models.tokenizers import directory_source
@@ -42,7 +43,7 @@ def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device
     no known kind, an unsupported family, a file cut short, a tensor that is missing, misshapen, or not finite.
     """
     wanted = None if dtype is None else as_dtype(dtype)
-    place = _device(device)
+    place = require_device(device)
     if isinstance(spec, Decoder):
         return spec.to(wanted, place)
     if isinstance(spec, torch.nn.Module):
@@ -66,7 +67,15 @@ def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device
     return _load_directory(_download(text), text, wanted, place)
 
 
-def _device(device: torch.device | str) -> torch.device:
+def as_decoder(model: Any) -> Decoder:
+    """A Decoder as it is, a PreTrainedModel read where its weights lie, and anything else as `load` reads it."""
+    if isinstance(model, Decoder):
+        return model
+    return load(model, device=getattr(model, "device", "cpu"))
+
+
+def require_device(device: torch.device | str) -> torch.device:
+    """The device, if tensors can be put there; else InputError naming the devices that this machine has."""
     try:
         place = torch.device(device)
         if place.type not in ("cpu", "cuda"):
@@ -74,7 +83,8 @@ def _device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = one_line(error).split(". ")[0]
-        raise InputError(f"device {device}: cannot be used ({reason}); accepted: cpu, or cuda with a GPU") from None
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise InputError(f"device {device}: cannot be used ({reason}); accepted here: {here}") from None
     return place
 
 
@@ -140,7 +150,11 @@ def _with_pruning(decoder: Decoder, path: Path, family: Family) -> Decoder:
     if not record_file.is_file():
         return decoder
     record, original = _json_object(record_file), _json_object(original_file)
+    if family_of(original.get("model_type"), str(original_file)) is not family:
+        raise InputError(f"{original_file}: model_type {original['model_type']} is of another family than config.json")
     family.check(original, str(original_file))
+    check_original(original, decoder.config, str(original_file))
+    check_record(record, original, str(record_file))
     gone = removed_blocks(record)
     kept = [index for index in range(original["num_hidden_layers"]) if index not in gone]
     if len(kept) != len(decoder.blocks):
@@ -150,12 +164,6 @@ def _with_pruning(decoder: Decoder, path: Path, family: Family) -> Decoder:
         )
     blocks = tuple(replace(block, index=index) for block, index in zip(decoder.blocks, kept, strict=True))
     return replace(decoder, blocks=blocks, config=original, pruning=record)
-
-
-def removed_blocks(record: dict[str, Any]) -> set[int]:
-    """Original indices of the blocks of which a pruning leaves nothing."""
-    halves = set(record.get("mha") or []) & set(record.get("ffn") or [])
-    return set(record.get("blocks") or []) | halves
 
 
 def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:

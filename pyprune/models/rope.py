@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Rope
@@ -22,7 +24,9 @@ def rope_from_config(config: dict[str, Any], where: str) -> Rope:
     head_dim = config["head_dim"]
     if kind == "default":
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
-        return Rope(1.0 / (parameters["rope_theta"] ** exponent))
+        inv_freq = 1.0 / (parameters["rope_theta"] ** exponent)
+        _require_positive(inv_freq, 1.0, parameters, where)
+        return Rope(inv_freq)
 
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -39,7 +43,13 @@ def rope_from_config(config: dict[str, Any], where: str) -> Rope:
             f"{where}: rope_parameters give {inv_freq.numel()} frequencies; head_dim {head_dim} needs {head_dim // 2}"
             " (a partial rotation is not supported)"
         )
+    _require_positive(inv_freq, float(scaling), parameters, where)
     return Rope(inv_freq.to(torch.float32), float(scaling), kind, _limit(kind, config))
+
+
+def _require_positive(inv_freq: Tensor, scaling: float, parameters: dict[str, Any], where: str) -> None:
+    if not bool((inv_freq > 0).all() and torch.isfinite(inv_freq).all()) or not 0 < scaling < math.inf:
+        raise InputError(f"{where}: rope_parameters {parameters}: the frequencies they give are not all positive")
 
 
 def _limit(kind: str, config: dict[str, Any]) -> int | None:

@@ -49,5 +49,12 @@ def recordable() -> bool:
 
 
 def report() -> dict[str, object]:
-    """The choice, and what there is to choose from."""
-    return {"gpu": torch.cuda.is_available(), "chosen": _chosen, "choices": list(CHOICES), "checked_on_hardware": []}
+    """The choice, what there is to choose from, and why it is not the kernels where it is not."""
+    there = torch.cuda.is_available()
+    if _chosen != "definitions":
+        reason = f"{_chosen}: never checked on hardware yet"
+    elif not there:
+        reason = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
+    else:
+        reason = "plain definitions; PYPRUNE_GPU=triton takes the kernels, which have never been checked on hardware"
+    return {"gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason}

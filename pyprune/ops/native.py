@@ -22,6 +22,8 @@ REMEDY = (
     "pip install 'setuptools>=77' wheel cmake ninja && pip install --no-build-isolation --force-reinstall --no-deps ."
 )
 
+ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt
 
@@ -91,15 +93,33 @@ def select_isa(name: str) -> None:
         raise InputError(f"instruction set {name!r}: one of {', '.join(runnable_isas())} is expected on this machine")
 
 
+NEVER_RUN = ("avx512_bf16",)
+"""Compiled, but never run on hardware: used only when forced."""
+
+
 def report() -> dict[str, object]:
-    """What is available and, where something is not, why and what to do."""
+    """What is available and, where something is not, why and what to do.
+
+    `isas_unused`: for each instruction set that is not in use, the reason.
+    """
     available = load()
+    off = os.environ.get("PYPRUNE_NATIVE") == "0"
+    unused = {}
+    for name in ISAS:
+        if name not in compiled_isas():
+            unused[name] = "not compiled: the compiler does not know it" if available else "no library"
+        elif name not in runnable_isas():
+            unused[name] = "this processor lacks it"
+        elif name != selected_isa():
+            never = "never run on hardware yet; " if name in NEVER_RUN else ""
+            unused[name] = f"{never}PYPRUNE_ISA={name} takes it"
     return {
         "cpu_library": LIBRARY_PATH.name if available else None,
         "reason": _reason,
-        "remedy": None if available or os.environ.get("PYPRUNE_NATIVE") == "0" else REMEDY,
+        "remedy": None if available else "unset PYPRUNE_NATIVE" if off else REMEDY,
         "isas_compiled": compiled_isas(),
         "isas_runnable": runnable_isas(),
         "isa_selected": selected_isa(),
-        "isas_never_run_on_hardware": [name for name in compiled_isas() if name == "avx512_bf16"],
+        "isas_unused": unused,
+        "isas_never_run_on_hardware": [name for name in compiled_isas() if name in NEVER_RUN],
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 from pyprune.errors import InputError
 
-_ACCEPTED = "a share between 0 and 1 (20% or 0.2) or a number of units (6) is expected"
+_SHARE = "a share of the parameters above 0 and below 1 (20% or 0.2)"
+_COUNT = "a number of units from 1 (6)"
 
 
 class Amount(NamedTuple):
@@ -22,18 +24,33 @@ def parse_amount(text: str) -> Amount:
 
     InputError for a ratio outside (0, 1), a count below 1, or anything else.
     """
-    written = str(text).strip()
-    if written.isascii() and written.isdigit():
-        return Amount(count=check_count(int(written)))
-    percent = written.endswith("%")
+    count = re.fullmatch(r"\s*([0-9]{1,18})\s*", str(text))
+    if count is None:
+        ratio = _ratio(text)
+        if ratio is not None:
+            return Amount(ratio=ratio)
+    elif int(count[1]):
+        return Amount(count=int(count[1]))
+    raise InputError(f"amount {text!r}: {_SHARE} or {_COUNT} is expected")
+
+
+def parse_ratio(text: str) -> float:
+    """Read "20%" or "0.2" where only a share can be meant; InputError for anything else, a count among it."""
+    ratio = _ratio(text)
+    if ratio is None:
+        raise InputError(f"ratio {text!r}: {_SHARE} is expected")
+    return ratio
+
+
+def _ratio(text: str) -> float | None:
+    """The share that `text` writes, None when it writes none in (0, 1)."""
+    written = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(%?)\s*", str(text), re.IGNORECASE)
     try:
-        number = float(written.removesuffix("%"))
-    except ValueError:
-        raise InputError(f"amount {text!r}: {_ACCEPTED}") from None
-    ratio = number / 100 if percent else number
-    if not 0 < ratio < 1:
-        raise InputError(f"amount {text!r}: {_ACCEPTED}")
-    return Amount(ratio=ratio)
+        number = float(written[1]) if written else math.nan
+    except ValueError:  # more than one point
+        return None
+    ratio = number / 100 if written and written[2] else number
+    return ratio if 0 < ratio < 1 else None
 
 
 def check_ratio(ratio: float) -> float:

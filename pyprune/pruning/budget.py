@@ -90,19 +90,24 @@ def unit_parameters(decoder: Decoder, unit: str) -> dict[int, int]:
 def count_for_ratio(ratio: float, parameters: int, unit_sizes: Sequence[int]) -> int:
     """How many units, taken in the order given, come nearest to `ratio` of `parameters`; of two as near, the fewer.
 
-    InputError when that is none, or when all of them together fall short of the ratio by more than half a unit.
+    InputError when there are none or that is none, or when all of them together fall short of the ratio by more than
+    half a unit.
     """
     target = check_ratio(ratio) * parameters
+    if not unit_sizes:
+        raise InputError(f"ratio {ratio:g}: no unit can be removed; at least one block stays")
     removed, best, distance = 0, 0, target
     for count, size in enumerate(unit_sizes, start=1):
         removed += size
         if abs(removed - target) < distance:
             best, distance = count, abs(removed - target)
     if best == 0:
-        least = unit_sizes[0] / parameters if unit_sizes else 0
-        raise InputError(f"ratio {ratio:g}: nearest to no unit at all; one unit is {least:.3%} of the parameters")
+        first = "the only removable unit" if len(unit_sizes) == 1 else "one unit"
+        least = unit_sizes[0] / parameters
+        raise InputError(f"ratio {ratio:g}: nearest to no unit at all; {first} is {least:.3%} of the parameters")
     if best == len(unit_sizes) and target - removed > unit_sizes[-1] / 2:
-        raise InputError(f"ratio {ratio:g}: all removable units are only {removed / parameters:.1%} of the parameters")
+        every = "the only removable unit is" if best == 1 else f"all {best} removable units are"
+        raise InputError(f"ratio {ratio:g}: {every} only {removed / parameters:.1%} of the parameters")
     return best
 
 
@@ -115,7 +120,8 @@ def depth_count(decoder: Decoder, ratio: float, unit: str = "block") -> int:
     sizes = list(unit_parameters(decoder, unit).values())
     count = count_for_ratio(ratio, decoder.parameters(), sizes)
     if unit == "block" and count == len(sizes):
-        raise InputError(f"ratio {ratio:g}: would remove all {count} blocks; at least one must stay")
+        blocks = "the only block" if count == 1 else f"all {count} blocks"
+        raise InputError(f"ratio {ratio:g}: would remove {blocks}; at least one must stay")
     return count
 
 
@@ -128,9 +134,9 @@ def width_for(sizes: UniformSizes, target_parameters: int, *, align: int | None 
     """`(kv_groups, ffn_width)` to keep in every block so that the model has `target_parameters`.
 
     The KV groups kept are the nearest whole number (at least 1) to the share of blocks that a depth-pruned model of
-    that size keeps; the FFN width then comes nearest to the target, in multiples of `align` where given. Exact widths
-    always meet the target to within half a neuron per block.
-    InputError when no width of 1 up to the present one does, or when the aligned one is off by more than 0.5 %.
+    that size keeps; the FFN width then comes nearest to the target, in multiples of `align` where given. An exact
+    width is off by at most half a neuron per block, which only a very small model feels.
+    InputError when no width of 1 up to the present one does, or when the nearest one is off by more than 0.5 %.
     """
     for name, value in (("target_parameters", target_parameters), ("align", align)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -154,9 +160,11 @@ def width_for(sizes: UniformSizes, target_parameters: int, *, align: int | None 
             f" would be {width}; 1 to {sizes.width} is accepted"
         )
     actual = sizes.narrowed(kv_groups, width)
-    if align is not None and abs(actual - target_parameters) > TOLERANCE * target_parameters:
+    distance = abs(actual - target_parameters) / target_parameters
+    if distance > TOLERANCE:
+        asked = f"target of {target_parameters} parameters" if align is None else f"align {align}"
         raise InputError(
-            f"align {align}: the nearest FFN width {width} gives {actual} parameters for a target of"
+            f"{asked}: the nearest FFN width {width} gives {actual} parameters, {distance:.2%} from the target of"
             f" {target_parameters}; within {TOLERANCE:.1%} is expected"
         )
     return kv_groups, width

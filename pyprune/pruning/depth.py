@@ -1,4 +1,4 @@
-"""Depth pruning: drop the most removable units (Shortened LLaMA, section 3.3: one shot, no iteration)."""
+"""Depth pruning: drop the most removable units (Shortened LLaMA, section 3.2: one shot, no iteration)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio, unit_parameters
-from pyprune.pruning.pruning import Pruning
+from pyprune.pruning.pruning import Pruning, original_name
 
 _FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
@@ -38,10 +38,11 @@ def depth(
     """The pruning that removes the most removable units of `scores`.
 
     Exactly one of `ratio` (share of all parameters, 0 < ratio < 1; the number of units that comes nearest) and `count`
-    (units). `protect`: block indices that stay, or a string such as "first=4,last=2" or "0,1,31", counted over the
-    blocks of `decoder`, or of the scores without one.
-    InputError when a ratio is asked for and neither `decoder` nor the scores tell sizes, when nothing removable is
-    left, or when no block would stay.
+    (units). `decoder`: the model whose scores these are; the pruning then names its original. `protect`: block indices
+    that stay, or a string such as "first=4,last=2" or "0,1,31", counted over the blocks of `decoder`, or of the scores
+    without one.
+    InputError when a ratio is asked for and neither `decoder` nor the scores tell sizes, when the scores are of units
+    or sizes that `decoder` does not have, when nothing removable is left, or when no block would stay.
     """
     if (ratio is None) == (count is None):
         raise InputError(f"depth: ratio {ratio!r} and count {count!r}: exactly one of them is expected")
@@ -66,7 +67,8 @@ def depth(
     removed: dict[str, list[int]] = {"blocks": [], "mha": [], "ffn": []}
     for kind, index in chosen:
         removed[_FIELD[kind]].append(index)
-    return Pruning(model=scores.model, **removed, made_by=f"depth {scores.criterion} {scores.unit}")
+    model = scores.model if decoder is None else original_name(decoder)
+    return Pruning(model=model, **removed, made_by=f"depth {scores.criterion} {scores.unit}")
 
 
 def protected_blocks(protect: Iterable[int] | str | None, blocks: Sequence[int]) -> frozenset[int]:
@@ -110,4 +112,17 @@ def _sizes(scores: Ranking, decoder: Decoder | None) -> tuple[int, dict[tuple[st
     for kind, index in scores.units:
         if (kind, index) not in sizes:
             raise InputError(f"depth: the scores name {kind} {index}, which {decoder.name} does not have")
-    return decoder.parameters(), sizes
+    parameters = decoder.parameters()
+    if scores.parameters not in (None, parameters):
+        raise _other_model("the model", scores.parameters, decoder, parameters)
+    for (kind, index), scored in zip(scores.units, scores.unit_parameters or (), strict=False):
+        if scored != sizes[kind, index]:
+            raise _other_model(f"{kind} {index}", scored, decoder, sizes[kind, index])
+    return parameters, sizes
+
+
+def _other_model(what: str, scored: int | None, decoder: Decoder, present: int) -> InputError:
+    return InputError(
+        f"depth: {what} had {scored} parameters when scored and has {present} in {decoder.name}; scores of this model"
+        " are expected"
+    )

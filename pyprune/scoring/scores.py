@@ -23,7 +23,7 @@ class Scores:
     `units`: `(unit, index)` pairs, `unit` one of "block", "mha", "ffn" and `index` the block's place in the original
     model;
     `values`: one score each, in the same order (for criterion "ppl": the perplexity without that unit, Shortened LLaMA
-    section 3.2); `baseline`: the same measure of the model left whole, None where the criterion has none.
+    section 3.1); `baseline`: the same measure of the model left whole, None where the criterion has none.
     `unit`: what was ranked; one of the three, or another name where kinds are ranked together.
     `parameters` (of the whole model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into
     a count without the model. InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a

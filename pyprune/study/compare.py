@@ -20,6 +20,7 @@ from pyprune import pruning, scoring
 from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.models.decoder import Decoder
+from pyprune.models.load import require_device
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning
 from pyprune.pruning.budget import UniformSizes, depth_count, depth_row, width_for
@@ -29,14 +30,12 @@ from pyprune.scoring import calibration as texts
 from pyprune.scoring.scores import Scores
 from pyprune.study import machine
 from pyprune.study.destination import require_directory
+from pyprune.study.device import synchroniser
 from pyprune.study.measure import interleave
 from pyprune.study.progress import Progress, silent
 from pyprune.study.protocols import Protocol, protocol_named
 from pyprune.study.report import FORMAT, render
 from pyprune.study.table import REFERENCE_ROW, table
-
-SCORING_DTYPE = torch.float32
-"""Scores decide the rows, so they are taken without bf16's rounding whatever dtype is timed."""
 
 Generate = Callable[[Tensor, int], object]
 """Prompts `[batch, tokens]` and the number of new tokens for each."""
@@ -82,13 +81,15 @@ def compare(
     pad_multiple: int = 64,
     out: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
+    device: torch.device | str = "cpu",
 ) -> Comparison:
     """Compare the model with its depth-pruned, Wanda-sp-pruned and padded forms, in quality, latency and throughput.
 
     For each ratio (share of all parameters): blocks removed by PPL; FFN width and heads narrowed by Wanda-sp to the
-    depth row's parameter count; the same padded to `pad_multiple`. Scores and Wanda's statistics are taken in float32
-    on `samples` x `seq_len` calibration tokens, perplexity on held-out text and all timings in `dtype`, each row under
-    Hugging Face transformers and under pyprune, interleaved. With `out`, the report is written there.
+    depth row's parameter count; the same padded to `pad_multiple`. Scores and Wanda's statistics are taken in the
+    checkpoint's dtype on `samples` x `seq_len` calibration tokens, perplexity on held-out text and all timings in
+    `dtype`, each row under Hugging Face transformers and under pyprune, interleaved. With `out`, the report is written
+    there. All of it runs on `device`; on a GPU every run is timed from an idle device to an idle device.
     Raises InputError for any bad option before the model is loaded, and when the rows do not fit into memory.
     Source: the paper's Table 2 and Figures 1 and 2.
     """
@@ -100,12 +101,16 @@ def compare(
     texts.check_window_options(samples, seq_len, seed)
     if out is not None:
         require_directory(out)
-    for path in (text, eval_text):
-        if path is not None or not str(spec).startswith("shape:"):
-            texts.require_text(path)
+    place = require_device(device)
+    random_model = isinstance(spec, str) and spec.startswith("shape:")
+    for option, path in (("--text", text), ("--eval-text", eval_text)):
+        if path is not None or not (random_model or isinstance(spec, Decoder)):
+            texts.require_text(path, option)
+    if text is not None and eval_text is not None and texts.read_text(text)[0] == texts.read_text(eval_text)[0]:
+        raise InputError(f"--eval-text {eval_text}: is the calibration text; another text is expected")
 
     progress("loading", 0, 1)
-    decoder = load(spec)
+    decoder = load(spec, device=place)
     progress("loading", 1, 1)
     check_positions(decoder, taken, seq_len)
     check_ratios(decoder, names)
@@ -136,6 +141,7 @@ def compare(
         "seq_len": seq_len,
         "seed": seed,
         "pad_multiple": pad_multiple,
+        "device": str(place),
     }
     results = {
         "format": FORMAT,
@@ -173,10 +179,7 @@ def ratio_names(ratios: Sequence[str | float]) -> list[str]:
     """The ratios as percentages, each once; InputError for none, a repeated one, a count, or one outside (0, 1)."""
     names = []
     for given in ratios:
-        ratio = pruning.parse_amount(str(given)).ratio
-        if ratio is None:
-            raise InputError(f"ratio {given!r}: a share of the parameters such as 20% is expected, not a count")
-        names.append(f"{100 * ratio:g}%")
+        names.append(f"{100 * pruning.parse_ratio(str(given)):g}%")
     _require_different("ratios", names)
     return names
 
@@ -192,7 +195,7 @@ def check_batches(batches: Sequence[int], protocol: Protocol) -> None:
 
 def check_ratios(decoder: Decoder, ratios: Sequence[str]) -> None:
     """Raise InputError when some ratio has no depth-pruned form of this model, or no width of the same size."""
-    sizes = UniformSizes.of(decoder)
+    sizes = UniformSizes.of(pruning.pad(decoder, 1))
     for name in ratios:
         ratio = pruning.parse_amount(name).ratio
         assert ratio is not None
@@ -213,10 +216,11 @@ def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
 
 def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> None:
     """Raise InputError, with both numbers, when all rows and their caches together will not fit into free memory."""
-    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), memory.available()
+    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), memory.available(decoder.device)
     if available is not None and needed > available:
         raise InputError(
-            f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available; "
+            f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available on "
+            f"{decoder.device}; "
             "fewer ratios, a smaller batch or a smaller model is expected"
         )
 
@@ -224,18 +228,16 @@ def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, 
 def needed_bytes(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> int:
     """An upper estimate of what the comparison allocates beyond the loaded model.
 
-    The larger of scoring (the model in float32, and Wanda's narrowed copy) and timing (the model in `dtype`, two
-    narrowed copies a ratio, and for all rows a cache and logits; the depth row shares the original's weights).
+    For timing: the model in `dtype`, two narrowed copies a ratio, and for all rows a cache and logits; the depth row
+    shares the original's weights. Scoring plans its own memory.
     """
     parameters, size = decoder.parameters(), dtype.itemsize
     rows = 1 + 3 * ratios
     length = protocol.input_tokens + max(protocol.output_tokens)
-    per_position = sum(2 * block.mha.kv_heads * block.mha.head_dim for block in decoder.blocks if block.mha is not None)
-    caches = rows * batch * length * per_position * size
+    caches = rows * batch * length * kv_bytes(decoder) // decoder.dtype.itemsize * size
     logits = 2 * max(batch, 8) * protocol.evaluation_window * decoder.vocab_size * 4
     copies = (0 if decoder.dtype == dtype else 1) + 2 * ratios
-    scoring_copies = 1 + (0 if decoder.dtype == SCORING_DTYPE else 1)
-    return max(scoring_copies * parameters * SCORING_DTYPE.itemsize, copies * parameters * size + caches) + logits
+    return copies * parameters * size + caches + logits
 
 
 def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
@@ -252,13 +254,13 @@ def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
 def plan(
     decoder: Decoder, ratios: Sequence[str], calibration: texts.Windows, pad_multiple: int, progress: Progress = silent
 ) -> tuple[dict[str, tuple[Pruning, Pruning, Pruning]], Scores]:
-    """The depth, width and padded prunings of each ratio, and the scores that chose the blocks; all in float32.
+    """The depth, width and padded prunings of each ratio, and the scores that chose the blocks.
 
-    Width is matched to the depth row's actual parameter count, not to the ratio.
+    The model is scored in its checkpoint's dtype (on a CPU with float32 activations), whatever dtype is timed. Width
+    is matched to the depth row's actual parameter count, not to the ratio.
     """
-    exact = decoder.to(dtype=SCORING_DTYPE)
     scores = scoring.score(
-        exact,
+        decoder,
         calibration.input_ids,
         criterion="ppl",
         unit="block",
@@ -270,8 +272,8 @@ def plan(
         progress("Wanda-sp", done, len(ratios))
         depth = pruning.depth(scores, decoder, ratio=pruning.parse_amount(ratio).ratio)
         target = pruning.apply(decoder, depth).parameters()
-        width = pruning.width(exact, method="wanda-sp", target_parameters=target, calibration=calibration.input_ids)
-        prunings[ratio] = depth, width, width | Pruning(pad_to=pad_multiple)
+        width = pruning.width(decoder, method="wanda-sp", target_parameters=target, calibration=calibration.input_ids)
+        prunings[ratio] = depth, width | Pruning(pad_to=1), width | Pruning(pad_to=pad_multiple)
     progress("Wanda-sp", len(ratios), len(ratios))
     return prunings, scores
 
@@ -313,15 +315,27 @@ def describe(row: Row, original_parameters: int, perplexity: float) -> dict[str,
         "heads": _range([count for count, _ in heads]),
         "kv_heads": _range([count for _, count in heads]),
         "bytes_per_token": decoder.bytes_per_token(),
+        "kv_bytes_per_position": kv_bytes(decoder),
         "ppl": perplexity if math.isfinite(perplexity) else None,
         "pruning": row.pruning,
     }
 
 
+def kv_bytes(decoder: Decoder) -> int:
+    """Bytes of KV cache that one position of one sequence takes over all blocks, in the decoder's dtype."""
+    halves = [block.mha for block in decoder.blocks if block.mha is not None]
+    return sum(2 * mha.kv_heads * mha.head_dim for mha in halves) * decoder.dtype.itemsize
+
+
 def time_rows(
     rows: Sequence[Row], prompts: Tensor, batches: Sequence[int], protocol: Protocol, progress: Progress = silent
 ) -> list[dict[str, Any]]:
-    """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round."""
+    """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round.
+
+    The prompts are moved to the rows' device; both engines get them there.
+    """
+    device = rows[0].decoder.device
+    prompts, synchronise = prompts.to(device), synchroniser(device)
     longest = protocol.input_tokens + max(protocol.output_tokens)
     engines: dict[tuple[str, str], Generate] = {}
     for row in rows:
@@ -334,7 +348,9 @@ def time_rows(
         stage = f"timing {turn + 1} of {total}, batch {batch}, {length} tokens"
         # A collection in the middle of a run would be charged to whoever happens to allocate then.
         with _no_collection():
-            samples = interleave(runnables, protocol.runs, protocol.warmups, done=partial(progress, stage))
+            samples = interleave(
+                runnables, protocol.runs, protocol.warmups, done=partial(progress, stage), synchronise=synchronise
+            )
         timings += [
             {"row": name, "engine": engine, "batch": batch, "output_tokens": length, "seconds": seconds}
             for (name, engine), seconds in samples.items()
@@ -344,18 +360,16 @@ def time_rows(
 
 def hugging_face(decoder: Decoder) -> Generate:
     """Greedy `generate` of transformers: sdpa attention, not compiled, its default cache made anew for every call."""
-    model = to_transformers(decoder, attn_implementation="sdpa")
-    pad = decoder.pad_token_id()
+    from transformers import GenerationConfig
 
+    model = to_transformers(decoder, attn_implementation="sdpa")
+    # Not the checkpoint's own settings: beams or penalties would time something else. Without an EOS no step is checked
+    # for one and none has to be forbidden: exactly `length` tokens, as under pyprune.
+    model.generation_config = GenerationConfig(pad_token_id=decoder.pad_token_id())
+
+    @torch.inference_mode()
     def generate(prompts: Tensor, length: int) -> Tensor:
-        return model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            do_sample=False,
-            min_new_tokens=length,
-            max_new_tokens=length,
-            pad_token_id=pad,
-        )
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=length)
 
     return generate
 
@@ -379,6 +393,7 @@ def command(
     words += ["--protocol", protocol.name, "--dtype", options["dtype"], "--samples", str(options["samples"])]
     words += ["--seq-len", str(options["seq_len"]), "--seed", str(options["seed"])]
     words += ["--pad-to", str(options["pad_multiple"])]
+    words += ["--device", options["device"]] if options["device"] != "cpu" else []
     for name, path in (("--text", text), ("--eval-text", eval_text)):
         words += [name, os.path.basename(path)] if path is not None else []
     return shlex.join([*words, "--out", "compare"])

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory
+from pyprune.files import require_free_directory, require_free_file
 
 
 def require_directory(path: str | os.PathLike[str]) -> Path:
@@ -18,9 +18,7 @@ def require_directory(path: str | os.PathLike[str]) -> Path:
 
 def require_file(path: str | os.PathLike[str]) -> Path:
     """The absolute path, if a file can be written there (an old one is replaced); else InputError."""
-    target = Path(path).absolute()
-    if target.is_dir():
-        raise InputError(f"{path}: is a directory; a file name is expected")
+    target = require_free_file(path)
     _require_writable(target, path)
     return target
 

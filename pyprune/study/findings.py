@@ -7,7 +7,8 @@ from typing import Any
 
 from pyprune.study.table import REFERENCE_ROW, engines, ratios, table
 
-FEW_RUNS = 5
+FEW_RUNS = 6
+"""Fewer have no 95 % interval of their median."""
 WIDTH_METHOD = "wanda-sp"
 
 
@@ -26,17 +27,21 @@ def findings(results: dict[str, Any]) -> list[str]:
 
 
 def against_original(line: dict[str, Any]) -> str:
-    """slower, faster or undecided: a difference counts only when the quartiles of the paired ratios exclude none."""
-    if line["speedup_q3"] < 1:
-        return "slower"
-    return "faster" if line["speedup_q1"] > 1 else "undecided"
+    """slower, faster or undecided: a difference counts when the median paired ratio's 95 % interval excludes none."""
+    return _against(line, 1.0, "slower", "undecided", "faster")
 
 
 def against_bytes(line: dict[str, Any]) -> str:
     """less, more or as: the measured speed-up against the one its bytes per token predict, by the same rule."""
-    if line["speedup_q3"] < line["speedup_by_bytes"]:
-        return "less"
-    return "more" if line["speedup_q1"] > line["speedup_by_bytes"] else "as"
+    return _against(line, line["speedup_by_bytes"], "less", "as", "more")
+
+
+def _against(line: dict[str, Any], value: float, below: str, within: str, above: str) -> str:
+    if line["speedup_low"] is None:
+        return within
+    if line["speedup_high"] < value:
+        return below
+    return above if line["speedup_low"] > value else within
 
 
 def sample_sentence(results: dict[str, Any]) -> str:
@@ -51,7 +56,10 @@ def sample_sentence(results: dict[str, Any]) -> str:
         f"({widest['row']}, {widest['engine']}, batch {widest['batch']}, {widest['output_tokens']} new tokens)."
     )
     if runs < FEW_RUNS:
-        sentence += f" {_count(runs, 'run')} cannot tell small differences apart; the protocol 'paper' takes 20."
+        sentence += (
+            f" {_count(runs, 'run')} cannot decide whether a difference is real, so none is called faster or slower "
+            "here; the protocol 'paper' takes 20."
+        )
     return sentence
 
 
@@ -59,6 +67,9 @@ def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
     """One row under one engine over all its settings (batch and output length)."""
     first, gains = lines[0], [line["speedup"] for line in lines]
     measured = f"{min(gains):.2f}x" if len(gains) == 1 else f"{min(gains):.2f}x to {max(gains):.2f}x"
+    facts = f"{first['row']} under {first['engine']}: {measured} measured, {first['speedup_by_bytes']:.2f}x by bytes."
+    if first["speedup_low"] is None:
+        return facts
     original = _tally(
         [against_original(line) for line in lines],
         faster="faster",
@@ -72,9 +83,8 @@ def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
         less="below",
     )
     return (
-        f"{first['row']} under {first['engine']}: {measured} measured, {first['speedup_by_bytes']:.2f}x by bytes. Of "
-        f"{_count(len(lines), 'setting')}, against the original: {original}; against what the bytes predict: "
-        f"{predicted}."
+        f"{facts} Of {_count(len(lines), 'setting')}, against the original: {original}; against what the bytes "
+        f"predict: {predicted}."
     )
 
 
@@ -85,6 +95,12 @@ def paper_sentence(lines: Sequence[dict[str, Any]], engine: str) -> str:
     faster = sum(against_original(line) == "faster" for line in width)
     if not width:
         return f"No width-pruned row was timed under {engine}."
+    if width[0]["speedup_low"] is None:
+        gains = ", ".join(f"{line['speedup']:.2f}x at batch {line['batch']}" for line in width)
+        return (
+            f"The paper's GPU result that width pruning brings no speed, under {engine} on this machine: Wanda-sp ran "
+            f"at {gains} of the original's speed, too few runs to decide."
+        )
     if faster == len(width):
         return (
             f"Under {engine} this machine does not show the paper's GPU result that width pruning brings no speed: "

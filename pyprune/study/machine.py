@@ -21,11 +21,16 @@ TELLING_FLAGS = (
 """CPU flags that decide how fast a matrix-vector product can be."""
 
 PACKAGES = ("pyprune", "torch", "transformers", "numpy")
+GPU_PACKAGES = ("triton",)
+"""Named only where there is a GPU."""
 
 
 def describe() -> dict[str, Any]:
     """CPU, memory, system, GPUs, threads, versions and, in a checkout, the commit: what a result must be read with."""
-    cpu = _cpu()
+    cpu, gpus = _cpu(), _gpus()
+    versions = {name: _version(name) for name in (*PACKAGES, *(GPU_PACKAGES if gpus else ()))}
+    if gpus:
+        versions["CUDA"] = torch.version.cuda
     return {
         "cpu": cpu["model"],
         "cpu_flags": cpu["flags"],
@@ -36,10 +41,10 @@ def describe() -> dict[str, Any]:
         "memory_limit_bytes": cgroup_limit(),
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "gpus": _gpus(),
+        "gpus": gpus,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "commit": commit(Path(__file__).parent),
+        "versions": versions,
+        "commit": commit(Path(__file__).resolve().parents[1]),
     }
 
 
@@ -83,7 +88,44 @@ def _usable_cores() -> int | None:
 
 
 def _gpus() -> list[dict[str, Any]]:
+    """Every GPU that torch sees; driver and clocks (MHz) where nvidia-smi tells them."""
     if not torch.cuda.is_available():
         return []
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in found]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "name": gpu.name,
+                "memory_bytes": gpu.total_memory,
+                "compute_capability": f"{gpu.major}.{gpu.minor}",
+                "multiprocessors": gpu.multi_processor_count,
+                **nvidia_smi(str(gpu.uuid)),
+            }
+        )
+    return found
+
+
+_SMI_FIELDS = {
+    "driver_version": "driver",
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "clocks.max.sm": "max_sm_clock_mhz",
+    "clocks.max.mem": "max_memory_clock_mhz",
+    "power.limit": "power_limit_w",
+}
+
+
+def nvidia_smi(uuid: str) -> dict[str, str]:
+    """What nvidia-smi says of the GPU with this UUID (which itself is not told); empty without nvidia-smi."""
+    command = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={','.join(_SMI_FIELDS)}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    if len(values) != len(_SMI_FIELDS):
+        return {}
+    return dict(zip(_SMI_FIELDS.values(), values, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +15,28 @@ def interleave(
     warmups: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     done: Callable[[int, int], None] | None = None,
+    synchronise: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every run of every runnable, `runs` each in the order of the rounds, after `warmups` rounds dropped.
 
-    Round r starts at runnable r (modulo their number), so that none always follows the same cold or hot neighbour.
-    `done(finished, total)` is called after each run, outside the timed part.
+    Each round has an order of its own (shuffled from a fixed seed), so that none keeps the same neighbour.
+    `done(finished, total)` is called after each run, outside the timed part. `synchronise` waits until a device has
+    done all it was given; it is called before the clock is read, at the start and at the end of every run.
     """
     names = list(runnables)
     samples: dict[str, list[float]] = {name: [] for name in names}
     total, finished = (warmups + runs) * len(names), 0
+    shuffle = random.Random(0).shuffle
     for turn in range(warmups + runs):
-        start = turn % len(names) if names else 0
-        for name in names[start:] + names[:start]:
+        shuffle(names)
+        for name in names:
             run = runnables[name]
+            if synchronise is not None:
+                synchronise()
             before = clock()
             run()
+            if synchronise is not None:
+                synchronise()
             after = clock()
             if turn >= warmups:
                 samples[name].append(after - before)
@@ -53,6 +62,25 @@ def spread(samples: Sequence[float]) -> dict[str, float | int]:
     }
 
 
-def speedup(reference: Sequence[float], samples: Sequence[float]) -> dict[str, float | int]:
-    """Spread of reference seconds / own seconds, paired round by round: above 1 is faster than the reference."""
-    return spread([slow / fast for slow, fast in zip(reference, samples, strict=True)])
+def median_interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Two order statistics between which the distribution's median lies with at least `level`; None when there are too
+    few samples for that (fewer than 6 at 95 %). No distribution is assumed: each sample lies above the median or below
+    it with equal chance."""
+    ordered, count = sorted(samples), len(samples)
+    rank, outside = 0, 0.0
+    while rank < count // 2:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 1 - level:
+            break
+        rank += 1
+    return (ordered[rank - 1], ordered[count - rank]) if rank else None
+
+
+def speedup(reference: Sequence[float], samples: Sequence[float]) -> dict[str, float | int | None]:
+    """Spread of reference seconds / own seconds, paired round by round: above 1 is faster than the reference.
+
+    `low` and `high`: `median_interval` at 95 %, or None.
+    """
+    ratios = [slow / fast for slow, fast in zip(reference, samples, strict=True)]
+    low, high = median_interval(ratios) or (None, None)
+    return {**spread(ratios), "low": low, "high": high}

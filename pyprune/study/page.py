@@ -78,7 +78,8 @@ def introduction(results: dict[str, Any]) -> str:
 
 def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of models."""
-    header = ["row", "M params", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL"]
+    header = ["row", "M params", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL", "of orig."]
+    whole = results["rows"][0]["ppl"]
     return header, [
         [
             row["name"],
@@ -89,6 +90,7 @@ def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['heads']} ({row['kv_heads']})",
             f"{row['bytes_per_token'] / 1e6:.2f}",
             number(row["ppl"]),
+            "" if None in (row["ppl"], whole) else f"{row['ppl'] / whole:.2f}x",
         ]
         for row in results["rows"]
     ]
@@ -127,13 +129,19 @@ def machine_cells(machine: dict[str, Any]) -> list[list[str]]:
         "cores": f"{machine['cores']}, of which usable {machine['usable_cores']}",
         "threads": str(machine["threads"]),
         "memory": "unknown" if memory is None else f"{memory / 2**30:.1f} GiB",
-        "GPU": ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none",
+        "GPU": ", ".join(map(gpu_cell, machine["gpus"])) or "none",
         "system": f"{machine['system']}, {machine['architecture']}",
         "Python": machine["python"],
         "packages": ", ".join(f"{name} {version or 'unknown'}" for name, version in machine["versions"].items()),
         "commit": machine["commit"] or "unknown",
     }
     return [[name, str(value)] for name, value in facts.items()]
+
+
+def gpu_cell(gpu: dict[str, Any]) -> str:
+    """A GPU's name, memory and, where known, driver."""
+    driver = f", driver {gpu['driver']}" if gpu.get("driver") else ""
+    return f"{gpu['name']} ({gpu['memory_bytes'] / 2**30:.1f} GiB{driver})"
 
 
 def text_cells(name: str, fingerprint: dict[str, Any]) -> list[str]:

@@ -69,11 +69,13 @@ def _timings(results: dict[str, Any], batch: int, length: int) -> Any:
         cells = [name, f"{own[names[0]]['speedup_by_bytes']:.2f}x"]
         for engine in names:
             line = own[engine]
-            cells += [_short(1000 * line["latency_s"]), _short(line["tokens_per_s"]), f"{line['speedup']:.2f}x"]
+            half_range = 50 * (line["latency_max_s"] - line["latency_min_s"]) / line["latency_s"]
+            latency = f"{_short(1000 * line['latency_s'])} ±{half_range:.0f}%"
+            cells += [latency, _short(line["tokens_per_s"]), f"{line['speedup']:.2f}x"]
         if "ours/hf" in header:
             cells.append(f"{own['pyprune']['pyprune_vs_hf']:.2f}x")
         rows.append(cells)
-    return _grid(f"Batch {batch}, {length} new tokens (median latency of the batch)", header, rows)
+    return _grid(f"Batch {batch}, {length} new tokens (median latency of the batch ± half its range)", header, rows)
 
 
 def _short(value: float) -> str:

@@ -12,25 +12,27 @@ ENGINES = ("hf", "pyprune")
 
 COLUMNS = (
     "row", "method", "ratio", "parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads",
-    "bytes_per_token", "ppl", "engine", "batch", "output_tokens", "runs", "latency_s", "latency_q1_s", "latency_q3_s",
-    "latency_min_s", "latency_max_s", "latency_mean_s", "tokens_per_s", "speedup", "speedup_q1", "speedup_q3",
-    "speedup_by_bytes", "pyprune_vs_hf",
+    "bytes_per_token", "kv_bytes_per_position", "ppl", "ppl_ratio", "engine", "batch", "output_tokens", "runs",
+    "latency_s", "latency_q1_s", "latency_q3_s", "latency_min_s", "latency_max_s", "latency_mean_s", "tokens_per_s",
+    "speedup", "speedup_q1", "speedup_q3", "speedup_low", "speedup_high", "speedup_by_bytes", "pyprune_vs_hf",
 )  # fmt: skip
 """Latency in seconds for the whole batch, throughput in tokens/s; `speedup` is over the original under the same engine,
-paired round by round; `pyprune_vs_hf` is Hugging Face's latency over ours for the same row."""
+paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6 runs);
+`pyprune_vs_hf` is Hugging Face's latency over ours for the same row; `ppl_ratio` is over the original's perplexity."""
 
 
 def table(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of `COLUMNS`, in the order of the rows and the timings. `results` as `compare` gives them."""
     rows = {row["name"]: row for row in results["rows"]}
     samples = {_key(timing): timing["seconds"] for timing in results["timings"]}
-    original_bytes = rows[REFERENCE_ROW]["bytes_per_token"]
+    original = rows[REFERENCE_ROW]
     lines = []
     for (name, engine, batch, length), seconds in samples.items():
         row, taken = rows[name], spread(seconds)
         gain = speedup(samples[REFERENCE_ROW, engine, batch, length], seconds)
         line = {
-            **{column: row[column] for column in COLUMNS[1:11]},
+            **{column: row.get(column) for column in COLUMNS[1:12]},
+            "ppl_ratio": None if None in (row["ppl"], original["ppl"]) else row["ppl"] / original["ppl"],
             "row": name,
             "engine": engine,
             "batch": batch,
@@ -46,7 +48,9 @@ def table(results: dict[str, Any]) -> list[dict[str, Any]]:
             "speedup": gain["median"],
             "speedup_q1": gain["q1"],
             "speedup_q3": gain["q3"],
-            "speedup_by_bytes": original_bytes / row["bytes_per_token"],
+            "speedup_low": gain["low"],
+            "speedup_high": gain["high"],
+            "speedup_by_bytes": original["bytes_per_token"] / row["bytes_per_token"],
             "pyprune_vs_hf": None,
         }
         hf = samples.get((name, "hf", batch, length))

@@ -97,10 +97,9 @@ def write_gguf(tmp_path) -> Callable[..., Path]:
         writer.add_feed_forward_length(sizes["ffn"])
         writer.add_head_count(sizes["heads"])
         writer.add_head_count_kv(sizes["kv_heads"])
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_freq_base(12345.0)
         writer.add_vocab_size(sizes["vocab"])
-        for add, value in (metadata or {}).items():
+        defaults = {"add_layer_norm_rms_eps": 1e-5, "add_rope_freq_base": 12345.0}
+        for add, value in {**defaults, **(metadata or {})}.items():
             getattr(writer, add)(value)
         qtype = gguf.GGMLQuantizationType[kind]
         for tensor_name, values in (gguf_tensors(sizes) if tensors is None else tensors).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def same(ours, theirs):
 def without(decoder, *gone):
     """Blocks removed, with the record that a pruning leaves."""
     record = {"model": decoder.name, "blocks": list(gone), "mha": [], "ffn": [], "kv_groups": {}, "neurons": {}}
-    record |= {"pad_to": None, "made_by": {"criterion": "ppl"}}
+    record |= {"pad_to": None, "made_by": "depth ppl block"}
     blocks = tuple(block for block in decoder.blocks if block.index not in gone)
     return replace(decoder, blocks=blocks, pruning=record)
 
@@ -178,6 +179,74 @@ def test_record_that_does_not_fit_the_blocks_is_refused(llama, tmp_path):
         load(tmp_path / "saved")
 
 
+BAD_RECORDS = [
+    ({"blocks": 3}, "blocks is 3; a list"),
+    ({"blocks": None}, "blocks is None; a list"),
+    ({"blocks": [[1]]}, "blocks holds [1]; indices from 0 to 2"),
+    ({"blocks": [True]}, "blocks holds True"),
+    ({"blocks": [1.0]}, "blocks holds 1.0"),
+    ({"blocks": [3]}, "blocks holds 3; indices from 0 to 2"),
+    ({"blocks": [-1]}, "blocks holds -1"),
+    ({"blocks": [1, 1]}, "blocks holds 1 twice"),
+    ({"mha": 5}, "mha is 5; a list"),
+    ({"ffn": "0"}, "ffn is '0'; a list"),
+    ({"neurons": 7}, "neurons is 7; an object"),
+    ({"neurons": {"x": [1]}}, "neurons names block 'x'"),
+    ({"kv_groups": {"3": [1]}}, "kv_groups names block '3'; an index from 0 to 2"),
+    ({"kv_groups": {"0": 1}}, "kv_groups of block 0 is 1; a list"),
+    ({"kv_groups": {"0": [2]}}, "kv_groups of block 0 holds 2; indices from 0 to 1"),
+    ({"neurons": {"0": [37]}}, "neurons of block 0 holds 37; indices from 0 to 36"),
+    ({"pad_to": "x"}, "pad_to is 'x'; null or a whole number"),
+    ({"pad_to": 0}, "pad_to is 0"),
+    ({"made_by": {}}, "made_by is {}; a string"),
+    ({"model": 3}, "model is 3; a string"),
+    ({"layers": []}, "unknown key 'layers'; accepted: blocks"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_RECORDS, ids=str)
+def test_malformed_record_is_refused_by_file_key_and_value(llama, tmp_path, changes, message):
+    without(load(llama()), 1).save(tmp_path / "saved")
+    file = tmp_path / "saved/pruning.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "saved")
+    assert f"{file}: {message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_record_without_some_keys_removes_nothing_there(llama, tmp_path):
+    without(load(llama()), 1).save(tmp_path / "saved")
+    (tmp_path / "saved/pruning.json").write_text('{"blocks": [1]}')
+    assert [block.index for block in load(tmp_path / "saved").blocks] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 96}, "hidden_size is 96; the checkpoint's weights and config.json have 48"),
+        ({"vocab_size": 60}, "vocab_size is 60; the checkpoint's weights and config.json have 61"),
+        ({"head_dim": 10}, "head_dim is 10"),
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; a positive number"),
+        ({"hidden_size": True}, "hidden_size is True; a positive integer"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is 3; a count"),
+        ({"rope_parameters": None}, "rope_parameters is None; an object"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; a positive number"),
+        ({"model_type": None}, "model_type None is not supported"),
+    ],
+    ids=str,
+)
+def test_original_configuration_that_contradicts_the_weights_is_refused(llama, tmp_path, changes, message):
+    without(load(llama()), 1).save(tmp_path / "saved")
+    file = tmp_path / "saved/original_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "saved")
+    assert f"{file}: {message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("half", ["mha", "ffn"])
 def test_missing_half_is_refused_and_named(llama, tmp_path, half):
     decoder = load(llama())
@@ -225,6 +294,50 @@ def test_failure_while_writing_leaves_nothing(llama, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_full_disk_is_an_os_error_with_its_number(llama, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        load(llama()).save(tmp_path / "saved")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename.endswith("model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_of_safetensors_stay_what_they_are(llama, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def broken(*_, **__):
+        raise SafetensorError("invalid shape")
+
+    monkeypatch.setattr("safetensors.torch.save_file", broken)
+    with pytest.raises(SafetensorError, match="invalid shape"):
+        load(llama()).save(tmp_path / "saved")
+
+
+FILE_TOO_LARGE = """
+import resource, sys
+import pyprune.models
+decoder = pyprune.models.load("shape:tiny")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    decoder.save(sys.argv[1])
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_safetensors_words_its_errors_as_we_read_them(tmp_path, package_environment):
+    """A real write that fails: the limit on a file's size stands in for the full disk."""
+    arguments = [sys.executable, "-c", FILE_TOO_LARGE, str(tmp_path / "saved")]
+    found = subprocess.run(arguments, env=package_environment, check=True, timeout=300, capture_output=True, text=True)
+    assert int(found.stdout) == errno.EFBIG
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_shards_have_an_index_and_a_tied_head_is_not_repeated(llama, tmp_path, monkeypatch, tied):
     monkeypatch.setattr(checkpoints, "MAX_SHARD", "20KB")
@@ -254,13 +367,45 @@ def test_dtype_written_is_the_one_of_the_tensors(saved, tmp_path):
     assert load(tmp_path / "saved").dtype == torch.float16
 
 
-def test_tokenizer_is_copied(saved, tmp_path):
+@pytest.fixture
+def with_tokenizer(saved):
+    """Write a small tokenizer into a saved model's directory; the directory."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
     directory = saved()
-    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(directory)
-    load(directory).save(tmp_path / "saved")
+
+    def write(**words):
+        core = Tokenizer(models.WordLevel({"<unk>": 0, **words}, unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(directory)
+        return directory
+
+    return write
+
+
+def test_tokenizer_is_copied(with_tokenizer, tmp_path):
+    load(with_tokenizer(a=1, b=2)).save(tmp_path / "saved")
     assert load(tmp_path / "saved").tokenizer()("b a x")["input_ids"] == [2, 1, 0]
+
+
+def test_tokenizer_is_read_once_and_each_caller_may_change_its_own(with_tokenizer, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    decoder = load(with_tokenizer(a=1, b=2))
+    first = decoder.tokenizer()
+    first.add_tokens(["x"])
+    first.pad_token = "x"
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)  # read again, it would fail
+    second = load(decoder).tokenizer()
+    assert (len(first), len(second), second.pad_token) == (4, 3, None)
+    assert (first("b x")["input_ids"], second("b x")["input_ids"]) == ([2, 3], [2, 0])
+    decoder.save(tmp_path / "saved")
+    monkeypatch.undo()
+    saved_tokenizer = load(tmp_path / "saved").tokenizer()
+    assert (saved_tokenizer("b x")["input_ids"], saved_tokenizer.pad_token) == ([2, 0], None)
+
+
+def test_tokenizer_written_anew_is_read_anew(with_tokenizer):
+    assert load(with_tokenizer(a=1, b=2)).tokenizer()("b c")["input_ids"] == [2, 0]
+    assert load(with_tokenizer(a=1, b=2, c=3)).tokenizer()("b c")["input_ids"] == [2, 3]

@@ -157,6 +157,20 @@ def test_metadata_that_would_change_the_model_is_refused(write_gguf, metadata, m
         load(write_gguf(metadata=metadata))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"add_rope_freq_base": 0.0}, r"m\.gguf: rope_theta is 0\.0; a positive number"),
+        ({"add_rope_freq_base": -5.0}, r"m\.gguf: rope_theta is -5\.0"),
+        ({"add_layer_norm_rms_eps": -1.0}, r"m\.gguf: rms_norm_eps is -1\.0"),
+        ({"add_rope_scaling_type": gguf.RopeScalingType.LINEAR, "add_rope_scaling_factor": -2.0}, "not all positive"),
+    ],
+)
+def test_metadata_that_gives_no_positive_frequencies_or_epsilon_is_refused(write_gguf, metadata, message):
+    with pytest.raises(InputError, match=message):
+        load(write_gguf(metadata=metadata))
+
+
 def test_tensor_that_is_not_part_of_a_llama_is_refused(write_gguf):
     extra = {**gguf_tensors(GGUF_SIZES), "blk.0.attn_q_norm.weight": np.ones(16, dtype=np.float32)}
     with pytest.raises(InputError, match=r"attn_q_norm\.weight"):

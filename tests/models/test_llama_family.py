@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaModel
 
 from pyprune.errors import InputError
-from pyprune.models import load, to_transformers
+from pyprune.models import as_decoder, load, to_transformers
 from pyprune.models.families.family import hf_name
 
 
@@ -141,6 +141,16 @@ def test_decoder_passes_through(llama):
     decoder = load(llama())
     assert load(decoder).embedding is decoder.embedding
     assert load(decoder, dtype="fp16").dtype == torch.float16
+
+
+def test_as_decoder_leaves_weights_where_they_lie(llama):
+    decoder = load(llama())
+    assert as_decoder(decoder) is decoder
+    elsewhere = decoder.map(lambda tensor: tensor.to("meta"))
+    assert as_decoder(elsewhere).device.type == "meta"
+    model = llama()
+    assert as_decoder(model).embedding.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert as_decoder("shape:tiny").name == "shape:tiny"
 
 
 def test_import_does_not_import_transformers(package_environment):

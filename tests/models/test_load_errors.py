@@ -85,6 +85,30 @@ def test_configuration_that_cannot_be_honoured(saved, changes, message):
     refused(directory, "config.json", message)
 
 
+@pytest.mark.parametrize("value", ["x", 0, -3.0, float("nan"), float("inf"), None, True], ids=str)
+def test_rope_theta_that_is_no_positive_number(saved, value):
+    directory = saved()
+    message = f"config.json: rope_theta is {value!r}; a positive number is expected"
+    configure(directory, rope_parameters={"rope_type": "default", "rope_theta": value})
+    refused(directory, message)
+    configure(directory, rope_parameters={"rope_type": "linear", "rope_theta": value, "factor": 2.0})
+    refused(directory, message)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("nan"), float("inf")], ids=str)
+def test_rms_norm_eps_that_is_not_positive(saved, value):
+    directory = saved()
+    configure(directory, rms_norm_eps=value)
+    refused(directory, f"config.json: rms_norm_eps is {value!r}; a positive number is expected")
+
+
+@pytest.mark.parametrize("value", [-1, "x", None], ids=str)
+def test_rms_norm_eps_of_another_type(saved, value):
+    directory = saved()
+    configure(directory, rms_norm_eps=value)
+    refused(directory, "config.json", "rms_norm_eps", f"value: {value!r}")
+
+
 def test_only_pickled_weights(saved):
     directory = saved()
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
@@ -137,6 +161,35 @@ def test_value_too_large_for_float16(saved):
     edit(directory, lambda state: state["model.norm.weight"][3].fill_(1e6))
     refused(directory, "model.norm.weight does not fit torch.float16", dtype="fp16")
     assert load(directory).norm[3] == 1e6
+
+
+def test_decoder_too_large_for_float16_is_refused_by_the_tensors_name(saved):
+    directory = saved()
+    edit(directory, lambda state: state["model.layers.1.mlp.up_proj.weight"][5, 2].fill_(-1e6))
+    decoder = load(directory)
+    with pytest.raises(InputError, match=r"original: tensor blocks\.1\.ffn\.up\.weight does not fit torch\.float16"):
+        decoder.to(dtype=torch.float16)
+    refused(decoder, "blocks.1.ffn.up.weight does not fit torch.float16", dtype="fp16")
+    assert decoder.to(dtype=torch.bfloat16).blocks[1].ffn.up.weight[5, 2].isfinite()
+
+
+def test_decoder_that_is_infinite_already_is_narrowed_as_it_is():
+    decoder = load("shape:tiny").map(lambda tensor: tensor / 0)
+    assert decoder.to(dtype=torch.float16).norm.isinf().all()
+
+
+def test_finiteness_is_asked_only_where_a_decoder_narrows_to_float16(monkeypatch):
+    from pyprune.models import decoder as module
+
+    asked = []
+    monkeypatch.setattr(module, "is_finite", lambda tensor: asked.append(tensor.dtype) or True)
+    decoder = load("shape:tiny")
+    decoder.to(dtype=torch.bfloat16).to(dtype=torch.float32).to(device="cpu")
+    assert asked == []
+    half = decoder.to(dtype=torch.float16)
+    assert asked == [torch.float16] * len(list(decoder.tensors()))
+    half.to(dtype=torch.float16)
+    assert len(asked) == len(list(decoder.tensors()))
 
 
 def test_integer_weights(saved):

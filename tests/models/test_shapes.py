@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
 
 from pyprune.errors import InputError
-from pyprune.models import load, to_transformers
-from pyprune.models.shapes import SHAPES, parse_shape, random_uniform
+from pyprune.models import load, shapes, to_transformers
+from pyprune.models.shapes import SHAPES, parse_shape, random_uniform, random_uniform_there
 
 SMALL = "shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257"
 
@@ -55,6 +56,15 @@ def test_bfloat16_values_are_the_float32_ones_rounded():
     assert all(torch.equal(a.to(torch.bfloat16), b) for (_, a), (_, b) in zip(full.tensors(), half.tensors()))  # noqa: B905
 
 
+def test_values_drawn_on_a_device_repeat_and_have_the_stated_deviation():
+    cpu = torch.device("cpu")
+    values = random_uniform_there("x", (1 << 10, 1 << 9), 0.25, torch.bfloat16, cpu)
+    assert torch.equal(values, random_uniform_there("x", (1 << 10, 1 << 9), 0.25, torch.bfloat16, cpu))
+    assert not torch.equal(values, random_uniform_there("y", (1 << 10, 1 << 9), 0.25, torch.bfloat16, cpu))
+    assert float(values.float().std()) == pytest.approx(0.25, rel=0.01)
+    assert abs(float(values.float().mean())) < 0.002
+
+
 def test_values_have_the_stated_deviation_and_do_not_repeat():
     values = random_uniform("x", (1 << 12, 1 << 9), 0.25, torch.float32)
     assert values.std().item() == pytest.approx(0.25, rel=0.01)
@@ -98,7 +108,10 @@ def test_each_block_matters():
         (SMALL + ",ffn=3", "'ffn=3' is not understood"),
         (SMALL + ",tied=2", "tied=2"),
         (SMALL.replace("ffn=171", "ffn=-1"), "'ffn=-1'"),
-        (SMALL.replace("ffn=171", "ffn=0"), "intermediate_size is 0"),
+        (SMALL.replace("ffn=171", "ffn=0"), "ffn=0 is too small; sizes from 1"),
+        (SMALL.replace("blocks=4", "blocks=0"), "blocks=0 is too small"),
+        (SMALL.replace("vocab=257", "vocab=00"), "vocab=00 is too small"),
+        (SMALL.replace("hidden=64", "hidden=" + "9" * 5000), "is not understood"),
         (SMALL.replace("kv_heads=2", "kv_heads=3"), "num_attention_heads 4 is not a multiple"),
         (SMALL.replace("head_dim=16", "head_dim=15"), "head_dim 15 is odd"),
     ],
@@ -107,6 +120,29 @@ def test_other_specifications_are_refused(spec, message):
     with pytest.raises(InputError) as caught:
         load(spec)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["hidden=9999999999", "vocab=999999999999999999", "blocks=999999999"])
+def test_more_weights_than_memory_are_refused_before_any_is_made(monkeypatch, size):
+    monkeypatch.setattr(shapes, "_random", None)
+    key = size.partition("=")[0]
+    spec = re.sub(rf"{key}=\d+", size, SMALL)
+    needed = parse_shape(spec).parameters * 4
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with pytest.raises(InputError, match=re.escape(f"{spec}: {needed} bytes")) as caught:
+        load(spec)
+    assert f"cpu has {there} bytes" in str(caught.value)
+
+
+def test_memory_needed_is_that_of_the_dtype(monkeypatch):
+    decoder = load("shape:tiny")
+    assert parse_shape("shape:tiny").parameters == decoder.parameters()
+    assert parse_shape(SMALL + ",tied=1").parameters == load(SMALL + ",tied=1").parameters()
+    pages = {"SC_PHYS_PAGES": decoder.parameters() * 2, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert load("shape:tiny", dtype="bf16").parameters() == decoder.parameters()
+    with pytest.raises(InputError, match=f"{decoder.parameters() * 4} bytes"):
+        load("shape:tiny")
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_allowed():

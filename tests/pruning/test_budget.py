@@ -124,6 +124,37 @@ def test_a_target_that_group_rounding_overshoots_is_refused():
         width_for(attention_heavy, attention_heavy.without(8))
 
 
+def test_an_exact_width_too_coarse_for_the_tolerance_is_refused_with_its_distance():
+    # One neuron a block is 40 parameters; the target lies halfway between two widths.
+    coarse = UniformSizes(blocks=4, kv_groups=2, width=10, outside=100, fixed=2, per_group=50, per_neuron=10)
+    assert width_for(coarse, coarse.narrowed(1, 6)) == (1, 6)
+    with pytest.raises(InputError, match=r"target of 568 parameters: .* width 7 gives 588 parameters, 3\.52%"):
+        width_for(coarse, 568)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ([], "ratio 0.3: no unit can be removed"),
+        ([10], "the only removable unit is only 10.0% of the parameters"),
+        ([90], "nearest to no unit at all; the only removable unit is 90.000%"),
+        ([70, 70], "nearest to no unit at all; one unit is 70.000%"),
+        ([5, 5], "all 2 removable units are only 10.0%"),
+    ],
+)
+def test_no_unit_and_one_unit_are_told_as_such(sizes, named):
+    with pytest.raises(InputError) as caught:
+        count_for_ratio(0.3, 100, sizes)
+    assert named in str(caught.value)
+
+
+def test_a_model_of_one_block_has_no_depth_row(make_decoder):
+    with pytest.raises(InputError, match=r"ratio 0\.2: no unit can be removed; at least one block stays"):
+        depth_row(UniformSizes.of(make_decoder(blocks=1)), 0.2)
+    with pytest.raises(InputError, match="would remove the only block"):
+        depth_count(make_decoder(blocks=1), 0.6)
+
+
 @pytest.mark.parametrize(
     ("ratio", "sizes", "count"),
     [

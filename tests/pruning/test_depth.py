@@ -1,11 +1,16 @@
 """depth: the most removable units, by count or by ratio, around what is protected."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from pyprune.errors import InputError
+from pyprune.models import load
 from pyprune.pruning import Pruning, apply, depth
 from pyprune.pruning.budget import unit_parameters
-from pyprune.scoring.scores import Scores
+from pyprune.pruning.pruning import original_name
+from pyprune.scoring import Scores, score
 
 VALUES = [9.0, 3.0, 1.0, 4.0, 2.0, 8.0]
 
@@ -114,3 +119,41 @@ def test_blocks_and_halves_are_not_ranked_together():
     scores = Scores("tiny", "ppl", "all", None, [("block", 0), ("mha", 1)], [1.0, 2.0])
     with pytest.raises(InputError, match="block, mha"):
         depth(scores, count=1)
+
+
+def scores_of(decoder, unit="block", **changes):
+    sizes = unit_parameters(decoder, unit)
+    values = [float(10 - index) for index in sizes]
+    more = {"parameters": decoder.parameters(), "unit_parameters": list(sizes.values())} | changes
+    return Scores(decoder.name, "ppl", unit, 1.0, [(unit, index) for index in sizes], values, {}, **more)
+
+
+def test_scores_of_another_model_are_refused_with_both_sizes(make_decoder):
+    decoder, other = make_decoder(blocks=6), make_decoder(blocks=6, vocab=31)
+    assert depth(scores_of(decoder), decoder, count=2).blocks == (4, 5)
+    with pytest.raises(InputError, match=f"the model had {other.parameters()} .* has {decoder.parameters()} in tiny"):
+        depth(scores_of(other), decoder, count=2)
+
+
+def test_scores_of_units_of_another_size_are_refused_with_both_sizes(make_decoder):
+    decoder = make_decoder(blocks=6)
+    sizes = list(unit_parameters(decoder, "ffn").values())
+    scores = scores_of(decoder, "ffn", unit_parameters=[*sizes[:3], sizes[3] + 1, *sizes[4:]])
+    with pytest.raises(InputError, match=f"ffn 3 had {sizes[3] + 1} parameters .* has {sizes[3]} in tiny"):
+        depth(scores, decoder, ratio=0.2)
+
+
+def test_prunings_of_a_reloaded_checkpoint_compose_with_its_record(tmp_path):
+    decoder = load("shape:tiny")
+    apply(decoder, Pruning(blocks=[1])).save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert (again.name, original_name(again), original_name(decoder)) == ("saved", "shape:tiny", "shape:tiny")
+    assert score(again, torch.arange(16).view(2, 8)).model == "shape:tiny"
+    second = depth(scores_of(again), again, count=1)
+    assert (second.model, second.blocks) == ("shape:tiny", (3,))
+    assert (Pruning.from_dict(again.pruning) | second).blocks == (1, 3)
+
+
+def test_a_record_without_a_name_leaves_the_decoders_own(make_decoder):
+    decoder = replace(make_decoder(), pruning=Pruning(blocks=[1]).to_dict())
+    assert original_name(decoder) == "tiny"

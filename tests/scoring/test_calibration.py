@@ -38,6 +38,7 @@ class LetterModel:
 
     name: str = "letters"
     vocab_size: int = 28
+    max_positions: int = 128
     tokenizer_source: object = "letters"
     letters: type[LetterTokenizer] = LetterTokenizer
 
@@ -122,9 +123,16 @@ def test_evaluation_takes_no_more_tokens_than_asked_for(alphabet):
     assert texts.evaluation(LetterModel(), alphabet, tokens=14, seq_len=5).input_ids.shape == (2, 5)
 
 
-def test_evaluation_of_less_than_a_window_is_refused(alphabet):
-    with pytest.raises(InputError, match=r"26 tokens; the evaluation needs at least one window of 27"):
-        texts.evaluation(LetterModel(), alphabet, seq_len=27)
+@pytest.mark.parametrize(("tokens", "seq_len", "needed"), [(None, 27, 27), (30, 10, 30), (35, 10, 30)])
+def test_evaluation_of_fewer_tokens_than_asked_for_is_refused(alphabet, tokens: int | None, seq_len: int, needed: int):
+    with pytest.raises(InputError, match=rf"26 tokens; the evaluation needs {needed}"):
+        texts.evaluation(LetterModel(), alphabet, tokens, seq_len=seq_len)
+
+
+def test_windows_longer_than_the_models_context_are_refused_before_they_are_made():
+    shape = LetterModel(name="shape:letters", tokenizer_source=None)
+    with pytest.raises(InputError, match="seq-len 129: at most shape:letters's context, 128"):
+        texts.calibration(shape, samples=1, seq_len=129)
 
 
 def test_random_shapes_get_seeded_random_ids_and_other_ones_to_evaluate():

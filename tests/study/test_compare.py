@@ -30,7 +30,7 @@ def comparison():
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded before the options were checked")
 
     monkeypatch.setattr(module, "load", refuse)
@@ -116,6 +116,8 @@ def test_an_end_token_does_not_cut_hugging_faces_run_short():
         ({"protocol": "slow"}, "protocol 'slow'"),
         ({"pad_multiple": 1}, "pad multiple 1"),
         ({"samples": 0}, "samples 0"),
+        ({"device": "sofa"}, "device sofa: cannot be used .*; accepted here: cpu"),
+        ({"device": "cuda:99"}, "device cuda:99: cannot be used .*; accepted here: cpu"),
         ({"text": "no/such/file"}, "no/such/file"),
         ({"eval_text": "no/such/file"}, "no/such/file"),
     ],
@@ -139,9 +141,9 @@ def test_a_ratio_that_no_block_count_meets_is_refused_before_scoring(monkeypatch
 
 
 def test_too_little_memory_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(module.memory, "available", lambda: 12345)
+    monkeypatch.setattr(module.memory, "available", lambda device: 12345)
     needed = needed_bytes(load("shape:tiny"), 1, 8, BRIEF, torch.bfloat16)
-    with pytest.raises(InputError, match=f"needs about {needed} bytes more and 12345 are available"):
+    with pytest.raises(InputError, match=f"needs about {needed} bytes more and 12345 are available on cpu"):
         compare("shape:tiny", protocol=BRIEF)
 
 
@@ -181,6 +183,31 @@ def test_the_command_that_is_published_reads_back_and_names_no_folders(compariso
     options = build_parser().parse_args(words[1:])
     assert (options.model, options.ratios, options.batch) == ("shape:tiny", ["20%", "40%"], [1, 3])
     assert (options.samples, options.seq_len, options.pad_to, options.dtype) == (2, 16, 8, "float32")
+    assert (options.device, comparison.results["settings"]["device"]) == ("cpu", "cpu")
     shown = module.command("m", comparison.results["settings"], BRIEF, tmp_path / "novels.txt", None)
     assert "--text novels.txt" in shown
     assert str(tmp_path) not in shown
+
+
+def test_a_comparison_on_a_gpu_says_so_in_the_command_that_is_published(comparison):
+    settings = {**comparison.results["settings"], "device": "cuda:1"}
+    assert "--device cuda:1" in module.command("m", settings, BRIEF, None, None)
+
+
+def test_memory_is_asked_of_the_device_that_the_rows_are_on(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module.memory, "available", asked.append)
+    decoder = load("shape:tiny")
+    module.check_memory(decoder, 1, 8, BRIEF, torch.bfloat16)
+    assert asked == [decoder.device]
+
+
+def test_every_timed_run_ends_with_the_device_idle(monkeypatch):
+    waits = []
+    monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waits.append(device.type))
+    decoder = load("shape:tiny")
+    rows = [module.Row("original", "original", None, decoder, None)]
+    brief = replace(BRIEF, output_tokens=(1,), warmups=0, runs=2)
+    module.time_rows(rows, torch.arange(8).view(2, 4), [1], brief)
+    # One row, two engines, two rounds: waited for before and after each run.
+    assert waits == ["cpu"] * 8

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,11 @@ def test_the_commit_is_that_of_the_checkout_and_marks_changed_files(tmp_path):
     assert machine.commit(tmp_path / "pyprune") == head
     (tmp_path / "file").write_text("two")
     assert machine.commit(tmp_path / "pyprune") == f"{head}-dirty"
+
+
+def test_a_result_carries_the_commit_of_this_checkout():
+    root = Path(machine.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not run from a checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    assert machine.describe()["commit"].removesuffix("-dirty") == head.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.records import is_whole
 from pyprune.models.rope import rope_from_config
 from pyprune.models.tensors import TensorSource, one_line
 
@@ -159,9 +161,9 @@ class Family:
         """InputError when `config` describes what a Decoder cannot express."""
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
                     "vocab_size", "max_position_embeddings"):  # fmt: skip
-            if not isinstance(config.get(key), int) or config[key] < 1:
+            if not is_whole(config.get(key)) or config[key] < 1:
                 raise InputError(f"{where}: {key} is {config.get(key)}; a positive integer is expected")
-        if not isinstance(config.get("num_hidden_layers"), int) or config["num_hidden_layers"] < 0:
+        if not is_whole(config.get("num_hidden_layers")) or config["num_hidden_layers"] < 0:
             raise InputError(f"{where}: num_hidden_layers is {config.get('num_hidden_layers')}; a count is expected")
         if config["num_attention_heads"] % config["num_key_value_heads"]:
             raise InputError(
@@ -172,6 +174,14 @@ class Family:
             raise InputError(f"{where}: head_dim {config['head_dim']} is odd; an even one is expected")
         if config.get("hidden_act") != "silu":
             raise InputError(f"{where}: hidden_act {config.get('hidden_act')} is not supported; accepted: silu")
+        rope = config.get("rope_parameters")
+        if not isinstance(rope, dict):
+            raise InputError(f"{where}: rope_parameters is {rope!r}; an object is expected")
+        for key, value in (("rms_norm_eps", config.get("rms_norm_eps")), ("rope_theta", rope.get("rope_theta"))):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise InputError(f"{where}: {key} is {value!r}; a positive number is expected")
+        if not isinstance(rope.get("rope_type", "default"), str):
+            raise InputError(f"{where}: rope_type is {rope['rope_type']!r}; a name is expected")
         for key in ("per_layer_config", "quantization_config"):
             if config.get(key):
                 raise InputError(f"{where}: {key} is not supported; a uniform float model is accepted")

@@ -1,0 +1,58 @@
+"""The CUDA library's own operators (csrc/cuda/): the linears of one or two rows, which are the decode step's.
+
+They compute what the operators of `schemas` of the same name compute, for 1 or 2 rows of activations in all (more is a
+RuntimeError): they are steps of those operators' CUDA implementation, not a replacement for all rows. Activations,
+norms, biases and the residual are float32 or of the weights' dtype. The skip flag is read on the device, nothing waits
+for the host: they can be captured in a CUDA graph once they have run before. They have not run on a GPU yet.
+
+`PYPRUNE_CUDA_OVERLAP=auto|0|1`: on sm_90 a kernel may ask for its first weights before the previous kernel has ended:
+while a CUDA graph is captured (auto), never (0), always (1: right only where no kernel just before writes a weight).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SCHEMAS = {
+    # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F].
+    "cuda_norm_gate_up": "(Tensor x, Tensor norm, float eps, Tensor gate, Tensor up, Tensor? gate_bias, "
+    "Tensor? up_bias, Tensor? skip=None, int unit=0) -> Tensor",
+    # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.
+    "cuda_linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, "
+    "int unit=0) -> Tensor",
+    # h weight^T [O, K] + bias [O], h = x [..., K], RMS-normalised where norm is given. Gives [..., O], in float32 where
+    # float_out is set: padded_linear's and norm_head's kernel.
+    "cuda_linear": "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm=None, float eps=0.0, "
+    "bool float_out=False) -> Tensor",
+}
+
+
+def _norm_gate_up(
+    x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
+    skip: Tensor | None = None, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:-1], gate.shape[0])
+
+
+def _linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, skip: Tensor | None = None, unit: int = 0
+) -> Tensor:
+    return residual.new_empty(residual.shape)
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: Tensor | None = None, eps: float = 0.0,
+    float_out: bool = False,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32 if float_out else x.dtype)
+
+
+# What each operator gives, for tracing: shapes and dtypes without values.
+FAKES: dict[str, Callable[..., Tensor]] = {
+    "cuda_norm_gate_up": _norm_gate_up,
+    "cuda_linear_residual": _linear_residual,
+    "cuda_linear": _linear,
+}

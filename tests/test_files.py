@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from pyprune.errors import InputError
+from pyprune.files import require_free_directory, whole_directory, write_json, write_text
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
+    target = tmp_path / "a.json"
+    write_text(target, "old")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(target, {"value": float("nan")})
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    def interrupted() -> None:
+        with whole_directory(tmp_path / "out") as scratch:
+            (scratch / "half").write_text("...")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_to_an_empty_directory_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("later")
+    for name in ("link", "dangling"):
+        with whole_directory(tmp_path / name) as scratch:
+            (scratch / "file").write_text("x")
+    assert (tmp_path / "real" / "file").read_text() == "x"
+    assert (tmp_path / "later" / "file").read_text() == "x"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.is_mount", lambda path: True)
+    with pytest.raises(InputError, match="is a mount point"):
+        require_free_directory(tmp_path)
+
+
+def test_what_is_not_a_regular_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is not a regular file"):
+        write_text(tmp_path / "pipe", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(InputError, match="is a directory"):
+        write_text(tmp_path, "x")
+
+
+def test_private_files_of_other_writers_get_ordinary_modes(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with whole_directory(tmp_path / "out") as scratch:
+            (scratch / "inner").mkdir(mode=0o700)
+            (scratch / "inner" / "file").touch(mode=0o600)
+    finally:
+        os.umask(old)
+    modes = [stat.S_IMODE((tmp_path / "out" / p).stat().st_mode) for p in ("", "inner", "inner/file")]
+    assert modes == [0o755, 0o755, 0o644]
