@@ -15,9 +15,11 @@ from pyprune.study.measure import speedup, spread
 
 @pytest.fixture
 def paired(benchmark, request: pytest.FixtureRequest):
-    """paired(ours, peer, rounds): time both; the ratio peer/ours, its quartiles and all samples go to the JSON."""
+    """paired(ours, peer, rounds, name): time both; the ratio peer/ours, its spread and all samples go to the JSON."""
 
-    def run(ours: Callable[[], object], peer: Callable[[], object], rounds: int, peer_name: str) -> dict:
+    def run(
+        ours: Callable[[], object], peer: Callable[[], object], rounds: int, peer_name: str, warmups: int = 1
+    ) -> dict:
         peers: list[float] = []
 
         def time_peer() -> None:
@@ -25,9 +27,8 @@ def paired(benchmark, request: pytest.FixtureRequest):
             peer()
             peers.append(time.perf_counter() - before)
 
-        peer()
-        benchmark.pedantic(ours, setup=time_peer, rounds=rounds, warmup_rounds=1)
-        peers = peers[-rounds:]  # setup also runs before the warm-up
+        benchmark.pedantic(ours, setup=time_peer, rounds=rounds, warmup_rounds=warmups)
+        peers = peers[-rounds:]  # the first ones warmed up
         samples = list(benchmark.stats.stats.data)
         ratio = speedup(peers, samples)
         benchmark.extra_info.update(

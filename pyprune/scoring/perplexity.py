@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.models import load
+from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
 from pyprune.pruning.pruning import original_name
@@ -58,7 +58,7 @@ def score(
         raise InputError(f"criterion: {criterion!r} given; 'ppl' is accepted")
     if unit not in UNITS:
         raise InputError(f"unit: {unit!r} given; {', '.join(UNITS)} are accepted")
-    decoder = load(model)
+    decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     found = unit_parameters(decoder, unit)
     if not found:
@@ -88,7 +88,7 @@ def perplexity(
 
     Errors as in `score`. progress: called with (samples done, samples in all).
     """
-    decoder = load(model)
+    decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     samples, tokens = input_ids.shape
     cos, sin = decoder.rope.tables(tokens)
