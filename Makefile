@@ -39,4 +39,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info pyprune/_cpu*.so $(VENV)
+	rm -rf build dist *.egg-info pyprune/_*.so $(VENV)

@@ -1,7 +1,9 @@
-"""Builds the native CPU library with CMake and ninja; everything else is in pyproject.toml.
+"""Builds the native libraries with CMake and ninja; everything else is in pyproject.toml.
 
 The build uses the torch that is installed, so it runs without isolation: pip install --no-build-isolation -e .
 Without a C++ compiler the package installs without its kernels and says so; PYPRUNE_NATIVE=0 leaves them out.
+PYPRUNE_CUDA=auto|0|1: the CUDA library is built where nvcc is there and the installed torch has CUDA (auto), never (0),
+or regardless (1: that it compiles can be checked on a machine without a GPU, and with a torch without CUDA).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]()
 LIBRARY = f"_cpu_{SCHEMAS}.so"
+CUDA_LIBRARY = "_cuda.so"
+CUDA_CHOICES = ("auto", "0", "1")
 
 
 def torch_folder() -> Path:
@@ -60,12 +64,12 @@ class BuildWithCMake(build_ext):
         in_place = self.inplace or getattr(self, "editable_mode", False)
         target = HERE / "pyprune" if in_place else Path(self.build_lib).resolve() / "pyprune"
         target.mkdir(parents=True, exist_ok=True)
-        library = self.build_library() if self.wanted() else None
-        for old in target.glob("_cpu*.so"):
+        libraries = self.build_libraries() if self.wanted() else {}
+        for old in (*target.glob("_cpu*.so"), *target.glob("_cuda*.so")):
             old.unlink()  # an old library must not stay in use, whether or not there is a new one
-        if library is not None:
-            shutil.copyfile(library, target / f"{LIBRARY}.part")
-            os.replace(target / f"{LIBRARY}.part", target / LIBRARY)
+        for name, library in libraries.items():
+            shutil.copyfile(library, target / f"{name}.part")
+            os.replace(target / f"{name}.part", target / name)
 
     def wanted(self) -> bool:
         if os.environ.get("PYPRUNE_NATIVE") == "0":
@@ -80,19 +84,25 @@ class BuildWithCMake(build_ext):
             )
         return not missing
 
-    def build_library(self) -> Path:
+    def build_libraries(self) -> dict[str, Path]:
+        """The libraries by the names they are installed under; the CUDA one is there where it was chosen."""
+        cuda = os.environ.get("PYPRUNE_CUDA") or "auto"
+        if cuda not in CUDA_CHOICES:
+            sys.exit(f"pyprune: PYPRUNE_CUDA={cuda}: one of {', '.join(CUDA_CHOICES)} is expected")
         build = Path(self.build_temp).resolve() / "cmake"
         shutil.rmtree(build, ignore_errors=True)  # CMake keeps the compiler and the torch of the last time
         build.mkdir(parents=True)
         cmake, ninja = tool("cmake"), tool("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-        subprocess.run([cmake, *generator, "-S", HERE, "-B", build, f"-DPYPRUNE_TORCH={torch_folder()}"], check=True)
+        options = [f"-DPYPRUNE_TORCH={torch_folder()}", f"-DPYPRUNE_CUDA={cuda}"]
+        subprocess.run([cmake, *generator, "-S", HERE, "-B", build, *options], check=True)
         subprocess.run([cmake, "--build", build], check=True)
-        return build / "_cpu.so"
+        built = {LIBRARY: build / "_cpu.so", CUDA_LIBRARY: build / "_cuda.so"}
+        return {name: library for name, library in built.items() if library.exists()}
 
     def get_outputs(self) -> list[str]:
-        library = Path(self.build_lib) / "pyprune" / LIBRARY
-        return [str(library)] if library.exists() else []
+        libraries = (Path(self.build_lib) / "pyprune" / name for name in (LIBRARY, CUDA_LIBRARY))
+        return [str(library) for library in libraries if library.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

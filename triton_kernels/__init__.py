@@ -1,4 +1,44 @@
 """GPU kernels in Triton, one stage a file. This folder is installed as `pyprune.triton_kernels`.
 
-There are none yet: on a GPU the operators run as their plain PyTorch definitions.
+    rows           many rows: RMSNorm, SiLU product and residual around torch's own GEMMs
+    products       device code: a tile of x W^T for few rows, as a GEMV or on the tensor cores
+    skinny_linear  few rows: projection with its norm, bias, SiLU product and residual; split-K
+    qkv_rope       norm, Q/K/V projection, q/k-norm, RoPE, append to the KV cache
+    attention      split-KV attention and its reduction
+    cross_entropy  linear + cross-entropy by vocabulary tiles
+    configs        block sizes per architecture
+    launch         how a kernel is started, and recorded instead
+    inspect        compiles what the operators launch and reports registers, spills and load widths: needs no GPU
+
+Not yet run on hardware: checked in Triton's interpreter and by compiling for sm_86 and sm_90.
+Importing this package is cheap and works without Triton.
 """
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+OLDEST = (3, 6)  # the oldest Triton whose language and compiler these kernels are written for
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why the kernels cannot be used here, in one line; None where they can. Looks for Triton, not for a GPU."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("triton")
+    except PackageNotFoundError:  # a Triton built into another package has no record of its own
+        return None
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+    if numbers < OLDEST:
+        return f"Triton {found} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+    return None
+
+
+def available() -> bool:
+    """Whether Triton is there, in a version that the kernels work with."""
+    return why_not() is None

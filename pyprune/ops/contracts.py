@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyprune.ops import cuda_contracts
 from pyprune.ops.schemas import SCHEMAS
 
 LIBRARY = torch.library.Library("pyprune", "DEF")
@@ -24,9 +25,11 @@ def _without_gradient(name: str) -> Callable[..., Tensor]:
     return call
 
 
-for _name, _schema in SCHEMAS.items():
+for _name, _schema in {**SCHEMAS, **cuda_contracts.SCHEMAS}.items():
     LIBRARY.define(_name + _schema)
     LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
+for _name, _fake in cuda_contracts.FAKES.items():
+    torch.library.register_fake(f"pyprune::{_name}", _fake)
 
 
 # What each operator gives, for tracing (torch.compile, meta tensors): shapes and dtypes without values.

@@ -1,7 +1,8 @@
 """Which implementation of the operators runs on a GPU.
 
-`PYPRUNE_GPU=auto|definitions|triton`. The Triton kernels have passed the interpreter and the compiler, but have not run
-on a GPU yet: `auto` runs the plain definitions there and says so once; `triton` takes the kernels.
+`PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
+or two rows, those of the CUDA library. The kernels have passed an interpreter, an emulator and the compilers, but none
+has run on a GPU yet: `auto` runs the definitions there, and says so once.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.ops.contracts import LIBRARY
 
-CHOICES = ("auto", "definitions", "triton")
+CHOICES = ("auto", "definitions", "triton", "cuda")
+CUDA_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
+MOST_CUDA_ROWS = 2
 
 _chosen = "definitions"
 
@@ -31,16 +37,59 @@ def choose() -> None:
     if wanted == "auto":
         warnings.warn(
             "pyprune: its GPU kernels have not been checked on hardware yet, so plain PyTorch definitions run on this "
-            "GPU; PYPRUNE_GPU=triton takes the kernels, PYPRUNE_GPU=definitions silences this",
+            "GPU; PYPRUNE_GPU=triton or cuda takes the kernels, PYPRUNE_GPU=definitions silences this",
             stacklevel=2,
         )
-    if wanted != "triton":
+    if wanted in ("auto", "definitions"):
         return
     kernels = importlib.import_module("pyprune.triton_kernels")
     if not kernels.available():
-        raise InputError(f"PYPRUNE_GPU=triton: {kernels.why_not()}")
-    importlib.import_module("pyprune.triton_kernels.registration").register(LIBRARY)
+        raise InputError(f"PYPRUNE_GPU={wanted}: {kernels.why_not()}")
+    registration = importlib.import_module("pyprune.triton_kernels.registration")
+    routes: dict[str, Callable[..., Tensor]] = {}
+    if wanted == "cuda":
+        _load_cuda_library()
+        routes = few_row_routes(registration.OPERATORS)
+    registration.register(LIBRARY, routes)
     _chosen = wanted
+
+
+def _load_cuda_library() -> None:
+    if not CUDA_LIBRARY_PATH.exists():
+        raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} was not built; it takes nvcc and a CUDA torch")
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY_PATH))
+    except OSError as error:
+        raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} does not load: {error}") from None
+
+
+def few_row_routes(others: dict[str, Callable[..., Tensor]]) -> dict[str, Callable[..., Tensor]]:
+    """The linears that send one or two rows to the CUDA library's operators and any other number to `others`."""
+    cuda = torch.ops.pyprune
+
+    def few(x: Tensor) -> bool:
+        return 0 < x.numel() <= MOST_CUDA_ROWS * x.shape[-1]
+
+    def norm_gate_up(x: Tensor, *rest: object) -> Tensor:
+        return cuda.cuda_norm_gate_up(x, *rest) if few(x) else others["norm_gate_up"](x, *rest)
+
+    def linear_residual(x: Tensor, *rest: object) -> Tensor:
+        return cuda.cuda_linear_residual(x, *rest) if few(x) else others["linear_residual"](x, *rest)
+
+    def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if few(x):
+            return cuda.cuda_linear(x, weight, bias, norm, eps, True)
+        return others["norm_head"](x, norm, eps, weight, bias)
+
+    def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return cuda.cuda_linear(x, weight, bias) if few(x) else others["padded_linear"](x, weight, bias)
+
+    return {
+        "norm_gate_up": norm_gate_up,
+        "linear_residual": linear_residual,
+        "norm_head": norm_head,
+        "padded_linear": padded_linear,
+    }
 
 
 def recordable() -> bool:
@@ -56,5 +105,5 @@ def report() -> dict[str, object]:
     elif not there:
         reason = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
     else:
-        reason = "plain definitions; PYPRUNE_GPU=triton takes the kernels, which have never been checked on hardware"
+        reason = "plain definitions; PYPRUNE_GPU=triton or cuda takes the kernels, never checked on hardware"
     return {"gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason}

@@ -1,0 +1,73 @@
+"""Part: scoring every block by perplexity, all at once, against one forward of Hugging Face for each removed block."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pyprune
+from bench.gpu_check.environment import gpu_report
+from bench.gpu_check.race import quiet, race
+from bench.gpu_check.settings import Save, Settings
+from pyprune.models.transformers_model import to_transformers
+from pyprune.study.measure import speedup, spread
+
+SPEC, SAMPLES, TOKENS, RUNS = "shape:llama-7b", 10, 128, 3
+DRY_SPEC, DRY_SAMPLES, DRY_TOKENS, DRY_RUNS = "shape:tiny", 2, 16, 1
+
+
+def run(settings: Settings, save: Save) -> dict[str, Any]:
+    """Seconds of both, interleaved, and the largest relative difference of their scores."""
+    quiet()
+    dry, device = settings.dry_run, torch.device(settings.device)
+    spec, samples, tokens, runs = (
+        (DRY_SPEC, DRY_SAMPLES, DRY_TOKENS, DRY_RUNS) if dry else (SPEC, SAMPLES, TOKENS, RUNS)
+    )
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=device)
+    model = to_transformers(decoder)
+    generator = torch.Generator().manual_seed(settings.seed)
+    ids = torch.randint(0, decoder.vocab_size, (samples, tokens), generator=generator)
+    there, found = ids.to(device), {}
+
+    def ours() -> None:
+        scores = pyprune.score(decoder, ids)
+        found["pyprune"] = [scores.baseline, *scores.values]
+
+    def naive() -> None:
+        found["naive"] = naive_scores(model, there)
+
+    taken, errors = race({"pyprune": ours, "naive": naive}, device, runs)
+    result: dict[str, Any] = {
+        "gpu": gpu_report(), "model": spec, "dtype": "bfloat16", "samples": samples, "tokens": tokens,
+        "blocks": len(decoder.blocks), "seconds": taken, "errors": errors, "scores": found,
+    }  # fmt: skip
+    if "pyprune" in taken:
+        result["median_seconds"] = spread(taken["pyprune"])["median"]
+    if len(taken) == 2:
+        result["speedup"] = speedup(taken["naive"], taken["pyprune"])
+        pairs = zip(found["pyprune"], found["naive"], strict=True)
+        result["largest_relative_difference"] = max(abs(a - b) / b for a, b in pairs)
+    return result
+
+
+@torch.inference_mode()
+def naive_scores(model: Any, ids: Tensor) -> list[float]:
+    """Perplexity of the whole model, then without each block in turn: one forward each, on the whole batch."""
+    layers = model.model.layers
+    try:
+        values = [_perplexity(model, ids)]
+        for gone in range(len(layers)):
+            model.model.layers = nn.ModuleList(layer for place, layer in enumerate(layers) if place != gone)
+            values.append(_perplexity(model, ids))
+    finally:
+        model.model.layers = layers
+    return values
+
+
+def _perplexity(model: Any, ids: Tensor) -> float:
+    logits = model(ids, use_cache=False).logits[:, :-1].float()
+    return math.exp(float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))

@@ -1,0 +1,146 @@
+"""The short table that is printed last: each part in a line or a few, in plain text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+
+def summary(results: dict[str, Any]) -> str:
+    """All parts, the skipped ones with their reason."""
+    rows = [("part", "status", "seconds", "what it found")]
+    for part in results["parts"]:
+        seconds = "" if part.get("seconds") is None else f"{part['seconds']:.1f}"
+        said = list(_found(part))
+        if part.get("why"):
+            said.append(_short(part["why"]))
+        first, *rest = said or [""]
+        rows.append((part["name"], part["status"], seconds, first))
+        rows += [("", "", "", line) for line in rest]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    head = "dry run on a CPU: no figure means anything; " if results["dry_run"] else ""
+    title = f"pyprune GPU check: {head}{results['seconds']:.0f} s of {results['limit_s']:.0f} s, seed {results['seed']}"
+    return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+def _found(part: dict[str, Any]) -> list[str]:
+    tell = _TELLERS.get(part["group"])
+    if tell is None or not part.get("result"):
+        return _sanitizer_lines(part)
+    try:
+        return [*tell(part["result"]), *_sanitizer_lines(part)]
+    except (KeyError, TypeError, IndexError) as missing:  # a part that was stopped early has not everything
+        return [f"incomplete: {missing}"]
+
+
+def _install(result: dict[str, Any]) -> list[str]:
+    done = ", ".join(result.get("libraries", [])) or "no native library"
+    return [f"exit code {step['returncode']}: {step['command']}" for step in result["steps"]] + [f"built: {done}"]
+
+
+def _environment(result: dict[str, Any]) -> list[str]:
+    machine = result["machine"]
+    lines = []
+    for gpu in machine["gpus"]:
+        lines.append(
+            f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['compute_capability']}, driver "
+            f"{gpu.get('driver', 'unknown')}"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return [*lines, f"{machine['cpu']}; {versions}; commit {(machine['commit'] or 'unknown')[:12]}"]
+
+
+def _operators(result: dict[str, Any]) -> list[str]:
+    bad = [case for case in result["cases"] if not case["passed"]]
+    worst = max((case["ratio"] for case in result["cases"] if isinstance(case["ratio"], (int, float))), default=None)
+    line = f"{result['passed']} of {result['of']} cases passed, {result['failed']} failed"
+    if worst is not None:
+        line += f"; worst error {worst:.2f}x PyTorch's"
+    shown = [
+        f"  {case['dtype']} {case['operator']}{' (direct)' * case['direct']} {case['case']}: "
+        + _short(case["exception"] or f"error {case['error']:.2e}, PyTorch {case['pytorch_error']:.2e}", 70)
+        for case in bad[:3]
+    ]
+    if "trying" in result:
+        shown.append(f"  it was trying {result['trying']}")
+    return [line, *shown, *([f"  ... and {len(bad) - 3} more"] if len(bad) > 3 else [])]
+
+
+def _cpu(result: dict[str, Any]) -> list[str]:
+    counts = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
+    return [f"{', '.join(result['isas']) or 'no native library'}: {counts}"]
+
+
+def _ceilings(result: dict[str, Any]) -> list[str]:
+    copy, read = result["copy_bandwidth"] / 1e9, result["read_bandwidth"] / 1e9
+    return [f"copy {copy:.0f} GB/s, read {read:.0f} GB/s, bf16 GEMM {result['gemm_flops'] / 1e12:.1f} TFLOP/s"]
+
+
+def _model(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["prompts"]:
+        errors = ", ".join(f"{name} {value:.1e}" for name, value in one["logits_error"].items())
+        lines.append(
+            f"batch {one['batch']}: logits off by {errors}; tokens as HF {one['tokens_as_hf']:.0%}, "
+            f"as our CPU {one['tokens_as_our_cpu_path']:.0%}"
+        )
+    return lines
+
+
+def _decode(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["timings"]:
+        words = [f"{one['model']} batch {one['batch']}:"]
+        for name in ("hf", "pyprune"):
+            if f"{name}_step_seconds" in one:
+                share = one[f"{name}_share"]
+                words.append(
+                    f"{name} {1000 * one[f'{name}_step_seconds']:.2f} ms/step"
+                    + ("" if share is None else f" ({share:.0%} of bandwidth)")
+                )
+        words += [f"{one['speedup']['median']:.2f}x HF"] if "speedup" in one else []
+        words += [f"{name}: {_short(text, 60)}" for name, text in one["errors"].items()]
+        lines.append(" ".join(words))
+    return lines
+
+
+def _scoring(result: dict[str, Any]) -> list[str]:
+    words = [f"{result['blocks']} blocks, {result['samples']} x {result['tokens']} tokens:"]
+    words += [f"{result['median_seconds']:.3f} s"] if "median_seconds" in result else []
+    if "speedup" in result:
+        difference = result["largest_relative_difference"]
+        words.append(f"{result['speedup']['median']:.2f}x the naive loop, scores differ by at most {difference:.1e}")
+    return [" ".join([*words, *(f"{name}: {_short(text, 80)}" for name, text in result["errors"].items())])]
+
+
+def _table1(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in dict.fromkeys(line["row"] for line in result["timings"]):
+        cells = []
+        for batch in dict.fromkeys(line["batch"] for line in result["timings"]):
+            own = {line["engine"]: line for line in result["timings"] if (line["row"], line["batch"]) == (row, batch)}
+            figures = [f"{name} {line.get('speedup', float('nan')):.2f}x" for name, line in own.items()]
+            ratio = own.get("pyprune", {}).get("pyprune_vs_hf")
+            cells.append(f"M={batch} {' '.join(figures)}" + ("" if ratio is None else f" (ours {ratio:.2f}x HF)"))
+        lines.append(f"{row:24} {'; '.join(cells)}")
+    return [*lines, *(f"{name}: {_short(text, 80)}" for name, text in list(result["errors"].items())[:3])]
+
+
+def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
+    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", part.get("output_tail", ""))
+    return found[-1:]
+
+
+_TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "install": _install, "environment": _environment, "operators": _operators, "cpu": _cpu, "ceilings": _ceilings,
+    "model": _model, "decode": _decode, "scoring": _scoring, "table1": _table1, "sanitizer": _operators,
+}  # fmt: skip
+
+
+def _short(text: str, width: int = 110) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,0 +1,107 @@
+// The skinny linear seen from the host: what it is asked to compute, and how the work is laid out.
+#pragma once
+
+#include <cstdint>
+
+#include "row_cover.h"
+
+namespace pyprune::cuda {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+PYPRUNE_HOST_DEVICE int size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+// 16-byte loads that a thread has under way, and blocks a multiprocessor should hold at least, for one matrix or two.
+// Their product is what is in flight on a multiprocessor, 72 or 64 KiB, where bandwidth times latency asks for about 36
+// (4.8 TB/s, 1 us, 132 of them: an H200). The blocks bound the registers, at 80 and 128 a thread: four blocks spilled.
+PYPRUNE_HOST_DEVICE constexpr int loads_in_flight(int matrices) { return matrices == 1 ? 6 : 8; }
+PYPRUNE_HOST_DEVICE constexpr int blocks_per_processor(int matrices) { return matrices == 1 ? 3 : 2; }
+
+struct Plan {
+  int split = 1;            // warps that share a row
+  int rows_per_warp = 1;    // rows a warp takes one after the other
+  int period = 1;           // distance of a block's rows: they have the same phase
+  int copies = 1;           // of x: two where gate and up rows differ in phase
+  int steps_per_panel = 1;  // turns of the load ring over one staged piece of x
+  int panel_slots = 0;      // 16-byte slots of shared memory for one row of one copy of x
+  int blocks = 0;
+  int shared_bytes = 0;
+};
+
+// out = [residual +] (norm(x) weight0^T + bias0), or silu(norm(x) weight0^T + bias0) * (norm(x) weight1^T + bias1) for
+// two matrices. x is [rows, k], contiguous; absent pointers are null.
+struct Arguments {
+  const void* weight[2] = {};
+  int64_t stride[2] = {};  // elements between weight rows
+  const void* bias[2] = {};
+  const void* x = nullptr;
+  const void* norm = nullptr;
+  const void* residual = nullptr;  // of the output's type and shape
+  void* out = nullptr;
+  const bool* skip = nullptr;  // this unit's flag
+  int n = 0, k = 0;  // at most kMostElements
+  float eps = 0;
+  DType weight_type = {};
+  // Each of these is float32, or else of the weights' type.
+  bool x_is_float = false, norm_is_float = false, out_is_float = false, bias_is_float[2] = {};
+  Plan plan;
+};
+
+struct Device {
+  int processors;
+  int shared_per_block;      // the most a block may ask for
+  int shared_per_processor;  // what its blocks share
+};
+
+// The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights. Its constants are reasoned, not measured:
+// no GPU was at hand.
+inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& device) {
+  const int v = kWideBytes / size_of(a.weight_type), unroll = loads_in_flight(matrices) / matrices;
+  const int blocks = blocks_per_processor(matrices);
+  Plan p;
+  p.period = phase_period(a.stride[0], v);
+  if (matrices == 2) {
+    p.period = larger(p.period, phase_period(a.stride[1], v));
+    for (int row = 0; row < p.period; ++row)
+      if (phase_of(reinterpret_cast<uint64_t>(a.weight[0]), row, a.stride[0], kWideBytes / v) !=
+          phase_of(reinterpret_cast<uint64_t>(a.weight[1]), row, a.stride[1], kWideBytes / v))
+        p.copies = 2;
+  }
+  // Warps that fill the device; a row is shared while each of its threads keeps half a ring of loads.
+  const int64_t wanted = int64_t(device.processors) * blocks * kWarps;
+  while (p.split < kWarps && int64_t(a.n) * p.split < wanted && a.k / v >= p.split * 32 * unroll) p.split *= 2;
+
+  const int slots = ceil_div(a.k + v - 1, v), width = unroll * 32 * p.split;
+  const int slot_bytes = kWideBytes * rows * p.copies;
+  // Two blocks a processor at least; 2 KiB cover what the runtime and the reductions take.
+  const int budget = smaller(device.shared_per_block, device.shared_per_processor / 2) - 2048;
+  if (int64_t(slots) * slot_bytes <= budget) {
+    p.steps_per_panel = larger(1, ceil_div(slots, width));
+    p.panel_slots = slots;
+  } else {
+    p.steps_per_panel = larger(1, (budget / slot_bytes - 2) / width);
+    p.panel_slots = p.steps_per_panel * width + 2;
+  }
+  p.shared_bytes = p.panel_slots * slot_bytes;
+
+  // Every block stages x anew, rows / (its weight rows) of the weights' traffic: long matrices share it further.
+  const int at_a_time = kWarps / p.split;
+  const bool whole = p.panel_slots >= slots;
+  while (whole && p.rows_per_warp < 4 &&
+         a.n / (at_a_time * p.rows_per_warp * 2) >= int64_t(device.processors) * blocks * 2)
+    p.rows_per_warp *= 2;
+  p.blocks = block_count(a.n, at_a_time * p.rows_per_warp, p.period);
+  return p;
+}
+
+// May the kernel start before the previous one has ended (sm_90)? It reads weights then, so nothing that still runs may
+// write them: true inside a captured decode step, unknown anywhere else (the very kernel before may fill a weight).
+enum class Overlap : int { while_capturing, never, always };
+
+// Queues the kernel on `stream` (a cudaStream_t) of the current device and gives a cudaError_t. No host synchronisation:
+// it can be captured in a CUDA graph, once it has run before (its first run loads the code).
+int launch_skinny_linear(Arguments arguments, int rows, int matrices, int device, void* stream, Overlap overlap);
+
+}  // namespace pyprune::cuda

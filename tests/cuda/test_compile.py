@@ -1,0 +1,127 @@
+"""What the CUDA compiler makes of the kernel, without a GPU: registers, spills, the loads, dependent launch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cuda import tools
+
+TOOLS = {"nvcc": tools.nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": tools.cxx()}
+MISSING = [name for name, found in TOOLS.items() if found is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+needs_disassembler = pytest.mark.skipif(
+    tools.cuobjdump() is None, reason="cuobjdump is not installed (Triton's package carries one)"
+)
+
+ARCHITECTURES = ("80", "86", "90a")
+INSTANTIATIONS = {(w, rows, matrices) for w in ("float", "Bf16", "Half") for rows in (1, 2) for matrices in (1, 2)}
+WIDE_LOAD = re.compile(r"LDG\.E\.NA\.128\.CONSTANT|LDG\.E\.128\S*\.NA\S*|LDG\.E\.NA\.\S*128")
+
+
+@dataclass
+class Built:
+    report: str  # what ptxas says of registers and spills
+    library: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The library as an installation builds it, against whatever torch is here: it need not load."""
+    folder = tmp_path_factory.mktemp("cuda")
+    options = ["-DPYPRUNE_CUDA=1", f"-DPYPRUNE_TORCH={tools.torch_folder()}"]
+    options += ["-DCMAKE_CUDA_FLAGS=-Xptxas=-v -Werror=all-warnings", f"-DPYPRUNE_NVCC={tools.nvcc()}"]
+    tools.output("cmake", "-G", "Ninja", "-S", tools.ROOT, "-B", folder, *options)
+    report = tools.output("cmake", "--build", folder, "--target", "pyprune_cuda", "--verbose")
+    return Built(report, folder / "_cuda.so")
+
+
+def instantiation(mangled: str) -> tuple[str, int, int]:
+    """skinny_linear<W, rows, matrices> from its mangled name."""
+    found = re.search(r"skinny_linearI(f|NS0_4Bf16E|NS0_4HalfE)Li(\d)ELi(\d)E", mangled)
+    assert found, mangled
+    names = {"f": "float", "NS0_4Bf16E": "Bf16", "NS0_4HalfE": "Half"}
+    return names[found[1]], int(found[2]), int(found[3])
+
+
+def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
+    entries = re.findall(
+        r"entry function '(\S+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
+        r"loads.*?Used (\d+) registers",
+        built.report,
+        re.DOTALL,
+    )
+    seen = {(instantiation(name), arch) for name, arch, *_ in entries}
+    assert seen == {(i, arch) for i in INSTANTIATIONS for arch in ARCHITECTURES}
+    for name, arch, stack, stores, loads, registers in entries:
+        assert (stack, stores, loads) == ("0", "0", "0"), (name, arch)
+        blocks = 3 if instantiation(name)[2] == 1 else 2
+        assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
+
+
+def functions(assembly: str) -> dict[tuple[str, int, int], list[str]]:
+    """The instructions of each instantiation, in order."""
+    parts = re.split(r"Function : (\S+)", assembly)[1:]
+    code = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {
+        instantiation(name): re.findall(r"/\*[0-9a-f]{4,}\*/\s+(\S.*?);", text)
+        for name, text in code.items()
+        if "skinny_linear" in name
+    }
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def assembly(request: pytest.FixtureRequest, built: Built) -> tuple[str, dict[tuple[str, int, int], list[str]]]:
+    text = tools.output(tools.cuobjdump() or "", "-sass", "-arch", f"sm_{request.param}", built.library)
+    return request.param, functions(text)
+
+
+@needs_disassembler
+def test_weights_are_loaded_sixteen_bytes_at_a_time_and_enough_at_once(assembly):
+    arch, code = assembly
+    assert set(code) == INSTANTIATIONS
+    for which, instructions in code.items():
+        wide = [line for line in instructions if WIDE_LOAD.search(line)]
+        ring = 6 if which[2] == 1 else 8
+        assert len(wide) >= 2 * ring, (arch, which, len(wide))  # the ring's filling, and its refilling in the loop
+        assert not any(re.search(r"\b(LDL|STL)\b", line) for line in instructions), (arch, which)
+
+
+@needs_disassembler
+def test_x_is_read_sixteen_bytes_at_a_time(assembly):
+    arch, code = assembly
+    for which, instructions in code.items():
+        assert sum("LDS.128" in line for line in instructions) >= which[1] * (6 if which[2] == 1 else 8), (arch, which)
+
+
+@needs_disassembler
+def test_dependent_launch_is_compiled_for_hopper_alone(assembly):
+    arch, code = assembly
+    for which, instructions in code.items():
+        names = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in instructions]
+        assert ("ACQBULK" in names) == ("PREEXIT" in names) == (arch == "90a"), (arch, which)
+
+
+@needs_disassembler
+def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(built: Built):
+    code = functions(tools.output(tools.cuobjdump() or "", "-sass", "-arch", "sm_90a", built.library))
+    for which, instructions in code.items():
+        wait = next(i for i, line in enumerate(instructions) if "ACQBULK" in line)
+        before = [line for line in instructions[:wait] if re.search(r"\bLDG?\.", line)]
+        assert len(before) == (6 if which[2] == 1 else 8), (which, before)
+        assert all(WIDE_LOAD.search(line) for line in before), (which, before)
+
+
+@needs_disassembler
+def test_later_architectures_get_ptx_of_compute_80_alone_and_weights_stream_past_both_caches(built: Built):
+    ptx = tools.output(tools.cuobjdump() or "", "-ptx", built.library)
+    assert set(re.findall(r"\.target (\S+)", ptx)) == {"sm_80"}
+    assert "griddepcontrol" not in ptx
+    for entry in ptx.split(".entry")[1:]:
+        wide = {load for load in re.findall(r"ld\.global\.nc\S*", entry) if "v4" in load}
+        assert wide == {"ld.global.nc.L1::no_allocate.L2::cache_hint.v4.b32"}
+        assert "createpolicy.fractional.L2::evict_first.b64" in entry

@@ -1,0 +1,66 @@
+"""The CUDA operators' schemas and fakes, against the operators they are steps of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pyprune.ops import cuda_contracts, definitions
+from pyprune.ops.schemas import SCHEMAS
+from tests.cuda import tools
+
+
+def arguments(schema: str) -> list[str]:
+    parsed = torch._C.parse_schema(f"pyprune::name{schema}")
+    return [f"{argument.type} {argument.name}" for argument in parsed.arguments]
+
+
+@pytest.mark.parametrize("name", ["norm_gate_up", "linear_residual"])
+def test_the_schema_is_that_of_the_operator(name: str):
+    assert cuda_contracts.SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
+
+
+def test_the_plain_linear_takes_the_arguments_of_padded_linear_first():
+    assert arguments(cuda_contracts.SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
+
+
+def test_every_schema_has_a_fake_and_a_kernel():
+    assert set(cuda_contracts.FAKES) == set(cuda_contracts.SCHEMAS)
+    source = (tools.CSRC / "registration.cpp").read_text()
+    for name in cuda_contracts.SCHEMAS:
+        assert f'm.impl("{name}", TORCH_BOX(&pyprune::cuda::{name}));' in source
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fakes_give_the_shapes_and_dtypes_of_the_definitions(dtype: torch.dtype):
+    x, weight, residual = torch.randn(2, 1, 5), torch.randn(7, 5).to(dtype), torch.randn(2, 1, 7)
+    norm = torch.randn(5).to(dtype)
+    expected = {
+        "cuda_norm_gate_up": definitions.norm_gate_up(x, norm, 1e-5, weight, weight, None, None),
+        "cuda_linear_residual": definitions.linear_residual(x, weight, None, residual),
+        "cuda_linear": definitions.padded_linear(x, weight),
+    }
+    given = {
+        "cuda_norm_gate_up": (x, norm, 1e-5, weight, weight, None, None),
+        "cuda_linear_residual": (x, weight, None, residual),
+        "cuda_linear": (x, weight),
+    }
+    with FakeTensorMode() as mode:
+        for name, args in given.items():
+            fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in args]
+            made = cuda_contracts.FAKES[name](*fake)
+            assert (made.shape, made.dtype) == (expected[name].shape, expected[name].dtype), name
+        half = mode.from_tensor(x).to(torch.bfloat16)
+        assert (
+            cuda_contracts.FAKES["cuda_linear"](half, mode.from_tensor(weight), float_out=True).dtype == torch.float32
+        )
+
+
+def test_the_schemas_can_be_defined_and_called_through_torch():
+    library = torch.library.Library("pyprune_cuda_test", "DEF")
+    for name, schema in cuda_contracts.SCHEMAS.items():
+        library.define(name + schema)
+        torch.library.register_fake(f"pyprune_cuda_test::{name}", cuda_contracts.FAKES[name], lib=library)
+    x, weight = torch.empty(1, 5, device="meta"), torch.empty(7, 5, device="meta")
+    assert torch.ops.pyprune_cuda_test.cuda_linear(x, weight, norm=x[0], eps=1e-5, float_out=True).shape == (1, 7)

@@ -1,0 +1,364 @@
+"""The Triton kernels against their definitions in float64.
+
+`test_interpreter.py` runs this file in Triton's interpreter, in a process of its own (TRITON_INTERPRET=1), on CPU
+tensors. On a machine with a GPU: python -m pytest tests/triton/cases.py
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyprune import triton_kernels
+from pyprune.ops.definitions import DEFINITIONS
+from tests.ops.inputs import assert_as_exact_as_pytorch, double, low, norm, random, weight
+from tests.ops.test_attention import poisoned, qkv_arguments
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not triton_kernels.available():
+    pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
+
+from pyprune.triton_kernels import configs  # noqa: E402
+from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
+ROWS = [1, 2, 3, 18, 33, 64, 65]  # sums in registers, tensor cores with 16, 32 and 64 rows, torch's GEMM
+SIZES = [(1, 1), (5, 31), (3, 257), (37, 61), (101, 40)]  # (out, in); the third splits K into many
+CASES = [  # batch, tokens, heads, kv_heads, head_dim, hidden, cache rows
+    (1, 1, 3, 1, 64, 96, 90),
+    (3, 1, 1, 1, 16, 200, 30),
+    (3, 5, 4, 2, 10, 33, 40),
+    (2, 33, 2, 2, 22, 50, 40),
+    (2, 3, 8, 1, 32, 40, 130),
+    (20, 1, 2, 2, 16, 24, 60),
+]
+NAN = float("nan")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def run(name: str, *args: object) -> Tensor:
+    """The kernels' result for CPU arguments; what they write in place comes back too."""
+    moved = [a.to(DEVICE) if isinstance(a, Tensor) else a for a in args]
+    result = OPERATORS[name](*moved).cpu()
+    if name == "norm_qkv_rope":
+        for place in (14, 15):
+            args[place].copy_(moved[place])
+    return result
+
+
+def check(name: str, args: list, dtype: torch.dtype, tiny: float = 1e-6) -> None:
+    definition = DEFINITIONS[name]
+    assert_as_exact_as_pytorch(run(name, *args), definition(*low(dtype, *args)), definition(*double(*args)), tiny)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(r, d) for d in DTYPES for r in ROWS if d == torch.float32 or r in (1, 18, 65)], ids=str
+)
+def test_every_projection_is_as_exact_as_pytorch_at_odd_sizes(rows: int, dtype: torch.dtype):
+    for out, inner in SIZES if dtype == torch.float32 and rows in (1, 3, 65) else SIZES[2:4]:
+        x, w, b = random(rows, inner), weight(out, inner, dtype), random(out, dtype=dtype)
+        n, up = norm(inner, dtype), weight(out, inner, dtype)
+        check("padded_linear", [x, w, b], dtype)
+        check("linear_residual", [x, w, None, random(rows, out)], dtype)
+        check("norm_head", [x, n, 1e-5, w, b], dtype)
+        check("norm_gate_up", [x, n, 1e-5, w, up, b, random(out, dtype=dtype)], dtype)
+        check("norm_gate_up", [x, n, 1e-5, w, up, None, None], dtype)
+
+
+def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
+    arch = configs.architecture(DEVICE)
+    found = set()
+    for out, inner in SIZES:
+        tile = configs.few_rows_tile(arch, 3, torch.float32, pair=False)
+        found.add(configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_activations_in_the_weights_dtype_give_results_in_it(rows: int):
+    x, w, n = random(rows, 61, dtype=torch.float16), weight(37, 61, torch.float16), norm(61, torch.float16)
+    assert run("norm_gate_up", x, n, 1e-5, w, w.flip(0).contiguous(), None, None).dtype == torch.float16
+    assert run("norm_head", x, n, 1e-5, w).dtype == torch.float32
+    check("padded_linear", [x, w, None], torch.float16)
+    check("linear_residual", [x, w, None, random(rows, 37, dtype=torch.float16)], torch.float16)
+
+
+def test_small_activations_keep_their_precision_in_float16():
+    x, w, n = random(5, 160) * 1e-3, weight(37, 160, torch.float16), norm(160, torch.float16) / 50
+    args = [x, n, 1e-12, w, None]
+    check("norm_head", args, torch.float16)
+    check("norm_gate_up", [x, n * 50, 1e-12, w, w.flip(0).contiguous(), None, None], torch.float16)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 80])
+def test_rows_of_a_weight_may_lie_apart_and_what_lies_between_is_never_read(rows: int):
+    store = torch.full((37, 80), NAN)
+    store[:, :61] = weight(37, 61, torch.float32)
+    x = random(rows, 61)
+    for out in (37, 36):  # the last row's padding may lie outside the tensor's memory too
+        w = store[:out, :61]
+        result = run("padded_linear", x, w)
+        torch.testing.assert_close(result, x @ w.T, rtol=1e-4, atol=1e-5)
+        assert torch.equal(result, run("padded_linear", x, w.contiguous())) or rows > configs.FEW_ROWS
+
+
+def test_leading_dimensions_and_strided_activations_are_kept_and_followed():
+    x, w = random(3, 61, 4).transpose(1, 2), weight(37, 61, torch.float32)
+    store = torch.full((5, 70), NAN)
+    store[:, :61] = random(5, 61)
+    result = run("padded_linear", x, w)
+    assert result.shape == (3, 4, 37)
+    torch.testing.assert_close(result, x @ w.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run("padded_linear", store[:, :61], w), store[:, :61] @ w.T, rtol=1e-4, atol=1e-5)
+
+
+def test_no_rows_give_no_rows():
+    w, n = weight(37, 61, torch.float32), norm(61, torch.float32)
+    x = random(0, 61)
+    assert run("padded_linear", x, w).shape == (0, 37)
+    assert run("linear_residual", x, w, None, random(0, 37)).shape == (0, 37)
+    assert run("norm_gate_up", x, n, 1e-5, w, w, None, None).shape == (0, 37)
+    assert run("norm_head", x, n, 1e-5, w).shape == (0, 37)
+    assert run("linear_cross_entropy", x, w, torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("rows", [2, 70])
+def test_silu_saturates_without_overflow(rows: int):
+    x, w = torch.full((rows, 1), -300.0), torch.ones(1, 1)
+    x[0] = 300.0
+    result = run("norm_gate_up", x, torch.full((1,), 300.0), 1e-5, w, w, None, None)  # gate and up are +-300
+    torch.testing.assert_close(result, (x > 0) * 9e4, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_a_skipped_unit_does_nothing_whatever_its_weights_hold(rows: int):
+    x, broken, residual = random(rows, 257), torch.full((5, 257), NAN), random(rows, 5)
+    skip = torch.tensor([False, True])
+    assert torch.equal(run("linear_residual", x, broken, None, residual, skip, 1), residual)
+    assert torch.equal(
+        run("norm_gate_up", x, norm(257, torch.float32), 1e-5, broken, broken, None, None, skip, 1),
+        torch.zeros(rows, 5),
+    )
+    assert run("linear_residual", x, broken, None, residual, skip, 0).isnan().all()
+    live = weight(5, 257, torch.float32)
+    torch.testing.assert_close(run("linear_residual", x, live, None, residual, skip, 0), residual + x @ live.T,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias+qknorm"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_qkv_is_exact_and_lands_in_its_own_rows_of_the_cache(case: tuple, extras: bool, dtype: torch.dtype):
+    args = qkv_arguments(case, dtype, extras)
+    positions = args[-1]
+    keys, values = poisoned(case, dtype), poisoned(case, dtype)
+    plain_keys, plain_values = poisoned(case, dtype), poisoned(case, dtype)
+    true_keys, true_values = poisoned(case, torch.float64), poisoned(case, torch.float64)
+    q = run("norm_qkv_rope", *args, keys, values)
+    definition = DEFINITIONS["norm_qkv_rope"]
+    plain = definition(*low(dtype, *args), plain_keys, plain_values)
+    assert_as_exact_as_pytorch(q, plain, definition(*double(*args), true_keys, true_values))
+    row = torch.arange(len(positions)).unsqueeze(1)
+    for ours, theirs, exact in ((keys, plain_keys, true_keys), (values, plain_values, true_values)):
+        written = [c[row, :, positions] for c in (ours, theirs, exact)]
+        assert_as_exact_as_pytorch(*written)
+        assert torch.equal(torch.isnan(ours), torch.isnan(exact)), "rows outside the positions were touched"
+
+
+def test_weights_of_one_projection_may_be_padded_and_biased_alone():
+    case = (2, 2, 4, 2, 10, 61, 40)
+    args = qkv_arguments(case, torch.float32, True)
+    store = torch.full((20, 64), NAN)
+    store[:, :61] = args[4]
+    args[4] = store[:, :61]
+    args[6], args[8], args[9], args[10] = None, None, None, None  # only k has a bias
+    ours, theirs = [poisoned(case, torch.float32) for _ in range(2)], [poisoned(case, torch.float32) for _ in range(2)]
+    q, true = run("norm_qkv_rope", *args, *ours), DEFINITIONS["norm_qkv_rope"](*args, *theirs)
+    torch.testing.assert_close(q, true, rtol=1e-4, atol=1e-5)
+    for mine, exact in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[3]], ids=str)
+def test_a_skipped_unit_leaves_the_cache_alone(case: tuple):
+    batch, tokens, heads, _, head_dim, *_ = case
+    args = qkv_arguments(case, torch.float32, True)
+    args[3] = torch.full_like(args[3], NAN)
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    skip = torch.tensor([False, True])
+    assert torch.equal(run("norm_qkv_rope", *args, keys, values, skip, 1), torch.zeros(batch, tokens, heads, head_dim))
+    assert torch.isnan(keys).all()
+    assert torch.isnan(values).all()
+    q = random(batch, tokens, heads, head_dim)
+    assert torch.equal(run("decode_attention", q, keys, values, args[-1], 1.0, skip, 1), torch.zeros_like(q))
+
+
+def test_a_position_outside_the_cache_gives_nan_in_its_row_and_touches_no_memory():
+    case = CASES[2]
+    args = qkv_arguments(case, torch.float32, False)
+    good = args[-1]
+    args[-1] = good.clone()
+    args[-1][2, 4], args[-1][0, 1] = 40, -1
+    lost = torch.zeros(3, 5, dtype=torch.bool)
+    lost[2, 4] = lost[0, 1] = True
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    q = run("norm_qkv_rope", *args, keys, values)
+    assert torch.equal(q.isnan().all(-1).all(-1), lost)
+    assert torch.equal(q.isnan().any(-1).any(-1), lost)
+    row = torch.arange(3).unsqueeze(1)
+    written = torch.zeros(3, 40, dtype=torch.bool)
+    written[row.expand(3, 5)[~lost], good[~lost]] = True
+    assert torch.equal(~keys.isnan().all(-1).all(1), written)
+    result = run("decode_attention", random(3, 5, 4, 10), random(*keys.shape), random(*keys.shape), args[-1], 1.0)
+    assert torch.equal(result.isnan().all(-1).all(-1), lost)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*CASES[:5], (2, 1, 2, 2, 40, 0, 90)], ids=str)
+def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtype: torch.dtype):
+    batch, tokens, heads, _, head_dim, _, length = case
+    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
+    keys, values = poisoned(case, dtype), poisoned(case, dtype)
+    for b in range(batch):  # NaN in every row that no query of this sequence may see
+        seen = int(positions[b, -1]) + 1
+        keys[b, :, :seen] = torch.randn_like(keys[b, :, :seen])
+        values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
+    q = random(batch, tokens, heads, head_dim) * 2
+    clean = [c.nan_to_num() for c in (keys, values)]
+    definition = DEFINITIONS["decode_attention"]
+    plain = definition(q.to(dtype), *clean, positions, head_dim**-0.5)
+    true = definition(*double(q, *clean), positions, head_dim**-0.5)
+    result = run("decode_attention", q, keys, values, positions, head_dim**-0.5)
+    assert_as_exact_as_pytorch(result, plain, true)
+
+
+def test_attention_of_one_sequence_has_the_same_bits_in_any_batch():
+    q, keys, values = random(3, 1, 6, 16), random(3, 2, 100, 16), random(3, 2, 100, 16)
+    positions = torch.tensor([[0], [31], [99]])
+    whole = run("decode_attention", q, keys, values, positions, 0.25)
+    for b in range(3):
+        alone = run("decode_attention", *(t[b : b + 1] for t in (q, keys, values, positions)), 0.25)
+        assert torch.equal(alone, whole[b : b + 1])
+
+
+def test_scores_of_any_size_do_not_overflow():
+    q, keys = torch.full((1, 1, 2, 8), 1e4), torch.full((1, 1, 70, 8), 1e4)
+    keys[0, 0, 7] *= 2
+    values = random(1, 1, 70, 8)
+    result = run("decode_attention", q, keys, values, torch.tensor([[69]]), 1.0)
+    torch.testing.assert_close(result[0, 0, 1], values[0, 0, 7])
+
+
+def test_caches_may_be_views_and_larger_than_the_batch():
+    case = (2, 1, 4, 2, 10, 33, 12)
+    args = qkv_arguments(case, torch.float32, False)
+    store = torch.zeros(2, 5, 12, 2, 10)  # [.., batch, length, heads, dim]: another memory order
+    keys, values = store[0].transpose(1, 2), store[1].transpose(1, 2)
+    dense = [torch.zeros(5, 2, 12, 10) for _ in range(2)]
+    q = run("norm_qkv_rope", *args, keys, values)
+    assert torch.equal(q, run("norm_qkv_rope", *args, *dense))
+    assert torch.equal(keys, dense[0])
+    assert torch.equal(values, dense[1])
+    ours = run("decode_attention", q, keys, values, args[-1], 1.0)
+    assert torch.equal(ours, run("decode_attention", q, *dense, args[-1], 1.0))
+
+
+@pytest.mark.parametrize(("rows", "vocab", "hidden"), [(1, 1, 1), (3, 37, 61), (20, 300, 33), (130, 70, 17)])
+def test_loss_equals_log_softmax_across_tiles_of_rows_and_vocabulary(rows: int, vocab: int, hidden: int):
+    x, w, target = random(rows, hidden) * 3, weight(vocab, hidden, torch.float32), torch.randint(0, vocab, (rows,))
+    check("linear_cross_entropy", [x, w, target], torch.float32, tiny=2e-6)
+    extras = [norm(hidden, torch.float32), 1e-5, random(vocab)]
+    check("linear_cross_entropy", [x, w, target, *extras], torch.float32, tiny=2e-6)
+
+
+def test_more_rows_than_are_taken_at_once_and_bands_of_row_tiles(monkeypatch: pytest.MonkeyPatch):
+    from pyprune.triton_kernels import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "ROWS_AT_ONCE", 150)
+    monkeypatch.setattr(cross_entropy, "_BAND", 2)  # 150 rows are 3 tiles: one band of 2, one of 1
+    x, w, target = random(2, 160, 17), weight(70, 17, torch.float32), torch.randint(0, 70, (2, 160))
+    check("linear_cross_entropy", [x, w, target], torch.float32, tiny=2e-6)
+
+
+def test_ignored_rows_cost_nothing_and_do_not_disturb_the_others():
+    x, w, target = random(2, 5, 16), weight(50, 16, torch.float32), torch.randint(0, 50, (2, 5))
+    masked = target.clone()
+    masked[1, 2:] = -100
+    whole, part = run("linear_cross_entropy", x, w, target), run("linear_cross_entropy", x, w, masked)
+    assert torch.equal(part[1, 2:], torch.zeros(3))
+    assert torch.equal(part[0], whole[0])
+    inside = run("linear_cross_entropy", x, w, target, None, 0.0, None, int(target[0, 0]))  # a valid index ignored
+    assert inside[0, 0] == 0
+
+
+@pytest.mark.parametrize("bad", [-1, 50, -101])
+def test_a_target_outside_the_vocabulary_gives_nan_in_its_row(bad: int):
+    x, w = random(3, 16), weight(50, 16, torch.float32)
+    losses = run("linear_cross_entropy", x, w, torch.tensor([0, bad, 49]))
+    assert losses.isnan().tolist() == [False, True, False]
+
+
+def test_logits_of_any_size_do_not_overflow():
+    x, w = torch.tensor([[1.0], [-1.0]]), torch.tensor([[3e4], [-3e4], [0.0]])
+    losses = run("linear_cross_entropy", x, w, torch.tensor([0, 0]))
+    torch.testing.assert_close(losses, torch.tensor([0.0, 6e4]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=random(4, 60)), "weight"),
+        (dict(weight=weight(37, 61, torch.float32).double()), "weight"),
+        (dict(weight=weight(61, 37, torch.float32).T), "weight"),
+        (dict(bias=random(36)), "bias"),
+        (dict(residual=random(3, 37)), "residual"),
+        (dict(residual=random(4, 36)), "residual"),
+        (dict(residual=random(4, 37, dtype=torch.float16)), "residual"),
+        (dict(skip=torch.tensor([0, 1])), "skip"),
+        (dict(skip=torch.tensor([True]), unit=1), "unit: 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(change: dict, message: str):
+    args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))
+    args.update(skip=None, unit=0)
+    with pytest.raises(RuntimeError, match=f"^{message}"):
+        run("linear_residual", *{**args, **change}.values())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, random(3, 33), "x: "),
+        (1, norm(32, torch.float32), "norm"),
+        (3, weight(41, 33, torch.float32), "q_weight"),
+        (4, weight(10, 33, torch.float32), "k_weight"),
+        (4, weight(20, 33, torch.bfloat16), "k_weight"),
+        (6, random(39), "q_bias"),
+        (11, random(40, 4), "cos, sin"),
+        (13, torch.zeros(3, 5), "positions"),
+        (15, random(3, 2, 39, 10), "v_cache"),
+    ],
+)
+def test_a_wrong_argument_of_the_projections_for_attention_is_named(place: int, value: Tensor, message: str):
+    case = CASES[2]
+    args = [*qkv_arguments(case, torch.float32, False), poisoned(case, torch.float32), poisoned(case, torch.float32)]
+    args[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        run("norm_qkv_rope", *args)
+
+
+def test_an_argument_on_another_device_is_named():
+    x, w = random(4, 61).to(DEVICE), weight(37, 61, torch.float32).to(DEVICE)
+    with pytest.raises(RuntimeError, match=r"^bias: a tensor on"):
+        OPERATORS["padded_linear"](x, w, torch.empty(37, device="meta"))

@@ -1,0 +1,122 @@
+"""What the compiler makes of the kernels for sm_86 and sm_90, as they would be launched; no GPU is needed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from pyprune import triton_kernels
+
+if not triton_kernels.available():
+    pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
+
+from pyprune.triton_kernels import configs, inspect
+
+ODD = inspect.ODD
+CASES = (
+    [(rows, torch.bfloat16) for rows in (2, 16, 64, 256)]
+    + [(rows, torch.float16) for rows in (1, 16)]
+    + [(64, torch.float32)]
+)
+
+
+def name(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize(("rows", "dtype"), CASES, ids=name)
+def test_nothing_spills_and_every_kernel_fits_its_architecture(rows: int, dtype: torch.dtype, capability: int):
+    limit = configs.ARCHITECTURES[capability].shared_bytes
+    seen = set()
+    for operator, call in inspect.operators(rows, dtype).items():
+        for launch in inspect.recorded(capability, call):
+            used = inspect.usage(launch, capability)
+            assert used.stack == 0, f"{operator}: {used.kernel} has {used.stack} bytes of stack"
+            assert used.registers <= 255
+            assert used.registers * 32 * launch.warps <= 65536
+            assert used.shared <= limit, f"{operator}: {used.kernel} takes {used.shared} bytes of shared memory"
+            seen.add(used.kernel)
+    assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "join_tiles_kernel"} <= seen
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd_rows_are_not(
+    rows: int, capability: int
+):
+    # The paper's misaligned widths: with 7155 values of 2 bytes only every eighth row starts on 16 bytes.
+    for padded, expected in ((True, 16), (False, 2)):
+        found = {}
+        for operator, call in inspect.operators(rows, torch.bfloat16, ODD, ODD, padded).items():
+            if "attention" in operator:
+                continue
+            main = inspect.recorded(capability, call)[0]
+            assert main.arguments["K"] == ODD
+            found[operator] = inspect.usage(main, capability, inspect.WEIGHTS).weight_load
+        assert found == dict.fromkeys(found, expected)
+        assert len(found) == 7
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
+    # Triton alone sees only multiples of 16 values: 7160 is one of 8.
+    weight = inspect.weight(inspect.HIDDEN, ODD, torch.bfloat16)
+    assert weight.stride(0) == 7160
+    even = torch.empty(1, 7160, dtype=torch.bfloat16, device="meta")[:, :ODD]
+    for call in (
+        lambda: inspect.projections.padded_linear(even, weight),
+        lambda: inspect.projections.padded_linear(torch.empty(16, ODD, device="meta"), weight),
+    ):
+        main = inspect.recorded(capability, call)[0]
+        assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == 16
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_the_kv_cache_comes_in_16_byte_loads(capability: int):
+    for rows in (1, 4):
+        for operator in ("decode_attention", "decode_attention, GQA"):
+            main = inspect.recorded(capability, inspect.operators(rows, torch.bfloat16)[operator])[0]
+            assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == 16
+
+
+def test_the_products_of_more_than_two_rows_run_on_the_matrix_units():
+    call = inspect.operators(16, torch.bfloat16)["linear_residual"]
+    assert "mma.sync.aligned.m16n8k16" in inspect.usage(inspect.recorded(86, call)[0], 86).ptx
+    assert "wgmma.mma_async.sync.aligned.m64n16k16" in inspect.usage(inspect.recorded(90, call)[0], 90).ptx
+    one = inspect.operators(1, torch.bfloat16)["linear_residual"]
+    assert "mma" not in inspect.usage(inspect.recorded(90, one)[0], 90).ptx
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_streamed_weights_stay_in_the_registers_they_were_loaded_into(rows: int):
+    moved = re.compile(r"convert_layout [^:]*: tensor<(\d+)x1x1024xbf16")
+    assert moved.search("%a = ttg.convert_layout %b : tensor<8x1x1024xbf16, #blocked> -> ...")
+    for operator in ("norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy"):
+        call = inspect.operators(rows, torch.bfloat16)[operator]
+        ttgir = inspect.usage(inspect.recorded(90, call)[0], 90).ttgir
+        assert "x1x1024xbf16" in ttgir
+        assert not moved.search(ttgir), operator
+
+
+def test_no_kernel_adds_with_atomics():
+    atomic = re.compile(r"^\s*(@!?%p\d+\s+)?(atom|red)\.", re.MULTILINE)
+    assert atomic.search("\t@%p1 atom.global.gpu.relaxed.add.f32 %f1, [ %rd1 + 0 ], %f2;")
+    for rows in (2, 16, 256):
+        for call in inspect.operators(rows, torch.bfloat16).values():
+            for launch in inspect.recorded(90, call):
+                assert not atomic.search(inspect.usage(launch, 90).ptx)
+
+
+def test_load_widths_are_read_from_ptx():
+    wide = "ld.global.L1::evict_first.L2::cache_hint.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ], %rd2;"
+    narrow = "@%p1 ld.global.L1::evict_first.L2::cache_hint.b16 { %rs1 }, [ %rd1 + 0 ], %rd2;"
+    other = "ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];"
+    copy = "cp.async.cg.shared.global [ %r1 + 0 ], [ %rd26 + 0 ], 0x10, %r2;"
+    assert inspect.weight_load(wide) == 16
+    assert inspect.weight_load(narrow) == 2
+    assert inspect.weight_load(narrow + "\n" + other) == 2
+    assert inspect.weight_load(narrow + "\n" + copy) == 16
+    assert inspect.weight_load("ld.global.b64 { %rd1 }, [ %rd2 + 0 ];") == 0

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import inspect as python_inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from pyprune import ops, triton_kernels
+
+needs_triton = pytest.mark.skipif(not triton_kernels.available(), reason=str(triton_kernels.why_not()))
+
+
+def test_the_package_imports_without_triton_and_says_why_it_cannot_be_used():
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from pyprune import triton_kernels\n"
+        "assert not triton_kernels.available()\n"
+        "assert 'pip install triton' in triton_kernels.why_not()\n"
+        "assert 'torch' not in sys.modules, 'importing the package must be cheap'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_reason_is_given_exactly_where_it_is_not_available():
+    assert triton_kernels.available() == (triton_kernels.why_not() is None)
+
+
+@needs_triton
+def test_every_operator_has_the_contracts_arguments_and_defaults():
+    from pyprune.triton_kernels.registration import OPERATORS
+
+    assert set(OPERATORS) == set(ops.contracts.SCHEMAS)
+    for name, function in OPERATORS.items():
+        schema = getattr(torch.ops.pyprune, name).default._schema
+        parameters = python_inspect.signature(function).parameters
+        assert [a.name for a in schema.arguments] == list(parameters)
+        for argument in schema.arguments:
+            default = parameters[argument.name].default
+            assert argument.has_default_value() == (default is not python_inspect.Parameter.empty)
+            assert not argument.has_default_value() or argument.default_value == default
+
+
+@needs_triton
+def test_registering_makes_them_the_cuda_kernels_of_the_library_that_is_given():
+    from pyprune.triton_kernels.registration import register
+
+    library = torch.library.Library("pyprune_triton_test", "DEF")
+    for name, schema in ops.contracts.SCHEMAS.items():
+        library.define(name + schema)
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in ops.contracts.SCHEMAS:
+        assert not registered(f"pyprune_triton_test::{name}", "CUDA")
+    register(library)
+    for name in ops.contracts.SCHEMAS:
+        assert registered(f"pyprune_triton_test::{name}", "CUDA")
+        assert not registered(f"pyprune_triton_test::{name}", "CPU")
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@needs_triton
+@pytest.mark.parametrize("rows", [3, 70])
+def test_results_have_the_shapes_dtypes_and_strides_that_tracing_was_told(rows: int):
+    from pyprune.triton_kernels.configs import SM_90
+    from pyprune.triton_kernels.launch import recording
+    from pyprune.triton_kernels.registration import OPERATORS
+
+    half = torch.float16
+    x, w, n = meta(rows, 1, 61), meta(40, 61, dtype=half), meta(61, dtype=half)
+    cache, table, index = meta(rows, 2, 30, 20, dtype=half), meta(30, 10), meta(rows, 1, dtype=torch.int64)
+    calls: dict[str, list[Any]] = {
+        "norm_qkv_rope": [x, n, 1e-5, w, w, w, None, None, None, None, None, table, table, index, cache, cache],
+        "decode_attention": [meta(rows, 1, 4, 20), cache, cache, index, 1.0],
+        "linear_residual": [x, w, None, meta(rows, 1, 40)],
+        "norm_gate_up": [x, n, 1e-5, w, w, None, None],
+        "norm_head": [x, n, 1e-5, w],
+        "linear_cross_entropy": [x, w, index],
+        "padded_linear": [x.half(), w],
+    }
+    with recording(SM_90) as launches:
+        for name, arguments in calls.items():
+            told, given = getattr(torch.ops.pyprune, name)(*arguments), OPERATORS[name](*arguments)
+            assert (given.shape, given.dtype, given.stride()) == (told.shape, told.dtype, told.stride()), name
+    assert launches

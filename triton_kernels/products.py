@@ -1,0 +1,140 @@
+"""A tile of x W^T for few rows of x: the device code that every projection shares.
+
+Weights are streamed once, K contiguous, in 16-byte loads where rows start on 16 bytes. The stretch of K that fills
+whole steps is read without masks, since a mask on an odd K would break those loads up; only the last step is masked,
+and nothing between the rows of a padded weight is ever read.
+Not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load(pointers, inside, MASKED: tl.constexpr, STREAM: tl.constexpr):
+    """STREAM: read once by one program, so first to leave the cache."""
+    POLICY: tl.constexpr = "evict_first" if STREAM else ""
+    if MASKED:
+        return tl.load(pointers, mask=inside, other=0.0, eviction_policy=POLICY)
+    else:
+        return tl.load(pointers, eviction_policy=POLICY)
+
+
+@triton.jit
+def is_live(skip, unit):
+    """False where the skip mask, if there is one, has this unit's flag set."""
+    if skip is None:
+        return tl.full((), 1, tl.int1)
+    else:
+        return tl.load(skip + unit) == 0
+
+
+@triton.jit
+def _within_threads(values, VEC: tl.constexpr):
+    """Sums the VEC neighbours that one thread has loaded: [A, B, K] -> [A, B, K / VEC] without a shuffle."""
+    A: tl.constexpr = values.shape[0]
+    B: tl.constexpr = values.shape[1]
+    K: tl.constexpr = values.shape[2]
+    return tl.sum(tl.reshape(values, (A, B, K // VEC, VEC)), axis=3)
+
+
+@triton.jit
+def _gemv_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
+               NORM: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr,
+               ):  # fmt: skip
+    ks = k + tl.arange(0, BLOCK_K)
+    inside = (ks < hi)[None, None, :]
+    # Activations first: of two layouts that meet, Triton keeps that of the later load and converts the other through
+    # shared memory, and it is the weights that must stay as they came.
+    h = load(x_rows[None, :, None] + ks[None, None, :], inside, MASKED, False).to(tl.float32)
+    a = load(a_rows[:, None, None] + ks[None, None, :], inside, MASKED, True).to(tl.float32)
+    if PAIR:
+        b = load(b_rows[:, None, None] + ks[None, None, :], inside, MASKED, True).to(tl.float32)
+    if NORM:
+        squares += _within_threads(h * h, VEC)
+        h *= load(norm + ks, ks < hi, MASKED, False).to(tl.float32)[None, None, :]
+    acc_a += _within_threads(a * h, VEC)
+    if PAIR:
+        acc_b += _within_threads(b * h, VEC)
+    return acc_a, acc_b, squares
+
+
+@triton.jit
+def _gemv(x_rows, norm, a_rows, b_rows, lo, hi,
+          NORM: tl.constexpr, PAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+          VEC: tl.constexpr, STAGES: tl.constexpr,
+          ):  # fmt: skip
+    acc_a = tl.zeros((BLOCK_N, BLOCK_M, BLOCK_K // VEC), tl.float32)
+    acc_b = tl.zeros((BLOCK_N if PAIR else 1, BLOCK_M, BLOCK_K // VEC), tl.float32)
+    squares = tl.zeros((1, BLOCK_M, BLOCK_K // VEC), tl.float32)
+    full = lo + (hi - lo) // BLOCK_K * BLOCK_K
+    for k in tl.range(lo, full, BLOCK_K, num_stages=STAGES):
+        acc_a, acc_b, squares = _gemv_step(
+            x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares, NORM, PAIR, False, BLOCK_K, VEC
+        )
+    if full < hi:
+        acc_a, acc_b, squares = _gemv_step(
+            x_rows, norm, a_rows, b_rows, full, hi, acc_a, acc_b, squares, NORM, PAIR, True, BLOCK_K, VEC
+        )
+    return tl.sum(acc_a, axis=2), tl.sum(acc_b, axis=2), tl.reshape(tl.sum(squares, axis=2), (BLOCK_M,))
+
+
+@triton.jit
+def _dot_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
+              NORM: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
+              ):  # fmt: skip
+    ks = k + tl.arange(0, BLOCK_K)
+    inside = ks < hi
+    a = load(a_rows[:, None] + ks[None, :], inside[None, :], MASKED, STREAM)
+    h = load(x_rows[None, :] + ks[:, None], inside[:, None], MASKED, False)
+    if NORM:
+        h = h.to(tl.float32)
+        squares += h * h
+        h *= load(norm + ks, inside, MASKED, False).to(tl.float32)[:, None]
+    h = h.to(a.dtype)
+    # Weights on the side of the matrix unit that has 16 or 64 rows, activations on the one that may be narrow.
+    acc_a = tl.dot(a, h, acc_a, input_precision="ieee")
+    if PAIR:
+        b = load(b_rows[:, None] + ks[None, :], inside[None, :], MASKED, STREAM)
+        acc_b = tl.dot(b, h, acc_b, input_precision="ieee")
+    return acc_a, acc_b, squares
+
+
+@triton.jit
+def _dot(x_rows, norm, a_rows, b_rows, lo, hi,
+         NORM: tl.constexpr, PAIR: tl.constexpr, STREAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+         BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+         ):  # fmt: skip
+    acc_a = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    acc_b = tl.zeros((BLOCK_N if PAIR else 1, BLOCK_M), tl.float32)
+    squares = tl.zeros((BLOCK_K if NORM else 1, BLOCK_M), tl.float32)
+    full = lo + (hi - lo) // BLOCK_K * BLOCK_K
+    for k in tl.range(lo, full, BLOCK_K, num_stages=STAGES):
+        acc_a, acc_b, squares = _dot_step(
+            x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares, NORM, PAIR, False, STREAM, BLOCK_K
+        )
+    if full < hi:
+        acc_a, acc_b, squares = _dot_step(
+            x_rows, norm, a_rows, b_rows, full, hi, acc_a, acc_b, squares, NORM, PAIR, True, STREAM, BLOCK_K
+        )
+    return acc_a, acc_b, tl.sum(squares, axis=0)
+
+
+@triton.jit
+def tile_products(x_rows, norm, a_rows, b_rows, lo, hi,
+                  PAIR: tl.constexpr, STREAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
+                  ):  # fmt: skip
+    """Products over k in [lo, hi) of weight rows with activation rows, float32 [BLOCK_N, BLOCK_M].
+
+    x_rows [BLOCK_M], a_rows and b_rows [BLOCK_N] point at the rows' first values. Where `norm` is given the activations
+    are scaled by it and their sums of squares [BLOCK_M] come third: the caller multiplies by the inverse RMS, which is
+    the same for the whole row. b_rows counts only where PAIR.
+    """
+    NORM: tl.constexpr = norm is not None
+    if BLOCK_M < 16:
+        return _gemv(x_rows, norm, a_rows, b_rows, lo, hi, NORM, PAIR, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES)
+    else:
+        return _dot(x_rows, norm, a_rows, b_rows, lo, hi, NORM, PAIR, STREAM, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)

@@ -1,0 +1,91 @@
+"""The operators that are a projection with something fused around it. Contracts: pyprune/ops/contracts.py.
+
+Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM.
+Not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyprune.triton_kernels import checks, rows
+from pyprune.triton_kernels.configs import FEW_ROWS
+from pyprune.triton_kernels.launch import unit as alignment
+from pyprune.triton_kernels.skinny_linear import skinny_linear
+
+
+def gemm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's x weight^T + bias in the weights' dtype, contiguous. Rows of x are padded where the weight's are."""
+    x = x.to(weight.dtype)
+    if x.shape[1] and alignment(weight) > alignment(x):  # else the GEMM falls to its kernels for odd strides
+        padded = rows.padded_rows(*x.shape, x.dtype, x.device)
+        x = padded.copy_(x)
+    return F.linear(x, weight, None if bias is None else bias.to(weight.dtype)).contiguous()
+
+
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, skip: Tensor | None = None, unit: int = 0
+) -> Tensor:
+    """residual [..., O] + x [..., K] weight^T + bias; the residual again where the skip flag is set."""
+    flat = checks.activations(x, "x", weight)
+    checks.matrix(weight, flat.shape[1], "weight", weight)
+    checks.vector(bias, weight.shape[0], "bias", weight)
+    base = checks.activations(residual, "residual", weight)
+    checks.expect(
+        tuple(base.shape) == (flat.shape[0], weight.shape[0]),
+        f"residual: [{flat.shape[0]}, {weight.shape[0]}] like the product is expected, not {list(base.shape)}",
+    )
+    checks.skip_mask(skip, unit, x.device)
+    base, out = base.contiguous(), torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    if flat.shape[0] <= FEW_ROWS:
+        skinny_linear(flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
+    else:
+        rows.add_residual(gemm(flat, weight, bias), base, out, skip, unit)
+    return out
+
+
+def norm_gate_up(
+    x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
+    skip: Tensor | None = None, unit: int = 0,
+) -> Tensor:  # fmt: skip
+    """silu(h gate^T + gate_bias) * (h up^T + up_bias), h = RMSNorm(x [..., H]); zeros where the skip flag is set."""
+    flat = checks.activations(x, "x", gate)
+    checks.vector(norm, flat.shape[1], "norm", gate)
+    checks.matrix(gate, flat.shape[1], "gate", gate)
+    checks.matrix(up, flat.shape[1], "up", gate, gate.dtype)
+    checks.expect(up.shape == gate.shape, f"up: {list(gate.shape)} like gate is expected, not {list(up.shape)}")
+    checks.vector(gate_bias, gate.shape[0], "gate_bias", gate)
+    checks.vector(up_bias, gate.shape[0], "up_bias", gate)
+    checks.skip_mask(skip, unit, x.device)
+    out = torch.empty(*x.shape[:-1], gate.shape[0], dtype=x.dtype, device=x.device)
+    if flat.shape[0] <= FEW_ROWS:
+        skinny_linear(flat, gate, gate_bias, out, norm, eps, up, up_bias, skip=skip, unit_index=unit)
+    else:
+        h = rows.rms_norm(flat, norm, eps, gate.dtype)
+        rows.silu_product(gemm(h, gate, gate_bias), gemm(h, up, up_bias), out, skip, unit)
+    return out
+
+
+def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """RMSNorm(x [..., H]) weight^T + bias as float32 logits [..., V]."""
+    flat = checks.activations(x, "x", weight)
+    checks.vector(norm, flat.shape[1], "norm", weight)
+    checks.matrix(weight, flat.shape[1], "weight", weight)
+    checks.vector(bias, weight.shape[0], "bias", weight)
+    shape = (*x.shape[:-1], weight.shape[0])
+    if flat.shape[0] > FEW_ROWS:
+        return gemm(rows.rms_norm(flat, norm, eps, weight.dtype), weight, bias).float().view(shape)
+    return skinny_linear(flat, weight, bias, torch.empty(shape, dtype=torch.float32, device=x.device), norm, eps)
+
+
+def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] weight^T + bias for any K and O."""
+    flat = checks.activations(x, "x", weight)
+    checks.matrix(weight, flat.shape[1], "weight", weight)
+    checks.vector(bias, weight.shape[0], "bias", weight)
+    shape = (*x.shape[:-1], weight.shape[0])
+    if flat.shape[0] > FEW_ROWS:
+        return gemm(flat, weight, bias).to(x.dtype).view(shape)
+    return skinny_linear(flat, weight, bias, torch.empty(shape, dtype=x.dtype, device=x.device))

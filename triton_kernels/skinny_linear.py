@@ -1,0 +1,155 @@
+"""Projections of few rows (1 to 64): x W^T with the norm before it and bias, SiLU product or residual after it.
+
+Where column tiles are fewer than processors, K is split: the parts go to a workspace and a second kernel sums them in
+a fixed order, so that the same input gives the same bits. Not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyprune.triton_kernels import configs
+from pyprune.triton_kernels.launch import architecture, cdiv, launch, unit
+from pyprune.triton_kernels.products import is_live, tile_products
+from pyprune.triton_kernels.rows import rms_norm
+
+
+@triton.jit
+def _bias(bias, n, N):
+    return tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps,
+            NORM: tl.constexpr, PAIR: tl.constexpr,
+            ):  # fmt: skip
+    """Sums of products -> inverse RMS, biases, SiLU product, residual -> out [M, N]."""
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    offsets = m.to(tl.int64)[None, :] * N + n[:, None]
+    if NORM:
+        inverse = tl.rsqrt(squares / K + eps)[None, :]
+        acc_a *= inverse
+        acc_b *= inverse
+    if a_bias is not None:
+        acc_a += _bias(a_bias, n, N)
+    if PAIR:
+        if b_bias is not None:
+            acc_b += _bias(b_bias, n, N)
+        acc_a = acc_a / (1.0 + tl.exp(-acc_a)) * acc_b
+    acc_a = tl.where(live, acc_a, 0.0)
+    if residual is not None:
+        acc_a += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + offsets, acc_a.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["unit", "M", "steps"])
+def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bias, residual, out, parts, part_squares,
+                         skip, unit, M, N, K, steps, eps,
+                         X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                         BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
+                         ):  # fmt: skip
+    """One tile of columns over one split of K. Grid: (column tiles, splits)."""
+    PAIR: tl.constexpr = b is not None
+    NORM: tl.constexpr = norm is not None
+    live = is_live(skip, unit)
+    split = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    # Indices are clamped instead of masked: the last row is read again and its result never stored.
+    row = tl.minimum(n, N - 1).to(tl.int64)
+    a_rows = a + row * (a_units * W_UNIT)
+    b_rows = b + row * (b_units * W_UNIT) if PAIR else a_rows
+    lo = split * steps * BLOCK_K
+    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped unit reads no weights
+    x_rows = x + tl.minimum(m, M - 1).to(tl.int64) * (x_units * X_UNIT)
+    acc_a, acc_b, squares = tile_products(
+        x_rows, norm, a_rows, b_rows, lo, hi, PAIR, True, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
+    )
+    if parts is None:
+        _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+    else:
+        inside = (n < N)[:, None] & (m < M)[None, :]
+        SETS: tl.constexpr = 2 if PAIR else 1
+        first = split * SETS * M
+        tl.store(parts + (first + m).to(tl.int64)[None, :] * N + n[:, None], acc_a, mask=inside)
+        if PAIR:
+            tl.store(parts + (first + M + m).to(tl.int64)[None, :] * N + n[:, None], acc_b, mask=inside)
+        if NORM:
+            tl.store(part_squares + split * M + m, squares, mask=(m < M) & (tl.program_id(0) == 0))
+
+
+@triton.jit(do_not_specialize=["unit", "M", "splits"])
+def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, unit, M, N, K, splits, eps,
+                      PAIR: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                      ):  # fmt: skip
+    """Adds the splits' parts in their order and finishes. Grid: (column tiles, row tiles)."""
+    live = is_live(skip, unit)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    SETS: tl.constexpr = 2 if PAIR else 1
+    acc_a = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    acc_b = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for split in range(0, splits):
+        offsets = (split * SETS * M + m).to(tl.int64)[None, :] * N + n[:, None]
+        acc_a += tl.load(parts + offsets, mask=inside, other=0.0)
+        if PAIR:
+            acc_b += tl.load(parts + offsets + M * N, mask=inside, other=0.0)
+        if NORM:
+            squares += tl.load(part_squares + split * M + m, mask=m < M, other=0.0)
+    _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+
+
+def skinny_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, norm: Tensor | None = None, eps: float = 0.0,
+    up: Tensor | None = None, up_bias: Tensor | None = None, residual: Tensor | None = None,
+    skip: Tensor | None = None, unit_index: int = 0,
+) -> Tensor:  # fmt: skip
+    """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows.
+
+    With `up` (as large as `weight`): silu(h weight^T + bias) * (h up^T + up_bias). With `residual`
+    [M, N], contiguous: added. `out` is contiguous, in any of the three float dtypes.
+    """
+    rows, inner = x.shape
+    columns = weight.shape[0]
+    if rows == 0 or columns == 0:
+        return out
+    pair, device = up is not None, x.device
+    arch = architecture(device)
+    tile = configs.few_rows_tile(arch, rows, weight.dtype, pair)
+    if norm is not None and needs_norm_first(weight, tile):
+        x, norm = rms_norm(x, norm, eps, weight.dtype), None
+    tiles = cdiv(columns, tile.columns)
+    splits, steps = configs.splits_for(arch, tiles, inner, tile)
+    parts = squares = None
+    if splits > 1:
+        parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32)
+        squares = x.new_empty(splits, rows, dtype=torch.float32) if norm is not None else None
+    x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
+    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, parts=parts, part_squares=squares, skip=skip,
+                  unit=unit_index, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
+    launch(
+        skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, **shared, x=x,
+        x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,
+        b_units=up.stride(0) // w_unit if pair else 0, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(), STAGES=tile.stages,
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            sum_splits_kernel, (cdiv(columns, 128), cdiv(rows, 4)), device, 4, 1, **shared, splits=splits, PAIR=pair,
+            NORM=norm is not None, BLOCK_M=4, BLOCK_N=128,
+        )  # fmt: skip
+    return out
+
+
+def needs_norm_first(weight: Tensor, tile: configs.Tile) -> bool:
+    """Whether rows must be normalised before the product: float16 on the tensor cores.
+
+    There x * norm is rounded to float16 before the row's RMS is known, and embeddings of 0.01 would fall among
+    float16's subnormal numbers. bfloat16 has float32's range, and a GEMV multiplies in float32.
+    """
+    return weight.dtype == torch.float16 and tile.rows > configs.GEMV_ROWS
