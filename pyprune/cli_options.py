@@ -214,7 +214,7 @@ def _add_generate(commands: Any) -> None:
         "Continue a prompt with the pyprune engine, leaving out blocks, or only their attention or FFN half, at run "
         "time: the quickest way to hear what a pruning does, with nothing written. A shape: model, which has no "
         "tokenizer, gets a random prompt and prints token ids.",
-        'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 10,11',
+        'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 5,14',
         'pyprune generate smollm2-135m --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7',
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
