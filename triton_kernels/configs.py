@@ -99,7 +99,8 @@ def widened(tile: Tile, dtype: torch.dtype) -> Tile:
         return tile
     if tile.rows <= GEMV_ROWS:
         return replace(tile, inner=max(tile.inner // 2, 32))
-    return replace(tile, rows=min(tile.rows, 64), columns=min(tile.columns, 32), inner=32, warps=min(tile.warps, 4))
+    columns = min(tile.columns, 16 if tile.rows == 64 else 32)
+    return replace(tile, rows=min(tile.rows, 64), columns=columns, inner=32, warps=min(tile.warps, 4))
 
 
 def splits_for(arch: Architecture, tiles: int, inner: int, tile: Tile) -> tuple[int, int]:
