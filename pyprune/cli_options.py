@@ -186,7 +186,9 @@ def _add_compare(commands: Any) -> None:
         "20 runs after 10, perplexity on 32768 tokens, which takes hours on a small machine (default: quick)",
     )
     _add_dtype(
-        parser, "bfloat16", "dtype of all rows when their perplexity and speed are measured; scoring is in float32"
+        parser,
+        "bfloat16",
+        "dtype of all rows when their perplexity and speed are measured; scoring keeps the checkpoint's own",
     )
     _add_device(parser)
     parser.add_argument(
