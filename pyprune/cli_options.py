@@ -188,7 +188,7 @@ def _add_compare(commands: Any) -> None:
     _add_dtype(
         parser,
         "bfloat16",
-        "dtype of all rows when their perplexity and speed are measured; scoring keeps the checkpoint's own",
+        "dtype of all rows when timed and their perplexity is taken; scoring keeps the checkpoint's",
     )
     _add_device(parser)
     parser.add_argument(
