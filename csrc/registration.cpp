@@ -2,6 +2,7 @@
 #include "cpu/attention.h"
 #include "cpu/loss.h"
 #include "cpu/projections.h"
+#include "cpu/step.h"
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("norm_qkv_rope", TORCH_BOX(&pyprune::cpu::norm_qkv_rope));
@@ -10,5 +11,6 @@ STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("norm_gate_up", TORCH_BOX(&pyprune::cpu::norm_gate_up));
   m.impl("norm_head", TORCH_BOX(&pyprune::cpu::norm_head));
   m.impl("linear_cross_entropy", TORCH_BOX(&pyprune::cpu::linear_cross_entropy));
+  m.impl("decode_step", TORCH_BOX(&pyprune::cpu::decode_step));
   m.impl("padded_linear", TORCH_BOX(&pyprune::cpu::padded_linear));
 }

@@ -34,6 +34,7 @@ struct Dot {  // float32 and float16: both in memory order
   static constexpr int64_t chunk = 2 * kLanes;
   Vec a, b;
 
+  Dot() = default;
   explicit Dot(const W* p) : a(Vec::load(p)), b(Vec::load(p + kLanes)) {}
   Dot(const W* p, int64_t n)
       : a(n < kLanes ? Vec::load(p, n) : Vec::load(p)), b(n > kLanes ? Vec::load(p + kLanes, n - kLanes) : Vec::zero()) {}
@@ -41,11 +42,12 @@ struct Dot {  // float32 and float16: both in memory order
     Vec::load(x).store(out);
     Vec::load(x + kLanes).store(out + kLanes);
   }
+  template <int R>
   static void multiply(const Dot* w, const X* x, Vec* acc) {
     const Vec xa = Vec::load(x);
-    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].a, xa, acc[r]);
+    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].a, xa, acc[r]);
     const Vec xb = Vec::load(x + kLanes);
-    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].b, xb, acc[r]);
+    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].b, xb, acc[r]);
   }
 };
 
@@ -57,15 +59,17 @@ struct Dot<bf16> {  // the processor multiplies pairs of bfloat16; activations a
   static constexpr int64_t chunk = 32;
   __m512bh bits;
 
+  Dot() = default;
   explicit Dot(const bf16* p) : bits((__m512bh)_mm512_loadu_si512(p)) {}
   Dot(const bf16* p, int64_t n) : bits((__m512bh)_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p)) {}
   static void pack(const float* x, X* out) {
     Vec::load(x).store(out);
     Vec::load(x + 16).store(out + 16);
   }
+  template <int R>
   static void multiply(const Dot* w, const X* x, Vec* acc) {
     const __m512bh xs = (__m512bh)_mm512_loadu_si512(x);
-    for (int r = 0; r < kRows; ++r) acc[r].v = _mm512_dpbf16_ps(acc[r].v, w[r].bits, xs);
+    for (int r = 0; r < R; ++r) acc[r].v = _mm512_dpbf16_ps(acc[r].v, w[r].bits, xs);
   }
 };
 
@@ -77,6 +81,7 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
   static constexpr int64_t chunk = 2 * kLanes;
   Vec even, odd;
 
+  Dot() = default;
   explicit Dot(const bf16* p) { load_even_odd(p, even, odd); }
   Dot(const bf16* p, int64_t n) { load_even_odd(p, n, even, odd); }
   static void pack(const float* x, X* out) {
@@ -85,11 +90,12 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
       out[kLanes + i] = x[2 * i + 1];
     }
   }
+  template <int R>
   static void multiply(const Dot* w, const X* x, Vec* acc) {
     const Vec xe = Vec::load(x);
-    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].even, xe, acc[r]);
+    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].even, xe, acc[r]);
     const Vec xo = Vec::load(x + kLanes);
-    for (int r = 0; r < kRows; ++r) acc[r] = Vec::fma(w[r].odd, xo, acc[r]);
+    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].odd, xo, acc[r]);
   }
 };
 
@@ -146,25 +152,44 @@ void pack(DType weight_type, const void* x, DType x_type, const void* norm, DTyp
 
 // ---- few rows: weights stream through once, activations stay in the cache -------------------------------------------
 
-// kRows weight rows against MT activation rows. Rows past the end repeat the last one, and their results are dropped.
-template <class W, int MT>
-inline void tile(const W* const* w, const W* ahead, int64_t ahead_stride, int64_t k, const char* x, int64_t x_stride,
-                 float* out, int64_t out_stride, int64_t valid) {
+// acc[r] += weight row w[r] times one activation row after the other, R weight rows at a time.
+template <class W, int R, int MT>
+inline void accumulate(const W* const* w, const char* ahead, int64_t k, const char* x, int64_t x_stride, Vec (*acc)[R]) {
   using D = Dot<W>;
   using X = typename D::X;
-  Vec acc[MT][kRows];
-  for (auto& row : acc)
-    for (auto& a : row) a = Vec::zero();
+  constexpr int64_t kLine = 64, kTaken = R * D::chunk * int64_t(sizeof(W));
   const int64_t whole = k / D::chunk * D::chunk;
   for (int64_t i = 0; i < whole; i += D::chunk) {
     if (ahead)
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(ahead + r * ahead_stride + i);
-    const D weights[kRows] = {D(w[0] + i), D(w[1] + i), D(w[2] + i), D(w[3] + i)};
-    for (int m = 0; m < MT; ++m) D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
+      for (int64_t line = 0; line < kTaken; line += kLine) __builtin_prefetch(ahead + i * R * sizeof(W) + line, 0, 2);
+    D weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = D(w[r] + i);
+    for (int m = 0; m < MT; ++m)
+      D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
   }
   if (const int64_t left = k - whole; left > 0) {
-    const D weights[kRows] = {D(w[0] + whole, left), D(w[1] + whole, left), D(w[2] + whole, left), D(w[3] + whole, left)};
-    for (int m = 0; m < MT; ++m) D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
+    D weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = D(w[r] + whole, left);
+    for (int m = 0; m < MT; ++m)
+      D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
+  }
+}
+
+// kRows weight rows against MT activation rows. Rows past the end repeat the last one, and their results are dropped.
+//
+// Memory is asked for in the order in which it lies. One activation row reads one weight row after the other, which the
+// processor foresees; several read kRows side by side, for fewer loads a product, and call the next kRows rows from
+// memory line by line. Four rows side by side without that reached half of the read bandwidth (Zen 4, K = 576).
+template <class W, int MT>
+inline void tile(const W* const* w, const char* ahead, int64_t k, const char* x, int64_t x_stride, float* out,
+                 int64_t out_stride, int64_t valid) {
+  Vec acc[MT][kRows];
+  for (auto& row : acc)
+    for (auto& a : row) a = Vec::zero();
+  if constexpr (MT == 1) {
+    for (int r = 0; r < kRows; ++r) accumulate<W, 1, 1>(w + r, nullptr, k, x, x_stride, reinterpret_cast<Vec(*)[1]>(acc[0] + r));
+  } else {
+    accumulate<W, kRows, MT>(w, ahead, k, x, x_stride, acc);
   }
   for (int m = 0; m < MT; ++m) {
     float sums[kRows];
@@ -181,20 +206,20 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
     const W* w[kRows];
     for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
     // The next rows are on their way from memory while these are multiplied (once, in the first tile).
-    const W* ahead = weight + (r + kRows) * stride;
+    const char* ahead = reinterpret_cast<const char*>(weight + (r + kRows) * stride);
     for (int64_t m = 0; m < m_count;) {
       const int64_t tiles = (m_count - m + kMaxTile - 1) / kMaxTile;
       const int64_t height = (m_count - m + tiles - 1) / tiles;  // 16 rows go as 6+5+5, not 6+6+4
       const char* xs = x + m * x_stride;
       float* o = out + m * out_stride + r;
       switch (height) {
-        case 1: tile<W, 1>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
-        case 2: tile<W, 2>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 1: tile<W, 1>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
+        case 2: tile<W, 2>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
 #if defined(__AVX512F__)
-        case 3: tile<W, 3>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
-        case 4: tile<W, 4>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
-        case 5: tile<W, 5>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
-        case 6: tile<W, 6>(w, ahead, stride, k, xs, x_stride, o, out_stride, valid); break;
+        case 3: tile<W, 3>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
+        case 4: tile<W, 4>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
+        case 5: tile<W, 5>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
+        case 6: tile<W, 6>(w, ahead, k, xs, x_stride, o, out_stride, valid); break;
 #endif
       }
       ahead = nullptr;
@@ -314,21 +339,23 @@ inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_
 // Scores are one `linear` (the keys are its weights), then a softmax without division, then the weighted sum of values.
 // score: scratch, [m_count, length].
 void attend(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
-            int64_t packed_stride, int64_t m_count, const int64_t* limit, float* score, float* maximum, float* sum,
-            float* out) {
+            int64_t packed_stride, int64_t m_count, const int64_t* begin, const int64_t* end, float* score,
+            float* maximum, float* sum, float* out) {
   linear(keys, length, head_dim, packed, packed_stride, m_count, score, length);
   for (int64_t m = 0; m < m_count; ++m) {
     float* row = score + m * length;
-    const int64_t seen = limit[m] < 0 ? 0 : limit[m] < length ? limit[m] : length;
-    const float highest = highest_of(row, seen, kNothing);
+    const int64_t from = begin[m] < 0 ? 0 : begin[m] < length ? begin[m] : length;
+    const int64_t to = end[m] < from ? from : end[m] < length ? end[m] : length;
+    const float highest = highest_of(row + from, to - from, kNothing);
     const Vec shift = Vec::all(highest == kNothing ? 0.0f : highest);  // -inf - -inf would be NaN
     Vec total = Vec::zero();
-    each(seen, [&](int64_t l, int64_t left) {
-      const Vec e = exp(load_some(row + l, left) - shift);
-      store_some(e, row + l, left);
-      total = total + load_some(row + l, left);  // what was stored: lanes past the end are zero
+    each(to - from, [&](int64_t l, int64_t left) {
+      const Vec e = exp(load_some(row + from + l, left) - shift);
+      store_some(e, row + from + l, left);
+      total = total + load_some(row + from + l, left);  // what was stored: lanes past the end are zero
     });
-    for (int64_t l = seen; l < length; ++l) row[l] = 0.0f;
+    for (int64_t l = 0; l < from; ++l) row[l] = 0.0f;
+    for (int64_t l = to; l < length; ++l) row[l] = 0.0f;
     maximum[m] = highest;
     sum[m] = total.sum();
   }

@@ -1,5 +1,6 @@
 // What one instruction set offers: plain functions over plain memory, single-threaded, no torch.
-// kernels.cpp is compiled once per instruction set; dispatch.cpp picks one table at run time; ops.cpp splits the work.
+// kernels.cpp is compiled once per instruction set; dispatch.cpp picks one table at run time; stages.h says what
+// one thread does with it, and the operators split the work.
 #pragma once
 
 #include <cstdint>
@@ -61,10 +62,10 @@ struct Kernels {
   void (*rotate)(float* a, float* b, const float* cos, const float* sin, int64_t n);
 
   // Softmax-weighted sum over `length` cache rows of one KV head for `m_count` queries; see attention in kernels.cpp.
-  // limit[m]: how many of these rows query m may see. Gives max, sum and the unnormalised output.
+  // Query m sees the rows [begin[m], end[m]) of these. Gives max, sum and the unnormalised output.
   void (*attend)(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
-                 int64_t packed_stride, int64_t m_count, const int64_t* limit, float* score, float* maximum, float* sum,
-                 float* out);
+                 int64_t packed_stride, int64_t m_count, const int64_t* begin, const int64_t* end, float* score,
+                 float* maximum, float* sum, float* out);
 
   // Streams `n` logits into a running (maximum, sum of exp(logit - maximum)).
   void (*log_sum_exp)(const float* logits, int64_t n, float* maximum, float* sum);

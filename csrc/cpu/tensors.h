@@ -11,16 +11,13 @@
 #include <optional>
 #include <vector>
 
-#include "kernels.h"
+#include "stages.h"
 
 namespace pyprune::cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-// Up to this many rows the weights are streamed once by our own kernels; beyond it torch's GEMM does the products.
-inline constexpr int64_t kFewRows = 64;
 
 inline DType dtype_of(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
@@ -60,6 +57,7 @@ struct Rows {
   Const view;
   int64_t count, width;
 
+  Matrix matrix() const { return {view, count, width}; }
   Rows(const Tensor& t, const char* what) : tensor(t) {
     STD_TORCH_CHECK(t.is_cpu() && t.dim() >= 1, what, ": a CPU tensor [..., features] is expected");
     if (!t.is_contiguous()) tensor = torch::stable::contiguous(t);
@@ -93,14 +91,6 @@ inline bool skipped(const Optional& mask, int64_t unit) {
   return static_cast<const bool*>(mask->const_data_ptr())[unit];
 }
 
-// Memory that a thread keeps between calls, 64-byte aligned. One request at a time per slot.
-template <int Slot>
-inline char* scratch(int64_t bytes) {
-  thread_local std::vector<char> memory;
-  if (int64_t(memory.size()) < bytes + 64) memory.resize(bytes + 64);
-  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-}
-
 // Runs f(begin, end) over [0, n) on torch's threads; small work (in bytes touched) stays on this one.
 template <class F>
 inline void parallel(int64_t n, int64_t bytes, const F& f) {
@@ -109,23 +99,22 @@ inline void parallel(int64_t n, int64_t bytes, const F& f) {
   else torch::stable::parallel_for(0, n, 1, f);
 }
 
-// Rows normalised (norm.data may be null: then only converted) and packed for weights of `weight_type`.
-struct Packed {
-  const char* data;
-  int64_t stride;
-};
-inline Packed pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
-  const int64_t stride = k.packed_bytes(weight_type, x.width);
-  char* data = scratch<0>(stride * x.count);
-  parallel(x.count, x.count * x.width, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      const void* row = x.view.row(m);
-      const float scale = norm.data ? k.inverse_rms(row, x.view.type, x.width, eps) : 1.0f;
-      k.pack(weight_type, row, x.view.type, norm.data, norm.type, scale, x.width, data + m * stride);
-    }
+// Runs every task of a stage.
+template <class Stage>
+inline void run(const Stage& stage) {
+  parallel(stage.tasks(), stage.bytes(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) stage(task);
   });
-  return {data, stride};
 }
+
+inline Packed pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
+  Pack pack{k, x.matrix(), norm, eps, weight_type, nullptr};
+  pack.data = scratch<0>(pack.stride() * x.count);
+  run(pack);
+  return pack.packed();
+}
+
+inline int64_t block_rows(int64_t n) { return block_rows(n, torch::stable::get_num_threads()); }
 
 // ---- many rows ------------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,12 @@ norm_gate_up = torch.ops.pyprune.norm_gate_up.default
 norm_head = torch.ops.pyprune.norm_head.default
 linear_cross_entropy = torch.ops.pyprune.linear_cross_entropy.default
 padded_linear = torch.ops.pyprune.padded_linear.default
+decode_step = torch.ops.pyprune.decode_step.default
 
 __all__ = [
     "contracts",
     "decode_attention",
+    "decode_step",
     "definitions",
     "gpu",
     "linear_cross_entropy",

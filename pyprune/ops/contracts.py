@@ -17,7 +17,8 @@ LIBRARY = torch.library.Library("pyprune", "DEF")
 def _without_gradient(name: str) -> Callable[..., Tensor]:
     def call(*args: Any, **options: Any) -> Tensor:
         given = (*args, *options.values())
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in given):
+        flat = (one for value in given for one in (value if isinstance(value, (list, tuple)) else (value,)))
+        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat):
             raise RuntimeError(f"pyprune::{name} has no gradient: call it under torch.no_grad() or detach its inputs")
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.pyprune, name)(*args, **options)
@@ -40,7 +41,7 @@ def _(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
     q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
     cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    skip: Tensor | None = None, unit: int = 0,
+    skip: Tensor | None = None, unit: int = 0, slots: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     head_dim = k_cache.shape[3]
     return x.new_empty(x.shape[0], x.shape[1], q_weight.shape[0] // head_dim, head_dim)
@@ -55,6 +56,8 @@ def _(
     scale: float,
     skip: Tensor | None = None,
     unit: int = 0,
+    first: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     return q.new_empty(q.shape)
 
@@ -90,3 +93,12 @@ def _(
 @torch.library.register_fake("pyprune::padded_linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("pyprune::decode_step")
+def _(
+    tokens: Tensor, positions: Tensor, embedding: Tensor, weights: list[Tensor], layout: list[int],
+    caches: list[Tensor], norm: Tensor, eps: float, head: Tensor, head_bias: Tensor | None, cos: Tensor, sin: Tensor,
+    skip: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return embedding.new_empty(tokens.shape[0], head.shape[0], dtype=torch.float32)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyprune.ops.contracts import LIBRARY
+from pyprune.ops.schemas import LAYOUT
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -48,26 +49,30 @@ def _skipped(skip: Tensor | None, unit: int) -> bool:
     return bool(skip[unit])
 
 
-def _check_positions(positions: Tensor, shape: tuple[int, int], limit: int) -> None:
+def _check_places(name: str, places: Tensor, shape: tuple[int, ...], limit: int) -> None:
     _expect(
-        positions.dtype == torch.int64 and tuple(positions.shape) == shape,
-        "positions: an int64 tensor [batch, tokens] is expected",
+        places.dtype == torch.int64 and tuple(places.shape) == shape,
+        f"{name}: an int64 tensor [batch{', tokens' if len(shape) == 2 else ''}] is expected",
     )
-    if positions.numel():
-        low, high = int(positions.min()), int(positions.max())
+    if places.numel():
+        low, high = int(places.min()), int(places.max())
         worst = low if low < 0 else high
-        _expect(0 <= worst < limit, f"positions: {worst} is outside [0, {limit})")
+        _expect(0 <= worst < limit, f"{name}: {worst} is outside [0, {limit})")
 
 
 def norm_qkv_rope(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
     q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
     cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    skip: Tensor | None = None, unit: int = 0,
+    skip: Tensor | None = None, unit: int = 0, slots: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     batch, tokens, _ = x.shape
-    head_dim = k_cache.shape[3]
-    _check_positions(positions, (batch, tokens), min(k_cache.shape[2], cos.shape[0]))
+    head_dim, rows = k_cache.shape[3], k_cache.shape[2]
+    _check_places("positions", positions, (batch, tokens), len(cos) if slots is not None else min(rows, len(cos)))
+    if slots is None:
+        slots = positions
+    else:
+        _check_places("slots", slots, (batch, tokens), rows)
     if _skipped(skip, unit):
         return x.new_zeros(batch, tokens, q_weight.shape[0] // head_dim, head_dim)
     h = rms_norm(x, norm, eps)
@@ -81,8 +86,8 @@ def norm_qkv_rope(
     cos, sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     row = torch.arange(batch, device=x.device).unsqueeze(1)
-    k_cache[row, :, positions] = k.to(k_cache.dtype)
-    v_cache[row, :, positions] = v.to(v_cache.dtype)
+    k_cache[row, :, slots] = k.to(k_cache.dtype)
+    v_cache[row, :, slots] = v.to(v_cache.dtype)
     return q.to(x.dtype)
 
 
@@ -94,16 +99,27 @@ def decode_attention(
     scale: float,
     skip: Tensor | None = None,
     unit: int = 0,
+    first: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     batch, tokens, heads, _ = q.shape
-    _check_positions(positions, (batch, tokens), k_cache.shape[2])
+    _check_places("positions", positions, (batch, tokens), k_cache.shape[2])
+    if first is not None:
+        _check_places("first", first, (batch,), k_cache.shape[2])
+    _expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
     if _skipped(skip, unit):
         return q.new_zeros(q.shape)
     group = heads // k_cache.shape[1]
     length = int(positions.max()) + 1 if positions.numel() else 0
     k = k_cache[:batch, :, :length].repeat_interleave(group, dim=1)
     v = v_cache[:batch, :, :length].repeat_interleave(group, dim=1)
-    seen = torch.arange(length, device=q.device) <= positions.unsqueeze(-1)
+    row, own = torch.arange(length, device=q.device), positions.unsqueeze(-1)
+    seen = row <= own
+    if window:
+        seen &= row > own - window
+    if first is not None:
+        seen &= row >= first[:, None, None]
+    seen |= row == own
     scores = torch.matmul(q.transpose(1, 2).to(k.dtype), k.transpose(2, 3)) * scale
     scores = scores.masked_fill(~seen.unsqueeze(1), float("-inf"))
     weights = torch.softmax(scores.to(_wide(k.dtype)), dim=-1).to(v.dtype)
@@ -157,6 +173,40 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return _linear(x, weight, bias).to(x.dtype)
 
 
+def decode_step(
+    tokens: Tensor, positions: Tensor, embedding: Tensor, weights: list[Tensor], layout: list[int],
+    caches: list[Tensor], norm: Tensor, eps: float, head: Tensor, head_bias: Tensor | None, cos: Tensor, sin: Tensor,
+    skip: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Every stage by its own operator, so that this is the whole step wherever those have kernels."""
+    _expect(
+        tokens.dim() == 1 and 1 <= len(tokens) <= 64, f"tokens: 1 to 64 are expected, not shape {list(tokens.shape)}"
+    )
+    _check_places("tokens", tokens, (len(tokens),), len(embedding))
+    _expect(len(layout) % len(LAYOUT) == 0, f"layout: {len(LAYOUT)} numbers a block are expected")
+    places, cached, run = positions.unsqueeze(1), iter(caches), torch.ops.pyprune
+    x = embedding[tokens].to(_wide(embedding.dtype)).unsqueeze(1)
+    for unit in range(0, 2 * len(layout) // len(LAYOUT), 2):
+        start = unit // 2 * len(LAYOUT)
+        part = dict(zip(LAYOUT, layout[start : start + len(LAYOUT)], strict=True))
+        window = part.pop("window")
+        w = {name: None if place < 0 else weights[place] for name, place in part.items()}
+        if w["mha_norm"] is not None:
+            keys, values = next(cached), next(cached)
+            q = run.norm_qkv_rope(
+                x, w["mha_norm"], eps, w["q"], w["k"], w["v"], w["q_bias"], w["k_bias"], w["v_bias"], w["q_norm"],
+                w["k_norm"], cos, sin, places, keys, values, skip, unit,
+            )  # fmt: skip
+            context = run.decode_attention(q, keys, values, places, q.shape[3] ** -0.5, skip, unit, None, window)
+            x = run.linear_residual(context.flatten(2), w["o"], w["o_bias"], x, skip, unit)
+        if w["ffn_norm"] is not None:
+            a = run.norm_gate_up(
+                x, w["ffn_norm"], eps, w["gate"], w["up"], w["gate_bias"], w["up_bias"], skip, unit + 1
+            )
+            x = run.linear_residual(a, w["down"], w["down_bias"], x, skip, unit + 1)
+    return run.norm_head(x.squeeze(1), norm, eps, head, head_bias)
+
+
 DEFINITIONS = {
     "norm_qkv_rope": norm_qkv_rope,
     "decode_attention": decode_attention,
@@ -165,6 +215,7 @@ DEFINITIONS = {
     "norm_head": norm_head,
     "linear_cross_entropy": linear_cross_entropy,
     "padded_linear": padded_linear,
+    "decode_step": decode_step,
 }
 for _name, _function in DEFINITIONS.items():
     # Runs on every backend for which no kernel is registered.

@@ -20,14 +20,16 @@ import hashlib
 SCHEMAS = {
     # x [B, T, H] -> RMSNorm (norm [H]) -> q [N*D, H], k and v [G*D, H] (+ biases) -> q/k-norm [D] where given -> RoPE
     # with cos, sin [P, D/2] float32 at positions [B, T] int64 -> k and v written to the caches [B', G, L, D] (B' >= B)
-    # at [b, :, positions[b, t]]. Gives q [B, T, N, D].
+    # at [b, :, slots[b, t]]; slots [B, T] int64 are the positions where not given. Gives q [B, T, N, D].
     "norm_qkv_rope": "(Tensor x, Tensor norm, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
     "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor? q_norm, Tensor? k_norm, Tensor cos, Tensor sin, "
-    "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? skip=None, int unit=0) -> Tensor",
+    "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? skip=None, int unit=0, "
+    "Tensor? slots=None) -> Tensor",
     # softmax(scale * q k^T) v for q [B, T, N, D] against caches [B', G, L, D]: query (b, t) sees cache rows
-    # 0 .. positions[b, t]. Query head n uses KV head n // (N / G). Gives [B, T, N, D].
+    # first[b] .. positions[b, t], of them the last `window` where window > 0 (a sliding window); first [B] int64 is 0
+    # where not given. A query always sees its own row. Query head n uses KV head n // (N / G). Gives [B, T, N, D].
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, float scale, Tensor? skip=None, "
-    "int unit=0) -> Tensor",
+    "int unit=0, Tensor? first=None, int window=0) -> Tensor",
     # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.
     "linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, "
     "int unit=0) -> Tensor",
@@ -42,7 +44,21 @@ SCHEMAS = {
     "Tensor? bias=None, int ignore_index=-100) -> Tensor",
     # x [..., K] weight^T [O, K] + bias [O], any K and O. Gives [..., O].
     "padded_linear": "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding
+    # [V, H], every block, final norm and head as `norm_head`. Activations are float32. layout: for each block the
+    # numbers that LAYOUT names, each a place in `weights`, -1 where the block has none; a block without `mha_norm`
+    # (`ffn_norm`) has no attention (FFN). caches: keys and values of each block with attention, in order. skip: two
+    # flags a block, attention and FFN, as for the operators of a single stage. Gives float32 logits [B, V].
+    "decode_step": "(Tensor tokens, Tensor positions, Tensor embedding, Tensor[] weights, int[] layout, "
+    "Tensor(a!)[] caches, Tensor norm, float eps, Tensor head, Tensor? head_bias, Tensor cos, Tensor sin, "
+    "Tensor? skip=None) -> Tensor",
 }
+
+LAYOUT = (
+    "mha_norm", "q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "window",
+    "ffn_norm", "gate", "up", "down", "gate_bias", "up_bias", "down_bias",
+)  # fmt: skip
+"""A block in `decode_step`'s layout; `window` is no place but the attention's window itself, 0 for none."""
 
 
 def digest() -> str:

@@ -1,0 +1,278 @@
+// The stages of a decoder, each as data and a function of a task's number: plain memory, one thread, no torch.
+//
+// Tasks of a stage are independent, and no bit of a result depends on how they are cut or who runs them: so an operator
+// spreads one stage over torch's threads (tensors.h), and a decode step takes a team through all of them (step.cpp).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace pyprune::cpu {
+
+// Up to this many rows the weights are streamed once by our own kernels; beyond it torch's GEMM does the products.
+inline constexpr int64_t kFewRows = 64;
+// Weight rows of a task at most: one stretch of memory, its results in the thread's L1.
+inline constexpr int64_t kBlock = 32;
+
+// Rows of weight for a task when `n` are shared by `threads`: eight tasks a thread where that leaves a tile each.
+inline int64_t block_rows(int64_t n, int64_t threads) {
+  const int64_t even = n / (8 * std::max<int64_t>(1, threads)) / 4 * 4;
+  return std::clamp<int64_t>(even, 4, kBlock);
+}
+
+// Activations as a matrix of contiguous rows.
+struct Matrix {
+  Const view;
+  int64_t count = 0, width = 0;
+};
+
+// Rows in the layout in which weights of one dtype are multiplied.
+struct Packed {
+  const char* data = nullptr;
+  int64_t stride = 0;
+};
+
+// RMSNorm (where norm is given) and packing; a task is one row.
+struct Pack {
+  const Kernels& k;
+  Matrix x;
+  Const norm;
+  float eps;
+  DType weight_type;
+  char* data;
+
+  int64_t stride() const { return k.packed_bytes(weight_type, x.width); }
+  int64_t tasks() const { return x.count; }
+  int64_t bytes() const { return x.count * x.width; }
+  Packed packed() const { return {data, stride()}; }
+  void operator()(int64_t m) const {
+    const void* row = x.view.row(m);
+    const float scale = norm.data ? k.inverse_rms(row, x.view.type, x.width, eps) : 1.0f;
+    k.pack(weight_type, row, x.view.type, norm.data, norm.type, scale, x.width, data + m * stride());
+  }
+};
+
+// out = x weight^T (+ bias) (+ residual); a task is `block` rows of weight.
+struct Project {
+  const Kernels& k;
+  Packed x;
+  int64_t count, width;
+  Const weight;
+  int64_t n, block;
+  Const bias, residual;
+  Mut out;
+
+  int64_t tasks() const { return (n + block - 1) / block; }
+  int64_t bytes() const { return n * width * size_of(weight.type); }
+  void finish(int64_t m, int64_t first, int64_t rows, const float* values) const {
+    const Const y = residual.data ? Const{residual.at(m * n + first), residual.type} : Const{};
+    k.add(values, y.data, y.type, bias.data ? bias.at(first) : nullptr, bias.type, rows, out.at(m * n + first), out.type);
+  }
+  void operator()(int64_t task) const {
+    float results[kFewRows * kBlock];
+    const int64_t first = task * block, rows = std::min(block, n - first);
+    k.linear({weight.row(first), weight.type, weight.stride}, rows, width, x.data, x.stride, count, results, kBlock);
+    for (int64_t m = 0; m < count; ++m) finish(m, first, rows, results + m * kBlock);
+  }
+};
+
+// out = silu(x gate^T + gate_bias) * (x up^T + up_bias); a task is `block` rows of both weights.
+struct GateUp {
+  const Kernels& k;
+  Packed x;
+  int64_t count, width;
+  Const gate, up;
+  int64_t n, block;
+  Const gate_bias, up_bias;
+  Mut out;
+
+  int64_t tasks() const { return (n + block - 1) / block; }
+  int64_t bytes() const { return 2 * n * width * size_of(gate.type); }
+  void finish(int64_t m, int64_t first, int64_t rows, const float* gates, const float* ups) const {
+    const DType bias_type = gate_bias.data ? gate_bias.type : up_bias.type;
+    k.silu_mul(gates, ups, gate_bias.data ? gate_bias.at(first) : nullptr, up_bias.data ? up_bias.at(first) : nullptr,
+               bias_type, rows, out.at(m * n + first), out.type);
+  }
+  void operator()(int64_t task) const {
+    float gates[kFewRows * kBlock], ups[kFewRows * kBlock];
+    const int64_t first = task * block, rows = std::min(block, n - first);
+    k.linear({gate.row(first), gate.type, gate.stride}, rows, width, x.data, x.stride, count, gates, kBlock);
+    k.linear({up.row(first), up.type, up.stride}, rows, width, x.data, x.stride, count, ups, kBlock);
+    for (int64_t m = 0; m < count; ++m) finish(m, first, rows, gates + m * kBlock, ups + m * kBlock);
+  }
+};
+
+// A KV cache [batch, kv_heads, length, head_dim], the last dimension contiguous.
+struct Cache {
+  char* data = nullptr;
+  DType type = DType::f32;
+  int64_t batch = 0, heads = 0, length = 0, head_dim = 0, batch_stride = 0, head_stride = 0, row_stride = 0;
+
+  void* at(int64_t b, int64_t h, int64_t row) const {
+    return data + (b * batch_stride + h * head_stride + row * row_stride) * size_of(type);
+  }
+};
+
+// Q, K and V of each row: projection, bias, q/k-norm, RoPE; q to `q_out`, k and v into the caches.
+struct Qkv {
+  enum Kind { query, key, value };
+
+  const Kernels& k;
+  Packed x;
+  int64_t count, tokens, width, heads;
+  std::array<Const, 3> weight, bias;
+  std::array<Const, 2> head_norm;
+  float eps;
+  const float *cos, *sin;             // [positions, head_dim / 2]
+  const int64_t *positions, *slots;  // [count]
+  Cache keys, values;
+  Mut q_out;                          // [count * heads, head_dim]
+
+  int64_t head_dim() const { return keys.head_dim; }
+  int64_t kv_heads() const { return keys.heads; }
+  // A head is cut in two tasks unless its q/k-norm needs all of it: pairs (i, i + head_dim / 2) stay together.
+  int64_t parts() const { return head_norm[0].data || head_norm[1].data || head_dim() % 16 ? 1 : 2; }
+  int64_t tasks() const { return (heads + 2 * kv_heads()) * parts(); }
+  int64_t bytes() const { return (heads + 2 * kv_heads()) * head_dim() * width * size_of(weight[0].type); }
+
+  // Elements [begin, begin + n) and [half + begin, half + begin + n) of one head of row m, in `low` and `high`.
+  void finish(int64_t m, Kind kind, int64_t head, int64_t begin, int64_t n, float* low, float* high) const {
+    const int64_t half = head_dim() / 2;
+    const Const& b = bias[kind];
+    if (b.data) {
+      k.add(low, nullptr, DType::f32, b.at(head * head_dim() + begin), b.type, n, low, DType::f32);
+      k.add(high, nullptr, DType::f32, b.at(head * head_dim() + half + begin), b.type, n, high, DType::f32);
+    }
+    if (kind != value && head_norm[kind].data) {  // parts() is 1: low and high lie side by side, a whole head
+      const Const& norm = head_norm[kind];
+      k.scale_norm(low, DType::f32, norm.data, norm.type, k.inverse_rms(low, DType::f32, head_dim(), eps), head_dim(), low);
+    }
+    if (kind != value) k.rotate(low, high, cos + positions[m] * half + begin, sin + positions[m] * half + begin, n);
+    const DType type = kind == query ? q_out.type : keys.type;
+    char* home = static_cast<char*>(kind == query ? q_out.row(m * heads + head)
+                                                  : (kind == key ? keys : values).at(m / tokens, head, slots[m]));
+    k.from_float(low, n, home + begin * size_of(type), type);
+    k.from_float(high, n, home + (half + begin) * size_of(type), type);
+  }
+
+  void operator()(int64_t task) const {
+    const int64_t unit = task / parts(), half = head_dim() / 2, n = half / parts(), begin = task % parts() * n;
+    const Kind kind = unit < heads ? query : unit < heads + kv_heads() ? key : value;
+    const int64_t head = kind == query ? unit : kind == key ? unit - heads : unit - heads - kv_heads();
+    const Const& w = weight[kind];
+    auto* results = reinterpret_cast<float*>(scratch<1>(count * 2 * n * 4));
+    for (int64_t part = 0; part < 2; ++part)
+      k.linear({w.row(head * head_dim() + part * half + begin), w.type, w.stride}, n, width, x.data, x.stride, count,
+               results + part * n, 2 * n);
+    for (int64_t m = 0; m < count; ++m)
+      finish(m, kind, head, begin, n, results + m * 2 * n, results + m * 2 * n + n);
+  }
+};
+
+// Softmax attention of a few queries over the caches. The sequence is cut into stretches of a fixed length, so neither
+// the number of threads nor the rest of the batch can change a bit of the result. A task is a stretch of one KV head of
+// one sequence; `Reduce` joins the stretches.
+struct Attend {
+  static constexpr int64_t kStretch = 256;
+
+  const Kernels& k;
+  Const q;  // [batch * tokens * heads, head_dim], contiguous
+  int64_t batch, tokens, heads;
+  Cache keys, values;
+  const int64_t* positions;  // [batch, tokens]: the last row that a query sees
+  const int64_t* first;      // [batch], the first one; null: 0
+  int64_t window;            // how many it sees at most; 0: any number
+  float scale;
+  int64_t stretches;
+  float* parts;
+
+  int64_t group() const { return heads / keys.heads; }
+  int64_t queries() const { return tokens * group(); }
+  int64_t pairs() const { return batch * keys.heads; }
+  // For each (pair, stretch): each query's maximum, then its sum, then its head_dim values.
+  int64_t part() const { return queries() * (keys.head_dim + 2); }
+  static int64_t stretches_for(const int64_t* positions, int64_t n) {
+    return n ? *std::max_element(positions, positions + n) / kStretch + 1 : 0;
+  }
+  int64_t tasks() const { return pairs() * stretches; }
+  int64_t bytes() const { return pairs() * stretches * kStretch * keys.head_dim * 4; }
+
+  int64_t lowest(int64_t b, int64_t t) const {
+    const int64_t own = positions[b * tokens + t];
+    const int64_t start = std::max(window ? own - window + 1 : 0, first ? first[b] : 0);
+    return std::clamp<int64_t>(start, 0, own);
+  }
+
+  void operator()(int64_t task) const {
+    const int64_t pair = task / stretches, origin = task % stretches * kStretch;
+    const int64_t b = pair / keys.heads, kv = pair % keys.heads, n = queries();
+    float* maximum = parts + task * part();
+    float* sum = maximum + n;
+    const int64_t packed_stride = k.packed_bytes(keys.type, keys.head_dim);
+    char* packed = scratch<1>(n * packed_stride + 2 * n * 8 + n * kStretch * 4);
+    auto* begin = reinterpret_cast<int64_t*>(packed + n * packed_stride);
+    auto* end = begin + n;
+    auto* score = reinterpret_cast<float*>(end + n);
+    int64_t from = kStretch, to = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t t = i / group();
+      begin[i] = lowest(b, t) - origin;
+      end[i] = positions[b * tokens + t] + 1 - origin;
+      if (begin[i] < kStretch && end[i] > 0) {
+        from = std::min(from, std::max<int64_t>(0, begin[i]));
+        to = std::max(to, std::min(kStretch, end[i]));
+      }
+    }
+    if (from >= to) {  // before every query's window, or after every position: no key is read
+      std::fill(maximum, maximum + n, -INFINITY);
+      std::fill(sum, sum + n, 0.0f);
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      begin[i] -= from;
+      end[i] -= from;
+      const int64_t t = i / group(), head = kv * group() + i % group();
+      k.pack(keys.type, q.at(((b * tokens + t) * heads + head) * keys.head_dim), q.type, nullptr, DType::f32, scale,
+             keys.head_dim, packed + i * packed_stride);
+    }
+    k.attend({keys.at(b, kv, origin + from), keys.type, keys.row_stride},
+             {values.at(b, kv, origin + from), values.type, values.row_stride}, to - from, keys.head_dim, packed,
+             packed_stride, n, begin, end, score, maximum, sum, sum + n);
+  }
+};
+
+// Joins the stretches of one KV head of one sequence.
+struct Reduce {
+  const Attend& a;
+  Mut out;  // [batch * tokens * heads, head_dim]
+
+  int64_t tasks() const { return a.pairs(); }
+  int64_t bytes() const { return a.pairs() * a.stretches * a.part() * 4; }
+  void operator()(int64_t pair) const {
+    const int64_t b = pair / a.keys.heads, kv = pair % a.keys.heads, n = a.queries(), head_dim = a.keys.head_dim;
+    auto* home = reinterpret_cast<float*>(scratch<1>(head_dim * 4));
+    for (int64_t i = 0; i < n; ++i) {
+      const float* parts = a.parts + pair * a.stretches * a.part();
+      float highest = -INFINITY, total = 0.0f;
+      for (int64_t s = 0; s < a.stretches; ++s) highest = std::max(highest, parts[s * a.part() + i]);
+      std::fill(home, home + head_dim, 0.0f);
+      for (int64_t s = 0; s < a.stretches; ++s) {
+        const float* maximum = parts + s * a.part();
+        const float* values = maximum + 2 * n + i * head_dim;
+        if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this stretch
+        const float factor = std::exp(maximum[i] - highest);
+        total += factor * maximum[n + i];
+        for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * values[d];
+      }
+      for (int64_t d = 0; d < head_dim; ++d) home[d] /= total;
+      const int64_t t = i / a.group(), head = kv * a.group() + i % a.group();
+      a.k.from_float(home, head_dim, out.row((b * a.tokens + t) * a.heads + head), out.type);
+    }
+  }
+};
+
+}  // namespace pyprune::cpu
