@@ -76,6 +76,66 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(isa: str, case: t
     assert_as_exact_as_pytorch(result, plain, true)
 
 
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("window", [0, 1, 7, 256, 300])
+def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(isa: str, window: int, dtype: torch.dtype):
+    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 700
+    positions = torch.tensor([[3, 4], [255, 256], [600, 601], [699, 2]])
+    first = torch.tensor([0, 250, 601, 40])
+    keys, values = (torch.full((batch, kv_heads, length, head_dim), float("nan"), dtype=dtype) for _ in range(2))
+    for b in range(batch):  # NaN in every row that neither query of the sequence may see
+        for own in positions[b].tolist():
+            start = min(own, max(int(first[b]), own - window + 1 if window else 0))
+            for cache in (keys, values):
+                cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
+    q = random(batch, 2, heads, head_dim) * 2
+    # One query at a time: what one may see, the other may not.
+    for t in range(2):
+        arguments = (positions[:, t : t + 1].contiguous(), 0.3, None, 0, first, window)
+        result = ops.decode_attention(q[:, t : t + 1], keys, values, *arguments)
+        clean = [c.nan_to_num() for c in (keys, values)]
+        plain = D.decode_attention(q[:, t : t + 1].to(dtype), *clean, *arguments)
+        assert_as_exact_as_pytorch(result, plain, D.decode_attention(*double(q[:, t : t + 1], *clean), *arguments))
+    together = ops.decode_attention(q, *clean, positions, 0.3, None, 0, first, window)
+    exact = D.decode_attention(*double(q, *clean), positions, 0.3, None, 0, first, window)
+    assert_as_exact_as_pytorch(
+        together, D.decode_attention(q.to(dtype), *clean, positions, 0.3, None, 0, first, window), exact
+    )
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_slots_say_where_keys_and_values_go_and_positions_how_they_are_turned(isa: str, tokens: int):
+    case = (2, tokens, 3, 1, 22, 50, 90)
+    args = qkv_arguments(case, torch.float32, True)
+    slots = torch.stack([torch.randperm(90)[:tokens] for _ in range(2)])
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    true_keys, true_values = poisoned(case, torch.float64), poisoned(case, torch.float64)
+    q = ops.norm_qkv_rope(*args, keys, values, slots=slots)
+    true = D.norm_qkv_rope(*double(*args), true_keys, true_values, slots=slots)
+    torch.testing.assert_close(q.double(), true, rtol=1e-5, atol=1e-5)
+    for ours, exact in ((keys, true_keys), (values, true_values)):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_slots_first_and_window_out_of_range_are_refused():
+    case = CASES[1]
+    keys, values = (poisoned(case, torch.float32).nan_to_num() for _ in range(2))
+    args = qkv_arguments(case, torch.float32, False)
+    slots = args[-1].clone()
+    slots[1, 2] = 40
+    for run in (ops.norm_qkv_rope, D.norm_qkv_rope):
+        with pytest.raises(RuntimeError, match=r"slots: 40 is outside \[0, 40\)"):
+            run(*args, keys, values, slots=slots)
+    q = random(3, 5, 4, 10)
+    for run in (ops.decode_attention, D.decode_attention):
+        with pytest.raises(RuntimeError, match=r"first: -1 is outside \[0, 40\)"):
+            run(q, keys, values, args[-1], 0.3, first=torch.tensor([0, -1, 2]))
+        with pytest.raises(RuntimeError, match=r"first: .*\[batch\] is expected"):
+            run(q, keys, values, args[-1], 0.3, first=torch.tensor([0, 1]))
+        with pytest.raises(RuntimeError, match="window: -2 given"):
+            run(q, keys, values, args[-1], 0.3, window=-2)
+
+
 def test_attention_of_one_sequence_has_the_same_bits_in_any_batch_and_with_any_threads(isa: str):
     q, keys, values = random(5, 1, 6, 16), random(5, 2, 900, 16), random(5, 2, 900, 16)
     positions = torch.tensor([[0], [255], [256], [700], [899]])

@@ -17,7 +17,7 @@ def _seed() -> None:
 def check(name: str, args: list, dtype: torch.dtype) -> None:
     result = getattr(ops, name)(*args)
     definition = D.DEFINITIONS[name]
-    assert_as_exact_as_pytorch(result, definition(*low(dtype, *args)), definition(*double(*args)))
+    assert_as_exact_as_pytorch(result, definition(*low(dtype, *args)), definition(*double(*args)), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)

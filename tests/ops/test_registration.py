@@ -15,6 +15,7 @@ from pyprune import ops
 from pyprune.errors import InputError
 from tests.ops.inputs import norm, random, weight
 from tests.ops.test_attention import CASES, poisoned, qkv_arguments
+from tests.ops.test_step import step_arguments
 
 
 def arguments(name: str, rows: int) -> tuple:
@@ -31,6 +32,7 @@ def arguments(name: str, rows: int) -> tuple:
         "norm_head": (x, n, 1e-5, w),
         "linear_cross_entropy": (x, w, torch.randint(0, 37, (rows,)), n, 1e-5),
         "padded_linear": (x, w, random(37, dtype=torch.bfloat16)),
+        "decode_step": tuple(step_arguments(min(rows, 64), torch.bfloat16, torch.arange(min(rows, 64)))),
     }[name]
 
 
