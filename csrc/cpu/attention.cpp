@@ -32,7 +32,7 @@ Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor 
   if (skipped(skip, unit)) return torch::stable::zero_(q);
   Qkv stage{k, {}, rows.count, tokens, rows.width, heads, {wq, wk, wv}, {bq, bk, bv}, {nq, nk}, float(eps),
             static_cast<const float*>(cos.const_data_ptr()), static_cast<const float*>(sin.const_data_ptr()), position,
-            slot, keys, values, rows_of(q, head_dim)};
+            slot, keys, values, rows_of(q, head_dim), torch::stable::get_num_threads()};
   if (rows.count <= kFewRows) {
     stage.x = pack_rows(k, rows, scale, float(eps), wq.type);
     run(stage);

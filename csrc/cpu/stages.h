@@ -131,11 +131,15 @@ struct Qkv {
   const int64_t *positions, *slots;  // [count]
   Cache keys, values;
   Mut q_out;                          // [count * heads, head_dim]
+  int64_t threads;
 
   int64_t head_dim() const { return keys.head_dim; }
   int64_t kv_heads() const { return keys.heads; }
-  // A head is cut in two tasks unless its q/k-norm needs all of it: pairs (i, i + head_dim / 2) stay together.
-  int64_t parts() const { return head_norm[0].data || head_norm[1].data || head_dim() % 16 ? 1 : 2; }
+  // A head is cut in two tasks where there are too few heads for the threads, unless its q/k-norm needs all of it; pairs
+  // (i, i + head_dim / 2) stay together, so half a head is two stretches of memory and slower to read than a whole one.
+  int64_t parts() const {
+    return head_norm[0].data || head_norm[1].data || head_dim() % 16 || heads + 2 * kv_heads() >= 4 * threads ? 1 : 2;
+  }
   int64_t tasks() const { return (heads + 2 * kv_heads()) * parts(); }
   int64_t bytes() const { return (heads + 2 * kv_heads()) * head_dim() * width * size_of(weight[0].type); }
 

@@ -71,7 +71,7 @@ struct Step {
     const Const wq = matrix_of(b, q);
     Qkv qkv{k, {}, batch, 1, hidden, heads, {wq, matrix_of(b, cpu::k), matrix_of(b, v)},
             {vector_of(b, q_bias), vector_of(b, k_bias), vector_of(b, v_bias)}, {vector_of(b, q_norm), vector_of(b, k_norm)},
-            eps, cos, sin, positions, positions, keys, values, {queries, DType::f32, keys.head_dim}};
+            eps, cos, sin, positions, positions, keys, values, {queries, DType::f32, keys.head_dim}, threads};
     multiply(member, x, hidden, vector_of(b, mha_norm), wq.type, qkv);
 
     Attend attend{k, {queries, DType::f32}, batch, 1, heads, keys, values, positions, nullptr, layout[b * fields + window],
