@@ -4,7 +4,11 @@
 
 #include <type_traits>
 
+#include "ahead.h"
 #include "simd.h"
+#if defined(__AMX_BF16__)  // bfloat16 weights go on tiles, the others as with AVX-512
+#include "amx.h"
+#endif
 
 namespace {
 
@@ -14,7 +18,6 @@ using pyprune::cpu::Kernels;
 
 constexpr int64_t kLanes = Vec::width;
 constexpr int64_t kRows = 4;           // weight rows that a tile holds
-constexpr int64_t kDistance = 16384;   // bytes between the weights that are read and those called from memory
 constexpr int64_t kMaxTile = Vec::width == 16 ? 6 : 2;  // activation rows of a tile: AVX-512 has 32 registers, not 16
 
 // Calls f with a typed null pointer for `type`: f(static_cast<const T*>(nullptr)).
@@ -107,11 +110,21 @@ constexpr int64_t padded(int64_t n) {
   return (n + Dot<W>::chunk - 1) / Dot<W>::chunk * Dot<W>::chunk;
 }
 
-int64_t packed_bytes(DType weight_type, int64_t n) {
+int64_t packed_bytes(DType weight_type, int64_t n, int64_t count) {
+#if defined(__AMX_BF16__)
+  if (weight_type == DType::bf16) return amx::packed_bytes(n, count);
+#endif
   return with_type(weight_type, [&](auto* t) {
     using W = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
-    return int64_t(padded<W>(n) * sizeof(typename Dot<W>::X));
+    return padded<W>(n) * int64_t(sizeof(typename Dot<W>::X)) * count;
   });
+}
+
+int64_t packed_together([[maybe_unused]] DType weight_type) {
+#if defined(__AMX_BF16__)
+  if (weight_type == DType::bf16) return amx::kRows;
+#endif
+  return 1;
 }
 
 template <class T>
@@ -129,23 +142,41 @@ inline Vec load_any(const Const& source, int64_t i, int64_t n) {
   return with_type(source.type, [&](auto* t) { return load_some(static_cast<decltype(t)>(source.data) + i, n); });
 }
 
+// The values [i, i + N) of x * scale * norm as float32, zeros from n on.
+template <int64_t N>
+inline void scaled(const Const& x, const Const& norm, float scale, int64_t i, int64_t n, float* part) {
+  for (int64_t j = 0; j < N; j += kLanes) {
+    const int64_t left = n - i - j;
+    Vec v = Vec::zero();
+    if (left > 0) {
+      v = load_any(x, i + j, left) * Vec::all(scale);
+      if (norm.data) v = v * load_any(norm, i + j, left);
+    }
+    v.store(part + j);
+  }
+}
+
 void pack(DType weight_type, const void* x, DType x_type, const void* norm, DType norm_type, float scale, int64_t n,
-          void* packed) {
+          int64_t m, [[maybe_unused]] int64_t count, void* packed) {
+#if defined(__AMX_BF16__)
+  if (weight_type == DType::bf16) {
+    for (int64_t i = 0; i < n; i += amx::kDepth) {
+      float part[amx::kDepth];
+      bf16 values[amx::kDepth];
+      scaled<amx::kDepth>({x, x_type}, {norm, norm_type}, scale, i, n, part);
+      for (int64_t j = 0; j < amx::kDepth; j += kLanes) Vec::load(part + j).store(values + j);
+      amx::place(values, i / amx::kDepth, n, m, count, packed);
+    }
+    return;
+  }
+#endif
   with_type(weight_type, [&](auto* t) {
     using W = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
     using D = Dot<W>;
-    auto* out = static_cast<typename D::X*>(packed);
+    auto* out = static_cast<typename D::X*>(packed) + m * padded<W>(n);
     for (int64_t i = 0; i < n; i += D::chunk, out += D::chunk) {
       float part[D::chunk];
-      for (int64_t j = 0; j < D::chunk; j += kLanes) {
-        const int64_t left = n - i - j;
-        Vec v = Vec::zero();
-        if (left > 0) {
-          v = load_any({x, x_type}, i + j, left) * Vec::all(scale);
-          if (norm) v = v * load_any({norm, norm_type}, i + j, left);
-        }
-        v.store(part + j);
-      }
+      scaled<D::chunk>({x, x_type}, {norm, norm_type}, scale, i, n, part);
       D::pack(part, out);
     }
   });
@@ -153,20 +184,14 @@ void pack(DType weight_type, const void* x, DType x_type, const void* norm, DTyp
 
 // ---- few rows: weights stream through once, activations stay in the cache -------------------------------------------
 
-// Lines of memory to be called, in the order in which they lie, while a tile is multiplied.
-struct Ahead {
-  const char* next = nullptr;
-  int64_t lines = 0;
-};
-
 // acc[r] += weight row w[r] times one activation row after the other, R weight rows at a time.
 template <class W, int R, int MT>
 inline void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (*acc)[R]) {
   using D = Dot<W>;
   using X = typename D::X;
   const int64_t chunks = k / D::chunk, whole = chunks * D::chunk;
-  for (int64_t i = 0, due = 0; i < whole; i += D::chunk) {
-    for (due += ahead.lines; due >= chunks; due -= chunks, ahead.next += 64) __builtin_prefetch(ahead.next, 0, 2);
+  for (int64_t i = 0; i < whole; i += D::chunk) {
+    ahead.step(chunks);
     D weights[R];
     for (int r = 0; r < R; ++r) weights[r] = D(w[r] + i);
     for (int m = 0; m < MT; ++m)
@@ -212,9 +237,8 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
     const int64_t valid = rows - r < kRows ? rows - r : kRows;
     const W* w[kRows];
     for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
-    // Far enough ahead for memory to answer, and never less than the rows that are read side by side.
     const int64_t block = kRows * stride * int64_t(sizeof(W)), lines = block / 64;
-    const char* ahead = reinterpret_cast<const char*>(w[0]) + (block > kDistance ? block : kDistance);
+    const char* ahead = Ahead::of(w[0], block);
     const int64_t tiles = (m_count + kMaxTile - 1) / kMaxTile;  // 16 rows go as 6+5+5, not 6+6+4
     for (int64_t m = 0, t = 0; t < tiles; ++t) {
       const int64_t height = (m_count - m + tiles - t - 1) / (tiles - t);
@@ -237,11 +261,15 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
   }
 }
 
-void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t packed_stride, int64_t m_count,
-            float* out, int64_t out_stride) {
+void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
+            int64_t out_stride) {
+#if defined(__AMX_BF16__)
+  if (weight.type == DType::bf16)
+    return amx::linear(weight.data, weight.stride * 2, rows, k, packed, m_count, out, out_stride);
+#endif
   with_type(weight.type, [&](auto* t) {
     linear_typed(static_cast<decltype(t)>(weight.data), weight.stride, rows, k, static_cast<const char*>(packed),
-                 packed_stride, m_count, out, out_stride);
+                 packed_bytes(weight.type, k, 1), m_count, out, out_stride);
   });
 }
 
@@ -329,28 +357,48 @@ float highest_of(const float* x, int64_t n, float start) {
 
 // ---- attention over a stretch of the cache --------------------------------------------------------------------------
 
-// out[m] += sum_l weight[m][l] * value[l], MT queries at a time so that each value is converted once for all of them.
-template <class V, int MT>
-inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_t head_dim, const float* weight,
-                         int64_t weight_stride, float* out) {
-  for (int64_t d = 0; d < head_dim; d += kLanes) {
-    const int64_t left = head_dim - d;
-    Vec acc[MT];
-    for (auto& a : acc) a = Vec::zero();
-    for (int64_t l = 0; l < length; ++l) {
-      const Vec v = load_some(values + l * stride + d, left);
-      for (int m = 0; m < MT; ++m) acc[m] = Vec::fma(Vec::all(weight[m * weight_stride + l]), v, acc[m]);
+// out[m] = sum_l weight[m][l] * value[l] for MT queries and DV vectors of a head: each value is converted once for all
+// queries, and there are sums enough under way to hide the time that one addition takes.
+template <class V, int MT, int DV>
+inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_t left, const float* weight,
+                         int64_t weight_stride, float* out, int64_t out_stride) {
+  Vec acc[MT][DV];
+  for (auto& row : acc)
+    for (auto& a : row) a = Vec::zero();
+  for (int64_t l = 0; l < length; ++l) {
+    Vec v[DV];
+    for (int d = 0; d < DV; ++d) v[d] = DV == 1 ? load_some(values + l * stride, left) : Vec::load(values + l * stride + d * kLanes);
+    for (int m = 0; m < MT; ++m) {
+      const Vec w = Vec::all(weight[m * weight_stride + l]);
+      for (int d = 0; d < DV; ++d) acc[m][d] = Vec::fma(w, v[d], acc[m][d]);
     }
-    for (int m = 0; m < MT; ++m) store_some(acc[m], out + m * head_dim + d, left);
   }
+  for (int m = 0; m < MT; ++m)
+    for (int d = 0; d < DV; ++d) {
+      if (DV == 1) store_some(acc[m][d], out + m * out_stride, left);
+      else acc[m][d].store(out + m * out_stride + d * kLanes);
+    }
+}
+
+constexpr int64_t kHeadVecs = Vec::width == 16 ? 4 : 2;  // vectors of a head at a time, beside kQueries queries
+constexpr int64_t kQueries = 4;
+
+template <class V, int MT>
+inline void weighted_sums(const V* values, int64_t stride, int64_t length, int64_t head_dim, const float* weight,
+                          float* out) {
+  int64_t d = 0;
+  for (; d + kHeadVecs * kLanes <= head_dim; d += kHeadVecs * kLanes)
+    weighted_sum<V, MT, kHeadVecs>(values + d, stride, length, 0, weight, length, out + d, head_dim);
+  for (; d < head_dim; d += kLanes)
+    weighted_sum<V, MT, 1>(values + d, stride, length, head_dim - d, weight, length, out + d, head_dim);
 }
 
 // Scores are one `linear` (the keys are its weights), then a softmax without division, then the weighted sum of values.
 // score: scratch, [m_count, length].
 void attend(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
-            int64_t packed_stride, int64_t m_count, const int64_t* begin, const int64_t* end, float* score,
-            float* maximum, float* sum, float* out) {
-  linear(keys, length, head_dim, packed, packed_stride, m_count, score, length);
+            int64_t m_count, const int64_t* begin, const int64_t* end, float* score, float* maximum, float* sum,
+            float* out) {
+  linear(keys, length, head_dim, packed, m_count, score, length);
   for (int64_t m = 0; m < m_count; ++m) {
     float* row = score + m * length;
     const int64_t from = begin[m] < 0 ? 0 : begin[m] < length ? begin[m] : length;
@@ -370,13 +418,17 @@ void attend(const Const& keys, const Const& values, int64_t length, int64_t head
   }
   with_type(values.type, [&](auto* t) {
     const auto* v = static_cast<decltype(t)>(values.data);
-    int64_t m = 0;
-    for (; m + 4 <= m_count; m += 4)
-      weighted_sum<std::remove_const_t<std::remove_pointer_t<decltype(t)>>, 4>(
-          v, values.stride, length, head_dim, score + m * length, length, out + m * head_dim);
-    for (; m < m_count; ++m)
-      weighted_sum<std::remove_const_t<std::remove_pointer_t<decltype(t)>>, 1>(
-          v, values.stride, length, head_dim, score + m * length, length, out + m * head_dim);
+    using V = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    for (int64_t m = 0; m < m_count; m += kQueries) {
+      const float* weight = score + m * length;
+      float* home = out + m * head_dim;
+      switch (m_count - m) {
+        case 1: weighted_sums<V, 1>(v, values.stride, length, head_dim, weight, home); break;
+        case 2: weighted_sums<V, 2>(v, values.stride, length, head_dim, weight, home); break;
+        case 3: weighted_sums<V, 3>(v, values.stride, length, head_dim, weight, home); break;
+        default: weighted_sums<V, kQueries>(v, values.stride, length, head_dim, weight, home);
+      }
+    }
   });
 }
 
@@ -411,7 +463,7 @@ void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
 namespace pyprune::cpu {
 extern const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA);
 const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA) = {
-    PYPRUNE_TEXT(PYPRUNE_ISA), packed_bytes, pack,     linear, inverse_rms, scale_norm, to_float_row, from_float_row,
-    add,                       silu_mul,     rotate,   attend, log_sum_exp,
+    PYPRUNE_TEXT(PYPRUNE_ISA), packed_bytes,   packed_together, pack,     linear, inverse_rms, scale_norm,
+    to_float_row,              from_float_row, add,             silu_mul, rotate, attend,      log_sum_exp,
 };
 }  // namespace pyprune::cpu

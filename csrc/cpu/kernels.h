@@ -34,16 +34,18 @@ struct Kernels {
   const char* name;
 
   // Activations are packed once per operator into the layout in which weights of `weight_type` are multiplied:
-  // `packed_bytes` is one row's size (a multiple of 64), `pack` fills a row from `n` values of x, times `scale`, times
-  // norm[i] where norm is given.
-  int64_t (*packed_bytes)(DType weight_type, int64_t n);
+  // `packed_bytes` is the size of `count` rows of `n` values (a multiple of 64), `pack` puts row m of them in its place,
+  // from x times `scale`, times norm[i] where norm is given. Rows [i, i + `packed_together`) lie interleaved where i is a
+  // multiple of it: one thread packs them, for two would write to the same lines of memory.
+  int64_t (*packed_bytes)(DType weight_type, int64_t n, int64_t count);
+  int64_t (*packed_together)(DType weight_type);
   void (*pack)(DType weight_type, const void* x, DType x_type, const void* norm, DType norm_type, float scale,
-               int64_t n, void* packed);
+               int64_t n, int64_t m, int64_t count, void* packed);
 
-  // out[m][r] = sum_k weight[r][k] * x[m][k] for `rows` weight rows and `m_count` packed rows, float32 accumulation.
+  // out[m][r] = sum_k weight[r][k] * x[m][k] for `rows` weight rows and all `m_count` packed rows, float32 accumulation.
   // The order of additions for one (m, r) depends on k alone: a result has the same bits whatever else is in the batch.
-  void (*linear)(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t packed_stride,
-                 int64_t m_count, float* out, int64_t out_stride);
+  void (*linear)(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
+                 int64_t out_stride);
 
   // 1 / sqrt(mean(x^2) + eps)
   float (*inverse_rms)(const void* x, DType type, int64_t n, float eps);
@@ -64,8 +66,8 @@ struct Kernels {
   // Softmax-weighted sum over `length` cache rows of one KV head for `m_count` queries; see attention in kernels.cpp.
   // Query m sees the rows [begin[m], end[m]) of these. Gives max, sum and the unnormalised output.
   void (*attend)(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
-                 int64_t packed_stride, int64_t m_count, const int64_t* begin, const int64_t* end, float* score,
-                 float* maximum, float* sum, float* out);
+                 int64_t m_count, const int64_t* begin, const int64_t* end, float* score, float* maximum, float* sum,
+                 float* out);
 
   // Streams `n` logits into a running (maximum, sum of exp(logit - maximum)).
   void (*log_sum_exp)(const float* logits, int64_t n, float* maximum, float* sum);

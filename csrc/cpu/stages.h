@@ -30,13 +30,7 @@ struct Matrix {
   int64_t count = 0, width = 0;
 };
 
-// Rows in the layout in which weights of one dtype are multiplied.
-struct Packed {
-  const char* data = nullptr;
-  int64_t stride = 0;
-};
-
-// RMSNorm (where norm is given) and packing; a task is one row.
+// RMSNorm (where norm is given) and packing; a task is the rows that the layout keeps together, mostly one.
 struct Pack {
   const Kernels& k;
   Matrix x;
@@ -45,21 +39,24 @@ struct Pack {
   DType weight_type;
   char* data;
 
-  int64_t stride() const { return k.packed_bytes(weight_type, x.width); }
-  int64_t tasks() const { return x.count; }
+  int64_t packed_bytes() const { return k.packed_bytes(weight_type, x.width, x.count); }
+  int64_t together() const { return k.packed_together(weight_type); }
+  int64_t tasks() const { return (x.count + together() - 1) / together(); }
   int64_t bytes() const { return x.count * x.width; }
-  Packed packed() const { return {data, stride()}; }
-  void operator()(int64_t m) const {
-    const void* row = x.view.row(m);
-    const float scale = norm.data ? k.inverse_rms(row, x.view.type, x.width, eps) : 1.0f;
-    k.pack(weight_type, row, x.view.type, norm.data, norm.type, scale, x.width, data + m * stride());
+  void operator()(int64_t task) const {
+    const int64_t begin = task * together(), end = std::min(x.count, begin + together());
+    for (int64_t m = begin; m < end; ++m) {
+      const void* row = x.view.row(m);
+      const float scale = norm.data ? k.inverse_rms(row, x.view.type, x.width, eps) : 1.0f;
+      k.pack(weight_type, row, x.view.type, norm.data, norm.type, scale, x.width, m, x.count, data);
+    }
   }
 };
 
 // out = x weight^T (+ bias) (+ residual); a task is `block` rows of weight.
 struct Project {
   const Kernels& k;
-  Packed x;
+  const char* x;  // packed
   int64_t count, width;
   Const weight;
   int64_t n, block;
@@ -75,7 +72,7 @@ struct Project {
   void operator()(int64_t task) const {
     float results[kFewRows * kBlock];
     const int64_t first = task * block, rows = std::min(block, n - first);
-    k.linear({weight.row(first), weight.type, weight.stride}, rows, width, x.data, x.stride, count, results, kBlock);
+    k.linear({weight.row(first), weight.type, weight.stride}, rows, width, x, count, results, kBlock);
     for (int64_t m = 0; m < count; ++m) finish(m, first, rows, results + m * kBlock);
   }
 };
@@ -83,7 +80,7 @@ struct Project {
 // out = silu(x gate^T + gate_bias) * (x up^T + up_bias); a task is `block` rows of both weights.
 struct GateUp {
   const Kernels& k;
-  Packed x;
+  const char* x;  // packed
   int64_t count, width;
   Const gate, up;
   int64_t n, block;
@@ -100,8 +97,8 @@ struct GateUp {
   void operator()(int64_t task) const {
     float gates[kFewRows * kBlock], ups[kFewRows * kBlock];
     const int64_t first = task * block, rows = std::min(block, n - first);
-    k.linear({gate.row(first), gate.type, gate.stride}, rows, width, x.data, x.stride, count, gates, kBlock);
-    k.linear({up.row(first), up.type, up.stride}, rows, width, x.data, x.stride, count, ups, kBlock);
+    k.linear({gate.row(first), gate.type, gate.stride}, rows, width, x, count, gates, kBlock);
+    k.linear({up.row(first), up.type, up.stride}, rows, width, x, count, ups, kBlock);
     for (int64_t m = 0; m < count; ++m) finish(m, first, rows, gates + m * kBlock, ups + m * kBlock);
   }
 };
@@ -122,7 +119,7 @@ struct Qkv {
   enum Kind { query, key, value };
 
   const Kernels& k;
-  Packed x;
+  const char* x;  // packed
   int64_t count, tokens, width, heads;
   std::array<Const, 3> weight, bias;
   std::array<Const, 2> head_norm;
@@ -170,7 +167,7 @@ struct Qkv {
     const Const& w = weight[kind];
     auto* results = reinterpret_cast<float*>(scratch<1>(count * 2 * n * 4));
     for (int64_t part = 0; part < 2; ++part)
-      k.linear({w.row(head * head_dim() + part * half + begin), w.type, w.stride}, n, width, x.data, x.stride, count,
+      k.linear({w.row(head * head_dim() + part * half + begin), w.type, w.stride}, n, width, x, count,
                results + part * n, 2 * n);
     for (int64_t m = 0; m < count; ++m)
       finish(m, kind, head, begin, n, results + m * 2 * n, results + m * 2 * n + n);
@@ -216,9 +213,9 @@ struct Attend {
     const int64_t b = pair / keys.heads, kv = pair % keys.heads, n = queries();
     float* maximum = parts + task * part();
     float* sum = maximum + n;
-    const int64_t packed_stride = k.packed_bytes(keys.type, keys.head_dim);
-    char* packed = scratch<1>(n * packed_stride + 2 * n * 8 + n * kStretch * 4);
-    auto* begin = reinterpret_cast<int64_t*>(packed + n * packed_stride);
+    const int64_t packed_bytes = k.packed_bytes(keys.type, keys.head_dim, n);
+    char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * kStretch * 4);
+    auto* begin = reinterpret_cast<int64_t*>(packed + packed_bytes);
     auto* end = begin + n;
     auto* score = reinterpret_cast<float*>(end + n);
     int64_t from = kStretch, to = 0;
@@ -236,16 +233,20 @@ struct Attend {
       std::fill(sum, sum + n, 0.0f);
       return;
     }
+    // The values of a short sequence are called while its keys are multiplied; a longer one gains nothing by it.
+    for (int64_t row = from; row < to && to - from <= 64; ++row)
+      for (int64_t byte = 0; byte < keys.head_dim * size_of(values.type); byte += 64)
+        __builtin_prefetch(static_cast<const char*>(values.at(b, kv, origin + row)) + byte, 0, 2);
     for (int64_t i = 0; i < n; ++i) {
       begin[i] -= from;
       end[i] -= from;
       const int64_t t = i / group(), head = kv * group() + i % group();
       k.pack(keys.type, q.at(((b * tokens + t) * heads + head) * keys.head_dim), q.type, nullptr, DType::f32, scale,
-             keys.head_dim, packed + i * packed_stride);
+             keys.head_dim, i, n, packed);
     }
     k.attend({keys.at(b, kv, origin + from), keys.type, keys.row_stride},
-             {values.at(b, kv, origin + from), values.type, values.row_stride}, to - from, keys.head_dim, packed,
-             packed_stride, n, begin, end, score, maximum, sum, sum + n);
+             {values.at(b, kv, origin + from), values.type, values.row_stride}, to - from, keys.head_dim, packed, n,
+             begin, end, score, maximum, sum, sum + n);
   }
 };
 

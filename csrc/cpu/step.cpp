@@ -50,15 +50,15 @@ struct Step {
   template <class Stage>
   void multiply(Team::Member& member, const float* rows, int64_t width, const Const& norm, DType type, Stage& stage) const {
     Pack pack{k, {{rows, DType::f32, width}, batch, width}, norm, eps, type, packed};
-    stage.x = pack.packed();
+    stage.x = packed;
     if (batch * width > kPackAlone) {
       member.run(pack);
       return member.run(stage);
     }
     member.run(stage, [&] {
-      pack.data = scratch<2>(pack.stride() * batch);
-      for (int64_t m = 0; m < batch; ++m) pack(m);
-      stage.x = pack.packed();
+      pack.data = scratch<2>(pack.packed_bytes());
+      for (int64_t task = 0; task < pack.tasks(); ++task) pack(task);
+      stage.x = pack.data;
     });
   }
 
@@ -203,7 +203,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   Tensor logits = new_tensor(embedding, {batch, vocab}, ScalarType::Float);
 
   const int64_t stretches = Attend::stretches_for(places, batch), widths = std::max({hidden, widest.width, widest.ffn_width});
-  const int64_t packed_bytes = batch * kernel.packed_bytes(DType::f32, widths);
+  const int64_t packed_bytes = kernel.packed_bytes(DType::f32, widths, batch);  // no other dtype takes more
   const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
   char* memory = scratch<0>(4 * (aligned(batch * hidden) + 2 * aligned(batch * widest.width) +
                                  aligned(batch * widest.ffn_width) + aligned(stretches * widest.part)) + packed_bytes);

@@ -107,11 +107,11 @@ inline void run(const Stage& stage) {
   });
 }
 
-inline Packed pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
+inline const char* pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
   Pack pack{k, x.matrix(), norm, eps, weight_type, nullptr};
-  pack.data = scratch<0>(pack.stride() * x.count);
+  pack.data = scratch<0>(pack.packed_bytes());
   run(pack);
-  return pack.packed();
+  return pack.data;
 }
 
 inline int64_t block_rows(int64_t n) { return block_rows(n, torch::stable::get_num_threads()); }

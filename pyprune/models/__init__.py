@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear, Rope, TokenizerSource
-from pyprune.models.load import as_decoder, load
+from pyprune.models.load import as_decoder, load, load_sizes
 from pyprune.models.transformers_model import to_transformers
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "TokenizerSource",
     "as_decoder",
     "load",
+    "load_sizes",
     "to_transformers",
 ]

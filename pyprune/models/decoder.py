@@ -37,7 +37,11 @@ class Linear:
 @dataclass(frozen=True)
 class MHA:
     """The attention half: `norm [hidden]`, `q [heads*head_dim, hidden]`, `k` and `v [kv_heads*head_dim, hidden]`,
-    `o [hidden, heads*head_dim]`; `q_norm` and `k_norm [head_dim]` where the family has them."""
+    `o [hidden, heads*head_dim]`; `q_norm` and `k_norm [head_dim]` where the family has them.
+
+    `window`: how many positions a query sees, its own among them: p sees p-window+1 .. p. That is `sliding_window` in
+    transformers (`masking_utils.sliding_window_overlay`: key > query - window). 0: all up to its own.
+    """
 
     norm: Tensor
     q: Linear
@@ -49,6 +53,7 @@ class MHA:
     head_dim: int
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    window: int = 0
 
     @property
     def group(self) -> int:
@@ -105,19 +110,50 @@ class Block:
 class Rope:
     """Rotary embedding (RoFormer; the half-split form of Llama).
 
-    `inv_freq [head_dim/2]` float32; cosine and sine are multiplied by `scaling`. `limit` is the length up to which the
-    frequencies hold: None when they hold everywhere, a number for kinds that change with the length.
+    `inv_freq [head_dim/2]` float32; cosine and sine are multiplied by `scaling`. `limit` is the length up to which
+    these frequencies hold, None when they hold everywhere. Longer sequences have those of LongRoPE's long context,
+    `long [head_dim/2]`, or where that is None those of dynamic NTK scaling, from `theta` and `factor`.
     """
 
     inv_freq: Tensor
     scaling: float = 1.0
     kind: str = "default"
     limit: int | None = None
+    long: Tensor | None = None
+    theta: float = 10000.0
+    factor: float = 1.0
 
-    def tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each `[length, head_dim/2]` float32, for positions 0 .. length-1."""
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=self.inv_freq.device), self.inv_freq)
+    def tables(self, length: int, prompt: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each `[length, head_dim/2]` float32, for positions 0 .. length-1 of one sequence.
+
+        A token keeps the frequencies of the length at which it was computed: the prompt's, for its first `prompt`
+        tokens; for a later one at p, decoded on its own, those of length p+1. So does transformers, in a model that has
+        run nothing longer before (`modeling_rope_utils.dynamic_rope_update`): keys in the cache stay as they are.
+        """
+        positions = torch.arange(length, device=self.inv_freq.device)
+        angles = torch.outer(positions.to(torch.float32), self.inv_freq)
+        if self.limit is not None and max(length, prompt) > self.limit:
+            computed_at = (positions + 1).clamp(min=prompt)
+            beyond = computed_at > self.limit
+            angles[beyond] = positions[beyond, None].to(torch.float32) * self._frequencies(computed_at[beyond])
         return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+    def _frequencies(self, lengths: Tensor) -> Tensor:
+        """The frequencies at `lengths [N]`, all beyond the limit: `[N or 1, head_dim/2]` float32.
+
+        Dynamic NTK scaling: theta grows by (factor*length/limit - (factor-1))^(D/(D-2)).
+        """
+        if self.long is not None:
+            return self.long.unsqueeze(0)
+        dim = 2 * len(self.inv_freq)
+        growth = self.factor * lengths / self.limit - (self.factor - 1)
+        theta = self.theta * growth ** (dim / (dim - 2))
+        return 1.0 / theta[:, None] ** (torch.arange(0, dim, 2, device=lengths.device).to(torch.float32) / dim)
+
+    def to(self, device: torch.device | str | None) -> Rope:
+        """The same rotation with its frequencies on another device."""
+        long = None if self.long is None else self.long.to(device=device)
+        return replace(self, inv_freq=self.inv_freq.to(device=device), long=long)
 
 
 @dataclass(frozen=True)
@@ -255,7 +291,7 @@ class Decoder:
             return moved
 
         moved = self.map(move)
-        return replace(moved, rope=replace(self.rope, inv_freq=self.rope.inv_freq.to(device=device)))
+        return replace(moved, rope=self.rope.to(device))
 
     def tokenizer(self) -> Any:
         """The model's tokenizer (a transformers tokenizer). InputError when the model has none."""

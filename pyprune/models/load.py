@@ -16,11 +16,11 @@ from pyprune.files import read_json
 from pyprune.models.decoder import Decoder
 from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import family_of
-from pyprune.models.families.family import Family, hf_name
+from pyprune.models.families.family import hf_name
 from pyprune.models.gguf_file import load_gguf
 from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
-from pyprune.models.tensors import DTYPES, SafetensorsSource, StateDictSource, as_dtype, one_line
+from pyprune.models.tensors import DTYPES, NoWeights, SafetensorsSource, StateDictSource, as_dtype, one_line
 from pyprune.models.tokenizers import directory_source
 
 ACCEPTED = (
@@ -28,6 +28,7 @@ ACCEPTED = (
     f" {', '.join(PREFIX + name for name in SHAPES)}"
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_CONFIG = ["config.json", "original_config.json", "pruning.json"]
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "vocab.txt"]
 
 
@@ -48,6 +49,24 @@ def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device
         return spec.to(wanted, place)
     if isinstance(spec, torch.nn.Module):
         return _load_model(spec, wanted, place)
+    return _read(spec, wanted, place)
+
+
+def load_sizes(spec: Any, dtype: torch.dtype | str | None = None) -> Decoder:
+    """The decoder that `load` gives, without its weights: each tensor is on the meta device and has a size only.
+
+    It is read from the configuration alone (config.json, GGUF metadata, a shape's numbers), so that models larger than
+    this machine can be planned; of a hub name only the configuration is downloaded. A configuration that ties head and
+    embedding is believed. InputError as for `load`, where the configuration tells.
+    """
+    wanted, meta = None if dtype is None else as_dtype(dtype), torch.device("meta")
+    if isinstance(spec, (Decoder, torch.nn.Module)):
+        return as_decoder(spec).map(lambda tensor: torch.empty_like(tensor, dtype=wanted, device=meta))
+    return _read(spec, wanted, meta)
+
+
+def _read(spec: Any, wanted: torch.dtype | None, place: torch.device) -> Decoder:
+    """The model that a path or a name stands for; on the meta device its sizes."""
     if not isinstance(spec, (str, os.PathLike)):
         raise InputError(f"{spec!r}: not a model; {ACCEPTED}, a PreTrainedModel, a Decoder")
     text = os.fspath(spec)
@@ -64,7 +83,8 @@ def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device
         return load_gguf(path, path.stem, wanted, place)
     if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(text):
         raise InputError(f"{text}: no such file or directory; {ACCEPTED}")
-    return _load_directory(_download(text), text, wanted, place)
+    files = _HUB_CONFIG if place.type == "meta" else _HUB_FILES
+    return _load_directory(_download(text, files), text, wanted, place)
 
 
 def as_decoder(model: Any) -> Decoder:
@@ -88,12 +108,12 @@ def require_device(device: torch.device | str) -> torch.device:
     return place
 
 
-def _download(name: str) -> Path:
+def _download(name: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         # Only the top folder: others hold the same weights in other formats.
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*", "consolidated*"]))
+        return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=["*/*", "consolidated*"]))
     except Exception as error:  # network, cache and name errors come as many types
         reason = one_line(error)[:200]
         raise InputError(f"{name}: no such path, nor had from the Hugging Face hub ({reason}); {ACCEPTED}") from None
@@ -116,8 +136,8 @@ def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: to
         raise InputError(f"{file}: not a JSON object; a model configuration is expected")
     family = family_of(raw.get("model_type"), str(file))
     config = family.config_from_dict(raw, str(file))
-    source = SafetensorsSource(path, hf_name)
-    dtype = dtype or _own_dtype(config, lambda: source.own_dtype("embedding"), str(file))
+    source = NoWeights() if device.type == "meta" else SafetensorsSource(path, hf_name)
+    dtype = dtype or _own_dtype(config, lambda: SafetensorsSource(path, hf_name).own_dtype("embedding"), str(file))
     decoder = family.decoder(config, source, name=name, where=str(file), dtype=dtype, device=device)
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = path / "generation_config.json"
@@ -126,7 +146,7 @@ def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: to
         generation_config=_json_object(generation) if generation.is_file() else None,
         tokenizer_source=directory_source(path),
     )
-    return _with_pruning(decoder, path, family)
+    return _with_pruning(decoder, path)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -144,13 +164,14 @@ def _refuse_unused(names: Any, taken: set[str], blocks: int, where: Callable[[st
             raise InputError(f"{where(name)}: tensor {name} is not expected by the configuration")
 
 
-def _with_pruning(decoder: Decoder, path: Path, family: Family) -> Decoder:
+def _with_pruning(decoder: Decoder, path: Path) -> Decoder:
     """A pruned checkpoint gets its record, its original configuration and its blocks' original indices back."""
     record_file, original_file = path / "pruning.json", path / "original_config.json"
     if not record_file.is_file():
         return decoder
     record, original = _json_object(record_file), _json_object(original_file)
-    if family_of(original.get("model_type"), str(original_file)) is not family:
+    family = family_of(original.get("model_type"), str(original_file))
+    if decoder.config["model_type"] not in (family.written_as or family.model_types):
         raise InputError(f"{original_file}: model_type {original['model_type']} is of another family than config.json")
     family.check(original, str(original_file))
     check_original(original, decoder.config, str(original_file))
@@ -163,6 +184,13 @@ def _with_pruning(decoder: Decoder, path: Path, family: Family) -> Decoder:
             f" {len(decoder.blocks)}"
         )
     blocks = tuple(replace(block, index=index) for block, index in zip(decoder.blocks, kept, strict=True))
+    windows = family.windows(original)
+    for block in blocks:
+        if block.mha is not None and block.mha.window != windows[block.index]:
+            raise InputError(
+                f"{original_file}: block {block.index} has a window of {windows[block.index]}; in config.json it has"
+                f" {block.mha.window}"
+            )
     return replace(decoder, blocks=blocks, config=original, pruning=record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,21 +22,42 @@ def rope_from_config(config: dict[str, Any], where: str) -> Rope:
     """
     parameters = config["rope_parameters"]
     kind = parameters.get("rope_type", "default")
-    head_dim = config["head_dim"]
     if kind == "default":
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+        exponent = torch.arange(0, config["head_dim"], 2, dtype=torch.float) / config["head_dim"]
         inv_freq = 1.0 / (parameters["rope_theta"] ** exponent)
         _require_positive(inv_freq, 1.0, parameters, where)
         return Rope(inv_freq)
+    inv_freq, scaling = _computed(config, where)
+    rope = Rope(inv_freq, scaling, kind)
+    if kind == "dynamic":
+        factor, limit = parameters["factor"], int(config["max_position_embeddings"])
+        if not 0 < factor < math.inf:
+            raise InputError(f"{where}: rope_parameters {parameters}: factor {factor}; a positive number is expected")
+        return replace(rope, limit=limit, theta=float(parameters["rope_theta"]), factor=float(factor))
+    if kind == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
+        limit = int(parameters["original_max_position_embeddings"])
+        return replace(rope, limit=limit, long=_computed(config, where, limit + 1)[0])
+    return rope
 
+
+def context_length(config: dict[str, Any], rope: Rope) -> int:
+    """The longest sequence that the model is meant for: `max_position_embeddings`, and with dynamic NTK scaling, which
+    starts there, `factor` times as much."""
+    return int(config["max_position_embeddings"] * max(1.0, rope.factor))
+
+
+def _computed(config: dict[str, Any], where: str, length: int | None = None) -> tuple[Tensor, float]:
+    """Frequencies `[head_dim/2]` float32 and scaling as transformers computes them for a sequence of `length`."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from pyprune.models.families.family import transformers_config
 
+    parameters, head_dim = config["rope_parameters"], config["head_dim"]
+    kind = parameters["rope_type"]
     if kind not in ROPE_INIT_FUNCTIONS:
         raise InputError(f"{where}: rope_type {kind} is not known; accepted: default, {', '.join(ROPE_INIT_FUNCTIONS)}")
     try:
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](transformers_config(config, where))
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](transformers_config(config, where), seq_len=length)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{where}: rope_parameters of kind {kind} cannot be used ({one_line(repr(error))})") from None
     if inv_freq.shape != (head_dim // 2,):
@@ -44,19 +66,9 @@ def rope_from_config(config: dict[str, Any], where: str) -> Rope:
             " (a partial rotation is not supported)"
         )
     _require_positive(inv_freq, float(scaling), parameters, where)
-    return Rope(inv_freq.to(torch.float32), float(scaling), kind, _limit(kind, config))
+    return inv_freq.to(torch.float32), float(scaling)
 
 
 def _require_positive(inv_freq: Tensor, scaling: float, parameters: dict[str, Any], where: str) -> None:
     if not bool((inv_freq > 0).all() and torch.isfinite(inv_freq).all()) or not 0 < scaling < math.inf:
         raise InputError(f"{where}: rope_parameters {parameters}: the frequencies they give are not all positive")
-
-
-def _limit(kind: str, config: dict[str, Any]) -> int | None:
-    """The length beyond which transformers computes other frequencies."""
-    parameters = config["rope_parameters"]
-    if kind == "dynamic":
-        return int(config["max_position_embeddings"])
-    if kind == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
-        return int(parameters["original_max_position_embeddings"])
-    return None

@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod, sqrt
 from typing import Any
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.models.families import family_of
+from pyprune.models.families import FAMILIES, family_of
 from pyprune.models.families.family import BlockSizes
-from pyprune.models.tensors import TensorSource
+from pyprune.models.tensors import NoWeights, TensorSource
 
 PREFIX = "shape:"
 _SEED = 1234
@@ -28,7 +28,8 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama: hidden size, blocks, query and KV heads, head size, FFN width, vocabulary."""
+    """Sizes of a model: hidden size, blocks, query and KV heads, head size, FFN width, vocabulary; its family, and the
+    attention's window in all blocks but the first `full_blocks` (0: no window)."""
 
     hidden: int
     blocks: int
@@ -38,6 +39,9 @@ class Shape:
     ffn: int
     vocab: int
     tied: int = 0
+    window: int = 0
+    full_blocks: int = 0
+    family: str = "llama"
     theta: float = 10000.0
     positions: int = 2048
     eps: float = 1e-6
@@ -45,8 +49,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        attention = self.head_dim * self.hidden * 2 * (self.heads + self.kv_heads)
-        block = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        family = family_of(self.family, PREFIX)
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"q": q, "k": kv, "v": kv, "o": self.hidden, "gate": self.ffn, "up": self.ffn, "down": self.hidden}
+        biased = f"{family.attention_bias({})} {family.ffn_bias({})}".split()
+        vectors = 2 * self.hidden + sum(rows[name] for name in biased) + 2 * self.head_dim * family.qk_norm({})
+        block = 2 * self.hidden * (q + kv) + 3 * self.hidden * self.ffn + vectors
         return self.blocks * block + (1 if self.tied else 2) * self.vocab * self.hidden + self.hidden
 
 
@@ -59,22 +67,29 @@ SHAPES: dict[str, Shape] = {
 }  # fmt: skip
 
 _REQUIRED = ("hidden", "blocks", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+_OPTIONAL = ("tied", "family", "window", "full_blocks")
+_ACCEPTED = (
+    f"accepted: {', '.join(SHAPES)}, or {','.join(f'{key}=N' for key in _REQUIRED)};"
+    " then [,tied=1][,family=NAME][,window=N][,full_blocks=N]"
+)
 
 
 def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> Decoder:
-    """A Llama with random weights from a fixed seed, the same whatever the number of threads: `shape:NAME`, or
-    `shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257[,tied=1]`.
+    """A model with random weights from a fixed seed, the same whatever the number of threads: `shape:NAME` or
+    `shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257`; then `,tied=1`, `,family=qwen2`,
+    `,window=8` (every block's, or with `,full_blocks=2` only those after the first two); behind a name, sizes too.
 
     Weights are uniform with variance 1/in_features, so that activations neither vanish nor grow; RMSNorm weights lie
-    around 1. `dtype` None: bfloat16 for the large named shapes, else float32. On a GPU they are drawn there (a 7B in a
-    second instead of a minute), by another generator: the values differ from the CPU's, their distribution does not.
+    around 1, biases have a standard deviation of 0.5. `dtype` None: bfloat16 for the large named shapes, else float32.
+    On a GPU they are drawn there (a 7B in a second instead of a minute), by another generator: the values differ from
+    the CPU's, their distribution does not.
     InputError for other specifications, and for more bytes than the machine (or the GPU) has memory.
     """
     shape = parse_shape(spec)
     dtype = dtype or shape.dtype
     _require_room(shape.parameters * dtype.itemsize, device, spec)
     config: dict[str, Any] = {
-        "model_type": "llama",
+        "model_type": shape.family,
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -95,16 +110,25 @@ def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> De
         "pad_token_id": None,
         "dtype": str(shape.dtype).removeprefix("torch."),
     }
-    family = family_of("llama", spec)
+    family = family_of(shape.family, spec)
     family.check(config, spec)
-    config = family.sized_config(
-        config, BlockSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, "", "", qk_norm=False)
-    )
-    source = _RandomWeights(shape, dtype)
+    sizes = BlockSizes(
+        shape.heads, shape.kv_heads, shape.head_dim, shape.ffn, family.attention_bias(config), family.ffn_bias(config),
+        family.qk_norm(config),
+    )  # fmt: skip
+    try:
+        config = family.sized_config(config, sizes)
+        windows = [0] * shape.full_blocks + [shape.window] * (shape.blocks - shape.full_blocks)
+        config = family.windowed_config(config, windows)
+    except InputError as error:
+        raise InputError(f"{spec}: {error}") from None
+    source = NoWeights() if device.type == "meta" else _RandomWeights(shape, dtype)
     return family.decoder(config, source, name=spec, where=spec, dtype=dtype, device=device)
 
 
 def _require_room(needed: int, device: torch.device, spec: str) -> None:
+    if device.type == "meta":
+        return
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[1]
     else:
@@ -115,25 +139,30 @@ def _require_room(needed: int, device: torch.device, spec: str) -> None:
 
 
 def parse_shape(spec: str) -> Shape:
-    """The sizes that `shape:...` names; InputError for an unknown name, key or value."""
-    text = spec.removeprefix(PREFIX)
-    if text in SHAPES:
-        return SHAPES[text]
-    accepted = f"accepted: {', '.join(SHAPES)}, or {','.join(f'{key}=N' for key in _REQUIRED)}[,tied=1]"
-    given: dict[str, int] = {}
-    for item in text.split(","):
-        key, _, number = item.partition("=")
-        if key not in (*_REQUIRED, "tied") or key in given or not re.fullmatch("[0-9]{1,18}", number):
-            raise InputError(f"{spec}: {item!r} is not understood; {accepted}")
-        given[key] = int(number)
+    """The sizes that `shape:...` names; InputError for an unknown name, key, family or value."""
+    items = spec.removeprefix(PREFIX).split(",")
+    base = SHAPES.get(items[0])
+    given: dict[str, Any] = {}
+    for item in items if base is None else items[1:]:
+        key, _, value = item.partition("=")
+        form = r"\w+" if key == "family" else r"[0-9]{1,18}"
+        if key not in (*_REQUIRED, *_OPTIONAL) or key in given or not re.fullmatch(form, value):
+            raise InputError(f"{spec}: {item!r} is not understood; {_ACCEPTED}")
+        given[key] = value if key == "family" else int(value)
         if key in _REQUIRED and not given[key]:
             raise InputError(f"{spec}: {item} is too small; sizes from 1 are expected")
-    missing = [field.name for field in fields(Shape) if field.name in _REQUIRED and field.name not in given]
+    missing = [key for key in _REQUIRED if base is None and key not in given]
     if missing:
-        raise InputError(f"{spec}: {missing[0]} is missing; {accepted}")
-    if given.get("tied", 0) > 1:
-        raise InputError(f"{spec}: tied={given['tied']}; accepted: 0 or 1")
-    return Shape(**given)
+        raise InputError(f"{spec}: {missing[0]} is missing; {_ACCEPTED}")
+    shape = Shape(**given) if base is None else replace(base, **given)
+    families = [name for family in FAMILIES for name in family.model_types]
+    if shape.family not in families:
+        raise InputError(f"{spec}: family={shape.family}; accepted: {', '.join(families)}")
+    if shape.tied > 1:
+        raise InputError(f"{spec}: tied={shape.tied}; accepted: 0 or 1")
+    if shape.full_blocks > shape.blocks:
+        raise InputError(f"{spec}: full_blocks={shape.full_blocks}; up to {shape.blocks}, all blocks, is accepted")
+    return shape
 
 
 class _RandomWeights(TensorSource):
@@ -156,7 +185,9 @@ class _RandomWeights(TensorSource):
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         if part.endswith("norm"):
             return (1 + _random(part, shape, 0.1, torch.float32, device)).to(dtype)
-        if part == "embedding" and not self._shape.tied:
+        if part.endswith("bias"):
+            std = 0.5
+        elif part == "embedding" and not self._shape.tied:
             std = 1.0
         elif part.endswith(("o.weight", "down.weight")):  # 2L of them add up in the residual stream
             std = 1 / sqrt(shape[1] * 2 * self._shape.blocks)

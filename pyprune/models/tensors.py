@@ -71,6 +71,9 @@ class TensorSource(ABC):
         or infinity (in the file or after the change of dtype).
         """
         name = self.name_of(part)
+        if device.type == "meta":  # sizes are all that is asked for (`load_sizes`)
+            self.taken.add(name)
+            return torch.empty(shape, dtype=dtype, device=device)
         stored = self._read(name)
         where = f"{self.where(name)}: tensor {name}"
         if tuple(stored.shape) != shape:
@@ -99,6 +102,22 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor.detach())
     return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+class NoWeights(TensorSource):
+    """A configuration without its weights: it gives sizes alone, on the meta device. A tied head is one table."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda part: part)
+
+    def names(self) -> Iterable[str]:
+        return ("embedding",)
+
+    def where(self, name: str) -> str:
+        return "no weights"
+
+    def read(self, name: str) -> Tensor:
+        raise NotImplementedError("weights that were not read have no values")
 
 
 class StateDictSource(TensorSource):

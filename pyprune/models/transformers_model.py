@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block, Decoder
 from pyprune.models.families import family_of
-from pyprune.models.families.family import hf_name, transformers_config
+from pyprune.models.families.family import hf_name, transformers_config, windows_of
 
 
 def to_transformers(decoder: Decoder, attn_implementation: str = "sdpa") -> Any:
     """A transformers PreTrainedModel in eval mode whose parameters are the decoder's own tensors.
 
     A uniform decoder becomes the model that its saved checkpoint loads as. In one that is not, each block gets its own
-    sizes and a missing half adds nothing; KV cache entries are numbered over the blocks that have attention, so that
-    `generate` works. Such a model is for running only: its configuration cannot describe it.
+    sizes and a missing half adds nothing; a block without attention lends its KV cache entry to the next one that has
+    it, so that `generate` works. Such a model is for running only: its configuration cannot describe it. InputError for
+    windows that the family does not have.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -27,16 +28,17 @@ def to_transformers(decoder: Decoder, attn_implementation: str = "sdpa") -> Any:
         plain = family.plain_config(decoder)
     except InputError:
         plain = {**decoder.config, "num_hidden_layers": len(decoder.blocks), "tie_word_embeddings": decoder.tied}
+        plain = family.windowed_config(plain, windows_of(decoder.blocks))
     config = transformers_config(plain, decoder.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=decoder.dtype)
-    cached = 0
+    entry = 0  # of the KV cache, whose first must hold something: transformers asks it for the length
     for position, block in enumerate(decoder.blocks):
         layer = model.model.layers[position]
         _fit(layer, block)
         if block.mha is not None:
-            layer.self_attn.layer_idx = cached
-            cached += 1
+            layer.self_attn.layer_idx = entry
+            entry = position + 1
     for part, tensor in decoder.tensors():
         owner, _, kind = hf_name(part).rpartition(".")
         _assign(model.get_submodule(owner), kind, tensor)

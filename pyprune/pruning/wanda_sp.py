@@ -33,7 +33,7 @@ def select(decoder: Decoder, calibration: Tensor, kv_groups: int, width: int) ->
     held for all samples (`samples * seq_len * hidden` floats); everything wider is made in chunks of samples.
     """
     length = calibration.shape[1]
-    cos, sin = decoder.rope.tables(length)
+    cos, sin = decoder.rope.tables(length, prompt=length)
     eps = decoder.eps
     x = torch.cat([sequence.embed(decoder, part) for part in calibration.split(_chunk(decoder, length))])
     for block in decoder.blocks:

@@ -7,61 +7,83 @@ attended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
+from pyprune.runtime.attention import Attention
+from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
-from pyprune.runtime.inputs import check_ids, without_padding
-from pyprune.runtime.sampling import Sampling
-from pyprune.runtime.sequence import embed
-from pyprune.runtime.skip import Plan, Skip, plan
+from pyprune.runtime.inputs import Prompts, check_ids, prompts
+from pyprune.runtime.pieces import Piece, pieces
+from pyprune.runtime.sampling import Sampling, log_probability, uniforms
+from pyprune.runtime.sequence import activation_dtype, embed
+from pyprune.runtime.skip import Plan, Skip, device_mask, plan
+from pyprune.runtime.step import WholeStep
+from pyprune.runtime.stopping import StopIds, stop_ids, token_limits
 
 MAX_BATCH = 64
-MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size and mask
-FEW_TOKENS = 16  # up to this many query tokens attend through `decode_attention`; beyond it torch's SDPA is faster
+DEFAULT_LENGTH = 4096  # unless the model's context is shorter
+PREFILL_CHUNK = 512
+MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size and mask (device masks share one)
 
 
 class Engine:
-    """Prefill and decode with a static KV cache.
+    """Prefill and decode with a static KV cache, leaving out the blocks and halves that `skip` names.
 
     decoder: the model; its weights are used in place. max_batch: sequences at a time, 1 to 64. max_len: cache rows a
-    sequence may use, prompt and new tokens together (default: the model's context, at most 4096). The cache has
-    Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the weights' dtype.
+    sequence may use, prompt and new tokens together (default: the model's context, at most 4096). prefill_chunk: prompt
+    tokens, over the whole batch, that run at once; it bounds the memory of prefill. The cache has Hugging Face's
+    layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the weights' dtype.
 
-    Raises InputError for sizes out of range, and for a max_len beyond the length up to which the model's RoPE holds.
+    `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
+    called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
+    read it, the host never does, so that on a GPU one recorded step serves all of them without waiting).
+
+    The KV rule: a block's cache row exists only for tokens computed with that block's MHA running. So in the middle of
+    a sequence FFN halves may come and go and an MHA may be switched off, but an MHA that any cached token went without
+    may not be switched on again; a device mask, which the host does not know, holds from one prefill to the next.
+
+    Raises InputError for sizes out of range, and for more cache and workspace at full length than there is memory.
     """
 
-    def __init__(self, decoder: Decoder, max_batch: int = 1, max_len: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, max_batch: int = 1, max_len: int | None = None, prefill_chunk: int = PREFILL_CHUNK
+    ) -> None:
         if not 1 <= max_batch <= MAX_BATCH:
             raise InputError(f"max_batch: {max_batch} given; 1 to {MAX_BATCH} is accepted")
         if max_len is None:
-            max_len = min(decoder.max_positions, 4096)
+            max_len = min(decoder.max_positions, DEFAULT_LENGTH)
         if max_len < 1:
             raise InputError(f"max_len: {max_len} given; 1 or more is accepted")
-        if decoder.rope.limit is not None and max_len > decoder.rope.limit:
-            raise InputError(
-                f"max_len: {max_len} given; up to {decoder.rope.limit} is accepted, because {decoder.rope.kind} RoPE "
-                "changes its frequencies beyond that length"
-            )
+        if prefill_chunk < 1:
+            raise InputError(f"prefill_chunk: {prefill_chunk} given; 1 or more is accepted")
+        require_engine(decoder, max_batch, max_len, prefill_chunk)
         self.decoder = decoder
         self.max_batch = max_batch
         self.max_len = max_len
+        self.prefill_chunk = prefill_chunk
+        # Where the frequencies change with the length, each row has those of the length at which it is decoded.
         self.cos, self.sin = decoder.rope.tables(max_len)
         self._caches = [None if b.mha is None else self._new_cache(b.mha) for b in decoder.blocks]
+        self._whole = WholeStep(decoder, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
         self._plan = plan(decoder)
+        self._mask = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
+        self._masked = False  # whether the current batch runs under `_mask`, a device mask
         self._record = record_cuda_graph if decoder.device.type == "cuda" and ops.gpu.recordable() else None
-        self._graphs: dict[tuple[int, Plan], StepGraph] = {}
+        self._graphs: dict[tuple[int, Plan, bool], StepGraph] = {}
         self._forget()
 
     def _forget(self) -> None:
         self._lengths = torch.zeros(0, dtype=torch.int64, device=self.decoder.device)
-        self._longest = 0  # the greatest of them, on the host: a decode step never waits for the device
+        # The greatest of them, on the host: a decode step never waits for the device. None: not known since a stream.
+        self._longest: int | None = 0
+        self._stream: object | None = None  # the running stream, which nothing else may disturb
 
     def _new_cache(self, mha: MHA) -> tuple[Tensor, Tensor]:
         # Memory that no sequence reaches is never touched, so the operating system never provides it.
@@ -74,151 +96,271 @@ class Engine:
         """Tokens in the cache for each sequence of the current batch, `[B]`."""
         return self._lengths.clone()
 
-    @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None, skip: Skip = None) -> Tensor:
         """Start a batch of sequences: fill the cache from `input_ids [B, T]` and give each next token's logits.
 
         Gives `[B, V]`, float32. attention_mask `[B, T]`: 1 for tokens, 0 for padding on the left or the right. skip:
-        blocks to leave out, fixed until the next prefill (a cache written under one mask is of no use under another).
+        what to leave out, known to the host or a device mask (see the class).
         InputError for ids outside the vocabulary, an empty prompt, a batch or length beyond the engine's.
         """
-        ids, lengths = without_padding(input_ids, attention_mask)
-        batch, tokens = ids.shape
-        self._check(ids, tokens)
-        current = plan(self.decoder, skip)
-        self._forget()  # if the rest fails, there is no batch to go on with
-        self._plan = current
-        positions = torch.arange(tokens, device=self.decoder.device).expand(batch, tokens).contiguous()
-        x = self._blocks(embed(self.decoder, ids), positions)
-        self._lengths, self._longest = lengths.to(self.decoder.device), tokens
-        return self._logits(x[torch.arange(batch, device=x.device), self._lengths - 1])
+        given = prompts(input_ids, attention_mask, self.decoder.vocab_size)
+        self._check(given.lengths)
+        return self._start(given, self._mask_and_plan(skip))
+
+    def _mask_and_plan(self, skip: Skip) -> tuple[Tensor | None, Plan]:
+        mask = device_mask(self.decoder, skip)
+        return mask, plan(self.decoder, skip if mask is None else None)
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Append one token `[B]` to each sequence of the current batch and give the next logits `[B, V]`, float32."""
+    def _start(self, given: Prompts, left_out: tuple[Tensor | None, Plan]) -> Tensor:
+        self._forget()  # if the rest fails, there is no batch to go on with
+        mask, self._plan = left_out
+        self._masked = mask is not None
+        if mask is not None:
+            self._mask.copy_(mask)
+        logits = self._logits(self._last_states(given))
+        self._lengths = torch.tensor(given.lengths, device=logits.device)
+        self._longest = max(given.lengths)
+        return logits
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, skip: Skip = None) -> Tensor:
+        """Append one token `[B]` to each sequence of the current batch and give the next logits `[B, V]`, float32.
+
+        skip: what to leave out from this token on; None keeps what was left out before ([] leaves out nothing).
+        InputError for a full cache, and for a change of `skip` that the KV rule forbids (see the class).
+        """
         if tokens.shape != self._lengths.shape or not len(tokens):
             raise InputError(
                 f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
             )
         check_ids(tokens.unsqueeze(1), self.decoder.vocab_size)
-        return self._advance(tokens)
-
-    @torch.inference_mode()
-    def _advance(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.to(self.decoder.device, torch.int64).contiguous()
+        if self._longest is None:
+            self._longest = int(self._lengths.max())
         if self._longest >= self.max_len:
             raise InputError(f"the cache is full: {self.max_len} tokens (max_len)")
-        if self._record is None:
-            logits = self._step(tokens, self._lengths)
-        else:
-            logits = self._graph(tokens)(tokens, self._lengths)
+        if skip is not None:
+            self._plan = self._changed_plan(skip)
+        self._stream = None
+        logits = self._run(tokens, self._lengths)
         self._lengths = self._lengths + 1
         self._longest += 1
         return logits
 
-    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        x = self._blocks(embed(self.decoder, tokens.unsqueeze(1)), positions.unsqueeze(1))
-        return self._logits(x[:, 0])
+    def _changed_plan(self, skip: Skip) -> Plan:
+        if self._masked or device_mask(self.decoder, skip) is not None:
+            raise InputError("skip: a device mask holds from one prefill to the next; in between None is accepted")
+        new = plan(self.decoder, skip)
+        # By this very rule the blocks whose MHA runs now are those with a cache row for every token.
+        for block, runs, has_rows in zip(self.decoder.blocks, new.mha, self._plan.mha, strict=True):
+            if runs and not has_rows:
+                raise InputError(
+                    f"skip: the MHA of block {block.index} was left out for tokens of this sequence, whose cache rows"
+                    " are therefore missing; it must stay left out until the next prefill"
+                )
+        return new
 
-    def _graph(self, tokens: Tensor) -> StepGraph:
-        """The recorded step for this batch size and mask, recorded when first needed; the last few are kept."""
-        key = (len(tokens), self._plan)
+    def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        if self._record is None:
+            return self._step(tokens, positions)
+        return self._graph(tokens, positions)(tokens, positions)
+
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens `[B]` at cache rows positions `[B]`, under the current plan or mask: the next logits `[B, V]`."""
+        if self._whole is not None:
+            return self._whole(tokens, positions, self._mask if self._masked else self._plan.left_out)
+        places = positions.unsqueeze(1)
+        x = embed(self.decoder, tokens.unsqueeze(1))
+        return self._logits(self._blocks(x, places, Attention(places), self._caches, self.cos, self.sin)[:, 0])
+
+    def _graph(self, tokens: Tensor, positions: Tensor) -> StepGraph:
+        """The recorded step for this batch size and plan, recorded when first needed; the last few are kept.
+
+        A device mask is a buffer that the step reads, so that all device masks share a recording.
+        """
+        key = (len(tokens), self._plan, self._masked)
         if key not in self._graphs:
             while len(self._graphs) >= MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            tokens = tokens.to(self.decoder.device)
-            self._graphs[key] = StepGraph(self._step, tokens, self._lengths, self._record)
+            self._graphs[key] = StepGraph(self._step, tokens, positions, self._record)
         return self._graphs[key]
 
     def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | Iterable[int] = 32,
         skip: Skip = None,
-        eos_token_id: int | Iterable[int] | None = None,
+        eos_token_id: StopIds = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-    ) -> Tensor:
+        repetition_penalty: float = 1.0,
+        min_p: float | None = None,
+        logprobs: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """New tokens only, int64 `[B, new]`, for prompts `input_ids [B, T]` (ids, padding and skip as in `prefill`).
 
-        Without `eos_token_id` exactly `max_new_tokens`; with it a sequence that has ended is filled with padding, and
-        generation stops when all have. temperature 0 is greedy; `seed` makes sampling repeatable.
-        InputError, before any work, when prompt and new tokens exceed `max_len`.
+        max_new_tokens: for all sequences, or one number for each. eos_token_id: an id, ids for all, or a list of ids
+        for each sequence. A sequence that has ended is filled with padding, and generation stops when all have; so
+        without `eos_token_id` it gives exactly `max_new_tokens`. temperature 0 is greedy; top_k, top_p, min_p and
+        repetition_penalty (over prompt and new tokens, padding not counted) as in `Sampling`. seed: sampling repeats
+        itself, and sequence b draws the same numbers whatever the size of the batch.
+
+        logprobs: give (tokens, log-probabilities `[B, new]` float32) instead. They are the model's own, log softmax of
+        the logits before repetition penalty, temperature, top_k, top_p and min_p; 0 for padding.
+        InputError, before any work, when a prompt and its new tokens exceed `max_len`.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: {max_new_tokens} given; 1 or more is accepted")
-        sampling = Sampling(temperature, top_k, top_p)
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(self.decoder.device).manual_seed(seed)
-        stops = _stop_ids(eos_token_id, self.decoder.device)
-        ids, _ = without_padding(input_ids, attention_mask)
-        self._check(ids, ids.shape[1] + max_new_tokens - 1)
+        steps = self.stream(
+            input_ids, attention_mask, max_new_tokens, skip, eos_token_id, temperature, top_k, top_p, seed,
+            repetition_penalty, min_p, logprobs,
+        )  # fmt: skip
+        if logprobs:
+            tokens, logarithms = zip(*steps, strict=True)
+            return torch.stack(tokens, dim=1), torch.stack(logarithms, dim=1)
+        return torch.stack(list(steps), dim=1)
 
-        logits = self.prefill(input_ids, attention_mask, skip)
-        out = torch.full((len(logits), max_new_tokens), self.decoder.pad_token_id(), device=logits.device)
-        done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        for step in range(max_new_tokens):
-            token = sampling.choose(logits, generator)
-            out[:, step] = torch.where(done, out[:, step], token)
+    def stream(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | Iterable[int] = 32,
+        skip: Skip = None,
+        eos_token_id: StopIds = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        repetition_penalty: float = 1.0,
+        min_p: float | None = None,
+        logprobs: bool = False,
+    ) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
+        """The tokens that `generate` gives, as they come: int64 `[B]` a step, or (tokens, log-probabilities).
+
+        The input is checked at once; the prompt runs when the first token is asked for. The iterator may be left at any
+        step. InputError from it when the engine began something else meanwhile (its cache is one).
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        given = prompts(input_ids, attention_mask, self.decoder.vocab_size)
+        batch, device = len(given.lengths), self.decoder.device
+        limits = token_limits(max_new_tokens, batch)
+        self._check([length + limit - 1 for length, limit in zip(given.lengths, limits, strict=True)])
+        left_out = self._mask_and_plan(skip)
+        stops = stop_ids(eos_token_id, batch, device)
+        points = uniforms(seed, batch, max(limits), device) if sampling.temperature else None
+        return self._steps(given, left_out, limits, stops, sampling, points, logprobs)
+
+    def _steps(
+        self,
+        given: Prompts,
+        left_out: tuple[Tensor | None, Plan],
+        limits: list[int],
+        stops: Tensor | None,
+        sampling: Sampling,
+        points: Tensor | None,
+        logprobs: bool,
+    ) -> Iterator[Any]:
+        logits = self._start(given, left_out)
+        mine = self._stream = object()
+        self._longest = None
+        limit = torch.tensor(limits, device=logits.device)
+        ended = torch.zeros(len(limits), dtype=torch.bool, device=logits.device)
+        held = self._held(given) if sampling.penalizes else None
+        for step in range(max(limits)):
+            token = sampling.choose(logits, None if points is None else points[:, step], held)
+            shown = token.masked_fill(ended, self.decoder.pad_token_id())
+            result = (shown, log_probability(logits, token).masked_fill(ended, 0.0)) if logprobs else shown
+            ended = ended | (limit <= step + 1)
             if stops is not None:
-                done |= torch.isin(token, stops)
-                if bool(done.all()):
-                    return out[:, : step + 1]
-            if step + 1 < max_new_tokens:
-                logits = self._advance(token)
-        return out
+                ended = ended | (token[:, None] == stops).any(dim=1)
+            if held is not None:
+                held.scatter_(1, token[:, None], True)
+            yield result
+            if step + 1 == max(limits) or (stops is not None and bool(ended.all())):
+                return
+            if self._stream is not mine:
+                raise InputError("stream: the engine began something else meanwhile; one at a time is accepted")
+            logits = self._advance(token, ended)
 
-    def _check(self, ids: Tensor, length: int) -> None:
-        if len(ids) > self.max_batch:
-            raise InputError(f"input_ids: a batch of {len(ids)} given; up to {self.max_batch} (max_batch) is accepted")
-        if length > self.max_len:
+    @torch.inference_mode()
+    def _advance(self, tokens: Tensor, ended: Tensor) -> Tensor:
+        """`decode` in a stream. A sequence that has ended stays where it is and writes that one row anew."""
+        logits = self._run(tokens, self._lengths.clamp(max=self.max_len - 1))
+        self._lengths = self._lengths + ~ended
+        return logits
+
+    def _held(self, given: Prompts) -> Tensor:
+        """Which tokens each prompt holds: bool `[B, V]`."""
+        shape = (len(given.lengths), self.decoder.vocab_size)
+        held = torch.zeros(shape, dtype=torch.bool, device=self.decoder.device)
+        ids = given.ids.to(held.device, torch.int64)
+        for row, prompt, length in zip(held, ids, given.lengths, strict=True):
+            row[prompt[:length]] = True
+        return held
+
+    def _check(self, rows: list[int]) -> None:
+        """InputError when the sequences are too many, or the cache rows that one of them needs."""
+        if len(rows) > self.max_batch:
+            raise InputError(f"input_ids: a batch of {len(rows)} given; up to {self.max_batch} (max_batch) is accepted")
+        if max(rows) > self.max_len:
             raise InputError(
-                f"{length} tokens needed for prompt and new tokens; up to {self.max_len} (max_len) are accepted"
+                f"{max(rows)} tokens needed for prompt and new tokens; up to {self.max_len} (max_len) are accepted"
             )
-        check_ids(ids, self.decoder.vocab_size)
 
-    def _blocks(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x `[B, T, hidden]` through every block that runs, appending to the caches at `positions [B, T]`."""
-        current: Plan = self._plan
-        eps = self.decoder.eps
-        for block, cache, mha_runs, ffn_runs in zip(
-            self.decoder.blocks, self._caches, current.mha, current.ffn, strict=True
-        ):
-            if mha_runs:
-                mha, (keys, values) = block.mha, cache
+    def _last_states(self, given: Prompts) -> Tensor:
+        """The prompts through all blocks, piece by piece: the hidden states of their last tokens, `[B, hidden]`."""
+        decoder, lengths, limit = self.decoder, given.lengths, self.decoder.rope.limit
+        # Beyond the limit the frequencies depend on the prompt's length: each sequence runs as if it were alone.
+        alone = limit is not None and max(lengths) > limit
+        last = torch.empty(len(lengths), decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device)
+        cos, sin = self.cos, self.sin
+        for piece in pieces(lengths, self.prefill_chunk, together=not alone):
+            if alone and piece.start == 0:
+                length = lengths[piece.first]
+                cos, sin = decoder.rope.tables(length, prompt=length) if length > limit else (self.cos, self.sin)
+            x = self._piece(given.ids, piece, cos, sin)
+            for b in range(piece.first, piece.last):
+                if piece.start < lengths[b] <= piece.stop:
+                    last[b] = x[b - piece.first, lengths[b] - 1 - piece.start]
+        return last
+
+    def _piece(self, ids: Tensor, piece: Piece, cos: Tensor, sin: Tensor) -> Tensor:
+        rows = slice(piece.first, piece.last)
+        caches = [pair and (pair[0][rows], pair[1][rows]) for pair in self._caches]
+        x = embed(self.decoder, ids[rows, piece.start : piece.stop])
+        positions = torch.arange(piece.start, piece.stop, device=x.device).expand(x.shape[:2]).contiguous()
+        return self._blocks(x, positions, Attention(positions, piece.start), caches, cos, sin)
+
+    def _blocks(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        caches: list[tuple[Tensor, Tensor] | None],
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """x `[B, T, hidden]` through every block that runs, appending to `caches` at `positions [B, T]`."""
+        eps, mask = self.decoder.eps, self._mask if self._masked else None
+        for place, (block, cache) in enumerate(zip(self.decoder.blocks, caches, strict=True)):
+            if self._plan.mha[place]:
+                mha, (keys, values), unit = block.mha, cache, 2 * place
                 q = ops.norm_qkv_rope(
                     x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-                    mha.q_norm, mha.k_norm, self.cos, self.sin, positions, keys, values,
+                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, unit,
                 )  # fmt: skip
-                context = _attend(q, keys, values, positions)
-                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x)
-            if ffn_runs:
-                ffn = block.ffn
-                a = ops.norm_gate_up(x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias)
-                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x)
+                context = attention(q, keys, values, mha.window, mask, unit)
+                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, unit)
+            if self._plan.ffn[place]:
+                ffn, unit = block.ffn, 2 * place + 1
+                a = ops.norm_gate_up(
+                    x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, unit
+                )
+                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x, mask, unit)
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
         head = self.decoder.head
         return ops.norm_head(x, self.decoder.norm, self.decoder.eps, head.weight, head.bias)
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """Attention of q `[B, T, heads, head_dim]` over the caches, `[B, T, heads, head_dim]`."""
-    batch, tokens, heads, head_dim = q.shape
-    if tokens <= FEW_TOKENS:
-        return ops.decode_attention(q, keys, values, positions, head_dim**-0.5)
-    # A longer stretch only comes from prefill, where positions are 0 .. T-1: plain causal attention.
-    k, v = keys[:batch, :, :tokens].to(q.dtype), values[:batch, :, :tokens].to(q.dtype)
-    context = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=heads != keys.shape[1])
-    return context.transpose(1, 2).contiguous()
-
-
-def _stop_ids(eos_token_id: int | Iterable[int] | None, device: torch.device) -> Tensor | None:
-    if eos_token_id is None:
-        return None
-    values = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-    return torch.tensor(values, dtype=torch.int64, device=device) if values else None

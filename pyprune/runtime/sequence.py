@@ -27,7 +27,8 @@ def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
 def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
     """Input of the output projection, `[N, T, heads*head_dim]`: softmax(q k^T / sqrt(head_dim)) v, heads side by side.
 
-    cos, sin: `[>= T, head_dim/2]` (`Rope.tables`). mask: bool `[N, T]`, False where a token is padding, not to be seen.
+    cos, sin: `[>= T, head_dim/2]` (`Rope.tables`, of a prompt of T tokens). mask: bool `[N, T]`, False where a token is
+    padding, not to be seen.
     """
     batch, tokens, _ = x.shape
     keys = x.new_empty(batch, mha.kv_heads, tokens, mha.head_dim)
@@ -37,15 +38,25 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
         x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
         mha.q_norm, mha.k_norm, cos, sin, positions, keys, values,
     )  # fmt: skip
-    seen = None
-    if mask is not None:  # a query always sees itself, so that padding rows stay finite
-        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
-        own = torch.eye(tokens, dtype=torch.bool, device=x.device)
-        seen = ((causal & mask[:, None, :].to(x.device)) | own).unsqueeze(1)
+    seen = _seen(tokens, mha.window, mask, x.device)
     context = F.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=mha.group > 1
     )
     return context.transpose(1, 2).reshape(batch, tokens, mha.heads * mha.head_dim)
+
+
+def _seen(tokens: int, window: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees, bool `[T, T]` or `[N, 1, T, T]`; None where that is plain causal attention."""
+    if mask is None and (window == 0 or window >= tokens):
+        return None
+    square = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
+    seen = square.tril()
+    if window:
+        seen &= square.triu(1 - window)
+    if mask is None:
+        return seen
+    own = torch.eye(tokens, dtype=torch.bool, device=device)  # a query always sees itself: padding rows stay finite
+    return ((seen & mask[:, None, :].to(device)) | own).unsqueeze(1)
 
 
 def ffn_activation(ffn: FFN, x: Tensor, eps: float) -> Tensor:

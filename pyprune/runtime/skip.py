@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
@@ -16,7 +20,8 @@ class HasSkipSets(Protocol):
     def skip_sets(self) -> tuple[frozenset[int], frozenset[int], frozenset[int]]: ...
 
 
-Skip = None | Iterable[int] | Mapping[str, Iterable[int]] | HasSkipSets
+Skip = None | Iterable[int] | Mapping[str, Iterable[int]] | HasSkipSets | Tensor
+"""Block indices, {"blocks", "mha", "ffn"} or a `Pruning`, known to the host; or a device mask (`device_mask`)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class Plan:
 
     mha: tuple[bool, ...]
     ffn: tuple[bool, ...]
+
+    @cached_property
+    def left_out(self) -> Tensor:
+        """The same as a mask for the operators: bool `[2 * blocks]`, MHA and FFN of each block, True where left out."""
+        return ~torch.tensor([runs for pair in zip(self.mha, self.ffn, strict=True) for runs in pair], dtype=torch.bool)
 
 
 def plan(decoder: Decoder, skip: Skip = None) -> Plan:
@@ -46,6 +56,23 @@ def plan(decoder: Decoder, skip: Skip = None) -> Plan:
     if not any(result.mha) and not any(result.ffn):
         raise InputError(f"skip: all {count} blocks are left out; at least one MHA or FFN must run")
     return result
+
+
+def device_mask(decoder: Decoder, skip: Skip) -> Tensor | None:
+    """`skip` as one flag for each half of `decoder`, bool `[2 * blocks]` in its order, when it is a device mask: a bool
+    tensor `[original blocks, 2]`, column 0 for MHA halves and 1 for FFN halves, True where left out. Else None.
+
+    Its values are not read here, so nothing waits for a GPU. InputError for another shape.
+    """
+    if not (isinstance(skip, Tensor) and skip.dtype == torch.bool):
+        return None
+    if skip.shape != (decoder.original_blocks, 2):
+        raise InputError(
+            f"skip: a mask of shape {list(skip.shape)} given; [{decoder.original_blocks}, 2], MHA and FFN of a block,"
+            " is accepted"
+        )
+    left = torch.tensor([block.index for block in decoder.blocks], device=skip.device)
+    return skip[left].flatten().to(decoder.device)
 
 
 def _sets(skip: Skip) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:

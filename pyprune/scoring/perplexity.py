@@ -91,7 +91,7 @@ def perplexity(
     decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     samples, tokens = input_ids.shape
-    cos, sin = decoder.rope.tables(tokens)
+    cos, sin = decoder.rope.tables(tokens, prompt=tokens)
     total, count = 0.0, 0
     size = _chunk(decoder, tokens)
     for start in range(0, samples, size):
@@ -135,9 +135,11 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
     tokens = input_ids.shape[1]
     if tokens < 2:
         raise InputError(f"input_ids: {tokens} token a sample given; at least 2 are needed to predict one")
-    limit = min(decoder.max_positions, decoder.rope.limit or decoder.max_positions)
-    if tokens > limit:
-        raise InputError(f"input_ids: {tokens} tokens a sample given; up to {limit}, the model's context, are accepted")
+    if tokens > decoder.max_positions:
+        raise InputError(
+            f"input_ids: {tokens} tokens a sample given; up to {decoder.max_positions}, the model's context, are"
+            " accepted"
+        )
     if mask is not None and not bool((mask[:, 1:] & mask[:, :-1]).any()):
         raise InputError("attention_mask: no token follows another one; at least one predicted position is needed")
     return input_ids, mask
@@ -145,7 +147,8 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
 
 def _candidate_states(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, unit: str, steps: _Steps) -> Tensor:
     """Final states `[1 + candidates, S, T, hidden]`: the unpruned model's, then those without each unit in turn."""
-    cos, sin = decoder.rope.tables(input_ids.shape[1])
+    tokens = input_ids.shape[1]
+    cos, sin = decoder.rope.tables(tokens, prompt=tokens)
     first = embed(decoder, input_ids)
     count = len(unit_parameters(decoder, unit))
     states = first.new_empty(1 + count, *first.shape)

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gguf_samples import GGUF_SIZES, gguf_tensors
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +74,18 @@ def mistral() -> Callable[..., MistralForCausalLM]:
 
 
 @pytest.fixture
+def random_model() -> Callable[..., PreTrainedModel]:
+    """Make a small random model of the family that `model_type` names: three query heads a KV head of 10."""
+
+    def make(model_type, dtype=torch.float32, **changes):
+        config = AutoConfig.for_model(model_type, **{**SIZES, "head_dim": 10, **changes})
+        config.dtype = dtype
+        return _randomise(AutoModelForCausalLM.from_config(config), dtype)
+
+    return make
+
+
+@pytest.fixture
 def saved(tmp_path, llama) -> Callable[..., Path]:
     """Save a small Llama with transformers; the directory."""
 
@@ -84,10 +104,14 @@ def ids() -> torch.Tensor:
 
 @pytest.fixture
 def write_gguf(tmp_path) -> Callable[..., Path]:
-    """Write a small Llama as GGUF: matrices in `kind`, norms in F32. `raw` gives ready-made bytes for matrices."""
+    """Write a small model as GGUF: matrices in `kind`, norms in F32. `raw` gives ready-made bytes for matrices, `more`
+    adds metadata to the writer."""
     import gguf
 
-    def write(kind="F32", *, architecture="llama", sizes=GGUF_SIZES, tensors=None, metadata=None, raw=None, name="m"):
+    def write(
+        kind="F32", *, architecture="llama", sizes=GGUF_SIZES, tensors=None, metadata=None, raw=None, name="m",
+        more=lambda writer: None,
+    ):  # fmt: skip
         path = tmp_path / f"{name}.gguf"
         writer = gguf.GGUFWriter(path, architecture)
         writer.add_name("random")
@@ -101,6 +125,7 @@ def write_gguf(tmp_path) -> Callable[..., Path]:
         defaults = {"add_layer_norm_rms_eps": 1e-5, "add_rope_freq_base": 12345.0}
         for add, value in {**defaults, **(metadata or {})}.items():
             getattr(writer, add)(value)
+        more(writer)
         qtype = gguf.GGMLQuantizationType[kind]
         for tensor_name, values in (gguf_tensors(sizes) if tensors is None else tensors).items():
             if values.ndim == 1:

@@ -1,4 +1,4 @@
-"""Tensors of a small Llama under the names that llama.cpp gives them."""
+"""Tensors of small models under the names that llama.cpp gives them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "
 """Rows of 64 and 96: multiples of the 32 values that a block of Q4_0, Q4_1 and Q8_0 holds."""
 
 
-def gguf_tensors(sizes, tied=True, biases=False):
-    """Random float32 tensors of a Llama under llama.cpp's names."""
+def gguf_tensors(sizes, tied=True, biases="", qk_norm=False):
+    """Random float32 tensors of a Llama under llama.cpp's names; `biases`: names of attention projections. Heads are
+    of `sizes["head_dim"]` where that is given."""
     random = np.random.default_rng(11)
     hidden, ffn = sizes["hidden"], sizes["ffn"]
-    q, kv = hidden, hidden // sizes["heads"] * sizes["kv_heads"]
+    head_dim = sizes.get("head_dim", hidden // sizes["heads"])
+    q, kv = head_dim * sizes["heads"], head_dim * sizes["kv_heads"]
     shapes = {"token_embd.weight": (sizes["vocab"], hidden), "output_norm.weight": (hidden,)}
     if not tied:
         shapes["output.weight"] = (sizes["vocab"], hidden)
@@ -28,7 +30,9 @@ def gguf_tensors(sizes, tied=True, biases=False):
             "ffn_up.weight": (ffn, hidden),
             "ffn_down.weight": (hidden, ffn),
         }
-        if biases:
-            parts |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,), "attn_output.bias": (hidden,)}
+        rows = {"q": q, "k": kv, "v": kv, "output": hidden}
+        parts |= {f"attn_{name}.bias": (rows[name],) for name in biases.split()}
+        if qk_norm:
+            parts |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
         shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

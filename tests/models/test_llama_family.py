@@ -114,19 +114,6 @@ def test_a_tied_configuration_with_two_different_tables_is_untied(saved, llama, 
     assert torch.equal(logits(to_transformers(decoder), ids), logits(llama(), ids))
 
 
-def test_mistral_without_a_window_is_read(mistral, tmp_path, ids):
-    model = mistral()
-    model.save_pretrained(tmp_path / "m")
-    decoder = load(tmp_path / "m")
-    assert (decoder.blocks[0].mha.heads, decoder.blocks[0].mha.head_dim, decoder.hidden_size) == (3, 16, 64)
-    assert torch.equal(logits(to_transformers(decoder), ids), logits(model, ids))
-
-
-def test_mistral_with_a_window_is_refused(mistral):
-    with pytest.raises(InputError, match="sliding_window 4096"):
-        load(mistral(sliding_window=4096))
-
-
 def test_model_without_a_head_is_refused(llama):
     with pytest.raises(InputError, match=r"LlamaModel: tensor model\.embed_tokens\.weight is missing"):
         load(LlamaModel(llama().config))

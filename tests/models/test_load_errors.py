@@ -61,7 +61,7 @@ def test_configuration_that_is_no_json(saved):
 def test_unsupported_family(saved):
     directory = saved()
     configure(directory, model_type="bert")
-    refused(directory, "config.json", "model_type bert is not supported; accepted: llama, mistral")
+    refused(directory, "config.json", "model_type bert is not supported; accepted: llama, mistral, qwen2, qwen3")
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,14 @@ def test_each_block_matters():
         (SMALL + ",depth=3", "'depth=3' is not understood"),
         (SMALL + ",ffn=3", "'ffn=3' is not understood"),
         (SMALL + ",tied=2", "tied=2"),
+        (SMALL + ",family=gemma", "family=gemma; accepted: llama, mistral, qwen2, qwen3"),
+        (SMALL + ",family=", "'family=' is not understood"),
+        (SMALL + ",window=-1", "'window=-1' is not understood"),
+        (SMALL + ",window=8", "a window of 8 positions: a llama has none"),
+        (SMALL + ",family=mistral,window=8,full_blocks=1", "a mistral has one for all"),
+        (SMALL + ",family=qwen2,window=8,full_blocks=5", "full_blocks=5; up to 4"),
+        ("shape:tiny,llama-1b", "'llama-1b' is not understood"),
+        ("shape:tiny,ffn=3,ffn=4", "'ffn=4' is not understood"),
         (SMALL.replace("ffn=171", "ffn=-1"), "'ffn=-1'"),
         (SMALL.replace("ffn=171", "ffn=0"), "ffn=0 is too small; sizes from 1"),
         (SMALL.replace("blocks=4", "blocks=0"), "blocks=0 is too small"),
@@ -149,6 +157,37 @@ def test_heads_that_do_not_divide_the_hidden_size_are_allowed():
     decoder = load(SMALL.replace("heads=4,kv_heads=2", "heads=3,kv_heads=1"))
     assert decoder.config["model_type"] == "mistral"
     assert to_transformers(decoder)(torch.tensor([[1, 2]])).logits.isfinite().all()
+
+
+FAMILY_PARTS = {
+    "llama": set(),
+    "mistral": set(),
+    "qwen2": {"q.bias", "k.bias", "v.bias"},
+    "qwen3": {"q_norm", "k_norm"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILY_PARTS)
+def test_every_family_has_a_random_model(family):
+    decoder = load(f"{SMALL},family={family}")
+    tensors = dict(decoder.tensors())
+    extra = {name.removeprefix("blocks.2.mha.") for name in tensors if name.startswith("blocks.2.mha.")}
+    extra -= {"norm", "q.weight", "k.weight", "v.weight", "o.weight"}
+    assert decoder.config["model_type"] == family
+    assert extra == FAMILY_PARTS[family]
+    assert all(tensors[f"blocks.2.mha.{name}"].std() > 0.01 for name in extra)
+    assert parse_shape(f"{SMALL},family={family}").parameters == decoder.parameters()
+    logits = to_transformers(decoder)(torch.arange(32)[None]).logits
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, to_transformers(load(SMALL))(torch.arange(32)[None]).logits) or not extra
+
+
+def test_a_name_takes_other_sizes_and_families_behind_it():
+    decoder = load("shape:tiny,family=qwen2,window=9,full_blocks=1,blocks=3,tied=1")
+    assert [block.mha.window for block in decoder.blocks] == [0, 9, 9]
+    assert (decoder.config["model_type"], decoder.tied, decoder.vocab_size) == ("qwen2", True, 257)
+    assert [block.mha.window for block in load("shape:tiny,family=mistral,window=9").blocks] == [9] * 4
+    assert load("shape:tiny,ffn=100").blocks[0].ffn.width == 100
 
 
 def test_sizes_parse_without_order():

@@ -151,17 +151,12 @@ def test_the_largest_batch_runs(tiny):
         (dict(max_batch=0), "max_batch: 0"),
         (dict(max_batch=65), "max_batch: 65"),
         (dict(max_len=0), "max_len: 0"),
+        (dict(prefill_chunk=0), "prefill_chunk: 0"),
     ],
 )
 def test_sizes_out_of_range_are_refused(tiny, make: dict, message: str):
     with pytest.raises(InputError, match=message):
         Engine(tiny, **make)
-
-
-def test_a_length_beyond_a_changing_rope_is_refused(tiny):
-    rope = dataclasses.replace(tiny.rope, kind="dynamic", limit=16)
-    with pytest.raises(InputError, match=r"max_len: 17 given; up to 16 .* dynamic"):
-        Engine(dataclasses.replace(tiny, rope=rope), max_len=17)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +170,17 @@ def test_a_length_beyond_a_changing_rope_is_refused(tiny):
         (dict(input_ids=torch.ones(3, 4, dtype=torch.long)), "a batch of 3 given; up to 2"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), max_new_tokens=18), "21 tokens needed .* up to 20"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), max_new_tokens=0), "max_new_tokens: 0"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), max_new_tokens=2.5), "max_new_tokens: 2.5"),
+        (dict(input_ids=torch.ones(2, 4, dtype=torch.long), max_new_tokens=[3, 0]), "max_new_tokens: 0"),
+        (dict(input_ids=torch.ones(2, 4, dtype=torch.long), max_new_tokens=[3]), r"max_new_tokens: 1 numbers .* 2"),
+        (dict(input_ids=torch.ones(2, 4, dtype=torch.long), max_new_tokens=[3, 18]), "21 tokens needed .* up to 20"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), eos_token_id=1.5), "eos_token_id: 1.5"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), eos_token_id="2"), "eos_token_id: '2'"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), eos_token_id=[1, "x"]), "eos_token_id: 'x'"),
+        (dict(input_ids=torch.ones(2, 4, dtype=torch.long), eos_token_id=[1, [2]]), r"eos_token_id: \[2\]"),
+        (dict(input_ids=torch.ones(2, 4, dtype=torch.long), eos_token_id=[[1]]), "eos_token_id: lists for 1 .* 2"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), repetition_penalty=0.0), "repetition_penalty: 0.0"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=1.0, seed=-1), "seed: -1"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), skip=[7]), "block 7"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=-1.0), "temperature"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.ones(1, 3)), "attention_mask: shape"),
@@ -216,6 +222,11 @@ def test_ids_may_be_of_any_integer_type(tiny):
     expected = engine.generate(ids(1, 5), max_new_tokens=5)
     for dtype in (torch.int32, torch.int16, torch.uint8):
         assert torch.equal(engine.generate(ids(1, 5).to(dtype), max_new_tokens=5), expected)
+    decoded = []
+    for dtype in (torch.int64, torch.int32):
+        engine.prefill(ids(1, 5))
+        decoded.append(engine.decode(torch.tensor([3], dtype=dtype)))
+    assert torch.equal(*decoded)
 
 
 def test_a_token_outside_the_vocabulary_is_not_decoded(tiny):

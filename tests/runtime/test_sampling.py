@@ -4,19 +4,18 @@ import pytest
 import torch
 
 from pyprune import InputError
-from pyprune.runtime.sampling import Sampling
+from pyprune.runtime.sampling import Sampling, log_probability, uniforms
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.2, 0.2, 0.06, 0.04]]))
 
 
 def drawn(sampling: Sampling, times: int = 4000) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    tokens = sampling.choose(LOGITS.expand(times, -1), generator)
+    tokens = sampling.choose(LOGITS.expand(times, -1), uniforms(0, 1, times, LOGITS.device)[0])
     return torch.bincount(tokens, minlength=5) / times
 
 
 def test_temperature_zero_is_greedy_and_takes_the_first_of_equals():
-    assert Sampling().choose(torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 0.0]])).tolist() == [1, 0]
+    assert Sampling().choose(torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 0.0]]), None).tolist() == [1, 0]
 
 
 def test_frequencies_follow_the_softmax():
@@ -24,7 +23,7 @@ def test_frequencies_follow_the_softmax():
 
 
 def test_a_tiny_temperature_is_greedy():
-    assert Sampling(1e-38).choose(torch.tensor([[1.0, 20.0]])).tolist() == [1]
+    assert Sampling(1e-38).choose(torch.tensor([[1.0, 20.0]]), torch.zeros(1).double()).tolist() == [1]
 
 
 def test_temperature_sharpens():
@@ -42,6 +41,10 @@ def test_temperature_sharpens():
         (Sampling(1.0, top_p=0.51), {0, 1}),
         (Sampling(1.0, top_p=0.95), {0, 1, 2, 3}),
         (Sampling(1.0, top_p=1e-9), {0}),
+        (Sampling(1.0, min_p=0.0), {0, 1, 2, 3, 4}),
+        (Sampling(1.0, min_p=0.1), {0, 1, 2, 3}),
+        (Sampling(1.0, min_p=1.0), {0}),
+        (Sampling(0.5, min_p=0.1), {0, 1, 2}),
     ],
 )
 def test_top_k_and_top_p_keep_just_the_best(sampling: Sampling, kept: set[int]):
@@ -55,8 +58,86 @@ def test_top_k_keeps_just_k_even_of_equals(top_k: int):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5)]
-)
+    "bad",
+    [
+        dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5),
+        dict(min_p=-0.1), dict(min_p=1.1), dict(min_p=float("nan")), dict(repetition_penalty=0.0),
+        dict(repetition_penalty=float("inf")),
+    ],
+)  # fmt: skip
 def test_bad_settings_are_refused(bad: dict):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+def random_logits(rows: int = 6, vocab: int = 97) -> torch.Tensor:
+    return 4 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [None, 1, 20])
+@pytest.mark.parametrize("top_p", [None, 0.2, 0.9])
+@pytest.mark.parametrize("min_p", [None, 0.05])
+def test_distributions_equal_those_of_transformers(temperature, top_k, top_p, min_p):
+    from transformers.generation import logits_process as theirs
+
+    logits, ids = random_logits(), torch.zeros(6, 1, dtype=torch.long)
+    expected = theirs.TemperatureLogitsWarper(temperature)(ids, logits)
+    if top_k is not None:
+        expected = theirs.TopKLogitsWarper(top_k)(ids, expected)
+    if top_p is not None:
+        expected = theirs.TopPLogitsWarper(top_p)(ids, expected)
+    if min_p is not None:
+        expected = theirs.MinPLogitsWarper(min_p)(ids, expected)
+    ours = Sampling(temperature, top_k, top_p, min_p).kept(logits)
+    torch.testing.assert_close(ours.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
+def test_the_repetition_penalty_equals_that_of_transformers(penalty: float):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits, ids = random_logits(), torch.randint(0, 97, (6, 30), generator=torch.Generator().manual_seed(3))
+    held = torch.zeros(6, 97, dtype=torch.bool).scatter_(1, ids, True)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
+    assert torch.equal(Sampling(repetition_penalty=penalty).penalized(logits, held), expected)
+    greedy = Sampling(repetition_penalty=penalty).choose(logits, None, held)
+    assert torch.equal(greedy, expected.argmax(-1))
+
+
+def test_rare_tokens_keep_their_share():
+    """A point falls to the token whose stretch of the distribution holds it, however thin."""
+    logits = torch.full((1, 60_000), -18.0)
+    logits[0, 7] = 0.0
+    share = (logits[0].double().softmax(-1))[8:].sum()
+    point = torch.tensor([1 - 0.5 * float(share)], dtype=torch.float64)
+    assert abs(int(Sampling(1.0).choose(logits, point)) - (7 + 60_000) / 2) < 10
+
+
+@pytest.mark.parametrize("point", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_give_tokens_that_are_kept(point: float):
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).repeat(3, 1)
+    drawn = Sampling(1.0).choose(logits, torch.full((3,), point, dtype=torch.float64))
+    assert drawn.tolist() == [1 if point == 0 else 2] * 3
+
+
+def test_uniforms_begin_alike_for_any_length_and_batch_and_differ_between_seeds_and_rows():
+    cpu = torch.device("cpu")
+    long = uniforms(7, 5, 40, cpu)
+    assert torch.equal(uniforms(7, 2, 3, cpu), long[:2, :3])
+    others = torch.cat([long.flatten(), uniforms(8, 5, 40, cpu).flatten(), uniforms(2**40 + 7, 5, 40, cpu).flatten()])
+    assert len(others.unique()) == 600
+    assert 0 <= float(others.min()) < 0.02
+    assert 0.98 < float(others.max()) < 1
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, 2**63, "1"])
+def test_a_bad_seed_is_refused(seed):
+    with pytest.raises(InputError, match="seed"):
+        uniforms(seed, 1, 1, torch.device("cpu"))
+
+
+def test_log_probabilities_equal_the_definition_in_float64():
+    logits, tokens = random_logits(), torch.tensor([0, 96, 5, 5, 17, 40])
+    exact = logits.double().log_softmax(-1)[torch.arange(6), tokens]
+    torch.testing.assert_close(log_probability(logits, tokens).double(), exact, atol=1e-5, rtol=0)

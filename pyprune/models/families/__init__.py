@@ -5,8 +5,11 @@ from __future__ import annotations
 from pyprune.errors import InputError
 from pyprune.models.families.family import Family
 from pyprune.models.families.llama import Llama
+from pyprune.models.families.mistral import Mistral
+from pyprune.models.families.qwen2 import Qwen2
+from pyprune.models.families.qwen3 import Qwen3
 
-FAMILIES: tuple[Family, ...] = (Llama(),)
+FAMILIES: tuple[Family, ...] = (Llama(), Mistral(), Qwen2(), Qwen3())
 
 
 def family_of(model_type: object, where: str) -> Family:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.models.records import is_whole
-from pyprune.models.rope import rope_from_config
+from pyprune.models.rope import context_length, rope_from_config
 from pyprune.models.tensors import TensorSource, one_line
 
 # Hugging Face's names of a Decoder's parts: all families that descend from Llama share them.
@@ -92,6 +93,11 @@ class BlockSizes:
     """Which of gate, up, down have a bias."""
     qk_norm: bool
 
+    def extras(self) -> str:
+        """What a block has beside its weights, in words: "biases on q k v, no q/k-norm"."""
+        biases = f"{self.attention_bias} {self.ffn_bias}".strip()
+        return f"{f'biases on {biases}' if biases else 'no biases'}, {'' if self.qk_norm else 'no '}q/k-norm"
+
     @classmethod
     def of(cls, block: Block) -> BlockSizes:
         """The sizes of a block; InputError naming the block when a half is missing."""
@@ -130,12 +136,35 @@ def uniform_sizes(decoder: Decoder) -> BlockSizes | None:
     return first
 
 
+def windows_of(blocks: Sequence[Block]) -> list[int]:
+    """The attention window of each block. One without attention has that of the next that has it, or of the one before:
+    it lends the other its place in transformers' cache."""
+    windows: list[int] = []
+    for place in range(len(blocks)):
+        ahead = (block.mha.window for block in blocks[place:] if block.mha is not None)
+        windows.append(next(ahead, windows[-1] if windows else 0))
+    return windows
+
+
+def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
+    """`config` with these numbers of heads and of neurons, under the names that all families share."""
+    return {
+        **config,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim,
+        "intermediate_size": sizes.width,
+    }
+
+
 class Family:
     """One family of decoder-only models. A subclass states what differs from Llama's scheme and is registered in
     `families.FAMILIES`."""
 
     model_types: ClassVar[tuple[str, ...]]
     """Values of `model_type` in config.json."""
+    written_as: ClassVar[tuple[str, ...]] = ()
+    """Values of `model_type` that `sized_config` gives; empty: the same."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
     gguf_permutes_qk: ClassVar[bool] = False
@@ -153,9 +182,19 @@ class Family:
         """Whether each head of q and k is normalised."""
         return False
 
+    def windows(self, config: dict[str, Any]) -> list[int]:
+        """The window of each block's attention (`MHA.window`), 0 for none."""
+        return [0] * config["num_hidden_layers"]
+
     def sized_config(self, config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
         """`config` with these sizes in every block, in a form that plain transformers loads; else InputError."""
         raise NotImplementedError
+
+    def windowed_config(self, config: dict[str, Any], windows: Sequence[int]) -> dict[str, Any]:
+        """`config` with these windows, one a block, in a form that plain transformers loads; else InputError."""
+        if any(windows):
+            raise InputError(f"a window of {max(windows)} positions: a {config['model_type']} has none")
+        return config
 
     def check(self, config: dict[str, Any], where: str) -> None:
         """InputError when `config` describes what a Decoder cannot express."""
@@ -197,6 +236,8 @@ class Family:
         config = transformers_config(raw, where).to_diff_dict()
         for key in ("transformers_version", "_name_or_path"):
             config.pop(key, None)
+        # Where a configuration names no head size, its model divides the hidden size.
+        config["head_dim"] = config.get("head_dim") or config["hidden_size"] // max(1, config["num_attention_heads"])
         self.check(config, where)
         return config
 
@@ -207,7 +248,7 @@ class Family:
         """Read a uniform decoder of this family from `source`, `config` being checked already."""
         hidden, head_dim = config["hidden_size"], config["head_dim"]
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        width = config["intermediate_size"]
+        width, windows = config["intermediate_size"], self.windows(config)
         attention_bias, ffn_bias = self.attention_bias(config).split(), self.ffn_bias(config).split()
 
         def take(part: str, *shape: int) -> Tensor:
@@ -231,6 +272,7 @@ class Family:
                 head_dim=head_dim,
                 q_norm=norms[0],
                 k_norm=norms[1],
+                window=windows[index],
             )
             half = f"blocks.{index}.ffn"
             ffn = FFN(
@@ -263,9 +305,9 @@ class Family:
             norm=take("norm", hidden),
             head=Linear(head),
             tied=tied,
-            rope=type(rope)(rope.inv_freq.to(device), rope.scaling, rope.kind, rope.limit),
+            rope=rope.to(device),
             eps=float(config["rms_norm_eps"]),
-            max_positions=int(config["max_position_embeddings"]),
+            max_positions=context_length(config, rope),
         )
 
     def state_dict(self, decoder: Decoder) -> dict[str, Tensor]:
@@ -283,6 +325,7 @@ class Family:
         config = dict(decoder.config) if sizes is None else self.sized_config(decoder.config, sizes)
         for key in ("per_layer_config", "layer_types", "torch_dtype"):
             config.pop(key, None)
+        config = self.windowed_config(config, windows_of(decoder.blocks))
         config["num_hidden_layers"] = len(decoder.blocks)
         config["tie_word_embeddings"] = decoder.tied
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")

@@ -1,17 +1,19 @@
-"""Llama (Touvron et al., 2023), and Mistral where its attention has no window: the same blocks."""
+"""Llama (Touvron et al., 2023)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, Family
+from pyprune.models.families.family import BlockSizes, Family, with_sizes
+from pyprune.models.families.mistral import Mistral
 
 
 class Llama(Family):
     """RMSNorm, rotary attention with grouped KV heads, SiLU-gated FFN; biases on all projections of a half or none."""
 
-    model_types = ("llama", "mistral")
+    model_types = ("llama",)
+    written_as = ("llama", "mistral")
     gguf_architectures = ("llama",)
     gguf_permutes_qk = True
 
@@ -21,34 +23,20 @@ class Llama(Family):
     def ffn_bias(self, config: dict[str, Any]) -> str:
         return "gate up down" if config.get("mlp_bias") else ""
 
-    def check(self, config: dict[str, Any], where: str) -> None:
-        super().check(config, where)
-        window = config.get("sliding_window")
-        if config["model_type"] == "mistral" and window is not None:
-            raise InputError(f"{where}: sliding_window {window} is not supported; accepted: mistral with null")
-
     def sized_config(self, config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
         """Llama where transformers takes the sizes, else Mistral without a window: the same mathematics, but its
         configuration allows heads that do not divide the hidden size. Mistral has no biases."""
-        biases = (sizes.attention_bias, sizes.ffn_bias)
-        if sizes.attention_bias not in ("", "q k v o") or sizes.ffn_bias not in ("", "gate up down"):
-            raise InputError(f"biases on {' '.join(biases).strip()} only: a plain Llama has them on all or on none")
-        sized = {
-            **config,
-            "num_attention_heads": sizes.heads,
-            "num_key_value_heads": sizes.kv_heads,
-            "head_dim": sizes.head_dim,
-            "intermediate_size": sizes.width,
-        }
-        if config["model_type"] == "llama" and config["hidden_size"] % sizes.heads == 0:
-            sized.update(attention_bias=bool(biases[0]), mlp_bias=bool(biases[1]), architectures=["LlamaForCausalLM"])
-            return sized
+        if sizes.attention_bias not in ("", "q k v o") or sizes.ffn_bias not in ("", "gate up down") or sizes.qk_norm:
+            raise InputError(f"{sizes.extras()}: a plain llama has biases on all of a half or on none, and no q/k-norm")
+        biases = (bool(sizes.attention_bias), bool(sizes.ffn_bias))
+        if config["hidden_size"] % sizes.heads == 0:
+            sized = {**with_sizes(config, sizes), "architectures": ["LlamaForCausalLM"]}
+            return {**sized, "attention_bias": biases[0], "mlp_bias": biases[1]}
         if any(biases):
             raise InputError(
                 f"{sizes.heads} heads do not divide the hidden size {config['hidden_size']}: transformers takes that"
                 " only without biases, and this model has them"
             )
-        for key in ("attention_bias", "mlp_bias", "pretraining_tp"):
-            sized.pop(key, None)
-        sized.update(model_type="mistral", sliding_window=None, architectures=["MistralForCausalLM"])
-        return sized
+        dropped = ("attention_bias", "mlp_bias", "pretraining_tp")
+        rest = {key: value for key, value in config.items() if key not in dropped}
+        return {**Mistral().sized_config(rest, sizes), "sliding_window": None}

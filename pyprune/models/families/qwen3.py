@@ -1,0 +1,31 @@
+"""Qwen3 (Qwen Team, 2025): Qwen2 with q/k-norm in place of the biases, and a head size of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.models.families.family import BlockSizes, with_sizes
+from pyprune.models.families.qwen2 import Qwen2
+
+
+class Qwen3(Qwen2):
+    """RMSNorm, rotary attention with grouped KV heads whose q and k are normalised, SiLU-gated FFN; biases on all
+    projections of the attention, or none."""
+
+    model_types = ("qwen3",)
+    gguf_architectures = ("qwen3",)
+
+    def attention_bias(self, config: dict[str, Any]) -> str:
+        return "q k v o" if config.get("attention_bias") else ""
+
+    def qk_norm(self, config: dict[str, Any]) -> bool:
+        return True
+
+    def sized_config(self, config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
+        if sizes.attention_bias not in ("", "q k v o") or sizes.ffn_bias or not sizes.qk_norm:
+            raise InputError(
+                f"{sizes.extras()}: a plain qwen3 has q/k-norm, biases on all of q, k, v, o or none, and no others"
+            )
+        sized = {**with_sizes(config, sizes), "architectures": ["Qwen3ForCausalLM"]}
+        return {**sized, "attention_bias": bool(sizes.attention_bias)}

@@ -1,0 +1,155 @@
+"""Prompts in pieces: the same logits whatever the pieces, windows kept, the same bits for the same prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+
+from pyprune import Decoder, Engine, to_transformers
+from pyprune.ops import native
+from pyprune.runtime import attention
+from pyprune.runtime.pieces import Piece, pieces
+
+kernels = pytest.mark.skipif(
+    native.report()["cpu_library"] is None,
+    reason="torch's own SiLU, in the definitions, rounds the last few values of a tensor in another way",
+)
+
+
+def ids(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 131, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def windowed(decoder: Decoder, *windows: int) -> Decoder:
+    blocks = [
+        dataclasses.replace(block, mha=dataclasses.replace(block.mha, window=window))
+        for block, window in zip(decoder.blocks, windows, strict=True)
+    ]
+    return dataclasses.replace(decoder, blocks=tuple(blocks))
+
+
+def one_by_one(decoder: Decoder, prompt: torch.Tensor) -> torch.Tensor:
+    """The logits after `prompt`, each of its tokens decoded alone."""
+    engine = Engine(decoder, max_batch=len(prompt), max_len=prompt.shape[1])
+    logits = engine.prefill(prompt[:, :1])
+    for token in prompt.T[1:]:
+        logits = engine.decode(token)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most"), [([1], 1), ([700], 512), ([5, 3], 4), ([3, 50, 1, 20], 16), ([1, 2, 3], 2), ([9] * 64, 512)]
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_pieces_cover_every_prompt_in_order_and_keep_their_size(lengths: list[int], most: int, together: bool):
+    reached = [0] * len(lengths)
+    for piece in pieces(lengths, most, together):
+        sequences = piece.last - piece.first
+        assert sequences * (piece.stop - piece.start) <= max(most, sequences)
+        assert together or sequences == 1
+        assert piece.stop <= max(lengths[piece.first : piece.last])
+        for b in range(piece.first, piece.last):
+            assert reached[b] == piece.start
+            reached[b] = piece.stop
+    assert all(rows >= length for rows, length in zip(reached, lengths, strict=True))
+
+
+def test_a_long_prompt_does_not_drag_short_ones_along():
+    assert list(pieces([2, 2, 9], 6)) == [Piece(0, 3, 0, 2), Piece(2, 3, 2, 8), Piece(2, 3, 8, 9)]
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 100, 512])
+def test_a_prompt_of_700_tokens_has_hugging_face_logits_whatever_the_pieces(tiny, chunk: int):
+    prompt = ids(1, 713)
+    with torch.no_grad():
+        expected = to_transformers(tiny)(prompt, logits_to_keep=1).logits[:, -1]
+    logits = Engine(tiny, max_len=720, prefill_chunk=chunk).prefill(prompt)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [3, 40, 150, 2000])
+def test_a_ragged_batch_in_pieces_gives_each_prompt_what_it_gets_alone(tiny, chunk: int):
+    lengths = [40, 301, 1, 17, 100]
+    rows = [ids(1, n, seed=n) for n in lengths]
+    prompt, mask = torch.zeros(5, 301, dtype=torch.long), torch.zeros(5, 301)
+    for b, row in enumerate(rows):
+        prompt[b, : lengths[b]], mask[b, : lengths[b]] = row, 1
+    engine = Engine(tiny, max_batch=5, max_len=320, prefill_chunk=chunk)
+    logits, next_logits = engine.prefill(prompt, mask), engine.decode(torch.arange(5))
+    whole = Engine(tiny, max_len=320, prefill_chunk=4000)
+    for b, row in enumerate(rows):
+        torch.testing.assert_close(logits[b : b + 1], whole.prefill(row), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(next_logits[b : b + 1], whole.decode(torch.tensor([b])), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [16, 50, 60, 512])
+@pytest.mark.parametrize("windows", [(1, 7, 0, 33, 55), (54, 56, 60, 61, 2000)], ids=str)
+def test_windows_hide_the_same_rows_in_prefill_as_in_decoding(tiny, chunk: int, windows: tuple[int, ...]):
+    decoder, prompt = windowed(tiny, *windows), ids(2, 110)
+    expected = one_by_one(decoder, prompt)
+    engine = Engine(decoder, max_batch=2, max_len=110, prefill_chunk=chunk)
+    torch.testing.assert_close(engine.prefill(prompt), expected, atol=1e-5, rtol=1e-5)
+    if min(window or 110 for window in windows) < 50:  # a window that is not kept is seen
+        assert (Engine(tiny, max_batch=2, max_len=110).prefill(prompt) - expected).abs().max() > 1e-2
+
+
+def test_only_the_rows_that_a_window_shows_are_taken_from_the_cache(tiny, monkeypatch):
+    shapes = set()
+    plain = attention.F.scaled_dot_product_attention
+
+    def watched(q, k, v, attn_mask=None, **options):
+        shapes.add((q.shape[2], k.shape[2], None if attn_mask is None else tuple(attn_mask.shape)))
+        return plain(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    Engine(windowed(tiny, *[40] * 5), max_len=300, prefill_chunk=100).prefill(ids(1, 300))
+    assert shapes == {(100, 100, (100, 100)), (100, 139, (100, 139))}
+    shapes.clear()
+    Engine(tiny, max_len=300, prefill_chunk=100).prefill(ids(1, 300))
+    assert shapes == {(100, 100, None), (100, 200, (100, 200)), (100, 300, (100, 300))}
+
+
+@kernels
+@pytest.mark.parametrize(("batch", "tokens"), [(3, 5), (5, 23), (2, 300), (64, 9), (7, 100), (3, 43)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_prompt_has_the_same_bits_at_every_place_of_a_batch_and_on_every_run(
+    tiny, request, batch, tokens, dtype, threads
+):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
+    engine = Engine(tiny.to(dtype), max_batch=batch, max_len=tokens + 5)
+    prompt = ids(1, tokens).repeat(batch, 1)
+    runs = []
+    for _ in range(2):
+        logits = [engine.prefill(prompt)]
+        for _ in range(3):
+            logits.append(engine.decode(logits[-1].argmax(-1)))
+        runs.append(torch.stack(logits))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[0][:, :1].expand_as(runs[0]))
+
+
+@kernels
+@pytest.mark.parametrize("batch", [1, 2, 9, 64])
+def test_a_prompt_decodes_to_the_same_bits_at_every_batch_size(tiny, batch: int):
+    """While up to 64 prompt tokens run at once, and in every decode step."""
+    prompt, others = ids(1, 9), ids(batch - 1, 9, seed=1)
+    alone, together = (Engine(tiny, max_batch=n, max_len=20, prefill_chunk=64) for n in (1, batch))
+    expected, logits = alone.prefill(prompt), together.prefill(torch.cat([others, prompt]))
+    for _ in range(4):
+        assert torch.equal(logits[-1:], expected)
+        token = logits.argmax(-1)
+        expected, logits = alone.decode(token[-1:]), together.decode(token)
+
+
+@pytest.mark.real_model
+def test_smollm2_reads_a_prompt_of_700_tokens_as_hugging_face_does(smollm2):
+    prompt = torch.randint(0, smollm2.vocab_size, (1, 700), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = to_transformers(smollm2)(prompt, logits_to_keep=1).logits[:, -1]
+    logits = Engine(smollm2, max_len=700).prefill(prompt)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
