@@ -218,8 +218,10 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
   for (auto& row : acc)
     for (auto& a : row) a = Vec::zero();
   if constexpr (MT == 1) {
-    for (int r = 0; r < kRows; ++r)
-      accumulate<W, 1, 1>(w + r, {}, k, x, x_stride, reinterpret_cast<Vec(*)[1]>(acc[0] + r));
+    for (int r = 0; r < kRows; ++r) {
+      const Ahead row{ahead.next + ahead.lines * r / kRows * 64, ahead.lines * (r + 1) / kRows - ahead.lines * r / kRows};
+      accumulate<W, 1, 1>(w + r, row, k, x, x_stride, reinterpret_cast<Vec(*)[1]>(acc[0] + r));
+    }
   } else {
     accumulate<W, kRows, MT>(w, ahead, k, x, x_stride, acc);
   }

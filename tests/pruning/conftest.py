@@ -23,6 +23,7 @@ def _make(
     vocab=29,
     biases=False,
     qk_norm=False,
+    window=0,
     tied=True,
     dtype=torch.float64,
     seed=0,
@@ -47,6 +48,7 @@ def _make(
             head_dim=head_dim,
             q_norm=1 + 0.1 * random(head_dim) if qk_norm else None,
             k_norm=1 + 0.1 * random(head_dim) if qk_norm else None,
+            window=window,
         )
         ffn = FFN(1 + 0.1 * random(hidden), linear(width, hidden), linear(width, hidden), linear(hidden, width))
         return Block(index, mha, ffn)
@@ -84,7 +86,7 @@ def _rms(x, weight):
 
 
 def _context(mha, x, rope):
-    """The input of the o projection: causal attention, one query head after the other."""
+    """The input of the o projection: causal attention, within the window, one query head after the other."""
     samples, length, _ = x.shape
     normed = _rms(x, mha.norm)
     shape = (samples, length, -1, mha.head_dim)
@@ -98,12 +100,13 @@ def _context(mha, x, rope):
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
 
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    query, key = torch.arange(length)[:, None], torch.arange(length)
+    unseen = (key > query) | (key <= query - mha.window if mha.window else key < 0)
     outputs = []
     for head in range(mha.heads):
         group = head // (mha.heads // mha.kv_heads)
         scores = rotate(q[:, :, head]) @ rotate(k[:, :, group]).transpose(1, 2) / mha.head_dim**0.5
-        outputs.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v[:, :, group])
+        outputs.append(scores.masked_fill(unseen, -torch.inf).softmax(-1) @ v[:, :, group])
     return torch.cat(outputs, dim=-1)
 
 

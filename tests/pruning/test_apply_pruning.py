@@ -27,7 +27,7 @@ def assert_same_decoder(one, other):
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 3), (6, 1)])
 def test_narrowed_attention_equals_zeroed_channels(make_decoder, reference, heads, kv_heads, biases):
-    decoder = make_decoder(heads=heads, kv_heads=kv_heads, biases=biases, qk_norm=biases)
+    decoder = make_decoder(heads=heads, kv_heads=kv_heads, biases=biases, qk_norm=biases, window=3 * biases)
     gone = [1] if kv_heads == 3 else []
     pruned = apply(decoder, Pruning(kv_groups={2: gone}))
     x = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -40,6 +40,7 @@ def test_narrowed_attention_equals_zeroed_channels(make_decoder, reference, head
     actual = reference.project(narrow.o, reference.context(narrow, x, decoder.rope))
     assert narrow.kv_heads == kv_heads - len(gone)
     assert narrow.heads == heads // kv_heads * narrow.kv_heads
+    assert narrow.window == whole.window
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
 
 

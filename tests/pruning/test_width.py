@@ -48,9 +48,9 @@ def channel_scores(linear, inputs):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (4, 4), (4, 1)])
-@pytest.mark.parametrize("biases", [False, True])
-def test_selection_is_the_formulas(make_decoder, reference, ids, heads, kv_heads, biases):
-    decoder = make_decoder(heads=heads, kv_heads=kv_heads, biases=biases, width=WIDTH, dtype=torch.float32)
+@pytest.mark.parametrize("own", [{}, {"biases": True}, {"biases": True, "qk_norm": True, "window": 4}], ids=str)
+def test_selection_is_the_formulas(make_decoder, reference, ids, heads, kv_heads, own):
+    decoder = make_decoder(heads=heads, kv_heads=kv_heads, width=WIDTH, dtype=torch.float32, **own)
     sizes = UniformSizes.of(decoder)
     target = sizes.without(2)
     groups, neurons = width_for(sizes, target)

@@ -126,10 +126,9 @@ def test_bad_input_is_refused(tiny, samples, change: dict, message: str):
         score(**{"model": tiny, "input_ids": samples, **change})
 
 
-def test_samples_beyond_a_changing_rope_are_refused(tiny, samples):
-    rope = dataclasses.replace(tiny.rope, kind="dynamic", limit=16)
-    with pytest.raises(InputError, match="17 tokens a sample given; up to 16"):
-        perplexity(dataclasses.replace(tiny, rope=rope), samples)
+def test_samples_beyond_the_context_are_refused(tiny, samples):
+    with pytest.raises(InputError, match="17 tokens a sample given; up to 16, the model's context"):
+        perplexity(dataclasses.replace(tiny, max_positions=16), samples)
 
 
 def test_scoring_that_will_not_fit_is_refused_before_it_starts(tiny, samples, monkeypatch):
