@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -158,9 +159,35 @@ inline Tensor float_weight(const Kernels& k, const Tensor& weight, const Const& 
   return out;
 }
 
-// x [m, k] float32 times weight^T, float32. Half-precision weights are widened a slice at a time: without bf16 units
-// torch's own bf16 GEMM reached 60 GFLOP/s where its float32 GEMM reached 210 (2 cores, AVX-512), so widening wins.
+// Whether the instruction set in use multiplies bfloat16 itself: torch's bf16 GEMM has the units then, too.
+inline bool multiplies_bf16(const Kernels& k) { return std::strstr(k.name, "bf16") || std::strstr(k.name, "amx"); }
+
+// x [m, k] float32 times weight^T, as torch's bf16 GEMM does it: rounded to bfloat16 before and after.
+inline Tensor bf16_matmul(const Kernels& k, const Tensor& x, const Tensor& weight) {
+  const int64_t rows = x.size(0), width = x.size(1), n = weight.size(0);
+  Tensor low = new_tensor(x, {rows, width}, ScalarType::BFloat16), product = new_tensor(x, {rows, n}, ScalarType::BFloat16);
+  const auto* from = static_cast<const float*>(x.const_data_ptr());
+  auto* to = static_cast<char*>(low.mutable_data_ptr());
+  parallel(rows, rows * width * 4, [&](int64_t begin, int64_t end) {
+    k.from_float(from + begin * width, (end - begin) * width, to + begin * width * 2, DType::bf16);
+  });
+  Tensor matrix = weight;
+  call_mm_out(low, torch::stable::transpose(matrix, 0, 1), product);
+  Tensor out = new_tensor(x, {rows, n}, ScalarType::Float);
+  const auto* products = static_cast<const char*>(product.const_data_ptr());
+  auto* results = static_cast<float*>(out.mutable_data_ptr());
+  parallel(rows, rows * n * 4, [&](int64_t begin, int64_t end) {
+    k.to_float(products + begin * n * 2, DType::bf16, (end - begin) * n, results + begin * n);
+  });
+  return out;
+}
+
+// x [m, k] float32 times weight^T, float32. Half-precision weights are widened a slice at a time, unless the processor
+// has units for bfloat16 and they are that: torch's bf16 GEMM reached 60 GFLOP/s without them where its float32 GEMM
+// reached 210 (Xeon, AVX-512), and 380 with them where float32 reached 150 (EPYC, Zen 4; 2 cores each). torch's float16
+// GEMM is the slowest on both.
 inline Tensor matmul(const Kernels& k, const Tensor& x, const Tensor& weight, const Const& view) {
+  if (view.type == DType::bf16 && multiplies_bf16(k)) return bf16_matmul(k, x, weight);
   const int64_t rows = x.size(0), n = weight.size(0), width = weight.size(1);
   Tensor out = new_tensor(x, {rows, n}, ScalarType::Float);
   const int64_t slice = view.type == DType::f32 ? n : std::max<int64_t>(256, (int64_t(4) << 20) / std::max<int64_t>(1, width));

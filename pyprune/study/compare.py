@@ -206,10 +206,9 @@ def check_ratios(decoder: Decoder, ratios: Sequence[str]) -> None:
 def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
     """Raise InputError when the model's context is shorter than what the protocol or the calibration needs."""
     needed = max(protocol.input_tokens + max(protocol.output_tokens), protocol.evaluation_window, seq_len)
-    limit = min(decoder.max_positions, decoder.rope.limit or decoder.max_positions)
-    if needed > limit:
+    if needed > decoder.max_positions:
         raise InputError(
-            f"{decoder.name}: a context of {limit} tokens; the protocol {protocol.name} with seq-len {seq_len} needs "
+            f"{decoder.name}: a context of {decoder.max_positions} tokens; the protocol {protocol.name} with seq-len {seq_len} needs "
             f"{needed}"
         )
 
