@@ -26,6 +26,7 @@ SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]
 LIBRARY = f"_cpu_{SCHEMAS}.so"
 CUDA_LIBRARY = "_cuda.so"
 CUDA_CHOICES = ("auto", "0", "1")
+ROOMS = ("models", "models.families", "ops", "pruning", "runtime", "runtime.huggingface", "scoring", "study")
 
 
 def torch_folder() -> Path:
@@ -118,7 +119,7 @@ class PlatformWheel(bdist_wheel):
 setup(
     packages=[
         "pyprune",
-        *(f"pyprune.{room}" for room in ("models", "models.families", "ops", "pruning", "runtime", "scoring", "study")),
+        *(f"pyprune.{room}" for room in ROOMS),
         "pyprune.triton_kernels",
     ],
     package_dir={"pyprune": "pyprune", "pyprune.triton_kernels": "triton_kernels"},

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyprune.models import Decoder, load, to_transformers
     from pyprune.pruning import Pruning, apply, depth, pad, width
     from pyprune.runtime import Engine
+    from pyprune.runtime.huggingface import accelerate, restore
+    from pyprune.runtime.planner import MemoryPlan, plan_memory
     from pyprune.scoring import Scores, perplexity, score
 
 __version__ = "0.1.0"
@@ -26,14 +28,18 @@ __all__ = [
     "Decoder",
     "Engine",
     "InputError",
+    "MemoryPlan",
     "NativeLibraryWarning",
     "Pruning",
     "Scores",
+    "accelerate",
     "apply",
     "depth",
     "load",
     "pad",
     "perplexity",
+    "plan_memory",
+    "restore",
     "score",
     "to_transformers",
     "width",
@@ -44,6 +50,8 @@ _ROOMS = {
     "models": ("Decoder", "load", "to_transformers"),
     "pruning": ("Pruning", "apply", "depth", "pad", "width"),
     "runtime": ("Engine",),
+    "runtime.planner": ("MemoryPlan", "plan_memory"),
+    "runtime.huggingface": ("accelerate", "restore"),
     "scoring": ("Scores", "perplexity", "score"),
 }
 

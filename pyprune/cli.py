@@ -1,4 +1,4 @@
-"""The command line: doctor, score, prune, compare, generate. Options in, library calls, tables or JSON out."""
+"""The command line: doctor, score, prune, compare, generate, plan. Options in, library calls, tables or JSON out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from pyprune.cli_output import Bar, console, print_json, print_table, shown
 from pyprune.errors import InputError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-RANDOM_PROMPT_TOKENS = 12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,50 +173,99 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Continue a prompt, with blocks or halves skipped at run time."""
-    skip = {"blocks": options.skip, "mha": options.skip_mha, "ffn": options.skip_ffn}
-    random_ids = options.model.startswith("shape:")
-    if options.prompt is None and not random_ids:
-        raise InputError(
-            "generate: --prompt TEXT is expected (only shape: models, which have no tokenizer, go without)"
-        )
-    if options.prompt is not None and (random_ids or not options.prompt):
-        raise InputError(f"--prompt {options.prompt!r}: text for a model with a tokenizer is expected")
+    """Continue prompts, with blocks or halves skipped at run time."""
+    from pyprune import cli_generate
 
-    from pyprune.pruning import Pruning
-    from pyprune.runtime import Engine
-
+    cli_generate.check_options(options)
+    pruning = cli_generate.pruning_of(options)
     decoder = _load(options.model, options.dtype, _device(options))
-    Pruning.from_skip(skip).check(decoder)
-    ids, tokenizer = _prompt(options, decoder)
-    engine = Engine(decoder, max_batch=1, max_len=ids.shape[1] + options.max_new_tokens)
+    pruning.check(decoder)
+    continuations = cli_generate.Continuations(options, decoder, pruning)
+    if options.stream:
+        return continuations.print_as_it_comes()
     before = time.perf_counter()
-    new = engine.generate(
-        ids,
-        max_new_tokens=options.max_new_tokens,
-        skip=skip,
-        eos_token_id=None if tokenizer is None else tokenizer.eos_token_id,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-    )[0].tolist()
+    sequences = continuations.sequences()
     seconds = time.perf_counter() - before
-    text = None if tokenizer is None else _continuation(tokenizer, ids[0].tolist(), new)
     if options.json:
         return print_json(
             {
                 "model": decoder.name,
-                "prompt": options.prompt,
-                "prompt_ids": ids[0].tolist(),
-                "ids": new,
-                "text": text,
-                "skip": skip,
+                **sequences[0],  # the only one, mostly
+                "skip": {"blocks": list(pruning.blocks), "mha": list(pruning.mha), "ffn": list(pruning.ffn)},
                 "seconds": seconds,
-                "tokens_per_s": len(new) / seconds,
+                "tokens_per_s": sum(len(sequence["ids"]) for sequence in sequences) / seconds,
+                "sequences": sequences,
             }
         )
-    print(" ".join(map(str, new)) if text is None else options.prompt + text)
+    for sequence in sequences:
+        shape_ids = sequence["text"] is None
+        print(" ".join(map(str, sequence["ids"])) if shape_ids else sequence["prompt"] + sequence["text"])
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Say how much memory a model and its engine will take."""
+    if not options.memory:
+        raise InputError("plan: nothing to plan; --memory is expected")
+    from pyprune.runtime import memory
+    from pyprune.runtime.planner import default_length, plan_memory
+
+    skip = {"blocks": options.skip, "mha": options.skip_mha, "ffn": options.skip_ffn}
+    decoder = _sizes(options.model, options.dtype)
+    lengths = options.len or [default_length(decoder)]
+    plans = {(m, n): plan_memory(decoder, m, n, skip=skip) for m in options.batch for n in lengths}
+    free = memory.available()
+    if options.json:
+        return print_json(
+            {
+                "model": decoder.name,
+                "dtype": str(decoder.dtype).removeprefix("torch."),
+                "parameters": decoder.parameters(),
+                "skip": skip,
+                "available_memory_bytes": free,
+                "plans": [{"batch": m, "len": n, **plan.to_dict()} for (m, n), plan in plans.items()],
+            }
+        )
+    skips = any(plan.untouched for plan in plans.values())
+    header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *(["used"] if skips else []), "fits here"]
+    rows = []
+    for (m, n), plan in plans.items():
+        used = plan.total - plan.untouched
+        sizes = [plan.weights, plan.cache, plan.workspace, plan.total, *([used] if skips else [])]
+        fits = "unknown" if free is None else shown(used <= free)
+        rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
+    print_table(header, rows, f"{decoder.name} in {str(decoder.dtype).removeprefix('torch.')}: GiB of memory")
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Time the GPU kernels' configurations for the shapes of a model and keep the best in a file."""
+    if options.device == "cpu":
+        raise InputError("--device cpu: GPU kernels are timed; cuda or cuda:N is expected")
+    from pyprune.ops import gpu
+
+    gpu.require_triton("tune")
+    from functools import partial
+
+    from pyprune.study.destination import require_file
+    from pyprune.triton_kernels import tuning
+    from pyprune.triton_kernels.tune import entries, tune_model
+
+    device, path = _device(options), require_file(options.out or tuning.location())
+    decoder = _sizes(options.model, options.dtype)
+    with Bar() as bar:
+        here, found = tune_model(decoder, device, path, partial(bar, "tuning"))
+    if options.json:
+        refused = [told for one in found for told in one.refusals()]
+        file = tuning.to_json(entries(found, here))
+        return print_json({"model": decoder.name, "file": str(path), **file, "refused": refused})
+    rows = []
+    for one in found:
+        shape, tuned = one.case.shape, one.tuned
+        times = [f"{1e6 * tuned.fixed_seconds:.1f}", f"{1e6 * tuned.seconds:.1f}"]
+        tries = f"{one.timed} of {one.timed + len(one.refused)}"
+        gain = f"{tuned.fixed_seconds / tuned.seconds:.2f}x"
+        rows.append([one.case.operator, str(shape.rows), f"{shape.columns} x {shape.inner}", tries, *times, gain])
+    header = ["operator", "rows", "up to", "timed", "table, us", "best, us", "gain"]
+    print_table(header, rows, f"{decoder.name}, written to {path}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -227,6 +274,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "prune": prune,
     "compare": compare,
     "generate": generate,
+    "plan": plan,
+    "tune": tune,
 }
 
 _FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
@@ -323,36 +372,6 @@ def _check_texts(options: argparse.Namespace) -> None:
         require_text(options.text)
 
 
-def _prompt(options: argparse.Namespace, decoder: Any) -> tuple[Any, Any]:
-    """Prompt ids `[1, tokens]` and the tokenizer; random ids and None for a model without one."""
-    import torch
-
-    from pyprune.scoring.calibration import random_windows
-
-    tokenizer = None
-    if options.prompt is None:
-        ids = random_windows(decoder.vocab_size, 1, RANDOM_PROMPT_TOKENS, options.seed or 0).input_ids[0].tolist()
-    else:
-        tokenizer = decoder.tokenizer()
-        ids = tokenizer(options.prompt)["input_ids"]
-    if not ids:
-        raise InputError(f"--prompt {options.prompt!r}: gives no tokens; text is expected")
-    longest = decoder.max_positions
-    if len(ids) + options.max_new_tokens > longest:
-        raise InputError(
-            f"--max-new-tokens {options.max_new_tokens}: with a prompt of {len(ids)} tokens, at most "
-            f"{max(0, longest - len(ids))} are accepted by {decoder.name}"
-        )
-    return torch.tensor([ids], dtype=torch.long, device=decoder.device), tokenizer
-
-
-def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """The new tokens' text. Decoded together with the prompt: some tokenizers drop the space of a first word."""
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + new, skip_special_tokens=True)
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
-
-
 def _device(options: argparse.Namespace) -> Any:
     from pyprune.models.load import require_device
 
@@ -367,6 +386,16 @@ def _load(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return load(spec, dtype=None if dtype is None else _torch_dtype(dtype), device=device)
+
+
+def _sizes(spec: str, dtype: str | None) -> Any:
+    """The decoder without its weights, and without what transformers says about its configuration."""
+    from transformers.utils import logging
+
+    from pyprune.models import load_sizes
+
+    logging.set_verbosity_error()
+    return load_sizes(spec, dtype)
 
 
 def _torch_dtype(name: str) -> Any:

@@ -40,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prune(commands)
     _add_compare(commands)
     _add_generate(commands)
+    _add_plan(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -176,7 +178,11 @@ def _add_compare(commands: Any) -> None:
         help="shares of all parameters to remove (default: 20%%)",
     )
     parser.add_argument(
-        "--batch", type=_batches, default=[1, 8], metavar="M,N", help="batch sizes, in prompts (default: 1,8)"
+        "--batch",
+        type=_numbers("batch sizes", "1,8"),
+        default=[1, 8],
+        metavar="M,N",
+        help="batch sizes, in prompts (default: 1,8)",
     )
     parser.add_argument(
         "--protocol",
@@ -213,25 +219,29 @@ def _add_generate(commands: Any) -> None:
         commands,
         "generate",
         "continue a prompt, with blocks or halves left out",
-        "Continue a prompt with the pyprune engine, leaving out blocks, or only their attention or FFN half, at run "
-        "time: the quickest way to hear what a pruning does, with nothing written. A shape: model, which has no "
-        "tokenizer, gets a random prompt and prints token ids.",
+        "Continue prompts with the pyprune engine, leaving out blocks, or only their attention or FFN half, at run "
+        "time: the quickest way to hear what a pruning does, with nothing written. A text ends at the model's own end "
+        "of text or after --max-new-tokens. A shape: model, which has no tokenizer, gets a random prompt and prints "
+        "token ids.",
         'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 5,14',
-        'pyprune generate smollm2-135m --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7',
+        'pyprune generate smollm2-135m --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7 --stream',
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--prompt", metavar="TEXT", help="text to continue (required, but not for shape: models)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue; given several times, all are continued at once (required, but not for shape: models)",
+    )
     parser.add_argument(
         "--max-new-tokens", type=_at_least(1), default=64, metavar="N", help="most tokens to generate (default: 64)"
     )
-    for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
-        parser.add_argument(
-            f"--{name}",
-            type=_indices,
-            default=[],
-            metavar="I,J",
-            help=f"{what} to leave out, numbered from 0 (default: none)",
-        )
+    _add_skip(parser)
+    parser.add_argument(
+        "--pruning",
+        metavar="FILE",
+        help="leave out, too, what a pruning.json names: blocks and halves, no widths (default: none)",
+    )
     parser.add_argument(
         "--temperature",
         type=_number(0, None),
@@ -249,10 +259,97 @@ def _add_generate(commands: Any) -> None:
         help="sample among the likeliest of probability P in all (default: 1)",
     )
     parser.add_argument(
+        "--min-p",
+        type=_number(0, 1),
+        metavar="P",
+        help="sample among those at least P times as likely as the likeliest (default: all)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=_number(0, MOST),
+        default=1.0,
+        metavar="R",
+        help="above 1, tokens that prompt or text hold already become less likely (default: 1)",
+    )
+    parser.add_argument(
         "--seed", type=_at_least(0), metavar="N", help="seed of the sampling (default: a new one each time)"
+    )
+    parser.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes (default: off)")
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="with --json, the model's log-probability of each new token, before temperature and the like "
+        "(default: off)",
+    )
+    parser.add_argument(
+        "--prefill-chunk",
+        type=_at_least(1),
+        default=512,
+        metavar="N",
+        help="prompt tokens that run at once, which bounds the memory (default: 512)",
     )
     _add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
     _add_device(parser)
+    _add_json(parser)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "how much memory a model and its engine will take",
+        "Say how much memory a model and its engine will take, used up to their full length, from the configuration "
+        "alone: nothing is loaded, so it need not fit here. Weights, the KV cache of M sequences of L tokens, and the "
+        "most that prefill or a decode step works with, on a CPU. The Python process itself comes on top "
+        "(about 0.25 GB).",
+        "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
+        "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; only its configuration is read")
+    parser.add_argument("--memory", action="store_true", help="plan the memory (required: nothing else is planned yet)")
+    parser.add_argument(
+        "--batch",
+        type=_numbers("batch sizes", "1,8"),
+        default=[1],
+        metavar="M,N",
+        help="sequences at a time, 1 to 64 (default: 1)",
+    )
+    parser.add_argument(
+        "--len",
+        type=_numbers("lengths", "140,524"),
+        metavar="L,K",
+        help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
+    )
+    _add_skip(parser)
+    _add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    _add_json(parser)
+
+
+def _add_tune(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "tune",
+        "time the GPU kernels' configurations on this GPU and keep the best",
+        "Time the block sizes of the Triton kernels for the shapes of a model on the GPU at hand and keep the quickest "
+        "in a file, where PYPRUNE_GPU=triton and cuda find them. Weights are random: of the model only its "
+        "configuration is read. Every candidate's result is compared before it is timed. Nothing is tuned at any other "
+        "time: without the file a fixed table holds.",
+        "pyprune tune --model shape:llama-7b",
+        "pyprune tune --device cuda:1 --model smollm2-135m --dtype bf16 --out tuning.json",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", default="shape:llama-7b", help=f"{MODEL_HELP} (default: shape:llama-7b)"
+    )
+    _add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    parser.add_argument(
+        "--device", type=_device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the file; what it has of other GPUs and models stays (default: $PYPRUNE_TUNING, else pyprune/tuning.json "
+        "in the user's cache directory)",
+    )
     _add_json(parser)
 
 
@@ -262,6 +359,17 @@ def _command(commands: Any, name: str, summary: str, about: str, *examples: str)
 
 def _add_unit(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--unit", choices=("block", "mha", "ffn"), help=f"{about} (default: block)")
+
+
+def _add_skip(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
+        parser.add_argument(
+            f"--{name}",
+            type=_indices,
+            default=[],
+            metavar="I,J",
+            help=f"{what} to leave out, numbered from 0 (default: none)",
+        )
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
@@ -323,10 +431,13 @@ def _indices(text: str) -> list[int]:
     return [int(word) for word in _words(text)]
 
 
-def _batches(text: str) -> list[int]:
-    if not all(word.isascii() and word.isdigit() for word in _words(text)):
-        raise argparse.ArgumentTypeError(f"{text!r}: batch sizes from 1, with commas, such as 1,8 are expected")
-    return [int(word) for word in _words(text)]
+def _numbers(what: str, example: str) -> Callable[[str], list[int]]:
+    def read(text: str) -> list[int]:
+        if not all(word.isascii() and word.isdigit() for word in _words(text)):
+            raise argparse.ArgumentTypeError(f"{text!r}: {what} from 1, with commas, such as {example} are expected")
+        return [int(word) for word in _words(text)]
+
+    return read
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -120,6 +120,7 @@ def decode_attention(
     if first is not None:
         seen &= row >= first[:, None, None]
     seen |= row == own
+    v = v.masked_fill(~seen.any(1)[:, None, :, None], 0)  # an unseen row may hold NaN, which weight 0 does not silence
     scores = torch.matmul(q.transpose(1, 2).to(k.dtype), k.transpose(2, 3)) * scale
     scores = scores.masked_fill(~seen.unsqueeze(1), float("-inf"))
     weights = torch.softmax(scores.to(_wide(k.dtype)), dim=-1).to(v.dtype)

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Checked prompts: ids `[B, T]`, of which `[b, :lengths[b]]` is sequence b; what lies behind is never attended."""
+
+    ids: Tensor
+    lengths: list[int]
+
+
+def prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> Prompts:
+    """Prompts without their padding. InputError for ids outside the vocabulary, an empty prompt, a mask with a gap."""
+    ids, lengths = without_padding(input_ids, attention_mask)
+    check_ids(ids, vocab_size)
+    return Prompts(ids, lengths.tolist())
 
 
 def check_ids(ids: Tensor, vocab_size: int) -> None:

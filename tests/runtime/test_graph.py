@@ -21,6 +21,7 @@ def replayed(engine: Engine) -> list[int]:
         return run
 
     engine._record = record
+    engine._whole = None  # the step of single operators, which is what a GPU records
     return recordings
 
 
@@ -54,3 +55,35 @@ def test_old_recordings_make_room(tiny, monkeypatch):
     for block in range(4):
         engine.generate(prompt(1), max_new_tokens=3, skip=[block])
     assert len(engine._graphs) == 2
+
+
+def test_one_recording_for_each_batch_size_serves_every_device_mask(tiny):
+    direct, recorded = Engine(tiny, max_batch=3, max_len=40), Engine(tiny, max_batch=3, max_len=40)
+    count = replayed(recorded)
+    masks = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(0)) < 0.3
+    for batch in (1, 3):
+        for mask in masks:
+            expected = direct.generate(prompt(batch), max_new_tokens=9, skip=mask)
+            assert torch.equal(recorded.generate(prompt(batch), max_new_tokens=9, skip=mask), expected)
+    assert len(count) == 2
+    whole = direct.generate(prompt(3), max_new_tokens=9)
+    assert torch.equal(recorded.generate(prompt(3), max_new_tokens=9), whole)  # known to the host: its own recording
+    assert len(count) == 3
+
+
+def test_a_change_of_skip_in_the_middle_of_a_sequence_takes_the_recording_of_the_new_one(tiny):
+    direct, recorded = Engine(tiny, max_len=40), Engine(tiny, max_len=40)
+    count = replayed(recorded)
+    for engine in (direct, recorded):
+        engine.prefill(prompt(1))
+    for skip in (None, {"ffn": [1]}, [], {"ffn": [1]}, {"blocks": [2]}, None):
+        token = torch.tensor([3])
+        assert torch.equal(recorded.decode(token, skip=skip), direct.decode(token, skip=skip))
+    assert len(count) == 3
+
+
+def test_ragged_ends_replay_as_they_run(tiny):
+    direct, recorded = Engine(tiny, max_batch=3, max_len=15), Engine(tiny, max_batch=3, max_len=15)
+    replayed(recorded)
+    options = {"max_new_tokens": [9, 2, 5], "eos_token_id": 7}
+    assert torch.equal(recorded.generate(prompt(3), **options), direct.generate(prompt(3), **options))

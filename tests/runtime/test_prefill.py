@@ -153,3 +153,20 @@ def test_smollm2_reads_a_prompt_of_700_tokens_as_hugging_face_does(smollm2):
         expected = to_transformers(smollm2)(prompt, logits_to_keep=1).logits[:, -1]
     logits = Engine(smollm2, max_len=700).prefill(prompt)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("chunk", [8, 512])
+def test_rows_that_no_token_has_written_are_never_used(tiny, whole: bool, chunk: int):
+    """New memory may hold anything."""
+    lengths = [3, 40, 18]
+    prompt, mask = ids(3, 40), torch.arange(40) < torch.tensor(lengths)[:, None]
+    clean, dirty = (Engine(tiny, max_batch=3, max_len=60, prefill_chunk=chunk) for _ in range(2))
+    if not whole:
+        clean._whole = dirty._whole = None
+    for (keys, values), (other_keys, other_values) in zip(clean._caches, dirty._caches, strict=True):
+        keys.zero_(), values.zero_()
+        other_keys.fill_(torch.nan), other_values.fill_(torch.nan)
+    expected = clean.generate(prompt, mask, max_new_tokens=12, logprobs=True)
+    for ours, theirs in zip(dirty.generate(prompt, mask, max_new_tokens=12, logprobs=True), expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,160 @@
+"""What `pyprune generate` does around the engine: text to prompts, new tokens to text, at once or as they come."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyprune.errors import InputError
+
+RANDOM_PROMPT_TOKENS = 12
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise InputError for prompts that do not go with the model, or options that do not go together."""
+    random_ids = options.model.startswith("shape:")
+    if options.prompt is None and not random_ids:
+        raise InputError(
+            "generate: --prompt TEXT is expected (only shape: models, which have no tokenizer, go without)"
+        )
+    for prompt in options.prompt or []:
+        if random_ids or not prompt:
+            raise InputError(f"--prompt {prompt!r}: text for a model with a tokenizer is expected")
+    if options.stream and options.json:
+        raise InputError("--stream: prints text as it comes; --json was given too")
+    if options.stream and len(options.prompt or []) > 1:
+        raise InputError(f"--stream: one --prompt is expected; {len(options.prompt)} were given")
+    if options.logprobs and not options.json:
+        raise InputError("--logprobs: belongs to --json, which was not given")
+
+
+def pruning_of(options: argparse.Namespace) -> Any:
+    """The pruning that the options leave out; InputError when its file narrows widths, which no skip can."""
+    from pyprune.pruning import Pruning
+
+    pruning = Pruning.from_skip({"blocks": options.skip, "mha": options.skip_mha, "ffn": options.skip_ffn})
+    if options.pruning is not None:
+        pruning |= Pruning.from_json(options.pruning)
+    pruning.skip_sets()
+    return pruning
+
+
+class Continuations:
+    """The prompts of a `generate` command, and the engine that continues them.
+
+    InputError for a prompt without tokens or one that leaves no room for the new ones.
+    """
+
+    def __init__(self, options: argparse.Namespace, decoder: Any, pruning: Any) -> None:
+        from pyprune.runtime import Engine
+
+        self._texts = options.prompt
+        self._tokenizer = None if options.prompt is None else decoder.tokenizer()
+        self._prompts = _prompt_ids(options, decoder, self._tokenizer)
+        self._ends = _end_ids(decoder, self._tokenizer)
+        self._ids, self._mask = _padded(self._prompts, decoder.device)
+        self._engine = Engine(
+            decoder,
+            max_batch=len(self._prompts),
+            max_len=self._ids.shape[1] + options.max_new_tokens,
+            prefill_chunk=options.prefill_chunk,
+        )
+        self._logprobs = options.logprobs
+        self._settings = {
+            "max_new_tokens": options.max_new_tokens,
+            "skip": pruning,
+            "eos_token_id": self._ends,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "seed": options.seed,
+            "repetition_penalty": options.repetition_penalty,
+            "min_p": options.min_p,
+        }
+
+    def sequences(self) -> list[dict[str, Any]]:
+        """Each prompt with its new ids, without padding, and their text (None without a tokenizer)."""
+        result = self._engine.generate(self._ids, self._mask, logprobs=self._logprobs, **self._settings)
+        tokens, logprobs = result if self._logprobs else (result, None)
+        sequences = []
+        for place, (prompt, row) in enumerate(zip(self._prompts, tokens.tolist(), strict=True)):
+            new = _until_end(row, self._ends)
+            sequence = {"prompt": self._texts and self._texts[place], "prompt_ids": prompt, "ids": new}
+            sequence["text"] = self._tokenizer and _continuation(self._tokenizer, prompt, new)
+            if logprobs is not None:
+                sequence["logprobs"] = logprobs[place, : len(new)].tolist()
+            sequences.append(sequence)
+        return sequences
+
+    def print_as_it_comes(self) -> None:
+        """Print the first prompt's continuation token by token."""
+        steps = (int(tokens[0]) for tokens in self._engine.stream(self._ids, self._mask, **self._settings))
+        if self._tokenizer is None:
+            return print_as_it_comes(steps, lambda new: " ".join(map(str, new)))
+        print(self._texts[0], end="", flush=True)
+        return print_as_it_comes(steps, lambda new: _continuation(self._tokenizer, self._prompts[0], new))
+
+
+def print_as_it_comes(tokens: Iterable[int], text_of: Callable[[list[int]], str]) -> None:
+    """Print the text of the tokens so far, as far as it is new, after each of them."""
+    new: list[int] = []
+    shown = text = ""
+    for token in tokens:
+        new.append(token)
+        text = text_of(new)
+        if not text.endswith("\ufffd"):  # else the bytes of a character are not complete yet
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(text[len(shown) :])
+
+
+def _prompt_ids(options: argparse.Namespace, decoder: Any, tokenizer: Any) -> list[list[int]]:
+    """The ids of each prompt; random ones without a tokenizer."""
+    from pyprune.scoring.calibration import random_windows
+
+    if tokenizer is None:
+        windows = random_windows(decoder.vocab_size, 1, RANDOM_PROMPT_TOKENS, options.seed or 0)
+        prompts = windows.input_ids.tolist()
+    else:
+        prompts = [tokenizer(prompt)["input_ids"] for prompt in options.prompt]
+    for place, ids in enumerate(prompts):
+        if not ids:
+            raise InputError(f"--prompt {options.prompt[place]!r}: gives no tokens; text is expected")
+        if len(ids) + options.max_new_tokens > decoder.max_positions:
+            raise InputError(
+                f"--max-new-tokens {options.max_new_tokens}: with a prompt of {len(ids)} tokens, at most "
+                f"{max(0, decoder.max_positions - len(ids))} are accepted by {decoder.name}"
+            )
+    return prompts
+
+
+def _padded(prompts: list[list[int]], device: Any) -> tuple[Any, Any]:
+    """Ids and mask, each `[B, T]`, of prompts padded on the right."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
+    mask = [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _end_ids(decoder: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a text: those that the model names, and its tokenizer's; none without a tokenizer."""
+    if tokenizer is None:
+        return []
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return sorted({*decoder.eos_token_ids(), *own})
+
+
+def _until_end(new: list[int], ends: list[int]) -> list[int]:
+    """New ids up to the first that ends the text, without the padding behind it."""
+    first = next((place for place, token in enumerate(new) if token in ends), len(new))
+    return new[: first + 1]
+
+
+def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The new tokens' text. Decoded together with the prompt: some tokenizers drop the space of a first word."""
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt + new, skip_special_tokens=True)
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)

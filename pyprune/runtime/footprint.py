@@ -1,0 +1,134 @@
+"""Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
+
+Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
+native library: float32 activations and, for more than FEW_ROWS rows, weights widened to float32 a slice at a time. On
+a GPU activations have the weights' dtype and nothing is widened here: an estimate there, never measured.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from pyprune.models.decoder import FFN, MHA, Decoder
+from pyprune.runtime import memory
+from pyprune.runtime.attention import ALIGNED, FEW_TOKENS
+from pyprune.runtime.skip import Plan, plan
+
+# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in tensors.h.
+FEW_ROWS = 64
+STRETCH = 256
+SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
+
+FLOAT = 4
+
+
+def cache_bytes(decoder: Decoder, batch: int, length: int, runs: Plan | None = None) -> int:
+    """Keys and values, `[batch, kv_heads, length, head_dim]` each, of every block with attention; with `runs`, only of
+    those whose attention runs: the rest is allocated, but no token touches it."""
+    halves = [block.mha for block in decoder.blocks]
+    if runs is not None:
+        halves = [mha for mha, one_runs in zip(halves, runs.mha, strict=True) if one_runs]
+    rows = sum(2 * mha.kv_heads * mha.head_dim for mha in halves if mha is not None)
+    return batch * length * rows * decoder.dtype.itemsize
+
+
+def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
+    """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time."""
+    rope = decoder.rope
+    sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
+    tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
+    return tables + max(_prefill(decoder, batch, length, runs, chunk), _decode(decoder, batch, length, runs))
+
+
+def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int) -> None:
+    """Raise InputError, with both figures, when caches and workspace of such an engine exceed what is available.
+
+    The figure is what the engine may use at full length. A system that provides memory only when it is touched would
+    let a larger engine begin, and end the process in the middle of a sequence.
+    """
+    needed = cache_bytes(decoder, max_batch, max_len)
+    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk)
+    what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
+    memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
+
+
+def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
+    """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
+    tokens = min(length, max(1, chunk // batch))
+    rows, hidden = batch * tokens, decoder.hidden_size
+    size = decoder.dtype.itemsize if decoder.device.type == "cuda" else FLOAT
+    # States that live through every block: x, the embedded piece and, from the second whole piece on, the last result.
+    states = (3 if length >= 2 * tokens else 2) * hidden
+    windows = {block.mha.window for block, one in zip(decoder.blocks, runs.mha, strict=True) if one}
+    masks = sum(_mask(tokens, length, window) for window in windows)
+    most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
+
+    def hold(*widths: int, besides: int = 0) -> None:
+        nonlocal most
+        most = max(most, rows * size * (states + sum(widths)) + masks + besides)
+
+    for block, mha_runs, ffn_runs in zip(decoder.blocks, runs.mha, runs.ffn, strict=True):
+        if mha_runs:
+            mha, held = block.mha, query + activation  # the last block's context, and activation
+            width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
+            widened = _widened(decoder, rows, width, hidden)
+            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=widened)  # norm, q twice, k, v
+            hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
+            query = width
+            hold(activation, 2 * query, 2 * hidden, besides=_widened(decoder, rows, hidden, width))
+        if ffn_runs:
+            width = block.ffn.width
+            widened = _widened(decoder, rows, width, hidden)
+            hold(activation, 2 * query, hidden, 3 * width, besides=widened)  # norm; gate, up and their product
+            activation = width
+            hold(activation, 2 * query, 2 * hidden, besides=_widened(decoder, rows, hidden, width))
+    return most
+
+
+def _widened(decoder: Decoder, rows: int, outer: int, inner: int) -> int:
+    """A slice of a weight `[outer, inner]` as float32."""
+    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
+        return 0
+    return min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
+
+
+def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int) -> int:
+    """What attention of `tokens` over `length` cache rows needs beyond q and its result."""
+    if tokens <= FEW_TOKENS:
+        return _partial(mha, batch * tokens, length)
+    held = _mask(tokens, length, mha.window) * FLOAT  # torch's SDPA makes float32 of it
+    seen = 2 * batch * _seen(tokens, length, mha.window) * mha.kv_heads
+    if decoder.dtype.itemsize != FLOAT and decoder.device.type != "cuda":  # else they are a view of the caches
+        held += seen * mha.head_dim * FLOAT
+    if mha.head_dim % ALIGNED:
+        held += (seen + batch * tokens * mha.heads) * ceil(mha.head_dim / ALIGNED) * ALIGNED * FLOAT
+    return held
+
+
+def _seen(tokens: int, length: int, window: int) -> int:
+    """Cache rows that the last `tokens` of a sequence look at."""
+    return min(length, window + tokens - 1) if window else length
+
+
+def _mask(tokens: int, length: int, window: int) -> int:
+    """The mask of a piece, bool `[tokens, rows seen]`; none where plain causal attention says it all."""
+    if tokens <= FEW_TOKENS or (tokens == length and (not window or window >= length)):
+        return 0
+    return tokens * _seen(tokens, length, window)
+
+
+def _partial(mha: MHA, rows: int, length: int) -> int:
+    """Maximum, sum and values of every query head over each stretch of the cache."""
+    return rows * mha.heads * ceil(length / STRETCH) * (mha.head_dim + 2) * FLOAT
+
+
+def _decode(decoder: Decoder, batch: int, length: int, runs: Plan) -> int:
+    """A step's scratch memory, and two sets of logits: the last ones are held while the next are made."""
+    halves: list[MHA] = [block.mha for block, one in zip(decoder.blocks, runs.mha, strict=True) if one]
+    ffns: list[FFN] = [block.ffn for block, one in zip(decoder.blocks, runs.ffn, strict=True) if one]
+    query = max((mha.heads * mha.head_dim for mha in halves), default=0)
+    width = max((ffn.width for ffn in ffns), default=0)
+    partial = max((_partial(mha, batch, length) for mha in halves), default=0)
+    hidden = decoder.hidden_size
+    rows = hidden + 2 * query + width + max(hidden, query, width)  # states, q, context, activation; packed
+    return batch * FLOAT * (rows + 2 * decoder.vocab_size) + partial

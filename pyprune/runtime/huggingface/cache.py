@@ -1,0 +1,141 @@
+"""Where new keys and values go: memory that `norm_qkv_rope` writes to, and transformers' cache afterwards.
+
+A place has `keys` and `values` `[B, G, rows, D]` to be written at rows `start` .. `start + T - 1`; `keep()` then puts
+them in the cache and gives all keys, all values and the row of the first new token among them (None if unknown).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+    StaticLayer,
+)
+
+ROOM = "pyprune_room"  # the attribute of a dynamic layer's keys and values that holds the memory they can grow into
+SPARE_ROWS, SPARE_SHARE = 64, 8  # memory for this many more rows, or an eighth of what is there
+Kept = tuple[Tensor, Tensor, int | Tensor | None]
+
+
+def place(cache: Cache | None, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> Any:
+    """The place for the keys and values `shape` = `[B, G, T, D]` of attention layer `layer`; `like` has their dtype.
+
+    Plain dynamic and static caches are written in place; any other cache (sliding, quantised, offloaded ...) is given
+    fresh tensors through its `update`.
+    """
+    if cache is None:
+        return Fresh(shape, like)
+    if type(cache) in (DynamicCache, StaticCache) and not cache.offloading and layer < len(cache.layers):
+        entry = cache.layers[layer]
+        # Writing to a dynamic layer's spare memory is bookkeeping that does not belong in a compiled graph.
+        if type(entry) is DynamicLayer and not torch.compiler.is_compiling() and _fits(entry, shape, like):
+            return Growing(entry, shape, like)
+        if type(entry) is StaticLayer:
+            if not entry.is_initialized:
+                nothing = like.new_empty(*shape[:2], 0, shape[3])
+                entry.lazy_initialization(nothing, nothing)
+            if _fits(entry, shape, like):
+                return Fixed(entry, shape[2])
+    return Updating(cache, layer, shape, like)
+
+
+def _fits(entry: DynamicLayer | StaticLayer, shape: tuple[int, int, int, int], like: Tensor) -> bool:
+    """Whether keys and values of this shape are of the cache's own kind; if not, its `update` knows what to do."""
+    if not entry.is_initialized or entry.keys.numel() == 0:
+        return True
+    for states in (entry.keys, entry.values):
+        if states.dtype != like.dtype or states.device != like.device:
+            return False
+        if states.shape[:2] != shape[:2] or states.shape[3] != shape[3]:
+            return False
+    return True
+
+
+class Fresh:
+    """No cache: keys and values live as long as the layer's forward."""
+
+    start = 0
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+
+    def keep(self) -> Kept:
+        return self.keys, self.values, 0
+
+
+class Updating(Fresh):
+    """Any cache, through its own `update`."""
+
+    def __init__(self, cache: Cache, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        super().__init__(shape, like)
+        self.cache, self.layer = cache, layer
+
+    def keep(self) -> Kept:
+        keys, values = self.cache.update(self.keys, self.values, self.layer)
+        new_rows_are_last = type(self.cache.layers[self.layer]) in (DynamicLayer, DynamicSlidingWindowLayer)
+        return keys, values, keys.shape[2] - self.keys.shape[2] if new_rows_are_last else None
+
+
+class Fixed:
+    """A static cache's layer: its own memory, from where it was filled to."""
+
+    def __init__(self, entry: StaticLayer, tokens: int) -> None:
+        self.entry, self.tokens = entry, tokens
+        self.keys, self.values = entry.keys, entry.values
+        # On the host its value costs nothing; in a graph it must stay a tensor, of which this is a copy.
+        self.start = entry.cumulative_length.clone() if torch.compiler.is_compiling() else int(entry.cumulative_length)
+
+    def keep(self) -> Kept:
+        self.entry.cumulative_length.add_(self.tokens)
+        return self.keys, self.values, self.start
+
+
+class Growing:
+    """A dynamic cache's layer: rows are appended to memory with room to spare, where `update` copies them all anew.
+
+    The newest view of such memory, and it alone, knows of the room behind it (attribute ROOM): growing takes the
+    knowledge from the old view and gives it to the new one. So rows that a view shows are never written again, whatever
+    was done with the cache meanwhile: a cropped, reordered, repeated or copied one has tensors without room of its own,
+    and is copied when it grows.
+    """
+
+    def __init__(self, entry: DynamicLayer, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        if not entry.is_initialized:
+            nothing = like.new_empty(*shape[:2], 0, shape[3])
+            entry.lazy_initialization(nothing, nothing)
+        self.entry = entry
+        self.start = entry.get_seq_length()
+        self.end = self.start + shape[2]
+        rooms = [states.__dict__.pop(ROOM, None) for states in (entry.keys, entry.values)]
+        if not (all(map(self._is_large_enough, rooms)) and rooms[0].shape == rooms[1].shape):
+            rooms = [self._new_room(states, shape) for states in (entry.keys, entry.values)]
+        self.keys, self.values = rooms
+
+    def _is_large_enough(self, room: Tensor | None) -> bool:
+        if room is None or room.shape[2] < self.end:
+            return False
+        # What was made under inference_mode, torch's own operations do not write to outside.
+        return torch.is_inference_mode_enabled() or not room.is_inference()
+
+    def _new_room(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        batch, heads, _, head_dim = shape
+        room = states.new_empty(batch, heads, self.end + max(SPARE_ROWS, self.end // SPARE_SHARE), head_dim)
+        if self.start:
+            room[:, :, : self.start] = states
+        return room
+
+    def keep(self) -> Kept:
+        self.entry.keys, self.entry.values = (self._view(room) for room in (self.keys, self.values))
+        return self.entry.keys, self.entry.values, self.start
+
+    def _view(self, room: Tensor) -> Tensor:
+        view = room[:, :, : self.end]
+        setattr(view, ROOM, room)
+        return view

@@ -1,0 +1,74 @@
+"""How much memory a model will take, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Decoder
+from pyprune.models.load import load_sizes
+from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
+from pyprune.runtime.footprint import cache_bytes, workspace_bytes
+from pyprune.runtime.skip import Skip, plan
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a loaded model and an `Engine` for it allocate, in use up to its full length.
+
+    weights: every tensor of the decoder, a tied head once. cache: keys and values of all blocks. workspace: RoPE tables
+    and the most that a piece of prefill or a decode step holds. untouched: the part of `cache` that belongs to
+    attention which `skip` leaves out; it is allocated, but a CPU's operating system never provides it.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    untouched: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes allocated. The Python process and its libraries come on top (docs/planning.md)."""
+        return self.weights + self.cache + self.workspace
+
+    def to_dict(self) -> dict[str, int]:
+        """All figures by name, the total included."""
+        return {**asdict(self), "total": self.total}
+
+
+def default_length(decoder: Decoder) -> int:
+    """Tokens for which an engine has room unless told otherwise."""
+    return min(decoder.max_positions, DEFAULT_LENGTH)
+
+
+def plan_memory(
+    model: Any,
+    batch: int = 1,
+    length: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    skip: Skip = None,
+) -> MemoryPlan:
+    """The memory of `Engine(load(model, dtype), max_batch=batch, max_len=length)` on a CPU, from sizes alone.
+
+    model: whatever `load` takes; only its configuration is read. length: prompt and new tokens together (default: as
+    the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay.
+    InputError for a model that cannot be read, a batch or a length that the engine or the model does not take, and a
+    skip that names what is not there.
+    """
+    decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
+    length = default_length(decoder) if length is None else length
+    if not 1 <= batch <= MAX_BATCH:
+        raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")
+    if not 1 <= length <= decoder.max_positions:
+        raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
+    runs = plan(decoder, skip)
+    cache = cache_bytes(decoder, batch, length)
+    return MemoryPlan(
+        weights=sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors()),
+        cache=cache,
+        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK),
+        untouched=cache - cache_bytes(decoder, batch, length, runs),
+    )

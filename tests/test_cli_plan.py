@@ -1,0 +1,100 @@
+"""The command `plan`: its figures, its JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+
+import pytest
+
+from pyprune import cli, plan_memory
+from pyprune.cli_options import build_parser
+from pyprune.runtime import memory
+
+TINY = "shape:tiny"
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    code = cli.main(["plan", *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def parser() -> argparse.ArgumentParser:
+    return build_parser()._subparsers._group_actions[0].choices["plan"]
+
+
+def test_every_option_is_explained_with_its_default():
+    for action in parser()._actions:
+        assert action.help
+        if action.option_strings and not isinstance(action, argparse._HelpAction):
+            assert "default" in action.help or "required" in action.help, action.option_strings
+
+
+def test_the_examples_can_be_pasted():
+    examples = [line.strip() for line in parser().epilog.splitlines()[1:]]
+    assert len(examples) == 2
+    for example in examples:
+        assert build_parser().parse_args(shlex.split(example)[1:]).command == "plan"
+
+
+def test_json_has_every_plan_in_bytes(capsys):
+    code, out, err = run(
+        capsys, TINY, "--memory", "--batch", "1,16", "--len", "140,524", "--skip", "1", "--skip-ffn", "2,3",
+        "--dtype", "bf16", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert set(data) == {"model", "dtype", "parameters", "skip", "available_memory_bytes", "plans"}
+    assert (data["model"], data["dtype"]) == (TINY, "bfloat16")
+    assert data["skip"] == {"blocks": [1], "mha": [], "ffn": [2, 3]}
+    assert [(plan["batch"], plan["len"]) for plan in data["plans"]] == [(1, 140), (1, 524), (16, 140), (16, 524)]
+    for plan in data["plans"]:
+        expected = plan_memory(TINY, plan["batch"], plan["len"], "bf16", data["skip"])
+        assert plan == {"batch": plan["batch"], "len": plan["len"], **expected.to_dict()}
+        assert plan["total"] == plan["weights"] + plan["cache"] + plan["workspace"]
+        assert plan["untouched"] == plan["cache"] // 4
+
+
+def test_the_table_shows_gibibytes_and_whether_they_fit(capsys, monkeypatch):
+    figures = plan_memory("shape:llama-7b", 16, 524, "fp16")
+    for free, fits in ((figures.total, "yes"), (figures.total - 1, "no"), (None, "unknown")):
+        monkeypatch.setattr(memory, "available", lambda device="cpu", free=free: free)
+        code, out, err = run(capsys, "shape:llama-7b", "--memory", "--batch", "16", "--len", "524", "--dtype", "fp16")
+        assert (code, err) == (0, "")
+        row = next(line for line in out.splitlines() if " 524 " in line).split()
+        sizes = (figures.weights, figures.cache, figures.workspace, figures.total)
+        assert row == ["16", "524", *(f"{size / 2**30:.3f}" for size in sizes), fits]
+
+
+def test_what_a_skip_leaves_unused_has_a_column_of_its_own(capsys):
+    assert "used" not in run(capsys, TINY, "--memory")[1]
+    assert "used" in run(capsys, TINY, "--memory", "--skip", "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "MODEL"),
+        ([TINY], "--memory is expected"),
+        (["no/such/model", "--memory"], "no/such/model"),
+        (["shape:llama-8b", "--memory"], "llama-8b"),
+        ([TINY, "--memory", "--batch", "0"], "batch 0: 1 to 64"),
+        ([TINY, "--memory", "--batch", "65"], "batch 65: 1 to 64"),
+        ([TINY, "--memory", "--batch", "1,x"], "'1,x': batch sizes"),
+        ([TINY, "--memory", "--len", "0"], "length 0: 1 to 2048"),
+        ([TINY, "--memory", "--len", "4096"], "length 4096: 1 to 2048"),
+        ([TINY, "--memory", "--len", "-1"], "--len"),
+        ([TINY, "--memory", "--skip", "4"], "block 4 does not exist"),
+        ([TINY, "--memory", "--skip", "0,1,2,3"], "all 4 blocks"),
+        ([TINY, "--memory", "--skip-mha", "a"], "'a'"),
+        ([TINY, "--memory", "--dtype", "int8"], "'int8'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, words, message):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("pyprune: ")
+    assert err.count("\n") == 1
