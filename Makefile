@@ -5,13 +5,15 @@ VENV   ?= .venv
 # The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# A peer of `make bench-peers` alone; built from its source package, for this processor's own instructions.
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test bench lint clean
+.PHONY: setup compare test bench bench-peers lint clean
 
 setup: $(READY)
 
@@ -32,7 +34,13 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: setup
-	$(BIN)/python -m pytest bench --benchmark-enable $(ARGS)
+	$(BIN)/python -m pytest bench --benchmark-enable -k "not fp16 and not fp32" $(ARGS)
+
+bench-peers: setup
+	@$(BIN)/python -c "import llama_cpp" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --no-binary llama-cpp-python "$(LLAMA_CPP)" \
+	  || echo "llama.cpp was not built: the table will say absent"
+	$(BIN)/python -m pytest bench/test_decode.py --benchmark-enable -k bf16 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

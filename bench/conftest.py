@@ -1,56 +1,67 @@
-"""Pairs: a peer is timed right before every round of ours, so a slow minute of the machine falls on both alike."""
+"""Fixtures of the benchmarks: interleaved sides, the memory's read limit, and the tables that are printed last."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pyprune
+from bench.ceilings import MemoryReader
+from bench.peers import Peer, peers
+from bench.rounds import Side, interleave
+from bench.tables import aligned
 from pyprune.models.decoder import Decoder
 from pyprune.study.machine import describe
 from pyprune.study.measure import speedup, spread
 
+TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=None, help="rounds of every benchmark, in place of its own number")
+
 
 @pytest.fixture
-def paired(benchmark, request: pytest.FixtureRequest):
-    """paired(ours, peer, rounds, name): time both; the ratio peer/ours, its spread and all samples go to the JSON."""
+def interleaved(benchmark, request: pytest.FixtureRequest):
+    """interleaved(sides, rounds): raw seconds of each side, the first side timed by pytest-benchmark.
 
-    def run(
-        ours: Callable[[], object], peer: Callable[[], object], rounds: int, peer_name: str, warmups: int = 1
-    ) -> dict:
-        peers: list[float] = []
+    The samples, their spread and, under "ratio", each side's seconds over the first one's go to the JSON.
+    """
 
-        def time_peer() -> None:
-            before = time.perf_counter()
-            peer()
-            peers.append(time.perf_counter() - before)
-
-        benchmark.pedantic(ours, setup=time_peer, rounds=rounds, warmup_rounds=warmups)
-        peers = peers[-rounds:]  # the first ones warmed up
-        samples = list(benchmark.stats.stats.data)
-        ratio = speedup(peers, samples)
+    def run(sides: Mapping[str, Side], rounds: int, warmups: int = 1) -> dict[str, list[float]]:
+        seconds = interleave(benchmark, sides, request.config.getoption("--rounds") or rounds, warmups)
+        first = seconds[next(iter(sides))]
         benchmark.extra_info.update(
-            peer=peer_name, peer_seconds=peers, peer_spread=spread(peers), our_seconds=samples, speedup=ratio
+            seconds=seconds,
+            spread={name: spread(samples) for name, samples in seconds.items()},
+            ratio={name: speedup(samples, first) for name, samples in seconds.items() if samples is not first},
         )
-        lines = request.config.stash.setdefault(LINES, [])
-        lines.append(
-            f"{request.node.name}: {ratio['median']:.2f}x {peer_name} "
-            f"(quartiles {ratio['q1']:.2f} to {ratio['q3']:.2f}, {rounds} rounds; "
-            f"{spread(samples)['median']:.4g} s against {spread(peers)['median']:.4g} s)"
-        )
-        return ratio
+        return seconds
 
     return run
 
 
-LINES = pytest.StashKey[list]()
+@pytest.fixture
+def table(request: pytest.FixtureRequest):
+    """table(title, row): add a row, text by column, to the table of that title; printed after all benchmarks."""
+    tables = request.config.stash.setdefault(TABLES, {})
+
+    def add(title: str, row: dict[str, str]) -> None:
+        tables.setdefault(title, []).append(row)
+
+    return add
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    for line in config.stash.get(LINES, []):
-        terminalreporter.write_line(line)
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's own table
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for title, rows in config.stash.get(TABLES, {}).items():
+        terminalreporter.write_line("")
+        for line in (title, *aligned(rows)):
+            terminalreporter.write_line(line)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -62,3 +73,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.fixture(scope="session")
 def smollm2() -> Decoder:
     return pyprune.load("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def memory() -> MemoryReader:
+    return MemoryReader()
+
+
+@pytest.fixture(scope="session")
+def all_peers() -> Iterator[list[Peer]]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield peers(Path(folder))

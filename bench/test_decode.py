@@ -1,28 +1,70 @@
-"""SmolLM2-135M in bf16: 12 prompt tokens, 32 new ones, pyprune against Hugging Face (sdpa, not compiled)."""
+"""SmolLM2-135M, 12 prompt tokens, 64 decode steps: pyprune, Hugging Face and llama.cpp, interleaved in one run.
+
+Only the decode steps are timed. `-k bf16`, `-k fp16` or `-k fp32` picks the dtype of the weights.
+"""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
 
 import pytest
 import torch
 
-from pyprune import Engine
-from pyprune.study.compare import hugging_face
+from bench.peers import Absent, PyPrune, opened
+from bench.rounds import Side
+from bench.tables import FASTER, interval_text
+from pyprune.models.tensors import DTYPES
 
-PROMPT, NEW = 12, 32
+PROMPT, STEPS, ROUNDS = 12, 64, 9
+
+
+@pytest.fixture(scope="module", params=["bf16", "fp16", "fp32"])
+def low(request: pytest.FixtureRequest, smollm2):
+    return smollm2.to(DTYPES[request.param])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 8, 16])
-def test_decode_bf16_against_hugging_face(paired, benchmark, smollm2, batch: int):
-    low = smollm2.to(torch.bfloat16)
-    engine, peer = Engine(low, max_batch=batch, max_len=PROMPT + NEW), hugging_face(low)
-    prompt = torch.randint(0, low.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+def test_decode(interleaved, benchmark, table, low, memory, all_peers, batch: int):
+    prompts = torch.randint(0, low.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    sides, first, settings, absent = {}, {}, {}, {}
+    with ExitStack() as stack:
+        for peer in (PyPrune(), *all_peers):
+            try:
+                decoding = stack.enter_context(opened(peer, low, batch, PROMPT + STEPS))
+            except Absent as reason:
+                absent[peer.name] = str(reason)
+                continue
+            decoding.prefill(prompts)
+            first[peer.name] = decoding.decode(STEPS)
+            settings[peer.name] = peer.describe()
+            sides[peer.name] = Side(partial(decoding.decode, STEPS), partial(decoding.prefill, prompts))
+        seconds = interleaved({**sides, "memory read": Side(memory.quickest())}, ROUNDS)
 
-    def theirs() -> None:
-        peer(prompt, NEW)
-
-    def ours() -> None:
-        engine.generate(prompt, max_new_tokens=NEW)
-
-    paired(ours, theirs, 7, "Hugging Face")
-    benchmark.extra_info["tokens_per_second"] = batch * NEW / benchmark.stats.stats.median
-    benchmark.extra_info["bytes_per_token"] = low.bytes_per_token()
+    read = memory.size / median(seconds["memory read"])
+    rates = {name: batch * STEPS / median(seconds[name]) for name in sides}
+    ratios = benchmark.extra_info["ratio"]
+    benchmark.extra_info.update(
+        dtype=str(low.dtype).removeprefix("torch."),
+        batch=batch,
+        prompt_tokens=PROMPT,
+        decode_steps=STEPS,
+        tokens_per_second=rates,
+        bytes_per_token=low.bytes_per_token(),
+        read_bytes=memory.size,
+        read_bytes_per_second=read,
+        settings=settings,
+        absent=absent,
+        # Where two logits are near each other the roundings of a low dtype decide, and sequences part for good.
+        same_tokens={name: (tokens == first["pyprune"]).float().mean().item() for name, tokens in first.items()},
+    )
+    title = f"{low.name}, {low.dtype}, {PROMPT} prompt tokens, {STEPS} decode steps, {torch.get_num_threads()} threads"
+    for name, rate in rates.items():
+        share = rate / batch * low.bytes_per_token() / read
+        versus = interval_text(ratios[name]) if name in ratios else ""
+        cells = {"tokens/s": f"{rate:.1f}", "of the read limit": f"{share:.0%}", FASTER: versus}
+        table(title, {"batch": str(batch), "engine": name, **cells})
+    for name, reason in absent.items():
+        cells = {"tokens/s": "absent", "of the read limit": "", FASTER: reason}
+        table(title, {"batch": str(batch), "engine": name, **cells})

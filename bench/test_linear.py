@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from statistics import median
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.rounds import Side
+from bench.tables import FASTER, interval_text
 from pyprune import ops
 
 OUT, IN = 8192, 4096
@@ -19,19 +21,8 @@ def weights() -> list[torch.Tensor]:
     return [torch.randn(OUT, IN).to(torch.bfloat16) for _ in range(4)]
 
 
-def read_bandwidth() -> float:
-    """Bytes per second of summing 512 MB of float32, the best of 5: what this machine can read."""
-    data = torch.ones(128 * 1024 * 1024)
-    seconds = []
-    for _ in range(5):
-        before = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - before)
-    return data.numel() * 4 / min(seconds)
-
-
 @pytest.mark.parametrize("rows", [1, 4, 8, 16, 64, 1024])
-def test_bf16_linear_against_torch(paired, benchmark, weights, rows: int):
+def test_bf16_linear_against_torch(interleaved, benchmark, table, weights, memory, rows: int):
     x, turn = torch.randn(rows, IN), [0]
     low = x.to(torch.bfloat16)
 
@@ -43,8 +34,18 @@ def test_bf16_linear_against_torch(paired, benchmark, weights, rows: int):
         turn[0] += 1
         F.linear(low, weights[turn[0] % 4])
 
-    benchmark.extra_info["read_bytes_per_second"] = read_bandwidth()
-    benchmark.extra_info["bytes"] = OUT * IN * 2
-    paired(ours, theirs, 20 if rows <= 64 else 6, "torch")
-    seconds = benchmark.stats.stats.median
-    benchmark.extra_info["share_of_read_limit"] = OUT * IN * 2 / seconds / benchmark.extra_info["read_bytes_per_second"]
+    sides = {"pyprune": Side(ours), "torch": Side(theirs), "memory read": Side(memory.quickest())}
+    seconds = interleaved(sides, 20 if rows <= 64 else 6)
+    read = memory.size / median(seconds["memory read"])
+    share = OUT * IN * 2 / median(seconds["pyprune"]) / read
+    benchmark.extra_info.update(bytes=OUT * IN * 2, read_bytes_per_second=read, share_of_read_limit=share)
+    table(
+        f"bf16 linear {OUT} x {IN}",
+        {
+            "rows": str(rows),
+            "ms": f"{1e3 * median(seconds['pyprune']):.2f}",
+            "torch, ms": f"{1e3 * median(seconds['torch']):.2f}",
+            FASTER: interval_text(benchmark.extra_info["ratio"]["torch"]),
+            "of the read limit": f"{share:.0%}",
+        },
+    )

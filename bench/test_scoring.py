@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 
+from bench.rounds import Side
+from bench.tables import FASTER, interval_text
 from pyprune import score, to_transformers
 from pyprune.scoring.calibration import calibration
 
 
-def test_block_scores_against_the_naive_batched_loop(paired, benchmark, smollm2):
+def test_block_scores_against_the_naive_batched_loop(interleaved, benchmark, table, smollm2):
     samples = calibration(smollm2).input_ids
     count = len(smollm2.blocks)
     models = [to_transformers(smollm2)]
@@ -32,7 +35,15 @@ def test_block_scores_against_the_naive_batched_loop(paired, benchmark, smollm2)
         found = score(smollm2, samples)
         results["ours"] = [found.baseline, *found.values]
 
-    paired(ours, naive, 3, "the naive batched loop", warmups=0)
+    seconds = interleaved({"pyprune": Side(ours), "naive": Side(naive)}, 3, warmups=0)
     worst = max(abs(a / b - 1) for a, b in zip(results["ours"], results["naive"], strict=True))
     benchmark.extra_info["largest_relative_difference"] = worst
+    table(
+        f"scores of {count} blocks, {samples.shape[0]} x {samples.shape[1]} tokens, float32",
+        {
+            "seconds": f"{median(seconds['pyprune']):.1f}",
+            "naive batched loop, seconds": f"{median(seconds['naive']):.1f}",
+            FASTER: interval_text(benchmark.extra_info["ratio"]["naive"]),
+        },
+    )
     assert worst < 1e-4

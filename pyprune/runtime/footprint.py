@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from math import ceil
 
+import torch
+
 from pyprune.models.decoder import FFN, MHA, Decoder
+from pyprune.ops import native
 from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS
 from pyprune.runtime.skip import Plan, plan
@@ -18,6 +21,7 @@ from pyprune.runtime.skip import Plan, plan
 FEW_ROWS = 64
 STRETCH = 256
 SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
+MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in tensors.h
 
 FLOAT = 4
 
@@ -86,9 +90,12 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) 
 
 
 def _widened(decoder: Decoder, rows: int, outer: int, inner: int) -> int:
-    """A slice of a weight `[outer, inner]` as float32."""
+    """What a product of many rows with a weight `[outer, inner]` needs besides: a slice of the weight as float32, or
+    where the processor multiplies bfloat16 itself the rows and their product in it."""
     if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
         return 0
+    if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
+        return rows * (inner + outer) * decoder.dtype.itemsize
     return min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
 

@@ -208,8 +208,8 @@ def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
     needed = max(protocol.input_tokens + max(protocol.output_tokens), protocol.evaluation_window, seq_len)
     if needed > decoder.max_positions:
         raise InputError(
-            f"{decoder.name}: a context of {decoder.max_positions} tokens; the protocol {protocol.name} with seq-len {seq_len} needs "
-            f"{needed}"
+            f"{decoder.name}: a context of {decoder.max_positions} tokens; the protocol {protocol.name} with seq-len "
+            f"{seq_len} needs {needed}"
         )
 
 

@@ -1,0 +1,103 @@
+"""Hugging Face transformers: eager with its default cache, and compiled with a static one. Both share our weights."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.peers.peer import Absent, Decoding, Peer
+from pyprune.models.decoder import Decoder
+from pyprune.models.tensors import one_line
+from pyprune.models.transformers_model import to_transformers
+
+COMPILE_SECONDS = 180
+
+
+class HuggingFace(Peer):
+    """sdpa attention, not compiled, a dynamic cache made anew for every batch of prompts."""
+
+    name = "HF eager"
+
+    def open(self, decoder: Decoder, batch: int, length: int) -> Decoding:
+        from transformers import DynamicCache
+
+        model = to_transformers(decoder, attn_implementation="sdpa")
+        return HuggingFaceDecoding(model, model, lambda: DynamicCache(config=model.config))
+
+
+class HuggingFaceCompiled(Peer):
+    """sdpa attention, a static cache, the decode step compiled by inductor for the batch size at hand."""
+
+    name = "HF compiled"
+
+    def absent_reason(self) -> str | None:
+        return None if shutil.which("g++") or shutil.which("clang++") else "inductor needs a C++ compiler"
+
+    def open(self, decoder: Decoder, batch: int, length: int) -> Decoding:
+        from transformers import StaticCache
+
+        model = to_transformers(decoder, attn_implementation="sdpa")
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        torch._dynamo.reset()  # else the graphs of other batch sizes count against its limit
+        step = torch.compile(model, fullgraph=True, dynamic=False)
+
+        def emptied() -> Any:
+            cache.reset()
+            return cache
+
+        decoding = HuggingFaceDecoding(model, step, emptied)
+        try:
+            with at_most(COMPILE_SECONDS):
+                decoding.prefill(torch.zeros(batch, 1, dtype=torch.int64))
+                decoding.decode(2)
+        except TimeoutError:
+            raise Absent(f"compiling took more than {COMPILE_SECONDS} s") from None
+        except Exception as error:  # each stage of torch.compile has exceptions of its own
+            raise Absent(f"torch.compile failed: {one_line(error)[:120]}") from error
+        return decoding
+
+
+class HuggingFaceDecoding(Decoding):
+    """The model's forward and an argmax for each step: `generate` without its bookkeeping, to the peer's advantage."""
+
+    def __init__(self, model: Any, step: Callable[..., Any], new_cache: Callable[[], Any]) -> None:
+        self._model, self._step, self._new_cache = model, step, new_cache
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Tensor) -> None:
+        self._cache, self._position = self._new_cache(), prompts.shape[1]
+        out = self._model(prompts, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._tokens = out.logits[:, -1].argmax(-1)
+
+    @torch.inference_mode()
+    def decode(self, steps: int) -> Tensor:
+        chosen = []
+        for _ in range(steps):
+            position = torch.tensor([[self._position]])
+            out = self._step(self._tokens[:, None], position_ids=position, past_key_values=self._cache, use_cache=True)
+            self._tokens = out.logits[:, -1].argmax(-1)
+            self._position += 1
+            chosen.append(self._tokens)
+        return torch.stack(chosen, 1)
+
+
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError inside when it takes longer (in the main thread, at the next Python instruction)."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

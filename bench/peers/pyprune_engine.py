@@ -1,0 +1,39 @@
+"""pyprune's own engine, through the same door as its peers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.peers.peer import Decoding, Peer
+from pyprune import Engine
+from pyprune.models.decoder import Decoder
+from pyprune.ops import native
+from pyprune.runtime.skip import Skip
+
+
+class PyPrune(Peer):
+    name = "pyprune"
+
+    def open(self, decoder: Decoder, batch: int, length: int, skip: Skip = None) -> Decoding:
+        return EngineDecoding(Engine(decoder, max_batch=batch, max_len=length), skip)
+
+    def describe(self) -> dict[str, str]:
+        return {"instruction_set": str(native.selected_isa())}
+
+
+class EngineDecoding(Decoding):
+    """`Engine.prefill`, then `Engine.decode` and an argmax for each step."""
+
+    def __init__(self, engine: Engine, skip: Skip = None) -> None:
+        self._engine, self._skip = engine, skip
+
+    def prefill(self, prompts: Tensor) -> None:
+        self._tokens = self._engine.prefill(prompts, skip=self._skip).argmax(-1)
+
+    def decode(self, steps: int) -> Tensor:
+        chosen = []
+        for _ in range(steps):
+            self._tokens = self._engine.decode(self._tokens).argmax(-1)
+            chosen.append(self._tokens)
+        return torch.stack(chosen, 1)
