@@ -74,7 +74,7 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
   // Partial results stay in scratch while small; a long stretch of queries gets memory that is given back.
   const int64_t floats = stage.tasks() * stage.part();
   std::optional<Tensor> large;
-  if (floats > (int64_t(4) << 20)) large = new_tensor(q, {floats}, ScalarType::Float);
+  if (floats > kKeptFloats) large = new_tensor(q, {floats}, ScalarType::Float);
   stage.parts = large ? static_cast<float*>(large->mutable_data_ptr()) : reinterpret_cast<float*>(scratch<0>(floats * 4));
   run(stage);
   run(Reduce{stage, rows_of(result, head_dim)});

@@ -120,7 +120,7 @@ Sizes check_blocks(const Step& s, const std::vector<Cache>& keys, const std::vec
                    const Tensor& sin) {
   Sizes widest;
   const auto vector_in = [&](int64_t b, Field field, int64_t n, const char* what) {
-    if (s.has(b, field)) check_vector(s.weight(b, field), n, what);
+    if (s.has(b, field)) vector(s.weight(b, field), n, what);
   };
   for (int64_t b = 0; b < s.blocks(); ++b) {
     for (int64_t f = 0; f < fields; ++f)
@@ -132,7 +132,7 @@ Sizes check_blocks(const Step& s, const std::vector<Cache>& keys, const std::vec
       const Cache &ks = keys[b], &vs = values[b];
       check_pair(ks, vs);
       STD_TORCH_CHECK(ks.batch >= s.batch, "caches: room for a batch of ", s.batch, " is expected");
-      check_vector(s.weight(b, mha_norm), s.hidden, "attention norm");
+      vector_in(b, mha_norm, s.hidden, "attention norm");
       const int64_t heads = check_heads({matrix(s.weight(b, q), s.hidden, "q_weight"), matrix(s.weight(b, k), s.hidden, "k_weight"),
                                          matrix(s.weight(b, v), s.hidden, "v_weight")},
                                         s.rows_of(b, q), s.rows_of(b, k), s.rows_of(b, v), ks);
@@ -151,13 +151,15 @@ Sizes check_blocks(const Step& s, const std::vector<Cache>& keys, const std::vec
     }
     if (s.has(b, ffn_norm)) {
       for (Field f : {gate, up, down}) STD_TORCH_CHECK(s.has(b, f), "layout: block ", b, " lacks a projection");
-      check_vector(s.weight(b, ffn_norm), s.hidden, "FFN norm");
+      vector_in(b, ffn_norm, s.hidden, "FFN norm");
       const int64_t n = s.rows_of(b, gate);
       const Const g = matrix(s.weight(b, gate), s.hidden, "gate"), u = matrix(s.weight(b, up), s.hidden, "up");
       STD_TORCH_CHECK(s.rows_of(b, up) == n && u.type == g.type, "up: the shape and dtype of gate are expected");
       matrix(s.weight(b, down), n, "down");
       STD_TORCH_CHECK(s.rows_of(b, down) == s.hidden, "down: ", s.hidden, " rows are expected");
       vector_in(b, gate_bias, n, "gate_bias"), vector_in(b, up_bias, n, "up_bias"), vector_in(b, down_bias, s.hidden, "down_bias");
+      STD_TORCH_CHECK(!s.has(b, gate_bias) || !s.has(b, up_bias) || s.vector_of(b, gate_bias).type == s.vector_of(b, up_bias).type,
+                      "up_bias: the dtype of gate_bias is expected");
       widest.ffn_width = std::max(widest.ffn_width, n);
     }
   }
@@ -178,7 +180,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   const auto* ids = check_places("tokens", tokens, {batch}, embedding.size(0));
   const auto* places = check_places("positions", positions, {batch}, INT64_MAX);
   const Const table = matrix(embedding, hidden, "embedding"), w = matrix(head, hidden, "head");
-  check_vector(norm, hidden, "norm");
+  const Const last_norm = vector(norm, hidden, "norm"), last_bias = vector(head_bias, vocab, "head_bias");
   const bool* mask = nullptr;
   if (skip.has_value()) {
     STD_TORCH_CHECK(skip->is_cpu() && skip->scalar_type() == ScalarType::Bool && skip->dim() == 1 &&
@@ -201,12 +203,17 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
             nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const Sizes widest = check_blocks(step, keys, values, cos, sin);
   Tensor logits = new_tensor(embedding, {batch, vocab}, ScalarType::Float);
+  auto* results = static_cast<float*>(logits.mutable_data_ptr());
 
   const int64_t stretches = Attend::stretches_for(places, batch), widths = std::max({hidden, widest.width, widest.ffn_width});
+  // A long sequence's partial attention gets memory that is given back.
+  const int64_t partial = stretches * widest.part;
+  std::optional<Tensor> large;
+  if (partial > kKeptFloats) large = new_tensor(embedding, {partial}, ScalarType::Float);
   const int64_t packed_bytes = kernel.packed_bytes(DType::f32, widths, batch);  // no other dtype takes more
   const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
   char* memory = scratch<0>(4 * (aligned(batch * hidden) + 2 * aligned(batch * widest.width) +
-                                 aligned(batch * widest.ffn_width) + aligned(stretches * widest.part)) + packed_bytes);
+                                 aligned(batch * widest.ffn_width) + aligned(large ? 0 : partial)) + packed_bytes);
   const auto take = [&](int64_t floats) {
     auto* start = reinterpret_cast<float*>(memory);
     memory += aligned(floats) * 4;
@@ -216,7 +223,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   step.queries = take(batch * widest.width);
   step.context = take(batch * widest.width);
   step.activation = take(batch * widest.ffn_width);
-  step.parts = take(stretches * widest.part);
+  step.parts = large ? static_cast<float*>(large->mutable_data_ptr()) : take(partial);
   step.packed = memory;
   for (int64_t m = 0; m < batch; ++m) kernel.to_float(table.row(ids[m]), table.type, hidden, step.x + m * hidden);
 
@@ -227,9 +234,8 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
       if (step.runs(b, false)) step.attention(member, b, keys[b], values[b]);
       if (step.runs(b, true)) step.ffn(member, b);
     }
-    Project last = step.project(hidden, w, vocab, vector(head_bias, vocab, "head_bias"), nullptr,
-                                static_cast<float*>(logits.mutable_data_ptr()));
-    step.multiply(member, step.x, hidden, {norm.const_data_ptr(), dtype_of(norm, "norm"), 0}, w.type, last);
+    Project last = step.project(hidden, w, vocab, last_bias, nullptr, results);
+    step.multiply(member, step.x, hidden, last_norm, w.type, last);
   });
   return logits;
 }

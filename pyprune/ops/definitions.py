@@ -185,9 +185,16 @@ def decode_step(
     )
     _check_places("tokens", tokens, (len(tokens),), len(embedding))
     _expect(len(layout) % len(LAYOUT) == 0, f"layout: {len(LAYOUT)} numbers a block are expected")
+    blocks = len(layout) // len(LAYOUT)
+    for name, place in zip(LAYOUT * blocks, layout, strict=True):
+        good = place >= 0 if name == "window" else -1 <= place < len(weights)
+        _expect(good, f"layout: {place} is no place in weights")
+    wanted = 2 * sum(place >= 0 for place in layout[:: len(LAYOUT)])
+    _expect(len(caches) == wanted, f"caches: {wanted} are expected, not {len(caches)}")
+    _expect(skip is None or tuple(skip.shape) == (2 * blocks,), f"skip: a bool vector of {2 * blocks} is expected")
     places, cached, run = positions.unsqueeze(1), iter(caches), torch.ops.pyprune
     x = embedding[tokens].to(_wide(embedding.dtype)).unsqueeze(1)
-    for unit in range(0, 2 * len(layout) // len(LAYOUT), 2):
+    for unit in range(0, 2 * blocks, 2):
         start = unit // 2 * len(LAYOUT)
         part = dict(zip(LAYOUT, layout[start : start + len(LAYOUT)], strict=True))
         window = part.pop("window")

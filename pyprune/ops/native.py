@@ -1,6 +1,6 @@
 """The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
 
-`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library
 unloaded, so that the plain definitions run.
 """
 
@@ -22,7 +22,7 @@ REMEDY = (
     "pip install 'setuptools>=77' wheel cmake ninja && pip install --no-build-isolation --force-reinstall --no-deps ."
 )
 
-ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt
@@ -93,14 +93,23 @@ def select_isa(name: str) -> None:
         raise InputError(f"instruction set {name!r}: one of {', '.join(runnable_isas())} is expected on this machine")
 
 
-NEVER_RUN = ("avx512_bf16",)
+NEVER_RUN = ("amx",)
 """Compiled, but never run on hardware: used only when forced."""
+
+CHECKED_ON = {
+    "avx512_bf16": "AMD EPYC (Zen 4)",
+    "avx512": "Intel Xeon, AMD EPYC (Zen 4)",
+    "avx2": "Intel Xeon, AMD EPYC (Zen 4)",
+    "portable": "Intel Xeon, AMD EPYC (Zen 4)",
+}
+"""The processors on which each instruction set has passed the operators' tests."""
 
 
 def report() -> dict[str, object]:
     """What is available and, where something is not, why and what to do.
 
-    `isas_unused`: for each instruction set that is not in use, the reason.
+    `isas_unused`: for each instruction set that is not in use, the reason. `isa_checked_on`: the processors on which
+    the one in use has passed the tests.
     """
     available = load()
     off = os.environ.get("PYPRUNE_NATIVE") == "0"
@@ -109,7 +118,7 @@ def report() -> dict[str, object]:
         if name not in compiled_isas():
             unused[name] = "not compiled: the compiler does not know it" if available else "no library"
         elif name not in runnable_isas():
-            unused[name] = "this processor lacks it"
+            unused[name] = "this processor or its system lacks it"
         elif name != selected_isa():
             never = "never run on hardware yet; " if name in NEVER_RUN else ""
             unused[name] = f"{never}PYPRUNE_ISA={name} takes it"
@@ -120,6 +129,7 @@ def report() -> dict[str, object]:
         "isas_compiled": compiled_isas(),
         "isas_runnable": runnable_isas(),
         "isa_selected": selected_isa(),
+        "isa_checked_on": CHECKED_ON.get(selected_isa() or ""),
         "isas_unused": unused,
         "isas_never_run_on_hardware": [name for name in compiled_isas() if name in NEVER_RUN],
     }

@@ -27,7 +27,8 @@ SCHEMAS = {
     "Tensor? slots=None) -> Tensor",
     # softmax(scale * q k^T) v for q [B, T, N, D] against caches [B', G, L, D]: query (b, t) sees cache rows
     # first[b] .. positions[b, t], of them the last `window` where window > 0 (a sliding window); first [B] int64 is 0
-    # where not given. A query always sees its own row. Query head n uses KV head n // (N / G). Gives [B, T, N, D].
+    # where not given. A query always sees its own row. Rows between the first and the last that any query of a sequence
+    # sees must hold finite numbers. Query head n uses KV head n // (N / G). Gives [B, T, N, D].
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, float scale, Tensor? skip=None, "
     "int unit=0, Tensor? first=None, int window=0) -> Tensor",
     # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.

@@ -55,6 +55,9 @@ class Engine:
     def __init__(
         self, decoder: Decoder, max_batch: int = 1, max_len: int | None = None, prefill_chunk: int = PREFILL_CHUNK
     ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_len", max_len), ("prefill_chunk", prefill_chunk)):
+            if value is not None and not hasattr(value, "__index__"):
+                raise InputError(f"{name}: {value!r} given; a whole number is accepted")
         if not 1 <= max_batch <= MAX_BATCH:
             raise InputError(f"max_batch: {max_batch} given; 1 to {MAX_BATCH} is accepted")
         if max_len is None:

@@ -1,8 +1,9 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows, weights widened to float32 a slice at a time. On
-a GPU activations have the weights' dtype and nothing is widened here: an estimate there, never measured.
+native library: float32 activations and, for more than FEW_ROWS rows of half precision, weights widened to float32 a
+slice at a time; or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU
+activations have the weights' dtype and products need nothing else: an estimate there, never measured.
 """
 
 from __future__ import annotations
@@ -75,23 +76,23 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) 
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
-            widened = _widened(decoder, rows, width, hidden)
-            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=widened)  # norm, q twice, k, v
+            hold(held, query, hidden, 2 * width, besides=_product(decoder, rows, width, hidden))  # norm, q twice
+            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=_product(decoder, rows, kv_width, hidden))
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
             query = width
-            hold(activation, 2 * query, 2 * hidden, besides=_widened(decoder, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, rows, hidden, width))
         if ffn_runs:
             width = block.ffn.width
-            widened = _widened(decoder, rows, width, hidden)
-            hold(activation, 2 * query, hidden, 3 * width, besides=widened)  # norm; gate, up and their product
+            product = _product(decoder, rows, width, hidden)
+            hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            hold(activation, 2 * query, 2 * hidden, besides=_widened(decoder, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, rows, hidden, width))
     return most
 
 
-def _widened(decoder: Decoder, rows: int, outer: int, inner: int) -> int:
-    """What a product of many rows with a weight `[outer, inner]` needs besides: a slice of the weight as float32, or
-    where the processor multiplies bfloat16 itself the rows and their product in it."""
+def _product(decoder: Decoder, rows: int, outer: int, inner: int) -> int:
+    """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
+    weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it."""
     if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
         return 0
     if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:

@@ -30,16 +30,17 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature: {self.temperature} given; 0 (greedy) or a positive number is accepted")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k: {self.top_k} given; 1 or more is accepted")
+        # The bounds keep every score finite in float32.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise InputError(f"temperature: {self.temperature} given; 0 (greedy), or 1e-6 to 1e6 is accepted")
+        if self.top_k is not None and (not hasattr(self.top_k, "__index__") or self.top_k < 1):
+            raise InputError(f"top_k: {self.top_k} given; a whole number from 1 is accepted")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p: {self.top_p} given; more than 0 and at most 1 is accepted")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise InputError(f"min_p: {self.min_p} given; 0 to 1 is accepted")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise InputError(f"repetition_penalty: {self.repetition_penalty} given; a positive number is accepted")
+        if not 1e-3 <= self.repetition_penalty <= 1e3:
+            raise InputError(f"repetition_penalty: {self.repetition_penalty} given; 0.001 to 1000 is accepted")
 
     @property
     def penalizes(self) -> bool:
@@ -59,7 +60,9 @@ class Sampling:
         reached = self.kept(scores).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
         total = reached[:, -1:]
         point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(reached, point, right=True).squeeze(-1)
+        if logits.device.type == "cpu" and not bool(total.isfinite().all()):  # on a GPU looking would mean waiting
+            raise RuntimeError("the model's logits are not finite: nothing can be sampled from them")
+        return torch.searchsorted(reached, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
     def penalized(self, logits: Tensor, held: Tensor | None) -> Tensor:
         """Logits `[B, V]` after the repetition penalty."""

@@ -51,7 +51,7 @@ def stop_ids(eos_token_id: StopIds, batch: int, device: torch.device) -> Tensor 
 def _is_whole(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
 
 
 def _listed(values: Any, name: str) -> list[Any]:
@@ -66,6 +66,6 @@ def _listed(values: Any, name: str) -> list[Any]:
 def _whole_numbers(values: Any, name: str) -> list[int]:
     listed = _listed(values, name)
     for value in listed:
-        if not _is_whole(value):
-            raise InputError(f"{name}: {value!r} given; whole numbers are accepted")
+        if not _is_whole(value) or not -(2**63) <= value.__index__() < 2**63:
+            raise InputError(f"{name}: {value!r} given; whole numbers of at most 64 bits are accepted")
     return [value.__index__() for value in listed]

@@ -33,6 +33,66 @@ def test_the_cuda_choice_without_its_library_says_what_it_takes(monkeypatch, tmp
         gpu.choose()
 
 
+@pytest.fixture
+def with_triton(monkeypatch, tmp_path):
+    """PYPRUNE_GPU=triton on a machine that says it has a GPU; what is registered is told and not done."""
+    pytest.importorskip("triton")
+    from pyprune.triton_kernels import registration, tuning
+
+    registered: list[object] = []
+    monkeypatch.setenv("PYPRUNE_GPU", "triton")
+    monkeypatch.setenv("PYPRUNE_TUNING", str(tmp_path / "tuning.json"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(registration, "register", lambda *given: registered.append(given))
+    for module, name in ((gpu, "_chosen"), (gpu, "_tuning"), (tuning, "_loaded")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    return tmp_path / "tuning.json", registered
+
+
+def test_a_tuning_file_that_is_not_sound_is_refused_before_anything_is_registered(with_triton):
+    file, registered = with_triton
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"tuning\.json: is not of format"):
+        gpu.choose()
+    assert registered == []
+
+
+def test_the_kernels_run_with_the_fixed_table_where_nothing_was_tuned_and_the_report_tells(with_triton):
+    file, registered = with_triton
+    gpu.choose()
+    assert len(registered) == 1
+    assert gpu.report()["tuning"] == {"file": str(file), "loaded": 0}
+    assert gpu.report()["reason"] == "triton: never checked on hardware yet"
+
+
+def test_what_was_tuned_is_loaded_and_told(with_triton):
+    from pyprune.triton_kernels import tuning
+    from pyprune.triton_kernels.candidates import candidates
+    from pyprune.triton_kernels.configs import SM_90, Shape
+
+    file, _ = with_triton
+    shape = Shape(1, 8192, 4096)
+    key = tuning.Key(tuning.Machine("a GPU", 90, "3.7.1"), "norm_gate_up", "bfloat16", shape)
+    config = candidates("norm_gate_up", torch.bfloat16, shape, SM_90)[1]
+    tuning.write(file, {key: tuning.Tuned(config, 1e-6, 2e-6)})
+    gpu.choose()
+    assert gpu.report()["tuning"] == {"file": str(file), "loaded": 1}
+    assert f"1 configurations from {file}" in str(gpu.report()["reason"])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_takes_the_triton_kernels_is_told_what_is_missing(monkeypatch, there: bool):
+    from pyprune import triton_kernels
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(triton_kernels, "available", lambda: False)
+    monkeypatch.setattr(triton_kernels, "why_not", lambda: "Triton is not installed")
+    with pytest.raises(
+        InputError, match=r"^tune: Triton is not" if there else r"^tune: no GPU that this torch can use"
+    ):
+        gpu.require_triton("tune")
+
+
 @pytest.mark.parametrize(("rows", "expected"), [(1, "cuda"), (2, "cuda"), (3, "other"), (0, "other")])
 def test_one_and_two_rows_go_to_the_cuda_library_with_their_arguments(monkeypatch, rows: int, expected: str):
     calls: list[tuple] = []

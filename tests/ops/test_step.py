@@ -134,7 +134,38 @@ def test_weights_that_do_not_fit_are_named():
         broken[where] = broken[where][:-1, :-1] if name == "down" else broken[where][:-1]
         with pytest.raises(RuntimeError, match=message):
             ops.decode_step(*args[:3], broken, *args[4:])
-    with pytest.raises(RuntimeError, match="caches"):
-        ops.decode_step(*args[:5], args[5][:-1], *args[6:])
+    for run in (ops.decode_step, D.decode_step):
+        with pytest.raises(RuntimeError, match="caches"):
+            run(*args[:5], args[5][:-1], *args[6:])
+        with pytest.raises(RuntimeError, match="layout: 999"):
+            run(*args[:4], [999, *args[4][1:]], *args[5:])
+        with pytest.raises(RuntimeError, match="skip"):
+            run(*args, torch.zeros(5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("up_bias", torch.Tensor.half, "up_bias: the dtype of gate_bias"),
+        ("down_bias", torch.Tensor.double, "down_bias: float32, bfloat16 or float16"),
+        ("q_norm", torch.Tensor.int, "q_norm: float32, bfloat16 or float16"),
+    ],
+)
+def test_a_wrong_dtype_is_named_before_any_cache_is_touched(name: str, change, message: str):
+    args = own_caches(step_arguments(2, torch.float32, torch.tensor([1, 2])))
+    block = next(b for b, (heads, _, width, extras, _) in enumerate(BLOCKS) if heads and width and extras)
+    where = args[4][block * len(LAYOUT) + LAYOUT.index(name)]
+    args[3] = [change(w) if place == where else w for place, w in enumerate(args[3])]
+    before = [cache.clone() for cache in args[5]]
+    with pytest.raises(RuntimeError, match=message):
+        ops.decode_step(*args)
+    args[9] = args[9][:3]
+    with pytest.raises(RuntimeError, match="head_bias"):
+        ops.decode_step(*args[:3], step_arguments(2, torch.float32, torch.tensor([1, 2]))[3], *args[4:])
+    assert all(torch.equal(cache, same) for cache, same in zip(args[5], before, strict=True))
+
+
+def test_a_gradient_is_refused():
+    args = step_arguments(2, torch.float32, torch.tensor([1, 2]))
     with pytest.raises(RuntimeError, match="has no gradient"):
         ops.decode_step(*args[:2], args[2].requires_grad_(), *args[3:])

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pyprune import Decoder, Engine, InputError, Pruning, apply, load, plan_memory, to_transformers
 from pyprune.models import load_sizes
+from pyprune.ops import native
 from pyprune.runtime import footprint, memory
 from pyprune.runtime.engine import PREFILL_CHUNK
 from pyprune.runtime.planner import default_length
@@ -144,8 +145,21 @@ WORK = [
 ]
 
 
+@pytest.fixture(params=["own", "avx2"])
+def isa(request):
+    """This machine's own instruction set, and others it has: not all multiply bfloat16 themselves."""
+    own = native.selected_isa()
+    if request.param not in ("own", *native.runnable_isas()):
+        pytest.skip(f"this processor lacks {request.param}")
+    if request.param != "own":
+        native.select_isa(request.param)
+    yield
+    if own is not None:
+        native.select_isa(own)
+
+
 @pytest.mark.parametrize(("spec", "dtype", "pruning", "batch", "length"), WORK)
-def test_the_workspace_is_the_most_that_torch_records(spec, dtype, pruning, batch, length):
+def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length):
     decoder = apply(load(spec, dtype), pruning)
     engine = Engine(decoder, batch, length)
     prompt = torch.randint(0, decoder.vocab_size, (batch, length - 1))

@@ -23,7 +23,7 @@ def test_frequencies_follow_the_softmax():
 
 
 def test_a_tiny_temperature_is_greedy():
-    assert Sampling(1e-38).choose(torch.tensor([[1.0, 20.0]]), torch.zeros(1).double()).tolist() == [1]
+    assert Sampling(1e-6).choose(torch.tensor([[1.0, 20.0]]), torch.zeros(1).double()).tolist() == [1]
 
 
 def test_temperature_sharpens():
