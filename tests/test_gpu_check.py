@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pyprune
-from bench.gpu_check import cpu_operators, install, operators, parts, runner, scoring, table1
+from bench.gpu_check import attention, cpu_operators, install, operators, parts, runner, scoring, table1
 from bench.gpu_check.__main__ import main
 from bench.gpu_check.cases import Case, cases
 from bench.gpu_check.child import finite
@@ -31,6 +31,7 @@ from pyprune.ops import native
 from pyprune.pruning.budget import UniformSizes
 
 TINY = "shape:tiny"
+OPERATORS = set(ops.contracts.SCHEMAS) - {"decode_step"}  # that one is made of the others
 
 
 # --- the whole of it, on a CPU ------------------------------------------------------------------------------------
@@ -72,13 +73,16 @@ def test_a_dry_run_passes_every_case_of_every_operator_and_names_its_numbers(dry
     for name in ("operators-triton-bfloat16", "operators-triton-float32", "operators-cuda"):
         assert found[name]["failed"] == 0
         assert found[name]["passed"] == found[name]["of"] == len(found[name]["cases"]) > 20
-    assert {case["operator"] for case in found["operators-triton-bfloat16"]["cases"]} == set(ops.contracts.SCHEMAS)
+    assert {case["operator"] for case in found["operators-triton-bfloat16"]["cases"]} == OPERATORS
     assert found["cpu-operators"]["isas"] == native.runnable_isas()
     assert (found["cpu-operators"]["failed"], found["cpu-operators"]["passed"] > 0) == (0, True)
     assert found["ceilings"]["bandwidth"] > 0
     decode = found["decode-cuda"]["timings"]
     assert all(line["errors"] == {} and line["speedup"]["median"] > 0 and line["pyprune_share"] > 0 for line in decode)
     assert found["scoring-triton"]["largest_relative_difference"] < 0.05
+    for line in found["attention-triton"]["timings"]:
+        assert (line["failures"], set(line["seconds"])) == ({}, {"sdpa", "pyprune"})
+        assert max(line["errors"].values()) < 0.02
     model = found["model-cuda"]
     assert all(prompt["tokens_as_our_cpu_path"] == 1 and prompt["same_tokens_twice"] for prompt in model["prompts"])
     rows = found["table1"]["rows"]
@@ -324,10 +328,12 @@ def test_a_row_of_the_cache_written_beside_its_position_fails(monkeypatch):
 
 def test_the_cases_cover_every_operator_odd_and_aligned_few_and_many_rows_and_the_mask():
     found = list(cases(3))
-    assert {case.operator for case in found} == set(ops.contracts.SCHEMAS)
+    assert {case.operator for case in found} == OPERATORS
     labels = [case.label for case in found if case.operator == "linear_residual"]
     for part in ("1x129 -> 171", "1280x512 -> 256", "1x7155 -> 4096", "skip True", "skip False", "bias"):
         assert any(part in label for label in labels), part
+    for operator, part in (("norm_qkv_rope", "slots"), ("decode_attention", "first rows, window 30")):
+        assert any(part in case.label for case in found if case.operator == operator), part
     assert len({(case.operator, case.label) for case in found}) == len(found)
 
 
@@ -412,6 +418,22 @@ def test_a_decode_step_is_the_difference_of_a_long_and_a_short_run():
     assert (line["hf_step_seconds"], line["pyprune_step_seconds"]) == (2.0, 0.5)
     assert (line["hf_share"], line["pyprune_share"]) == (0.125, 0.5)
     assert line["speedup"]["median"] == 3.0
+
+
+def test_attention_that_fails_is_told_and_leaves_the_other_ones_time(monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setattr(ops, "decode_attention", broken)
+    result = attention.run(Settings("attention", "", dry_run=True), lambda told: None)
+    for line in result["timings"]:
+        assert line["failures"] == {"pyprune": "RuntimeError: out of shared memory"}
+        assert list(line["seconds"]) == ["sdpa"]
+        assert "speedup" not in line
+    part = {"name": "attention", "group": "attention", "status": "done", "result": result}
+    text = summary({"parts": [part], "dry_run": True, "seconds": 1, "limit_s": 2, "seed": 0})
+    assert "sdpa" in text
+    assert "out of shared memory" in text
 
 
 def test_a_failed_engine_leaves_the_other_ones_times():

@@ -1,8 +1,8 @@
 """Attention of a few query tokens against the KV cache, split over the sequence and reduced in a fixed order.
 
 One program takes the query heads that share a KV head against a fixed stretch of the cache, so that the bits do not
-depend on the batch; a second kernel joins the stretches. Many query tokens are enough programs without splitting.
-Not yet run on hardware.
+depend on the batch; a second kernel joins the stretches. Many query tokens are enough programs without splitting. Of a
+sliding window only the stretches that it reaches are read, and of a skipped unit nothing. Not yet run on hardware.
 """
 
 from __future__ import annotations
@@ -12,17 +12,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyprune.triton_kernels import checks
-from pyprune.triton_kernels.launch import architecture, cdiv, launch, power_of_2
+from pyprune.triton_kernels import checks, configs
+from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, power_of_2
 from pyprune.triton_kernels.products import is_live
 
 SPLIT_TOKENS = 16  # up to this many query tokens the cache is split; the choice is the same for every batch
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit(do_not_specialize=["unit", "tokens"])
-def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, out, parts, peaks,
-                     skip, unit, tokens, limit, stretch, scale,
+@triton.jit
+def _first_row(first, batch, limit, live):
+    """(first row that this sequence sees, limit): a limit of 0, so no row at all, where it is outside the cache."""
+    limit = tl.where(live, limit, 0)
+    if first is None:
+        return tl.full((), 0, tl.int64), limit
+    else:
+        row = tl.load(first + batch)
+        return row, tl.where((row >= 0) & (row < limit), limit, 0)
+
+
+@triton.jit
+def _seen_rows(position, first, limit, window):
+    """Whether the position is in the cache, and the rows [begin, end) that a query there sees: at least its own."""
+    known = (position >= 0) & (position < limit)
+    begin = tl.maximum(tl.where(window > 0, position + 1 - window, 0), first)
+    begin = tl.where(known, tl.minimum(begin, position), limit)
+    return known, begin.to(tl.int32), tl.where(known, position + 1, 0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["unit", "tokens", "window"])
+def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, first, out, parts,
+                     peaks, skip, unit, tokens, limit, window, stretch, scale,
                      HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
                      DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
                      STAGES: tl.constexpr,
@@ -41,14 +61,15 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
     query = batch * tokens + r // GROUP
     head = group * GROUP + r % GROUP
     position = tl.load(positions + query, mask=row, other=-1)
-    known = (position >= 0) & (position < limit)
-    seen = tl.where(known, position + 1, 0).to(tl.int32)  # cache rows that each query sees
+    first_row, limit = _first_row(first, batch, limit, live)
+    known, begin, end = _seen_rows(position, first_row, limit, window)
     d = tl.arange(0, BLOCK_D)
     whole: tl.constexpr = BLOCK_D == HEAD_DIM
     at = (query * HEADS + head)[:, None] * HEAD_DIM + d[None, :]
-    values = tl.load(q + at, mask=row[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    lo = stretch_index * stretch
-    hi = tl.where(live, tl.minimum(lo + stretch, tl.max(seen, axis=0)), lo)
+    values = tl.load(q + at, mask=known[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    lo = tl.maximum(stretch_index * stretch, tl.min(begin, axis=0))
+    hi = tl.minimum(stretch_index * stretch + stretch, tl.max(end, axis=0))
+    until = tl.minimum(end, hi)  # a step that begins at the window's first row may reach past the stretch
     k_rows = k_cache + (batch * k_batch + group.to(tl.int64) * k_head) * UNIT
     v_rows = v_cache + (batch * v_batch + group.to(tl.int64) * v_head) * UNIT
     peak = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -65,7 +86,8 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
             scores = tl.dot(values.to(keys.dtype), tl.trans(keys), input_precision="ieee")
         else:
             scores = tl.sum(values.to(tl.float32)[:, None, :] * keys.to(tl.float32)[None, :, :], axis=2)
-        scores = tl.where(rows[None, :] < seen[:, None], scores * scale, float("-inf"))
+        sees = (rows[None, :] >= begin[:, None]) & (rows[None, :] < until[:, None])
+        scores = tl.where(sees, scores * scale, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, axis=1))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)  # a query that sees nothing here: exp2(-inf) = 0
         weights = tl.exp2(scores - anchor[:, None])
@@ -83,31 +105,32 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
         tl.store(out + at, result.to(out.dtype.element_ty), mask=stored)
     else:
         # A stretch that a query does not reach is not stored; the reduction does not read it.
-        reached = row & (lo < seen) & live
+        reached = (stretch_index * stretch < end) & (stretch_index * stretch + stretch > begin)
         slot = (query * HEADS + head) * tl.num_programs(0) + stretch_index
         tl.store(parts + slot[:, None] * HEAD_DIM + d[None, :], acc, mask=stored & reached[:, None])
         tl.store(peaks + slot * 2, peak, mask=reached)
         tl.store(peaks + slot * 2 + 1, total, mask=reached)
 
 
-@triton.jit(do_not_specialize=["unit"])
-def join_stretches_kernel(parts, peaks, positions, out, skip, unit, stretches, limit, stretch,
+@triton.jit(do_not_specialize=["unit", "tokens", "window"])
+def join_stretches_kernel(parts, peaks, positions, first, out, skip, unit, tokens, stretches, limit, window, stretch,
                           HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                           ):  # fmt: skip
     """One query head a program, stretches in their order. Grid: (batch x tokens x heads,)."""
     live = is_live(skip, unit)
     index = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + index // HEADS)
-    known = (position >= 0) & (position < limit)
-    count = tl.where(known & live, position // stretch + 1, 0).to(tl.int32)
+    first_row, limit = _first_row(first, index // HEADS // tokens, limit, live)
+    known, begin, end = _seen_rows(position, first_row, limit, window)
+    reached, past = begin // stretch, tl.cdiv(end, stretch)
     d = tl.arange(0, BLOCK_D)
     inside = d < HEAD_DIM
     peak = tl.full((), float("-inf"), tl.float32)
-    for s in range(0, count):
+    for s in range(reached, past):
         peak = tl.maximum(peak, tl.load(peaks + (index * stretches + s) * 2))
     total = tl.zeros((), tl.float32)
     acc = tl.zeros((BLOCK_D,), tl.float32)
-    for s in range(0, count):
+    for s in range(reached, past):
         slot = index * stretches + s
         share = tl.exp2(tl.load(peaks + slot * 2) - peak)
         total += share * tl.load(peaks + slot * 2 + 1)
@@ -125,9 +148,10 @@ def _stride_unit(*caches: Tensor) -> int:
 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, scale: float, skip: Tensor | None = None,
-    unit: int = 0,
+    unit: int = 0, first: Tensor | None = None, window: int = 0,
 ) -> Tensor:  # fmt: skip
-    """softmax(scale q k^T) v for q [B, T, N, D]: query (b, t) sees cache rows 0 .. positions[b, t]."""
+    """softmax(scale q k^T) v for q [B, T, N, D]: query (b, t) sees cache rows first[b] (0) .. positions[b, t], of them
+    the last `window` where that is positive, and always its own."""
     checks.expect(q.dim() == 4, f"q: [batch, tokens, heads, head size] is expected, not {list(q.shape)}")
     batch, tokens, heads, head_dim = q.shape
     device = q.device
@@ -139,40 +163,41 @@ def decode_attention(
         f"q: heads of size {k_cache.shape[3]} in a multiple of {kv_heads} are expected, not {heads} of {head_dim}",
     )
     places = checks.indices(positions, (batch, tokens), "positions", device)
+    starts = None if first is None else checks.indices(first, (batch,), "first", device)
+    checks.expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
     checks.skip_mask(skip, unit, device)
     q = q.contiguous()
     out = torch.empty_like(q)
     if out.numel() == 0:
         return out
 
-    arch = architecture(device)
-    group = heads // kv_heads
+    rows = tokens * (heads // kv_heads)
+    split = tokens <= SPLIT_TOKENS
+    tile = configs.attention_tile(architecture(device), rows, head_dim, k_cache.dtype, split)
+    if split:
+        shape = configs.attention_shape(tile, length, head_dim)
+        tile = configured(tile, device, "decode_attention", k_cache.dtype, shape)
+    splits = max(cdiv(length, tile.stretch), 1) if split else 1
+    stretch = tile.stretch if splits > 1 else max(length, 1)
     block_d = power_of_2(head_dim, 16)
-    width = block_d * k_cache.element_size()  # bytes: 256 for a bf16 head of 128
-    keys = max(16, arch.keys * 256 // max(width, 256))
-    rows = tokens * group
-    if rows <= 2 or k_cache.dtype == torch.float32:  # keys and values are in registers, as float32
-        keys = max(16, keys // 2)
-    block_q = rows if rows <= 2 else min(power_of_2(rows, 16), 64 if width <= 256 else 16)
-    splits = max(cdiv(length, arch.stretch), 1) if tokens <= SPLIT_TOKENS else 1
-    stretch = arch.stretch if splits > 1 else max(length, 1)
     parts = peaks = None
     if splits > 1:
         parts = torch.empty(batch * tokens * heads, splits, head_dim, dtype=torch.float32, device=device)
         peaks = torch.empty(batch * tokens * heads, splits, 2, dtype=torch.float32, device=device)
     u = _stride_unit(k_cache, v_cache)
     launch(
-        attention_kernel, (splits, cdiv(rows, block_q), batch * kv_heads), device, 4, arch.attention_stages, q=q,
+        attention_kernel, (splits, cdiv(rows, tile.queries), batch * kv_heads), device, tile.warps, tile.stages, q=q,
         k_cache=k_cache, k_batch=k_cache.stride(0) // u, k_head=k_cache.stride(1) // u, k_row=k_cache.stride(2) // u,
         v_cache=v_cache, v_batch=v_cache.stride(0) // u, v_head=v_cache.stride(1) // u, v_row=v_cache.stride(2) // u,
-        positions=places, out=out, parts=parts, peaks=peaks, skip=skip, unit=unit, tokens=tokens, limit=length,
-        stretch=stretch, scale=scale * LOG2_E, HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > 2,
-        BLOCK_Q=block_q, BLOCK_L=keys, BLOCK_D=block_d, STAGES=arch.attention_stages,
+        positions=places, first=starts, out=out, parts=parts, peaks=peaks, skip=skip, unit=unit, tokens=tokens,
+        limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads, KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries, BLOCK_L=tile.keys,
+        BLOCK_D=block_d, STAGES=tile.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
             join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
-            out=out, skip=skip, unit=unit, stretches=splits, limit=length, stretch=stretch, HEADS=heads,
-            HEAD_DIM=head_dim, BLOCK_D=block_d,
+            first=starts, out=out, skip=skip, unit=unit, tokens=tokens, stretches=splits, limit=length, window=window,
+            stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
         )  # fmt: skip
     return out

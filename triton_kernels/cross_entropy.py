@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, unit
 from pyprune.triton_kernels.products import tile_products
 from pyprune.triton_kernels.rows import padded_rows, rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
@@ -109,12 +109,13 @@ def _losses(
     losses: Tensor,
 ) -> None:  # fmt: skip
     (rows, inner), vocab, device = x.shape, weight.shape[0], x.device
-    arch = architecture(device)
     few = rows <= configs.FEW_ROWS
     if few:
-        tile = configs.few_rows_tile(arch, rows, weight.dtype, pair=False)
+        tile = configs.few_rows_tile(architecture(device), rows, weight.dtype, pair=False)
     else:
-        tile = configs.widened(arch.loss, weight.dtype)
+        tile = configs.widened(architecture(device).loss, weight.dtype)
+        shape = configs.shape_of(tile, *weight.shape)
+        tile = configured(tile, device, "linear_cross_entropy", weight.dtype, shape)
     if norm is not None and (not few or needs_norm_first(weight, tile)):
         x, norm = rms_norm(x, norm, eps, weight.dtype), None
     elif not few and x.dtype != weight.dtype:
@@ -124,7 +125,7 @@ def _losses(
     sums, picked = torch.empty_like(maxima), torch.empty(rows, dtype=torch.float32, device=device)
     x_unit, w_unit = unit(x), unit(weight)
     launch(
-        loss_tiles_kernel, (cdiv(rows, tile.rows) * tiles,), device, tile.warps, tile.stages, x=x,
+        loss_tiles_kernel, (cdiv(rows, tile.rows) * tiles,), device, tile.warps, tile.stages, tile.registers, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, bias=bias,
         targets=targets, maxima=maxima, sums=sums, picked=picked, M=rows, V=vocab, K=inner, eps=eps, X_UNIT=x_unit,
         W_UNIT=w_unit, STREAM=few, BAND=_BAND, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner,

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from pyprune.triton_kernels import attention, configs, cross_entropy, projections, qkv_rope
-from pyprune.triton_kernels.launch import Launch, recording
+from pyprune.triton_kernels.launch import Launch, options, recording
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HIDDEN, FFN, VOCAB, HEADS, HEAD_DIM, LENGTH = 4096, 11008, 32000, 32, 128, 2048  # LLaMA-7B
@@ -76,8 +76,7 @@ def _compile(launch: Launch, capability: int, only: tuple[str, ...] | None) -> C
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(launch))
 
 
 def weight_load(ptx: str) -> int:
@@ -138,41 +137,49 @@ def weight(out: int, inner: int, dtype: torch.dtype, padded: bool = True) -> Ten
 
 
 def operators(
-    rows: int, dtype: torch.dtype, hidden: int = HIDDEN, ffn: int = FFN, padded: bool = True, head_dim: int = HEAD_DIM
-) -> dict[str, Callable[[], object]]:
-    """Calls of every operator with meta tensors: `rows` sequences of one token, float32 activations."""
+    rows: int, dtype: torch.dtype, hidden: int = HIDDEN, ffn: int = FFN, padded: bool = True, head_dim: int = HEAD_DIM,
+    activations: torch.dtype = torch.float32,
+) -> dict[str, Callable[[], object]]:  # fmt: skip
+    """Calls of every operator with meta tensors: `rows` sequences of one token."""
 
     def w(out: int, inner: int) -> Tensor:
         return weight(out, inner, dtype, padded)
 
-    x, norm, skip = _meta(rows, hidden), _meta(hidden, dtype=dtype), _meta(64, dtype=torch.bool)
+    def a(*shape: int) -> Tensor:
+        return _meta(*shape, dtype=activations)
+
+    x, norm, skip = a(rows, hidden), _meta(hidden, dtype=dtype), _meta(64, dtype=torch.bool)
     heads = HEADS
     caches = [_meta(rows, heads, LENGTH, head_dim, dtype=dtype) for _ in range(2)]
     tables = [_meta(LENGTH, head_dim // 2) for _ in range(2)]
     places = _meta(rows, 1, dtype=torch.int64)
     qkv = [w(heads * head_dim, hidden) for _ in range(3)]
     group = [caches[i][:, : heads // 4] for i in range(2)]  # grouped queries: 4 heads to a KV head
-    token, prompt = _meta(rows, 1, heads, head_dim), _meta(rows, 32, heads, head_dim)
-    prompt_places = _meta(rows, 32, dtype=torch.int64)
+    token, prompt = a(rows, 1, heads, head_dim), a(rows, 32, heads, head_dim)
+    prompt_places, first = _meta(rows, 32, dtype=torch.int64), _meta(rows, dtype=torch.int64)
     qk = [_meta(head_dim, dtype=dtype) for _ in range(2)]
     scale = head_dim**-0.5
 
-    def project(q_norm: Tensor | None, k_norm: Tensor | None) -> object:
+    def project(q_norm: Tensor | None, k_norm: Tensor | None, slots: Tensor | None) -> object:
         none = (None, None, None)
         return qkv_rope.norm_qkv_rope(
-            x.view(rows, 1, hidden), norm, 1e-5, *qkv, *none, q_norm, k_norm, *tables, places, *caches, skip, 3
+            x.view(rows, 1, hidden), norm, 1e-5, *qkv, *none, q_norm, k_norm, *tables, places, *caches, skip, 3, slots
         )
 
     return {
-        "norm_qkv_rope": lambda: project(None, None),
-        "norm_qkv_rope, q/k-norm": lambda: project(*qk),
+        "norm_qkv_rope": lambda: project(None, None, None),
+        "norm_qkv_rope, slots": lambda: project(None, None, places),
+        "norm_qkv_rope, q/k-norm": lambda: project(*qk, None),
         "decode_attention": lambda: attention.decode_attention(token, *caches, places, scale, skip, 3),
         "decode_attention, GQA": lambda: attention.decode_attention(token, *group, places, scale, skip, 3),
         "decode_attention, 32 tokens": lambda: attention.decode_attention(
             prompt, *group, prompt_places, scale, skip, 3
         ),
+        "decode_attention, window": lambda: attention.decode_attention(
+            token, *group, places, scale, skip, 3, first, 256
+        ),
         "linear_residual": lambda: projections.linear_residual(
-            _meta(rows, ffn), w(HIDDEN, ffn), None, _meta(rows, HIDDEN), skip, 3
+            a(rows, ffn), w(HIDDEN, ffn), None, a(rows, HIDDEN), skip, 3
         ),
         "norm_gate_up": lambda: projections.norm_gate_up(
             x, norm, 1e-5, w(ffn, hidden), w(ffn, hidden), None, None, skip, 3
@@ -181,7 +188,7 @@ def operators(
         "linear_cross_entropy": lambda: cross_entropy.linear_cross_entropy(
             x, w(VOCAB, hidden), _meta(rows, dtype=torch.int64), norm, 1e-5
         ),
-        "padded_linear": lambda: projections.padded_linear(_meta(rows, ffn), w(HIDDEN, ffn)),
+        "padded_linear": lambda: projections.padded_linear(a(rows, ffn), w(HIDDEN, ffn)),
     }
 
 
@@ -192,14 +199,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[86, 90], choices=sorted(configs.ARCHITECTURES))
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp16"], choices=list(DTYPES), help="of the weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256], help="rows of activations (tokens)")
-    options = parser.parse_args(argv)
+    wanted = parser.parse_args(argv)
     print(
         f"{'operator':27} {'kernel':22} rows  arch  dtype  registers  stack B  shared KiB  "
         f"load B at K = {ODD}: padded / odd rows"
     )
-    for arch in options.arch:
-        for dtype in options.dtype:
-            for rows in options.rows:
+    for arch in wanted.arch:
+        for dtype in wanted.dtype:
+            for rows in wanted.rows:
                 calls = operators(rows, DTYPES[dtype])
                 padded = operators(rows, DTYPES[dtype], ODD, ODD)
                 odd = operators(rows, DTYPES[dtype], ODD, ODD, padded=False)

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from pyprune.triton_kernels import configs
+from pyprune.triton_kernels import configs, tuning
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class Launch:
     arguments: dict[str, Any]
     warps: int
     stages: int
+    registers: int
 
 
 _recorded: list[Launch] | None = None
 _arch: configs.Architecture | None = None
+_tried: configs.Config | None = None
+_spills: list[int] = []
 
 
 @contextmanager
@@ -49,17 +52,62 @@ def architecture(device: torch.device) -> configs.Architecture:
     return configs.architecture(device) if _arch is None else _arch
 
 
+@contextmanager
+def trying(config: configs.Config) -> Iterator[list[int]]:
+    """Within it, operators take `config` in place of their own; gives the spilled words a thread of what they start."""
+    global _tried, _spills
+    before = _tried, _spills
+    _tried, _spills = config, []
+    try:
+        yield _spills
+    finally:
+        _tried, _spills = before
+
+
+def configured(
+    fixed: configs.C, device: torch.device, operator: str, dtype: torch.dtype, shape: configs.Shape
+) -> configs.C:
+    """The configuration to launch with: one that is being tried, else one that was measured here, else the fixed."""
+    found: configs.Config | None = _tried
+    if found is None and _arch is None and device.type == "cuda":
+        found = tuning.chosen(device, operator, dtype, shape)
+    if found is None:
+        return fixed
+    assert isinstance(found, type(fixed))
+    return found
+
+
+def few_rows_tile(device: torch.device, operator: str, rows: int, weight: Tensor, pair: bool) -> configs.Tile:
+    """The tile for `rows` (1 to 64) activation rows against `weight` [columns, inner]."""
+    fixed = configs.few_rows_tile(architecture(device), rows, weight.dtype, pair)
+    return configured(fixed, device, operator, weight.dtype, configs.shape_of(fixed, *weight.shape))
+
+
 def launch(
-    kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, stages: int, **arguments: object
-) -> None:
-    """Start `kernel` over `grid` on the current stream of `device`."""
+    kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, stages: int, registers: int = 0,
+    **arguments: object,
+) -> None:  # fmt: skip
+    """Start `kernel` over `grid` on the current stream of `device`; `registers`: most a thread, 0 for any number."""
+    one = Launch(kernel, grid, arguments, warps, stages, registers)
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, arguments, warps, stages))
+        _recorded.append(one)
     elif device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         with torch.cuda.device(device):  # Triton starts kernels on the current device
-            kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+            _start(one)
     else:
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        _start(one)
+
+
+def _start(one: Launch) -> None:
+    compiled = one.kernel[one.grid](**one.arguments, **options(one))
+    if _tried is not None:
+        _spills.append(getattr(compiled, "n_spills", 0) or 0)  # nothing is compiled in the interpreter
+
+
+def options(one: Launch) -> dict[str, int | None]:
+    """How Triton is to compile it. Products are added without rounding them first, whatever its default."""
+    registers = one.registers or None
+    return {"num_warps": one.warps, "num_stages": one.stages, "maxnreg": registers, "enable_fp_fusion": True}
 
 
 def unit(*matrices: Tensor) -> int:

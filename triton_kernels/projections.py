@@ -40,7 +40,7 @@ def linear_residual(
     checks.skip_mask(skip, unit, x.device)
     base, out = base.contiguous(), torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     if flat.shape[0] <= FEW_ROWS:
-        skinny_linear(flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
+        skinny_linear("linear_residual", flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
     else:
         rows.add_residual(gemm(flat, weight, bias), base, out, skip, unit)
     return out
@@ -61,7 +61,7 @@ def norm_gate_up(
     checks.skip_mask(skip, unit, x.device)
     out = torch.empty(*x.shape[:-1], gate.shape[0], dtype=x.dtype, device=x.device)
     if flat.shape[0] <= FEW_ROWS:
-        skinny_linear(flat, gate, gate_bias, out, norm, eps, up, up_bias, skip=skip, unit_index=unit)
+        skinny_linear("norm_gate_up", flat, gate, gate_bias, out, norm, eps, up, up_bias, skip=skip, unit_index=unit)
     else:
         h = rows.rms_norm(flat, norm, eps, gate.dtype)
         rows.silu_product(gemm(h, gate, gate_bias), gemm(h, up, up_bias), out, skip, unit)
@@ -77,7 +77,8 @@ def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor 
     shape = (*x.shape[:-1], weight.shape[0])
     if flat.shape[0] > FEW_ROWS:
         return gemm(rows.rms_norm(flat, norm, eps, weight.dtype), weight, bias).float().view(shape)
-    return skinny_linear(flat, weight, bias, torch.empty(shape, dtype=torch.float32, device=x.device), norm, eps)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    return skinny_linear("norm_head", flat, weight, bias, out, norm, eps)
 
 
 def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,4 +89,4 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     shape = (*x.shape[:-1], weight.shape[0])
     if flat.shape[0] > FEW_ROWS:
         return gemm(flat, weight, bias).to(x.dtype).view(shape)
-    return skinny_linear(flat, weight, bias, torch.empty(shape, dtype=x.dtype, device=x.device))
+    return skinny_linear("padded_linear", flat, weight, bias, torch.empty(shape, dtype=x.dtype, device=x.device))

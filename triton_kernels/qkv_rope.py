@@ -7,13 +7,15 @@ rows after torch's GEMM, finishes one head of some rows a program. Not yet run o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, launch, power_of_2
+from pyprune.triton_kernels.launch import architecture, cdiv, few_rows_tile, launch, power_of_2
 from pyprune.triton_kernels.launch import unit as alignment
 from pyprune.triton_kernels.products import is_live, tile_products
 from pyprune.triton_kernels.projections import gemm
@@ -28,72 +30,88 @@ def _of_head(q, k, v, head, HEADS: tl.constexpr, KV_HEADS: tl.constexpr):
 
 
 @triton.jit
-def _half(vector, offsets, inside):
-    return tl.load(vector + offsets, mask=inside, other=0.0).to(tl.float32)[:, None]
+def _pairs(vector, first, p, wanted, HALF: tl.constexpr):
+    """The two halves of a head of a bias or norm as columns; zeros where it is not wanted."""
+    inside = p < tl.where(wanted, HALF, 0)
+    left = tl.load(vector + first + p, mask=inside, other=0.0).to(tl.float32)[:, None]
+    return left, tl.load(vector + first + HALF + p, mask=inside, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def _rotate_and_append(a, b, p, m, head, q_bias, k_bias, v_bias, q_norm, k_norm, cos, sin, cos_stride, sin_stride,
-                       positions, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live, M,
-                       tokens, limit, eps, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                       positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live,
+                       M, tokens, limit, slot_limit, eps,
+                       HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                        ):  # fmt: skip
-    """a, b [pairs, rows]: the two halves of a head -> bias, q/k-norm, RoPE -> q_out or its place in a cache."""
+    """a, b [pairs, rows]: the two halves of a head -> bias, q/k-norm, RoPE -> q_out or its place in a cache.
+
+    The place is `slots` where given, else the position.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
     is_q = head < HEADS
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
     is_v = head >= HEADS + KV_HEADS
     local = head - _of_head(0, HEADS, HEADS + KV_HEADS, head, HEADS, KV_HEADS)
-    pair = p < HALF
-    first = local * HEAD_DIM + p
+    first = local * HEAD_DIM
     if q_bias is not None:
-        a += _half(q_bias, first, pair & is_q)
-        b += _half(q_bias, first + HALF, pair & is_q)
+        left, right = _pairs(q_bias, first, p, is_q, HALF)
+        a += left
+        b += right
     if k_bias is not None:
-        a += _half(k_bias, first, pair & is_k)
-        b += _half(k_bias, first + HALF, pair & is_k)
+        left, right = _pairs(k_bias, first, p, is_k, HALF)
+        a += left
+        b += right
     if v_bias is not None:
-        a += _half(v_bias, first, pair & is_v)
-        b += _half(v_bias, first + HALF, pair & is_v)
+        left, right = _pairs(v_bias, first, p, is_v, HALF)
+        a += left
+        b += right
     if q_norm is not None:
         inverse = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / HEAD_DIM + eps)[None, :]
-        a = tl.where(is_q, a * inverse * _half(q_norm, p, pair), a)
-        b = tl.where(is_q, b * inverse * _half(q_norm, p + HALF, pair), b)
+        left, right = _pairs(q_norm, 0, p, is_q, HALF)
+        a = tl.where(is_q, a * inverse * left, a)
+        b = tl.where(is_q, b * inverse * right, b)
     if k_norm is not None:
         inverse = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / HEAD_DIM + eps)[None, :]
-        a = tl.where(is_k, a * inverse * _half(k_norm, p, pair), a)
-        b = tl.where(is_k, b * inverse * _half(k_norm, p + HALF, pair), b)
+        left, right = _pairs(k_norm, 0, p, is_k, HALF)
+        a = tl.where(is_k, a * inverse * left, a)
+        b = tl.where(is_k, b * inverse * right, b)
     row = m < M
-    position = tl.load(positions + m, mask=row, other=0)
-    known = (position >= 0) & (position < limit)
-    inside = pair[:, None] & row[None, :]
-    followed = inside & known[None, :]
-    turn = followed & (head < HEADS + KV_HEADS)
+    position = tl.load(positions + m, mask=row, other=-1)
+    known = (position >= 0) & (position < tl.where(live, limit, 0))
+    slot = position
+    if slots is not None:
+        slot = tl.load(slots + m, mask=row, other=-1)
+        known = known & (slot >= 0) & (slot < slot_limit)
+    inside = (p < HALF)[:, None] & row[None, :]
+    followed = (p < HALF)[:, None] & known[None, :]
+    turn = (p < tl.where(is_v, 0, HALF))[:, None] & known[None, :]
     c = tl.load(cos + position[None, :] * cos_stride + p[:, None], mask=turn, other=1.0)
     s = tl.load(sin + position[None, :] * sin_stride + p[:, None], mask=turn, other=0.0)
     left = tl.where(is_v, a, a * c - b * s)
     right = tl.where(is_v, b, b * c + a * s)
     if is_q:
         at = q_out + (m.to(tl.int64)[None, :] * HEADS + local) * HEAD_DIM + p[:, None]
-        # No place for a position outside the cache: its query is NaN, so that nobody takes it for a result.
+        # No place for a position or slot outside its range: its query is NaN, so that nobody takes it for a result.
         left = tl.where(live, tl.where(known[None, :], left, float("nan")), 0.0)
         right = tl.where(live, tl.where(known[None, :], right, float("nan")), 0.0)
         tl.store(at, left.to(q_out.dtype.element_ty), mask=inside)
         tl.store(at + HALF, right.to(q_out.dtype.element_ty), mask=inside)
     batch = (m // tokens).to(tl.int64)[None, :]
     if is_k:
-        at = k_cache + batch * k_batch + local.to(tl.int64) * k_head + position[None, :] * k_row + p[:, None]
-        tl.store(at, left.to(k_cache.dtype.element_ty), mask=followed & live)
-        tl.store(at + HALF, right.to(k_cache.dtype.element_ty), mask=followed & live)
+        at = k_cache + batch * k_batch + local.to(tl.int64) * k_head + slot[None, :] * k_row + p[:, None]
+        tl.store(at, left.to(k_cache.dtype.element_ty), mask=followed)
+        tl.store(at + HALF, right.to(k_cache.dtype.element_ty), mask=followed)
     if is_v:
-        at = v_cache + batch * v_batch + local.to(tl.int64) * v_head + position[None, :] * v_row + p[:, None]
-        tl.store(at, left.to(v_cache.dtype.element_ty), mask=followed & live)
-        tl.store(at + HALF, right.to(v_cache.dtype.element_ty), mask=followed & live)
+        at = v_cache + batch * v_batch + local.to(tl.int64) * v_head + slot[None, :] * v_row + p[:, None]
+        tl.store(at, left.to(v_cache.dtype.element_ty), mask=followed)
+        tl.store(at + HALF, right.to(v_cache.dtype.element_ty), mask=followed)
 
 
 @triton.jit(do_not_specialize=["unit", "M", "steps", "tokens"])
 def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v_units, q_bias, k_bias, v_bias, cos,
-                    sin, cos_stride, sin_stride, positions, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch,
-                    v_head, v_row, parts, part_squares, skip, unit, M, K, steps, tokens, limit, eps,
+                    sin, cos_stride, sin_stride, positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache,
+                    v_batch, v_head, v_row, parts, part_squares, skip, unit, M, K, steps, tokens, limit, slot_limit,
+                    eps,
                     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, X_UNIT: tl.constexpr,
                     W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
                     VEC: tl.constexpr, STAGES: tl.constexpr,
@@ -124,23 +142,24 @@ def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v
             right *= inverse
         _rotate_and_append(
             left, right, p, m, head, q_bias, k_bias, v_bias, None, None, cos, sin, cos_stride, sin_stride, positions,
-            q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live, M, tokens, limit, eps, HEADS,
-            KV_HEADS, HEAD_DIM,
+            slots, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live, M, tokens, limit,
+            slot_limit, eps, HEADS, KV_HEADS, HEAD_DIM,
         )  # fmt: skip
     else:
         WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-        inside = (p < HALF)[:, None] & (m < M)[None, :]
+        kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
+        inside = (p < HALF)[:, None] & (m < kept)[None, :]
         at = parts + (split * M + m).to(tl.int64)[None, :] * WIDTH + head * HEAD_DIM + p[:, None]
         tl.store(at, left, mask=inside)
         tl.store(at + HALF, right, mask=inside)
         if norm is not None:
-            tl.store(part_squares + split * M + m, squares, mask=(m < M) & (tl.program_id(0) == 0))
+            tl.store(part_squares + split * M + m, squares, mask=m < tl.where(tl.program_id(0) == 0, kept, 0))
 
 
 @triton.jit(do_not_specialize=["unit", "M", "splits", "tokens"])
 def rope_append_kernel(q, k, v, q_row, kv_row, part_squares, q_bias, k_bias, v_bias, q_norm, k_norm, cos, sin,
-                       cos_stride, sin_stride, positions, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch,
-                       v_head, v_row, skip, unit, M, K, splits, tokens, limit, eps,
+                       cos_stride, sin_stride, positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache,
+                       v_batch, v_head, v_row, skip, unit, M, K, splits, tokens, limit, slot_limit, eps,
                        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
                        BLOCK_P: tl.constexpr,
                        ):  # fmt: skip
@@ -153,7 +172,8 @@ def rope_append_kernel(q, k, v, q_row, kv_row, part_squares, q_bias, k_bias, v_b
     local = head - _of_head(0, HEADS, HEADS + KV_HEADS, head, HEADS, KV_HEADS)
     source = _of_head(q, k, v, head, HEADS, KV_HEADS)
     stride = _of_head(q_row, kv_row, kv_row, head, HEADS, KV_HEADS)
-    inside = (p < HALF)[:, None] & (m < M)[None, :] & live
+    kept = tl.where(live, M, 0)
+    inside = (p < HALF)[:, None] & (m < kept)[None, :]
     left = tl.zeros((BLOCK_P, BLOCK_M), tl.float32)
     right = tl.zeros((BLOCK_P, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
@@ -162,15 +182,15 @@ def rope_append_kernel(q, k, v, q_row, kv_row, part_squares, q_bias, k_bias, v_b
         left += tl.load(at, mask=inside, other=0.0).to(tl.float32)
         right += tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
         if part_squares is not None:
-            squares += tl.load(part_squares + split * M + m, mask=m < M, other=0.0)
+            squares += tl.load(part_squares + split * M + m, mask=m < kept, other=0.0)
     if part_squares is not None:
         inverse = tl.rsqrt(squares / K + eps)[None, :]
         left *= inverse
         right *= inverse
     _rotate_and_append(
         left, right, p, m, head, q_bias, k_bias, v_bias, q_norm, k_norm, cos, sin, cos_stride, sin_stride, positions,
-        q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live, M, tokens, limit, eps, HEADS,
-        KV_HEADS, HEAD_DIM,
+        slots, q_out, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, live, M, tokens, limit,
+        slot_limit, eps, HEADS, KV_HEADS, HEAD_DIM,
     )  # fmt: skip
 
 
@@ -178,9 +198,10 @@ def norm_qkv_rope(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
     q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
     cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    skip: Tensor | None = None, unit: int = 0,
+    skip: Tensor | None = None, unit: int = 0, slots: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """q [B, T, N, D] of x [B, T, H], rotated; k and v go to the caches. A set skip flag: zeros, caches untouched."""
+    """q [B, T, N, D] of x [B, T, H], rotated by its positions; k and v go to the caches' rows `slots` (the positions
+    where not given). A set skip flag: zeros, caches untouched."""
     checks.expect(x.dim() == 3, f"x: [batch, tokens, hidden] is expected, not {list(x.shape)}")
     batch, tokens, inner = x.shape
     flat, device = checks.activations(x, "x", q_weight), x.device
@@ -205,18 +226,21 @@ def norm_qkv_rope(
             f"cos, sin: two float32 [positions, {head_dim // 2}] with contiguous rows are expected",
         )  # fmt: skip
     places = checks.indices(positions, (batch, tokens), "positions", device)
+    written = None if slots is None else checks.indices(slots, (batch, tokens), "slots", device)
     checks.skip_mask(skip, unit, device)
 
     rows, heads = batch * tokens, q_weight.shape[0] // head_dim
     q_out = torch.empty(batch, tokens, heads, head_dim, dtype=x.dtype, device=device)
     if rows == 0:
         return q_out
+    limit = min(length, cos.shape[0]) if slots is None else cos.shape[0]
     finish = dict(
         q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, cos=cos, sin=sin, cos_stride=cos.stride(0),
-        sin_stride=sin.stride(0), positions=places, q_out=q_out, k_cache=k_cache, k_batch=k_cache.stride(0),
-        k_head=k_cache.stride(1), k_row=k_cache.stride(2), v_cache=v_cache, v_batch=v_cache.stride(0),
-        v_head=v_cache.stride(1), v_row=v_cache.stride(2), skip=skip, unit=unit, M=rows, K=inner, tokens=tokens,
-        limit=min(length, cos.shape[0]), eps=eps, HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim,
+        sin_stride=sin.stride(0), positions=places, slots=written, q_out=q_out, k_cache=k_cache,
+        k_batch=k_cache.stride(0), k_head=k_cache.stride(1), k_row=k_cache.stride(2), v_cache=v_cache,
+        v_batch=v_cache.stride(0), v_head=v_cache.stride(1), v_row=v_cache.stride(2), skip=skip, unit=unit, M=rows,
+        K=inner, tokens=tokens, limit=limit, slot_limit=length, eps=eps, HEADS=heads, KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
     )  # fmt: skip
     every = heads + 2 * kv_heads
     if rows > configs.FEW_ROWS:
@@ -225,20 +249,21 @@ def norm_qkv_rope(
         _finish_heads(q, k, v, None, 1, q_norm, k_norm, device, finish)
         return q_out
 
-    arch = architecture(device)
-    tile = configs.few_rows_tile(arch, rows, q_weight.dtype, pair=True)
+    tile = few_rows_tile(device, "norm_qkv_rope", rows, q_weight, pair=True)
+    # A tile lies within one head: of a small one it would do the last pairs again.
+    tile = replace(tile, columns=min(tile.columns, power_of_2(head_dim // 2, 1 if rows <= configs.GEMV_ROWS else 16)))
     fused: Tensor | None = norm
     if needs_norm_first(q_weight, tile):
         flat, fused = rms_norm(flat, norm, eps, q_weight.dtype), None
     tiles = every * cdiv(head_dim // 2, tile.columns)
-    splits, steps = configs.splits_for(arch, tiles, inner, tile)
+    splits, steps = configs.splits_for(architecture(device), tiles, inner, tile)
     parts = squares = None
     if splits > 1 or q_norm is not None or k_norm is not None:
         parts = torch.empty(splits, rows, every * head_dim, dtype=torch.float32, device=device)
         squares = None if fused is None else torch.empty(splits, rows, dtype=torch.float32, device=device)
     x_unit, w_unit = alignment(flat), alignment(q_weight, k_weight, v_weight)
     launch(
-        qkv_rope_kernel, (tiles, splits), device, tile.warps, tile.stages, **finish, x=flat,
+        qkv_rope_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **finish, x=flat,
         x_units=flat.stride(0) // x_unit, norm=fused, a=q_weight, a_units=q_weight.stride(0) // w_unit,
         k_weight=k_weight, k_units=k_weight.stride(0) // w_unit, v_weight=v_weight,
         v_units=v_weight.stride(0) // w_unit, parts=parts, part_squares=squares, steps=steps, X_UNIT=x_unit,

@@ -56,8 +56,9 @@ def silu_product_kernel(gate, up, out, skip, unit, size, BLOCK: tl.constexpr):
     """Grid: (blocks,)."""
     live = is_live(skip, unit)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(gate + at, mask=(at < size) & live, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=(at < size) & live, other=0.0).to(tl.float32)
+    read = at < tl.where(live, size, 0)
+    g = tl.load(gate + at, mask=read, other=0.0).to(tl.float32)
+    u = tl.load(up + at, mask=read, other=0.0).to(tl.float32)
     product = tl.where(live, g / (1.0 + tl.exp(-g)) * u, 0.0)
     tl.store(out + at, product.to(out.dtype.element_ty), mask=at < size)
 
@@ -78,7 +79,7 @@ def add_residual_kernel(y, residual, out, skip, unit, size, BLOCK: tl.constexpr)
     live = is_live(skip, unit)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     r = tl.load(residual + at, mask=at < size, other=0.0).to(tl.float32)
-    r += tl.load(y + at, mask=(at < size) & live, other=0.0).to(tl.float32)
+    r += tl.load(y + at, mask=at < tl.where(live, size, 0), other=0.0).to(tl.float32)
     tl.store(out + at, r.to(out.dtype.element_ty), mask=at < size)
 
 

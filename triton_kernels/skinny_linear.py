@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, few_rows_tile, launch, unit
 from pyprune.triton_kernels.products import is_live, tile_products
 from pyprune.triton_kernels.rows import rms_norm
 
@@ -71,14 +71,15 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
     if parts is None:
         _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
     else:
-        inside = (n < N)[:, None] & (m < M)[None, :]
+        kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
+        inside = (n < N)[:, None] & (m < kept)[None, :]
         SETS: tl.constexpr = 2 if PAIR else 1
         first = split * SETS * M
         tl.store(parts + (first + m).to(tl.int64)[None, :] * N + n[:, None], acc_a, mask=inside)
         if PAIR:
             tl.store(parts + (first + M + m).to(tl.int64)[None, :] * N + n[:, None], acc_b, mask=inside)
         if NORM:
-            tl.store(part_squares + split * M + m, squares, mask=(m < M) & (tl.program_id(0) == 0))
+            tl.store(part_squares + split * M + m, squares, mask=m < tl.where(tl.program_id(0) == 0, kept, 0))
 
 
 @triton.jit(do_not_specialize=["unit", "M", "splits"])
@@ -89,7 +90,8 @@ def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, 
     live = is_live(skip, unit)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = (n < N)[:, None] & (m < M)[None, :]
+    kept = tl.where(live, M, 0)
+    inside = (n < N)[:, None] & (m < kept)[None, :]
     SETS: tl.constexpr = 2 if PAIR else 1
     acc_a = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     acc_b = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -100,16 +102,16 @@ def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, 
         if PAIR:
             acc_b += tl.load(parts + offsets + M * N, mask=inside, other=0.0)
         if NORM:
-            squares += tl.load(part_squares + split * M + m, mask=m < M, other=0.0)
+            squares += tl.load(part_squares + split * M + m, mask=m < kept, other=0.0)
     _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
 
 
 def skinny_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, norm: Tensor | None = None, eps: float = 0.0,
-    up: Tensor | None = None, up_bias: Tensor | None = None, residual: Tensor | None = None,
+    operator: str, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, norm: Tensor | None = None,
+    eps: float = 0.0, up: Tensor | None = None, up_bias: Tensor | None = None, residual: Tensor | None = None,
     skip: Tensor | None = None, unit_index: int = 0,
 ) -> Tensor:  # fmt: skip
-    """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows.
+    """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows. `operator` asks for it.
 
     With `up` (as large as `weight`): silu(h weight^T + bias) * (h up^T + up_bias). With `residual`
     [M, N], contiguous: added. `out` is contiguous, in any of the three float dtypes.
@@ -119,12 +121,11 @@ def skinny_linear(
     if rows == 0 or columns == 0:
         return out
     pair, device = up is not None, x.device
-    arch = architecture(device)
-    tile = configs.few_rows_tile(arch, rows, weight.dtype, pair)
+    tile = few_rows_tile(device, operator, rows, weight, pair)
     if norm is not None and needs_norm_first(weight, tile):
         x, norm = rms_norm(x, norm, eps, weight.dtype), None
     tiles = cdiv(columns, tile.columns)
-    splits, steps = configs.splits_for(arch, tiles, inner, tile)
+    splits, steps = configs.splits_for(architecture(device), tiles, inner, tile)
     parts = squares = None
     if splits > 1:
         parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32)
@@ -133,7 +134,7 @@ def skinny_linear(
     shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, parts=parts, part_squares=squares, skip=skip,
                   unit=unit_index, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
     launch(
-        skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, **shared, x=x,
+        skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,
         b_units=up.stride(0) // w_unit if pair else 0, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BLOCK_M=tile.rows,
         BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(), STAGES=tile.stages,

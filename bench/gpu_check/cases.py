@@ -47,6 +47,10 @@ class Draw:
     def whole(self, low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=self.generator, device=self.device)
 
+    def order(self, size: int) -> Tensor:
+        """0 .. size-1 in a random order."""
+        return torch.randperm(size, generator=self.generator, device=self.device)
+
     def strided(self, out: int, inner: int) -> Tensor:
         """A weight whose rows lie apart, with NaN between them."""
         store = self.normal(out, inner + 19).fill_(float("nan"))
@@ -167,6 +171,10 @@ def _attention(size: str) -> Iterator[Case]:
         yield _qkv(shape, extras=False)
         yield _qkv(shape, extras=True)
         yield _decode_attention(shape)
+        for window in (0, 1, 30) if shape is shapes[0] or size == "full" else (30,):
+            yield _decode_attention(shape, window=window, first=True)
+    for shape in shapes[:1] if size == "tiny" else shapes[:3]:
+        yield _qkv(shape, extras=False, slots=True)
     yield _qkv(shapes[0], extras=True, skip=True)
     yield _decode_attention(shapes[0], skip=True)
 
@@ -176,38 +184,47 @@ def _positions(d: Draw, shape: tuple[int, ...]) -> Tensor:
     return d.whole(0, length - tokens + 1, batch, 1) + torch.arange(tokens, device=d.device)
 
 
-def _qkv(shape: tuple[int, ...], extras: bool, skip: bool | None = None) -> Case:
+def _qkv(shape: tuple[int, ...], extras: bool, skip: bool | None = None, slots: bool = False) -> Case:
     batch, tokens, heads, kv_heads, head_dim, hidden, length = shape
     counts = (heads, kv_heads, kv_heads)
 
     def build(d: Draw) -> list[Any]:
         biases = [d.normal(n * head_dim) if extras else None for n in counts]
         norms = [d.norm(head_dim) if extras else None for _ in range(2)]
-        angle = d.uniform(length, head_dim // 2) * 6
+        angle = d.uniform(length * (1 + slots), head_dim // 2) * 6
         weights = [d.weight(n * head_dim, hidden) for n in counts]
         # One sequence more than the batch has, all NaN: what no position names must stay so.
         caches = [d.normal(batch + 1, kv_heads, length, head_dim).fill_(float("nan")) for _ in range(2)]
         x = d.normal(batch, tokens, hidden)
         fixed = [x, d.norm(hidden), 1e-5, *weights, *biases, *norms, angle.cos(), angle.sin()]
-        return [*fixed, _positions(d, shape), *caches, *_skip(d, skip)]
+        if not slots:
+            return [*fixed, _positions(d, shape), *caches, *_skip(d, skip)]
+        # Rows that are not the positions, in another order, and positions beyond the cache.
+        rows = torch.stack([d.order(length)[:tokens] for _ in range(batch)])
+        return [*fixed, _positions(d, shape) + length, *caches, None, 0, rows]
 
-    label = f"{shape}{', bias and q/k-norm' * extras}{_suffix(False, skip)}"
+    label = f"{shape}{', bias and q/k-norm' * extras}{', slots' * slots}{_suffix(False, skip)}"
     return Case("norm_qkv_rope", label, build, caches=(14, 15))
 
 
-def _decode_attention(shape: tuple[int, ...], skip: bool | None = None) -> Case:
+def _decode_attention(shape: tuple[int, ...], skip: bool | None = None, window: int = 0, first: bool = False) -> Case:
     batch, tokens, heads, kv_heads, head_dim, _, length = shape
 
     def build(d: Draw) -> list[Any]:
         positions = _positions(d, shape)
+        starts = d.whole(0, length, batch) if first else torch.zeros_like(positions[:, 0])
         caches = [d.normal(batch, kv_heads, length, head_dim) for _ in range(2)]
-        for cache in caches:  # NaN in every row that no query of the sequence may see
-            for b in range(batch):
-                cache[b, :, int(positions[b, -1]) + 1 :] = float("nan")
+        for b in range(batch):  # NaN in every row that no query of the sequence may see
+            own, start = positions[b, 0].item(), int(starts[b])
+            seen = min(own, max(start, own - window + 1 if window else 0))
+            for cache in caches:
+                cache[b, :, :seen] = cache[b, :, int(positions[b, -1]) + 1 :] = float("nan")
         q = d.normal(batch, tokens, heads, head_dim, scale=2.0)
-        return [q, *caches, positions, head_dim**-0.5, *_skip(d, skip)]
+        fixed = [q, *caches, positions, head_dim**-0.5]
+        return [*fixed, None, 0, starts, window] if first else [*fixed, *_skip(d, skip)]
 
-    return Case("decode_attention", f"{shape}{_suffix(False, skip)}", build)
+    more = f", first rows, window {window}" if first else ""
+    return Case("decode_attention", f"{shape}{more}{_suffix(False, skip)}", build)
 
 
 def _losses(size: str) -> Iterator[Case]:

@@ -17,6 +17,7 @@ from bench.gpu_check.settings import Save, Settings
 from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.files import read_json
+from pyprune.triton_kernels.timing import poison
 
 DTYPES = ("bfloat16", "float16", "float32")
 TIMES_PYTORCH = 2.0
@@ -151,14 +152,6 @@ def _seen(case: Case, args: list[Any]) -> list[Any]:
 
 def _double(args: list[Any]) -> list[Any]:
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in args]
-
-
-def poison(like: Tensor) -> None:
-    """Leave NaN in the memory that a GPU's caching allocator will hand out next for results of this size."""
-    if like.is_cuda:
-        held = [torch.full(like.shape, float("nan"), dtype=t, device=like.device) for t in (torch.float32, torch.half)]
-        held += [torch.full((1 << 18,), float("nan"), device=like.device) for _ in range(4)]
-        del held
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

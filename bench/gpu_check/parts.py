@@ -66,6 +66,7 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
         ],
         [Part("decode-cuda", "decode", 60, "decode", mode="cuda")],
         [Part("decode-triton", "decode", 60, "decode", mode="triton", skip=twin)],
+        [Part("attention-triton", "attention", 30, "attention", mode="triton")],
         [Part("scoring-triton", "scoring", 45, "scoring", mode="triton")],
         [Part("table1", "table1", 150, "table1", mode=BEST)],
         [_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")],

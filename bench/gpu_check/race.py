@@ -19,24 +19,32 @@ def race(
 
     That first try is the warm-up: kernels compile, buffers are made and graphs are recorded in it.
     """
+    ready, errors = fit(contestants, device)
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()  # a collection in the middle of a run would be charged to whoever allocates then
+    try:
+        return interleave(ready, runs, synchronise=synchroniser(device)), errors
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def fit(
+    contestants: Mapping[Any, Callable[[], Any]], device: torch.device
+) -> tuple[dict[Any, Callable[[], Any]], dict[Any, str]]:
+    """Those that could run once, and the error of each other."""
     synchronise = synchroniser(device)
-    fit, errors = {}, {}
+    ready, errors = {}, {}
     for name, run in contestants.items():
         try:
             run()
             if synchronise is not None:
                 synchronise()
-            fit[name] = run
+            ready[name] = run
         except Exception as error:  # every kind: the text is the finding
             errors[name] = f"{type(error).__name__}: {error}"[:1500]
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()  # a collection in the middle of a run would be charged to whoever allocates then
-    try:
-        return interleave(fit, runs, synchronise=synchronise), errors
-    finally:
-        if enabled:
-            gc.enable()
+    return ready, errors
 
 
 def free(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,20 @@ def _decode(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _attention(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["timings"]:
+        words = [f"{one['model']}, {one['sequences']} x {result['tokens']} tokens:"]
+        words += [f"{name} {1e6 * statistics.median(taken):.0f} us" for name, taken in one["seconds"].items()]
+        if "speedup" in one:
+            low, high = one["speedup"]["low"], one["speedup"]["high"]
+            interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+            words.append(f"ours {one['speedup']['median']:.2f}x SDPA{interval}")
+        words += [f"{name}: {_short(text, 60)}" for name, text in one["failures"].items()]
+        lines.append(" ".join(words))
+    return lines
+
+
 def _scoring(result: dict[str, Any]) -> list[str]:
     words = [f"{result['blocks']} blocks, {result['samples']} x {result['tokens']} tokens:"]
     words += [f"{result['median_seconds']:.3f} s"] if "median_seconds" in result else []
@@ -137,7 +152,8 @@ def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
 
 _TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "install": _install, "environment": _environment, "operators": _operators, "cpu": _cpu, "ceilings": _ceilings,
-    "model": _model, "decode": _decode, "scoring": _scoring, "table1": _table1, "sanitizer": _operators,
+    "model": _model, "decode": _decode, "attention": _attention, "scoring": _scoring, "table1": _table1,
+    "sanitizer": _operators,
 }  # fmt: skip
 
 

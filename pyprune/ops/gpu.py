@@ -2,7 +2,8 @@
 
 `PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
 or two rows, those of the CUDA library. The kernels have passed an interpreter, an emulator and the compilers, but none
-has run on a GPU yet: `auto` runs the definitions there, and says so once.
+has run on a GPU yet: `auto` runs the definitions there, and says so once. With the Triton kernels the configurations
+that `pyprune tune` measured on this GPU are taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from pyprune.ops.contracts import LIBRARY
 CHOICES = ("auto", "definitions", "triton", "cuda")
 CUDA_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
 MOST_CUDA_ROWS = 2
+NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
 _chosen = "definitions"
+_tuning: dict[str, object] | None = None
 
 
 def choose() -> None:
-    """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run."""
-    global _chosen
+    """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run, and
+    for a file of tuned configurations that is not sound."""
+    global _chosen, _tuning
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
     if wanted not in CHOICES:
         raise InputError(f"PYPRUNE_GPU={wanted}: one of {', '.join(CHOICES)} is expected")
@@ -42,9 +46,10 @@ def choose() -> None:
         )
     if wanted in ("auto", "definitions"):
         return
-    kernels = importlib.import_module("pyprune.triton_kernels")
-    if not kernels.available():
-        raise InputError(f"PYPRUNE_GPU={wanted}: {kernels.why_not()}")
+    require_triton(f"PYPRUNE_GPU={wanted}")
+    tuning = importlib.import_module("pyprune.triton_kernels.tuning")
+    tuning.load()
+    _tuning = tuning.report()
     registration = importlib.import_module("pyprune.triton_kernels.registration")
     routes: dict[str, Callable[..., Tensor]] = {}
     if wanted == "cuda":
@@ -52,6 +57,15 @@ def choose() -> None:
         routes = few_row_routes(registration.OPERATORS)
     registration.register(LIBRARY, routes)
     _chosen = wanted
+
+
+def require_triton(what: str) -> None:
+    """InputError saying what is missing where the Triton kernels cannot run here; `what` asks for them."""
+    if not torch.cuda.is_available():
+        raise InputError(f"{what}: {NO_GPU}")
+    kernels = importlib.import_module("pyprune.triton_kernels")
+    if not kernels.available():
+        raise InputError(f"{what}: {kernels.why_not()}")
 
 
 def _load_cuda_library() -> None:
@@ -98,12 +112,13 @@ def recordable() -> bool:
 
 
 def report() -> dict[str, object]:
-    """The choice, what there is to choose from, and why it is not the kernels where it is not."""
+    """The choice, what there is to choose from, why it is not the kernels where it is not, and what was tuned."""
     there = torch.cuda.is_available()
     if _chosen != "definitions":
-        reason = f"{_chosen}: never checked on hardware yet"
+        tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
+        reason = f"{_chosen}: never checked on hardware yet{tuned}"
     elif not there:
-        reason = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
+        reason = NO_GPU
     else:
         reason = "plain definitions; PYPRUNE_GPU=triton or cuda takes the kernels, never checked on hardware"
-    return {"gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason}
+    return {"gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason, "tuning": _tuning}

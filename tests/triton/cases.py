@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyprune import triton_kernels
+from pyprune.models import load_sizes
 from pyprune.ops.definitions import DEFINITIONS
 from tests.ops.inputs import assert_as_exact_as_pytorch, double, low, norm, random, weight
 from tests.ops.test_attention import poisoned, qkv_arguments
@@ -23,7 +24,8 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import configs  # noqa: E402
+from pyprune.triton_kernels import configs, model_cases, tune  # noqa: E402
+from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -243,6 +245,92 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
     assert_as_exact_as_pytorch(result, plain, true)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [0, 1, 7, 32, 40])
+def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window: int, dtype: torch.dtype):
+    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a stretch is 32 rows
+    positions = torch.tensor([[3, 4], [31, 32], [64, 65], [109, 2]])
+    first = torch.tensor([0, 30, 65, 20])
+    keys, values = (torch.full((batch, kv_heads, length, head_dim), NAN, dtype=dtype) for _ in range(2))
+    for b in range(batch):  # NaN in every row that neither query of the sequence may see
+        for own in positions[b].tolist():
+            start = min(own, max(int(first[b]), own - window + 1 if window else 0))
+            for cache in (keys, values):
+                cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
+    q = random(batch, 2, heads, head_dim) * 2
+    clean = [c.nan_to_num() for c in (keys, values)]
+    definition = DEFINITIONS["decode_attention"]
+    for seen in (slice(0, 1), slice(1, 2), slice(0, 2)):  # each alone: what one may see, the other may not
+        caches = clean if seen == slice(0, 2) else [keys, values]
+        arguments = (positions[:, seen].contiguous(), 0.3, None, 0, first, window)
+        result = run("decode_attention", q[:, seen], *caches, *arguments)
+        plain = definition(q[:, seen].to(dtype), *clean, *arguments)
+        assert_as_exact_as_pytorch(result, plain, definition(*double(q[:, seen], *clean), *arguments))
+
+
+def test_a_window_of_many_queries_is_exact_too():
+    case = (2, 33, 2, 2, 22, 50, 90)
+    positions = torch.tensor([[5], [57]]) + torch.arange(33)
+    q, keys, values = random(2, 33, 2, 22), random(2, 2, 90, 22), random(2, 2, 90, 22)
+    arguments = (positions, 0.3, None, 0, torch.tensor([7, 60]), 20)
+    definition = DEFINITIONS["decode_attention"]
+    result, plain = run("decode_attention", q, keys, values, *arguments), definition(q, keys, values, *arguments)
+    assert_as_exact_as_pytorch(result, plain, definition(*double(q, keys, values), *arguments))
+    assert case[1] > 16, "so many that the cache is not split"
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_first_row_outside_the_cache_gives_nan_in_its_sequence_and_touches_no_memory(window: int):
+    q, keys, values = random(4, 2, 2, 10), random(4, 1, 70, 10), random(4, 1, 70, 10)
+    positions = torch.tensor([[60, 61]] * 4)
+    result = run("decode_attention", q, keys, values, positions, 1.0, None, 0, torch.tensor([0, 70, -1, 69]), window)
+    assert result.isnan().flatten(1).all(1).tolist() == [False, True, True, False]
+    assert not result[[0, 3]].isnan().any()
+
+
+def test_not_a_number_is_never_hidden_and_minus_infinity_weighs_nothing():
+    q, keys, values = torch.ones(1, 1, 1, 8), random(1, 1, 110, 8), random(1, 1, 110, 8)
+    positions = torch.tensor([[109]])
+    keys[0, 0, :70] = float("-inf")  # two whole stretches
+    check("decode_attention", [q, keys, values, positions, 1.0], torch.float32)
+    keys[0, 0, 3, :2] = torch.tensor([NAN, 0.0])
+    assert run("decode_attention", q, keys, values, positions, 1.0).isnan().all()
+
+
+@pytest.mark.parametrize("tokens", [3, 33])  # few rows with a q/k-norm, many rows
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias+qknorm"])
+def test_slots_say_where_keys_and_values_go_and_positions_how_they_are_turned(tokens: int, extras: bool):
+    case = (2, tokens, 3, 1, 22, 50, 60)
+    args = qkv_arguments(case, torch.float32, extras)
+    args[11], args[12] = args[11].repeat(2, 1), args[12].repeat(2, 1)
+    args[-1] = args[-1] + 60  # positions may lie beyond the cache's rows
+    slots = torch.stack([torch.randperm(60)[:tokens] for _ in range(2)])
+    ours, plain = [poisoned(case, torch.float32) for _ in range(2)], [poisoned(case, torch.float32) for _ in range(2)]
+    exact = [poisoned(case, torch.float64) for _ in range(2)]
+    definition = DEFINITIONS["norm_qkv_rope"]
+    q = run("norm_qkv_rope", *args, *ours, None, 0, slots)
+    theirs = definition(*args, *plain, slots=slots)
+    assert_as_exact_as_pytorch(q, theirs, definition(*double(*args), *exact, slots=slots))
+    row = torch.arange(2).unsqueeze(1)
+    for mine, their, true in zip(ours, plain, exact, strict=True):
+        assert_as_exact_as_pytorch(*(cache[row, :, slots] for cache in (mine, their, true)))
+        assert torch.equal(mine.isnan(), true.isnan()), "rows outside the slots were touched"
+
+
+def test_a_slot_outside_the_cache_gives_nan_in_its_row_and_touches_no_memory():
+    case = CASES[2]
+    args = qkv_arguments(case, torch.float32, False)
+    slots = torch.arange(15).view(3, 5)
+    slots[2, 4], slots[0, 1] = 40, -1
+    lost = torch.zeros(3, 5, dtype=torch.bool)
+    lost[2, 4] = lost[0, 1] = True
+    keys, values = poisoned(case, torch.float32), poisoned(case, torch.float32)
+    q = run("norm_qkv_rope", *args, keys, values, None, 0, slots)
+    assert torch.equal(q.isnan().all(-1).all(-1), lost)
+    assert torch.equal(q.isnan().any(-1).any(-1), lost)
+    assert int((~keys.isnan().all(-1).all(1)).sum()) == 13
+
+
 def test_attention_of_one_sequence_has_the_same_bits_in_any_batch():
     q, keys, values = random(3, 1, 6, 16), random(3, 2, 100, 16), random(3, 2, 100, 16)
     positions = torch.tensor([[0], [31], [99]])
@@ -250,6 +338,11 @@ def test_attention_of_one_sequence_has_the_same_bits_in_any_batch():
     for b in range(3):
         alone = run("decode_attention", *(t[b : b + 1] for t in (q, keys, values, positions)), 0.25)
         assert torch.equal(alone, whole[b : b + 1])
+    rest = (0.25, None, 0, torch.tensor([0, 3, 40]), 45)
+    whole = run("decode_attention", q, keys, values, positions, *rest)
+    for b in range(3):
+        one = (t[b : b + 1] for t in (q, keys, values, positions))
+        assert torch.equal(run("decode_attention", *one, *rest[:3], rest[3][b : b + 1], 45), whole[b : b + 1])
 
 
 def test_scores_of_any_size_do_not_overflow():
@@ -315,6 +408,21 @@ def test_logits_of_any_size_do_not_overflow():
     torch.testing.assert_close(losses, torch.tensor([0.0, 6e4]))
 
 
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
+    arch = configs.architecture(DEVICE)
+    sizes = load_sizes("shape:hidden=48,blocks=1,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131")
+    todo = [case for case in model_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
+    timed = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
+    for case in todo:
+        found = candidates(case.operator, case.dtype, case.shape, arch)
+        measured = tune.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
+        assert measured.refused == {}, case.operator
+    names = {case.operator for case in todo}
+    few = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
+    assert names == few | {1: set(), 16: {"decode_attention"}, 64: {"linear_cross_entropy"}}[rows]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -348,14 +456,31 @@ def test_a_wrong_argument_is_named(change: dict, message: str):
         (11, random(40, 4), "cos, sin"),
         (13, torch.zeros(3, 5), "positions"),
         (15, random(3, 2, 39, 10), "v_cache"),
+        (18, torch.zeros(3, 4, dtype=torch.int64), "slots"),
     ],
 )
 def test_a_wrong_argument_of_the_projections_for_attention_is_named(place: int, value: Tensor, message: str):
     case = CASES[2]
-    args = [*qkv_arguments(case, torch.float32, False), poisoned(case, torch.float32), poisoned(case, torch.float32)]
+    caches = [poisoned(case, torch.float32) for _ in range(2)]
+    args = [*qkv_arguments(case, torch.float32, False), *caches, None, 0, torch.zeros(3, 5, dtype=torch.int64)]
     args[place] = value
     with pytest.raises(RuntimeError, match=message):
         run("norm_qkv_rope", *args)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(first=torch.tensor([0, 1])), "first"),
+        (dict(first=torch.tensor([0.0, 1.0, 2.0])), "first"),
+        (dict(window=-2), "window: -2 given"),
+    ],
+)
+def test_a_wrong_first_row_or_window_is_named(change: dict, message: str):
+    q, cache, positions = random(3, 5, 4, 10), random(3, 2, 40, 10), torch.zeros(3, 5, dtype=torch.int64)
+    rest = {"first": None, "window": 0, **change}
+    with pytest.raises(RuntimeError, match=f"^{message}"):
+        run("decode_attention", q, cache, cache, positions, 0.3, None, 0, rest["first"], rest["window"])
 
 
 def test_an_argument_on_another_device_is_named():

@@ -13,13 +13,16 @@ if not triton_kernels.available():
     pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
 
 from pyprune.triton_kernels import configs, inspect
+from pyprune.triton_kernels.candidates import candidates
+from pyprune.triton_kernels.configs import Shape
+from pyprune.triton_kernels.launch import Launch, trying
 
 ODD = inspect.ODD
-CASES = (
-    [(rows, torch.bfloat16) for rows in (2, 16, 64, 256)]
-    + [(rows, torch.float16) for rows in (1, 16)]
-    + [(64, torch.float32)]
-)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CASES = [  # rows, weights, activations, head size
+    (1, BF16, BF16, 128), (2, BF16, FP32, 64), (16, BF16, BF16, 128), (64, BF16, BF16, 64), (64, BF16, FP32, 128),
+    (256, BF16, BF16, 128), (1, FP16, FP32, 128), (16, FP16, FP16, 128), (64, FP32, FP32, 64),
+]  # fmt: skip
 
 
 def name(value: object) -> str:
@@ -27,19 +30,55 @@ def name(value: object) -> str:
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-@pytest.mark.parametrize(("rows", "dtype"), CASES, ids=name)
-def test_nothing_spills_and_every_kernel_fits_its_architecture(rows: int, dtype: torch.dtype, capability: int):
-    limit = configs.ARCHITECTURES[capability].shared_bytes
+@pytest.mark.parametrize(("rows", "dtype", "activations", "head_dim"), CASES, ids=name)
+def test_nothing_spills_and_every_kernel_fits_its_architecture(
+    rows: int, dtype: torch.dtype, activations: torch.dtype, head_dim: int, capability: int
+):
     seen = set()
-    for operator, call in inspect.operators(rows, dtype).items():
-        for launch in inspect.recorded(capability, call):
-            used = inspect.usage(launch, capability)
-            assert used.stack == 0, f"{operator}: {used.kernel} has {used.stack} bytes of stack"
-            assert used.registers <= 255
-            assert used.registers * 32 * launch.warps <= 65536
-            assert used.shared <= limit, f"{operator}: {used.kernel} takes {used.shared} bytes of shared memory"
-            seen.add(used.kernel)
+    for operator, call in inspect.operators(rows, dtype, head_dim=head_dim, activations=activations).items():
+        for one in inspect.recorded(capability, call):
+            seen.add(fits(operator, one, capability))
     assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "join_tiles_kernel"} <= seen
+
+
+def fits(what: str, one: Launch, capability: int) -> str:
+    """The kernel's name, if it spills nothing and takes no more than the architecture has."""
+    used = inspect.usage(one, capability)
+    assert used.stack == 0, f"{what}: {used.kernel} has {used.stack} bytes of stack"
+    assert used.registers <= 255
+    assert used.registers * 32 * one.warps <= 65536
+    limit = configs.ARCHITECTURES[capability].shared_bytes
+    assert used.shared <= limit, f"{what}: {used.kernel} takes {used.shared} bytes of shared memory"
+    return used.kernel
+
+
+TUNED = {  # operator: the rows of its class, columns and inner size of LLaMA-7B's
+    "linear_residual": (1, 16, 64), "norm_gate_up": (2, 32), "norm_qkv_rope": (16,), "decode_attention": (1,),
+    "linear_cross_entropy": (128,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize(("operator", "rows"), [(name, rows) for name, many in TUNED.items() for rows in many])
+def test_a_sample_of_what_tuning_tries_spills_nothing_and_fits(operator: str, rows: int, capability: int):
+    # All of them: once, by hand. Here the first, the middle one and the last, which are far apart.
+    arch = configs.ARCHITECTURES[capability]
+    shape = Shape(rows, 2048, 128) if operator == "decode_attention" else Shape(rows, 16384, 4096)
+    found = candidates(operator, BF16, shape, arch)
+    for config in (found[1], found[len(found) // 2], found[-1]):
+        with trying(config):
+            main = inspect.recorded(capability, inspect.operators(rows, BF16, activations=BF16)[operator])
+        fits(f"{config}", next(one for one in main if one.stages == config.stages), capability)
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_asynchronous_copies_of_weights_can_ask_for_no_bytes(capability: int):
+    # What a skipped unit, whose loop has no steps, does with those before the loop: their size is not a constant.
+    call = inspect.operators(16, BF16, activations=BF16)["linear_residual"]
+    ptx = inspect.usage(inspect.recorded(capability, call)[0], capability).ptx
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*;", ptx)
+    assert copies
+    assert all(re.search(r"0x10, %r\d+;$", copy) for copy in copies)
 
 
 @pytest.mark.parametrize("capability", [86, 90])
@@ -57,7 +96,7 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
             assert main.arguments["K"] == ODD
             found[operator] = inspect.usage(main, capability, inspect.WEIGHTS).weight_load
         assert found == dict.fromkeys(found, expected)
-        assert len(found) == 7
+        assert len(found) == 8
 
 
 @pytest.mark.parametrize("capability", [86, 90])
@@ -77,7 +116,7 @@ def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
 @pytest.mark.parametrize("capability", [86, 90])
 def test_the_kv_cache_comes_in_16_byte_loads(capability: int):
     for rows in (1, 4):
-        for operator in ("decode_attention", "decode_attention, GQA"):
+        for operator in ("decode_attention", "decode_attention, GQA", "decode_attention, window"):
             main = inspect.recorded(capability, inspect.operators(rows, torch.bfloat16)[operator])[0]
             assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == 16
 
@@ -106,8 +145,8 @@ def test_no_kernel_adds_with_atomics():
     assert atomic.search("\t@%p1 atom.global.gpu.relaxed.add.f32 %f1, [ %rd1 + 0 ], %f2;")
     for rows in (2, 16, 256):
         for call in inspect.operators(rows, torch.bfloat16).values():
-            for launch in inspect.recorded(90, call):
-                assert not atomic.search(inspect.usage(launch, 90).ptx)
+            for one in inspect.recorded(90, call):
+                assert not atomic.search(inspect.usage(one, 90).ptx)
 
 
 def test_load_widths_are_read_from_ptx():

@@ -17,13 +17,11 @@ from pyprune.runtime.huggingface.cache import place
 from pyprune.runtime.huggingface.families import Family
 from pyprune.runtime.huggingface.mask import Causal, causal
 from pyprune.runtime.huggingface.operators import call
-from pyprune.runtime.huggingface.plain import is_plain, plain_weights
+from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_weights
 from pyprune.runtime.huggingface.rotation import Rotation
 
 # What a model may pass on to attention without changing what it computes.
 NEUTRAL = {"use_cache", "output_hidden_states", "return_dict", "cache_position", "token_type_ids", "num_items_in_batch"}
-
-Weights = tuple[Tensor, Tensor | None]
 
 
 class Attention(NamedTuple):
@@ -112,12 +110,15 @@ def plain_attention(
 
 
 def _interface(config: Any, family: Family) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
-    """The attention function that a configuration names, if it is causal sdpa or eager attention and nothing more."""
-    if config.output_attentions or not getattr(config, "is_causal", True):
+    """The attention function that a configuration names, if it is sdpa or eager and its weights are not asked for."""
+    if config.output_attentions:
         return None
     named = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, family.eager_attention)
     return named if named in (sdpa_attention_forward, family.eager_attention) else None
 
 
 def _is_neutral(kwargs: dict[str, Any]) -> bool:
-    return all(name in NEUTRAL or value is None or value is False for name, value in kwargs.items())
+    return all(
+        value is None or name in NEUTRAL or (name == "output_attentions" and not value)
+        for name, value in kwargs.items()
+    )

@@ -10,9 +10,7 @@ from transformers.activations import SiLUActivation
 from pyprune import ops
 from pyprune.runtime.huggingface.families import Family
 from pyprune.runtime.huggingface.operators import call
-from pyprune.runtime.huggingface.plain import is_plain, plain_weights
-
-Weights = tuple[Tensor, Tensor | None]
+from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_weights
 
 
 class FFN(NamedTuple):

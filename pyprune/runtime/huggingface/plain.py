@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 
+Weights = tuple[Tensor, Tensor | None]  # weight, and bias where there is one
+
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Exactly of this class, with no hooks and no `forward` of its own (as the accelerate and kernels libraries set).
@@ -25,7 +27,7 @@ def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 
 def plain_weights(
     module: nn.Module | None, kind: type[nn.Module], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor | None] | None:
+) -> Weights | None:
     """weight and bias (None without one) of a plain linear or norm, where they are ordinary parameters (not quantised,
     not sharded) of this dtype on this device; None otherwise."""
     if not is_plain(module, kind):

@@ -1,0 +1,192 @@
+"""Caches that an accelerated model writes: what transformers does with them, and what their holders see."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from pyprune import ops
+from pyprune.runtime.huggingface import cache as module
+from tests.runtime.test_accelerate import calls, ids, pair
+
+__all__ = ["calls"]
+
+
+def feed(model: nn.Module, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    with torch.no_grad():
+        out = model(tokens, past_key_values=cache, use_cache=True)
+    return out.logits, out.past_key_values
+
+
+def assert_same_cache(ours: Cache, theirs: Cache) -> None:
+    assert ours.get_seq_length() == theirs.get_seq_length()
+    for a, b in zip(ours.layers, theirs.layers, strict=True):
+        assert type(a) is type(b)
+        assert vars(a).keys() == vars(b).keys()
+        torch.testing.assert_close(a.keys, b.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-5)
+
+
+def test_a_dynamic_cache_holds_what_transformers_would_have_put_there():
+    ours, theirs = pair()
+    caches: list[Cache | None] = [None, None]
+    for step in range(5):
+        tokens = ids(2, 1 + 3 * step, seed=step)
+        for i, model in enumerate((ours, theirs)):
+            _, caches[i] = feed(model, tokens, caches[i])
+        assert_same_cache(*caches)
+
+
+def test_rows_are_appended_in_place_while_there_is_room(monkeypatch):
+    monkeypatch.setattr(module, "SPARE_ROWS", 4)
+    ours, _ = pair()
+    _, cache = feed(ours, ids(1, 8))
+    addresses = []
+    for step in range(10):
+        feed(ours, ids(1, 1, seed=step), cache)
+        addresses.append(cache.layers[0].keys.data_ptr())
+    assert [len(set(addresses[:4])), len(set(addresses[4:9])), len(set(addresses))] == [1, 1, 3]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_filled_by_one_model_serves_the_other(kind: str):
+    ours, theirs = pair()
+
+    def new() -> Cache:
+        return (
+            StaticCache(config=ours.config, max_cache_len=20) if kind == "static" else DynamicCache(config=ours.config)
+        )
+
+    expected, whole = feed(theirs, ids(2, 10), new())
+    for first, second in ((ours, theirs), (theirs, ours)):
+        _, cache = feed(first, ids(2, 10)[:, :6], new())
+        logits, cache = feed(second, ids(2, 10)[:, 6:], cache)
+        torch.testing.assert_close(logits, expected[:, 6:], atol=1e-5, rtol=1e-5)
+        assert_same_cache(cache, whole)
+
+
+CHANGES = {
+    "crop": lambda cache: cache.crop(-3),
+    "reorder": lambda cache: cache.reorder_cache(torch.tensor([1, 0])),
+    "repeat": lambda cache: cache.batch_repeat_interleave(2),
+    "select": lambda cache: cache.batch_select_indices(torch.tensor([1])),
+    "reset": lambda cache: cache.reset(),
+    "copy": lambda cache: [setattr(layer, "keys", layer.keys.clone()) for layer in cache.layers],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_cache_goes_on_and_earlier_views_keep_their_values(change):
+    ours, theirs = pair()
+    caches = [feed(model, ids(2, 9))[1] for model in (ours, theirs)]
+    caches = [feed(model, ids(2, 1, seed=1), cache)[1] for model, cache in zip((ours, theirs), caches, strict=True)]
+    held = caches[0].layers[1].keys, caches[0].layers[1].values
+    values = [states.clone() for states in held]
+    for cache in caches:
+        change(cache)
+    for step in range(2, 5):
+        tokens = ids(2, 2, seed=step)
+        batch = len(caches[1].layers[0].keys) if caches[1].get_seq_length() else 2
+        tokens = tokens.repeat(2, 1)[:batch]
+        logits = [feed(model, tokens, cache)[0] for model, cache in zip((ours, theirs), caches, strict=True)]
+        torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+        assert_same_cache(*caches)
+    assert all(torch.equal(a, b) for a, b in zip(held, values, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["shallow", "deep", "saved"])
+def test_copies_of_a_cache_grow_apart(kind: str):
+    ours, theirs = pair()
+
+    def copies(cache: Cache) -> list[Cache]:
+        if kind == "deep":
+            return [cache, copy.deepcopy(cache)]
+        if kind == "saved":
+            file = io.BytesIO()
+            torch.save(cache, file)
+            file.seek(0)
+            return [cache, torch.load(file, weights_only=False)]
+        twin = copy.copy(cache)
+        twin.layers = [copy.copy(layer) for layer in cache.layers]
+        return [cache, twin]
+
+    results = []
+    for model in (ours, theirs):
+        both = copies(feed(model, ids(1, 5))[1])
+        for step in range(3):  # in turn, so that each would write where the other reads
+            for i, cache in enumerate(both):
+                results.append(feed(model, ids(1, 1, seed=10 * i + step), cache)[0])
+    for a, b in zip(results[:6], results[6:], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_and_values_may_come_from_different_caches(monkeypatch):
+    ours, theirs = pair()
+    _, one = feed(ours, ids(1, 5))
+    monkeypatch.setattr(module, "SPARE_ROWS", 8)
+    _, other = feed(ours, ids(1, 5))
+    for layer, donor in zip(one.layers, other.layers, strict=True):
+        layer.keys = donor.keys
+    expected, _ = feed(theirs, ids(1, 2, seed=1), feed(theirs, ids(1, 5))[1])
+    for cache in (one, other):
+        torch.testing.assert_close(feed(ours, ids(1, 2, seed=1), cache)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [ops.norm_qkv_rope, ops.definitions.norm_qkv_rope], ids=["in use", "definition"])
+def test_a_cache_made_in_inference_mode_can_be_continued_outside(monkeypatch, operator):
+    monkeypatch.setattr(ops, "norm_qkv_rope", operator)
+    ours, theirs = pair()
+    logits = []
+    for model in (ours, theirs):
+        with torch.inference_mode():
+            cache = model(ids(1, 6), use_cache=True).past_key_values
+        logits.append(feed(model, ids(1, 2, seed=1), cache)[0])
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_of_another_batch_is_refused_as_ever(kind: str):
+    for model in pair():
+        static = StaticCache(config=model.config, max_cache_len=9) if kind == "static" else None
+        _, cache = feed(model, ids(3, 6), static)
+        with pytest.raises(RuntimeError):
+            feed(model, ids(2, 1), cache)
+
+
+def test_a_full_static_cache_is_refused():
+    for model in pair():
+        _, cache = feed(model, ids(1, 6), StaticCache(config=model.config, max_cache_len=6))
+        with pytest.raises((RuntimeError, IndexError)):
+            feed(model, ids(1, 1), cache)
+
+
+@pytest.mark.parametrize("own", ["layers", "cache"])
+def test_a_cache_of_the_user_s_own_is_given_keys_and_values(calls, own: str):
+    updates: list[int] = []
+
+    class Counting:
+        def update(self, *args: object, **options: object) -> tuple[Tensor, Tensor]:
+            updates.append(1)
+            return super().update(*args, **options)
+
+    class CountingLayer(Counting, DynamicLayer):
+        pass
+
+    class CountingCache(Counting, DynamicCache):
+        pass
+
+    ours, theirs = pair()
+    logits = []
+    for model in (ours, theirs):
+        cache = Cache(layer_class_to_replicate=CountingLayer) if own == "layers" else CountingCache(config=model.config)
+        feed(model, ids(2, 6), cache)
+        logits.append(feed(model, ids(2, 3, seed=1), cache)[0])
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+    assert len(updates) == 2 * 6
+    assert calls["norm_qkv_rope"] == 6

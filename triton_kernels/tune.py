@@ -1,0 +1,145 @@
+"""Chooses among the candidate configurations of an operator by timing them on the GPU at hand.
+
+Only `pyprune tune` comes here; at run time nothing is tuned. A candidate is timed only when its result agrees with the
+fixed configuration's and it spills no registers. Not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyprune.triton_kernels import timing, tuning
+from pyprune.triton_kernels.candidates import candidates
+from pyprune.triton_kernels.configs import Architecture, Config
+from pyprune.triton_kernels.launch import architecture, trying
+from pyprune.triton_kernels.model_cases import Case, cases
+from pyprune.triton_kernels.tuning import DTYPE_NAMES, Key, Machine, Tuned
+
+if TYPE_CHECKING:
+    from pyprune.models.decoder import Decoder
+
+ROUNDS = 15
+MARGIN = 0.98  # of the fixed configuration's time: what gains less than that may be noise
+
+Time = Callable[[Mapping[Config, Callable[[], object]]], Mapping[Config, Sequence[float]]]
+"""Seconds of each of several runs of what belongs to each configuration."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured for a case: the quickest configuration, how many were timed, and why others were not."""
+
+    case: Case
+    tuned: Tuned
+    timed: int
+    refused: dict[Config, str]
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """Why others were not timed, as JSON data."""
+        return [
+            {"operator": self.case.operator, "shape": asdict(self.case.shape), "config": asdict(config), "why": why}
+            for config, why in self.refused.items()
+        ]
+
+
+def event_timer(device: torch.device) -> Time:
+    """The timer for a GPU."""
+    return partial(timing.interleaved, device=device, rounds=ROUNDS)
+
+
+def tune(
+    todo: Sequence[Case], arch: Architecture, device: torch.device, time: Time,
+    done: Callable[[int, int], None] = lambda *_: None,
+) -> list[Finding]:  # fmt: skip
+    """Measure every case; `done(finished, total)` after each."""
+    found: list[Finding] = []
+    with torch.inference_mode():
+        for case in todo:
+            found.append(measure(case, candidates(case.operator, case.dtype, case.shape, arch), device, time))
+            done(len(found), len(todo))
+    return found
+
+
+def tune_model(
+    decoder: Decoder, device: torch.device, path: Path, done: Callable[[int, int], None] = lambda *_: None
+) -> tuple[Machine, list[Finding]]:
+    """Measure the operators of a model on a CUDA device and put the findings into the file, beside what it has of
+    others. Only sizes and dtypes of the model are read. InputError for a file that is not sound, before any work."""
+    kept = tuning.read(path) if path.exists() else {}
+    with torch.cuda.device(device):
+        here = tuning.machine(torch.cuda.current_device())
+        arch = architecture(device)
+        found = tune(cases(decoder, arch), arch, device, event_timer(device), done)
+    tuning.write(path, {**kept, **entries(found, here)})
+    return here, found
+
+
+def entries(findings: Sequence[Finding], machine: Machine) -> dict[Key, Tuned]:
+    """The findings as the file keeps them."""
+    return {Key(machine, one.case.operator, DTYPE_NAMES[one.case.dtype], one.case.shape): one.tuned for one in findings}
+
+
+def measure(case: Case, configurations: Sequence[Config], device: torch.device, time: Time) -> Finding:
+    """The quickest of the configurations, the first of which is the fixed one: it says what is right."""
+    fixed, *others = configurations
+    run, written = case.prepare(device)
+    with trying(fixed):
+        expected = [one.clone() for one in (run(), *written)]
+    fit, refused = [fixed], {}
+    for config in others:
+        reason = _why_not(config, run, written, expected)
+        if reason is None:
+            fit.append(config)
+        else:
+            refused[config] = reason
+    samples = time({config: partial(_run_with, config, run) for config in fit})
+    return Finding(case, quickest(samples, fixed), len(fit), refused)
+
+
+def quickest(samples: Mapping[Config, Sequence[float]], fixed: Config) -> Tuned:
+    """The configuration of the least median; the fixed one where that is as good as the least."""
+    medians = {config: statistics.median(seconds) for config, seconds in samples.items()}
+    best = min(medians, key=medians.__getitem__)
+    if medians[best] > MARGIN * medians[fixed]:
+        best = fixed
+    return Tuned(best, medians[best], medians[fixed])
+
+
+def agree(given: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by no more than another order of summation explains."""
+    if given.shape != expected.shape or not bool(torch.isfinite(given).all()):
+        return False
+    allowed = max(2 * torch.finfo(expected.dtype).eps, 1e-4) * float(expected.abs().max())
+    return float((given.float() - expected.float()).abs().max()) <= allowed
+
+
+def _run_with(config: Config, run: Callable[[], Tensor]) -> None:
+    with trying(config):
+        run()
+
+
+def _why_not(
+    config: Config, run: Callable[[], Tensor], written: Sequence[Tensor], expected: Sequence[Tensor]
+) -> str | None:
+    """Why a configuration is not to be timed; None where it may."""
+    # What it forgets to write must not be taken from the call before.
+    for one in written:
+        one.fill_(float("nan"))
+    timing.poison(expected[0])
+    try:
+        with trying(config) as spills:
+            given = [run(), *written]
+        right = all(map(agree, given, expected))
+    except Exception as error:  # of every kind: out of shared memory, not compilable, ...
+        return f"{type(error).__name__}: {error}"
+    if any(spills):
+        return f"spills {max(spills)} words a thread"
+    return None if right else "its result differs from the fixed configuration's"
