@@ -79,8 +79,17 @@ def test_a_hugging_face_model_is_scored_as_it_stands_and_left_unchanged(tiny, sa
 
 def test_half_precision_weights_keep_the_order_of_clear_differences(tiny, samples):
     low = tiny.to(torch.bfloat16)
-    values, exact = score(low, samples).values, score(low.to(torch.float32), samples).values
-    assert values == pytest.approx(exact, rel=1e-4)  # activations are float32 in both: only the weights are rounded
+    result, exact = score(low, samples), score(low.to(torch.float32), samples)
+    # Where the processor multiplies bfloat16 itself, activations are rounded as plain PyTorch rounds them.
+    plain = [naive(apply(low, Pruning(blocks=[index])), samples) for _, index in result.units]
+    theirs = max(abs(one - true) for one, true in zip(plain, exact.values, strict=True))
+    ours = max(abs(one - true) for one, true in zip(result.values, exact.values, strict=True))
+    assert ours <= 2 * theirs + 1e-4 * max(exact.values)
+    pairs = [
+        (a, b) for a in range(len(plain)) for b in range(len(plain)) if exact.values[b] - exact.values[a] > 2 * ours
+    ]
+    assert pairs
+    assert all(result.values[a] < result.values[b] for a, b in pairs)
 
 
 def test_tied_heads_and_many_rows_take_the_same_road():
