@@ -30,12 +30,18 @@ def candidates(operator: str, dtype: torch.dtype, shape: Shape, arch: Architectu
         pair = operator in PAIRS
         fixed = configs.few_rows_tile(arch, shape.rows, dtype, pair)
         tiles = _gemv(fixed, dtype, pair) if fixed.rows <= configs.GEMV_ROWS else _dot(fixed, dtype, pair, arch)
-        found = [fixed, *(replace(one, programs=n) for one, n in product(tiles, (1, 2, 4)))]
+        found = [fixed, *(replace(one, programs=n) for one in tiles for n in _programs(one, shape))]
     else:
         raise ValueError(f"operator: {operator} with {shape.rows} rows is not tuned")
     if shape.rows != (fixed.queries if isinstance(fixed, AttentionTile) else fixed.rows):
         raise ValueError(f"shape: {shape.rows} rows are not a class of {operator}")
     return list(dict.fromkeys(found))
+
+
+def _programs(tile: Tile, shape: Shape) -> tuple[int, ...]:
+    """Choices of `programs`; one where there are tiles for every processor (a GPU has at most 256), so no splits."""
+    least = shape.columns // 2 // (2 * tile.columns)  # a class begins at half its size; a tile of qkv has two halves
+    return (tile.programs,) if least >= 256 else (1, 2, 4)
 
 
 def _gemv(fixed: Tile, dtype: torch.dtype, pair: bool) -> Iterator[Tile]:
@@ -49,7 +55,7 @@ def _gemv(fixed: Tile, dtype: torch.dtype, pair: bool) -> Iterator[Tile]:
 def _dot(fixed: Tile, dtype: torch.dtype, pair: bool, arch: Architecture) -> Iterator[Tile]:
     wide = dtype.itemsize == 4  # no matrix units: the fixed tile's sums already fill the registers
     columns = (16, fixed.columns) if wide else (16, 32, 64)
-    for width, inner, stages in product(columns, (32,) if wide else (32, 64, 128), (2, 3, 4, 5)):
+    for width, inner, stages in product(columns, (32,) if wide else (32, 64, 128), (2, 3, 4)):
         # Registers a thread: sums, and with a norm the activations and their squares as float32. Told how many it may
         # take, ptxas does not spill a few of them for an occupancy of its own.
         sums, normalised = (1 + pair) * fixed.rows * width, fixed.rows * inner

@@ -53,16 +53,16 @@ def file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arch", [SM_86, SM_90], ids=lambda arch: arch.name)
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-def test_candidates_are_many_distinct_and_begin_with_the_fixed_configuration(arch, dtype):
+def test_candidates_are_several_distinct_and_begin_with_the_fixed_configuration(arch, dtype):
     for operator in ("norm_qkv_rope", "linear_residual"):
         for rows in (1, 2, 16, 32, 64):
             found = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
             assert found[0] == configs.few_rows_tile(arch, rows, dtype, operator == "norm_qkv_rope")
-            assert len(set(found)) == len(found) >= 9
+            assert len(set(found)) == len(found) >= 5
             assert {tile.rows for tile in found} == {rows}
     found = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
     assert found[0] == configs.attention_tile(arch, 1, 64, dtype, split=True)
-    assert len(set(found)) == len(found) >= 9
+    assert len(set(found)) == len(found) >= 5
     loss = configs.widened(arch.loss, dtype)
     assert candidates("linear_cross_entropy", dtype, Shape(loss.rows, 32768, 4096), arch)[0] == loss
 
