@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -86,7 +87,7 @@ def test_half_precision_weights_keep_the_order_of_clear_differences(tiny, sample
     ours = max(abs(one - true) for one, true in zip(result.values, exact.values, strict=True))
     assert ours <= 2 * theirs + 1e-4 * max(exact.values)
     order = sorted(zip(exact.values, result.values, strict=True))
-    clear = [(low, high) for (x, low), (y, high) in zip(order, order[1:], strict=False) if y > 1.002 * x]
+    clear = [(low, high) for (x, low), (y, high) in itertools.pairwise(order) if y > 1.002 * x]
     assert clear
     assert all(low < high for low, high in clear)
 
