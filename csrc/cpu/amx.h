@@ -115,8 +115,8 @@ inline void multiply(const char* weights, int64_t stride, int64_t rows, int64_t 
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t i = 0; i < whole; ++i) {
-    ahead.step(whole);
+  for (int64_t i = 0, due = 0; i < whole; ++i) {
+    ahead.step(whole, due);
     add_products<Groups>(weights + i * kChunk, stride, x, i);
   }
   if (left) {

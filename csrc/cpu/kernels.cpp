@@ -190,8 +190,8 @@ inline void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x,
   using D = Dot<W>;
   using X = typename D::X;
   const int64_t chunks = k / D::chunk, whole = chunks * D::chunk;
-  for (int64_t i = 0; i < whole; i += D::chunk) {
-    ahead.step(chunks);
+  for (int64_t i = 0, due = 0; i < whole; i += D::chunk) {
+    ahead.step(chunks, due);
     D weights[R];
     for (int r = 0; r < R; ++r) weights[r] = D(w[r] + i);
     for (int m = 0; m < MT; ++m)
