@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
     from pyprune.runtime.planner import MemoryPlan, plan_memory
-    from pyprune.scoring import Scores, perplexity, score
+    from pyprune.scoring import Scores, SearchResult, perplexity, score, search
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "NativeLibraryWarning",
     "Pruning",
     "Scores",
+    "SearchResult",
     "accelerate",
     "apply",
     "depth",
@@ -41,6 +42,7 @@ __all__ = [
     "plan_memory",
     "restore",
     "score",
+    "search",
     "to_transformers",
     "width",
 ]
@@ -52,7 +54,7 @@ _ROOMS = {
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
-    "scoring": ("Scores", "perplexity", "score"),
+    "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
 }
 
 

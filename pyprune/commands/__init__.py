@@ -1,10 +1,11 @@
 """The commands, one file each: `add_options` says what --help teaches, `run` does it. Importing them is quick."""
 
-from pyprune.commands import compare, doctor, generate, plan, prune, score, tune
+from pyprune.commands import compare, doctor, generate, plan, prune, score, search, tune
 
 COMMANDS = {
     "doctor": doctor,
     "score": score,
+    "search": search,
     "prune": prune,
     "compare": compare,
     "generate": generate,

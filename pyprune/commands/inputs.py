@@ -22,9 +22,8 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from functools import partial
 
     from pyprune import scoring
-    from pyprune.scoring.calibration import calibration
 
-    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    windows = _windows(options, decoder)
     return scoring.score(
         decoder,
         windows.input_ids,
@@ -33,6 +32,32 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         calibration=windows.fingerprint,
         progress=partial(bar, f"scoring, unit {unit}"),
     )
+
+
+def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any, bar: Bar) -> Any:
+    """What a search removes from a decoder, on the calibration text that the options name."""
+    from functools import partial
+
+    from pyprune import scoring
+
+    windows = _windows(options, decoder)
+    return scoring.search(
+        decoder,
+        windows.input_ids,
+        method,
+        count=amount.count,
+        ratio=amount.ratio,
+        unit=options.unit or "block",
+        protect=options.protect,
+        calibration=windows.fingerprint,
+        progress=partial(bar, f"searching, {method}"),
+    )
+
+
+def _windows(options: argparse.Namespace, decoder: Any) -> Any:
+    from pyprune.scoring.calibration import calibration
+
+    return calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
 
 
 def chosen_device(options: argparse.Namespace) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import loaded, measured_scores, require_texts
-from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
+from pyprune.commands.inputs import loaded, measured_scores, require_texts, searched
+from pyprune.commands.options import MODEL_HELP, add_json, add_protect, add_text, add_unit, at_least, command, indices
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
 
@@ -50,10 +50,12 @@ def add_options(commands: Any) -> None:
         "--skip-mha)",
     )
     parser.add_argument(
-        "--protect",
-        metavar="WHICH",
-        help="blocks that --depth keeps: first=N, last=N and indices, with commas (default: none)",
+        "--search",
+        choices=("one-shot", "greedy", "window"),
+        help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
+        "(default: one-shot)",
     )
+    add_protect(parser, "blocks that --depth keeps")
     parser.add_argument(
         "--pad-to",
         type=at_least(1),
@@ -100,9 +102,11 @@ def run(options: argparse.Namespace) -> None:
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
             rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
-            if ranked is None:
-                ranked = measured_scores(options, decoder, unit, bar)
-            chosen = pruning.depth(ranked, decoder, **limits)
+            if options.search in (None, "one-shot"):
+                ranked = ranked or measured_scores(options, decoder, unit, bar)
+                chosen = pruning.depth(ranked, decoder, **limits)
+            else:
+                chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
             chosen = _narrowing(options, decoder, amount.ratio, bar)
         pruned = pruning.apply(decoder, chosen | padding)
@@ -113,18 +117,23 @@ def run(options: argparse.Namespace) -> None:
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
     if options.depth is None:
-        for name in ("protect", "scores"):
+        for name in ("protect", "scores", "search"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
+    if options.scores is not None and options.search not in (None, "one-shot"):
+        raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
+    if options.blocks is not None and options.unit == "mha+ffn":
+        raise InputError(f"--unit {options.unit}: block, mha or ffn is expected with --blocks")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
 
 
 def _rehearsal(decoder: Any, unit: str) -> Any:
+    from pyprune.scoring.removals import units_of
     from pyprune.scoring.scores import Scores
 
-    indices = [block.index for block in decoder.blocks if unit == "block" or getattr(block, unit) is not None]
-    return Scores(decoder.name, "rehearsal", unit, None, [(unit, index) for index in indices], [0.0] * len(indices))
+    units = list(units_of(decoder, unit))
+    return Scores(decoder.name, "rehearsal", unit, None, units, [0.0] * len(units))
 
 
 def _require_savable(decoder: Any) -> None:

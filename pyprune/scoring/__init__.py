@@ -3,5 +3,6 @@
 from pyprune.scoring.perplexity import perplexity
 from pyprune.scoring.score import score
 from pyprune.scoring.scores import Scores
+from pyprune.scoring.searches import SearchResult, search
 
-__all__ = ["Scores", "perplexity", "score"]
+__all__ = ["Scores", "SearchResult", "perplexity", "score", "search"]
