@@ -111,8 +111,10 @@ class _Pass:
             self._advance(last - first, place)
 
     def losses(self) -> Tensor:
-        """The summed loss of every slot on every sample, float64 `[slots, S]`. One sequence is summed at a time, so that
-        no grouping changes the sum."""
+        """The summed loss of every slot on every sample, float64 `[slots, S]`.
+
+        One sequence is summed at a time, so that no grouping changes the sum.
+        """
         slots, samples = self.states.shape[:2]
         totals = torch.zeros(slots * samples, dtype=torch.float64)
         norm, eps, head = self._decoder.norm, self._decoder.eps, self._decoder.head

@@ -14,8 +14,8 @@ class StateStore:
     bytes. What does not fit is not kept: it is computed again.
 
     The states of the trunk, what all candidates begin with, have `reserve` bytes of the limit to themselves and are
-    kept before every `trunk_stride`-th block; those of single candidates before every `stride`-th. Nothing is kept after
-    block `last`.
+    kept before every `trunk_stride`-th block; those of single candidates before every `stride`-th. Nothing is kept
+    after block `last`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StateStore:
             self._apart += size
 
     def keep_for(self, removed: Removal) -> None:
-        """Forget what no candidate that lacks `removed`, and more, begins with; what lacks just that is the trunk now."""
+        """Forget what no candidate that lacks `removed`, and more, begins with. What lacks just that is the trunk."""
         self._removed = removed
         self._states = {
             (block, lacking): state
