@@ -53,8 +53,6 @@ def score(
         if input_ids is None:
             raise InputError(f"input_ids: None given, but criterion {criterion} needs token ids [samples, tokens]")
         ids, mask = check_samples(decoder, input_ids, attention_mask)
-    found = chosen.measure(decoder, ids, mask, unit, calibration=calibration, progress=progress, **given)
-    if protect is None:
-        return found
     kept = protected_blocks(protect, [block.index for block in decoder.sizes().blocks])
+    found = chosen.measure(decoder, ids, mask, unit, calibration=calibration, progress=progress, **given)
     return replace(found, protected=[one for one in found.units if one[1] in kept])
