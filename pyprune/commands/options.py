@@ -48,17 +48,7 @@ def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> 
 
 
 def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument(
-        "--unit",
-        choices=("block", "mha", "ffn", "mha+ffn"),
-        help=f"{about}; mha+ffn: halves of both kinds together (default: block)",
-    )
-
-
-def add_protect(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument(
-        "--protect", metavar="WHICH", help=f"{about}: first=N, last=N and indices, with commas (default: none)"
-    )
+    parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
 
 
 def add_skip(parser: argparse.ArgumentParser) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyprune.commands.criterion import add_criterion, chosen_criterion
 from pyprune.commands.inputs import chosen_device, loaded, require_texts, searched
 from pyprune.commands.options import (
     MODEL_HELP,
     add_device,
     add_dtype,
     add_json,
-    add_protect,
     add_text,
     add_unit,
     command,
@@ -26,8 +26,9 @@ def add_options(commands: Any) -> None:
         "choose units to remove together, with the perplexity after every step",
         "Choose units to remove together: from the front of one ranking (one-shot), one after the other with what is "
         "left ranked again each time (greedy: SLEB over blocks, BlockPruner with --unit mha+ffn), or the blocks in a "
-        "row that cost least together (window). All go by perplexity on a few calibration windows. The table shows "
-        "each step; --out keeps it.",
+        "row that cost least together (window). They go by perplexity on a few calibration windows; one-shot takes any "
+        "criterion, window also angular and block-influence. The table shows the perplexity after each step; --out "
+        "keeps it.",
         "pyprune search smollm2-135m --depth 8 --method greedy --out greedy.json",
         "pyprune search smollm2-135m --depth 20% --method greedy --unit mha+ffn --protect first=1,last=1",
     )
@@ -45,7 +46,7 @@ def add_options(commands: Any) -> None:
         help="how units are chosen (default: greedy)",
     )
     add_unit(parser, "what is removed: a block, or only its attention or FFN half")
-    add_protect(parser, "blocks that stay")
+    add_criterion(parser)
     add_text(parser)
     add_dtype(
         parser,
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
     amount = parse_amount(options.depth)
     if options.out is not None:
         require_file(options.out)
+    chosen_criterion(options, options.unit or "block")
     require_texts(options)
     decoder = loaded(options.model, options.dtype, chosen_device(options))
     with Bar() as bar:

@@ -91,7 +91,7 @@ class _Pass:
         self.states = torch.empty(
             plan.slots, samples, tokens, decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device
         )
-        self._targets = _targets(input_ids, mask).to(decoder.device)
+        self._targets = targets_of(input_ids, mask).to(decoder.device)
         self.positions = predicted_positions(input_ids, mask)
 
     def start(self, slot: int, state: Tensor | None) -> None:
@@ -138,7 +138,7 @@ class _Pass:
 
 def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> int:
     """How many positions of `input_ids [S, T]` predict a token."""
-    return int((_targets(input_ids, mask) != IGNORED).sum())
+    return int((targets_of(input_ids, mask) != IGNORED).sum())
 
 
 def exp_mean(total: float, positions: int) -> float:
@@ -149,7 +149,7 @@ def exp_mean(total: float, positions: int) -> float:
     return math.exp(mean) if mean < 709 else math.inf
 
 
-def _targets(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+def targets_of(input_ids: Tensor, mask: Tensor | None) -> Tensor:
     """The token after each one, int64 `[S, T-1]`; IGNORED where either of the two is padding."""
     targets = input_ids[:, 1:].to(torch.int64)
     return targets if mask is None else targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), IGNORED)

@@ -227,7 +227,7 @@ def test_progress_reaches_its_end_step_by_step(seven, samples):
         (dict(method="magic"), "method: 'magic' given; one-shot, greedy, window"),
         (dict(method="window", unit="mha"), "unit: 'mha' given; a window is of blocks"),
         (dict(unit="head"), "unit: 'head'"),
-        (dict(criterion="taylor"), "criterion: 'taylor' given; 'ppl' is accepted for the method 'greedy'"),
+        (dict(criterion="taylor"), "criterion: 'taylor' given; method greedy accepts ppl"),
         (dict(count=None), "exactly one of them"),
         (dict(ratio=0.2), "exactly one of them"),
         (dict(count=0), "count 0"),
