@@ -6,9 +6,18 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion
-from pyprune.commands.inputs import chosen_device, loaded, measured_scores, require_scorable
-from pyprune.commands.options import MODEL_HELP, add_device, add_dtype, add_json, add_text, add_unit, command
-from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.commands.inputs import chosen_device, join, loaded, measured_scores, remove_journal, require_scorable
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_device,
+    add_dtype,
+    add_json,
+    add_resume,
+    add_text,
+    add_unit,
+    command,
+)
+from pyprune.commands.output import Bar, leading, print_json, print_table
 
 
 def add_options(commands: Any) -> None:
@@ -22,6 +31,7 @@ def add_options(commands: Any) -> None:
         "pyprune score smollm2-135m --out scores.json",
         "pyprune score smollm2-135m --unit mha --samples 4 --seq-len 64",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
+        "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
@@ -36,6 +46,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
     )
+    add_resume(parser)
     add_json(parser)
 
 
@@ -47,11 +58,16 @@ def run(options: argparse.Namespace) -> None:
         require_file(options.out)
     unit = options.unit or "block"
     require_scorable(options, unit)
-    decoder = loaded(options.model, options.dtype, chosen_device(options))
+    device = chosen_device(options)
+    join(device)
+    decoder = loaded(options.model, options.dtype, device)
     with Bar() as bar:
         scores = measured_scores(options, decoder, unit, bar)
+    if not leading():
+        return None
     if options.out is not None:
         scores.to_json(options.out)
+        remove_journal(options)
     if options.json:
         return print_json(scores.to_dict())
     values = dict(zip(scores.units, scores.values, strict=True))
