@@ -26,7 +26,17 @@ SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]
 LIBRARY = f"_cpu_{SCHEMAS}.so"
 CUDA_LIBRARY = "_cuda.so"
 CUDA_CHOICES = ("auto", "0", "1")
-ROOMS = ("models", "models.families", "ops", "pruning", "runtime", "runtime.huggingface", "scoring", "study")
+ROOMS = (
+    "commands",
+    "models",
+    "models.families",
+    "ops",
+    "pruning",
+    "runtime",
+    "runtime.huggingface",
+    "scoring",
+    "study",
+)
 
 
 def torch_folder() -> Path:

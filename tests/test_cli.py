@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from pyprune import cli
-from pyprune.cli_options import build_parser
+from pyprune.cli import build_parser
 from pyprune.scoring.scores import Scores
 
 COMMANDS = ("doctor", "score", "prune", "compare", "generate")
@@ -398,7 +398,7 @@ def test_a_stream_prints_what_is_printed_without_it(small_model, capsys):
 
 
 def test_a_stream_shows_each_token_at_once_but_no_half_characters(capsys):
-    from pyprune.cli_generate import print_as_it_comes
+    from pyprune.commands.continuations import print_as_it_comes
 
     texts, seen = ["a", "ab\ufffd", "ab\ufffd\ufffd", "abé", "abé!"], []
 
@@ -413,7 +413,7 @@ def test_a_stream_shows_each_token_at_once_but_no_half_characters(capsys):
 
 
 def test_a_stream_that_ends_in_half_a_character_shows_it_at_the_end(capsys):
-    from pyprune.cli_generate import print_as_it_comes
+    from pyprune.commands.continuations import print_as_it_comes
 
     print_as_it_comes(range(2), lambda new: ["a", "a\ufffd"][len(new) - 1])
     assert capsys.readouterr().out == "a\ufffd\n"

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from pyprune import cli, plan_memory
-from pyprune.cli_options import build_parser
+from pyprune.cli import build_parser
 from pyprune.runtime import memory
 
 TINY = "shape:tiny"

@@ -177,7 +177,7 @@ def test_ratios_are_named_as_percentages_however_they_are_given():
 def test_the_command_that_is_published_reads_back_and_names_no_folders(comparison, tmp_path):
     import shlex
 
-    from pyprune.cli_options import build_parser
+    from pyprune.cli import build_parser
 
     words = shlex.split(comparison.results["command"].replace("brief", "quick"))
     options = build_parser().parse_args(words[1:])

@@ -58,7 +58,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(cli, "_device", lambda options: torch.device("cpu"))
+    monkeypatch.setattr("pyprune.commands.tune.chosen_device", lambda options: torch.device("cpu"))
     monkeypatch.setattr(tune, "architecture", lambda device: SM_90)
     monkeypatch.setattr(tune, "event_timer", lambda device: time)
     monkeypatch.setattr(tuning, "machine", lambda index: Machine("NVIDIA H100", 90, "3.7.1"))

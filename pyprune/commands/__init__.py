@@ -1,0 +1,14 @@
+"""The commands, one file each: `add_options` says what --help teaches, `run` does it. Importing them is quick."""
+
+from pyprune.commands import compare, doctor, generate, plan, prune, score, tune
+
+COMMANDS = {
+    "doctor": doctor,
+    "score": score,
+    "prune": prune,
+    "compare": compare,
+    "generate": generate,
+    "plan": plan,
+    "tune": tune,
+}
+"""In the order in which --help lists them."""

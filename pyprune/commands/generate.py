@@ -1,0 +1,129 @@
+"""`pyprune generate`: continue prompts, with blocks or halves left out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from pyprune.commands.continuations import Continuations, check_options, pruning_of
+from pyprune.commands.inputs import chosen_device, loaded
+from pyprune.commands.options import (
+    MODEL_HELP,
+    MOST,
+    add_device,
+    add_dtype,
+    add_json,
+    add_skip,
+    at_least,
+    command,
+    number,
+)
+from pyprune.commands.output import print_json
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "generate",
+        "continue a prompt, with blocks or halves left out",
+        "Continue prompts with the pyprune engine, leaving out blocks, or only their attention or FFN half, at run "
+        "time: the quickest way to hear what a pruning does, with nothing written. A text ends at the model's own end "
+        "of text or after --max-new-tokens. A shape: model, which has no tokenizer, gets a random prompt and prints "
+        "token ids.",
+        'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 5,14',
+        'pyprune generate smollm2-135m --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7 --stream',
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue; given several times, all are continued at once (required, but not for shape: models)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=at_least(1), default=64, metavar="N", help="most tokens to generate (default: 64)"
+    )
+    add_skip(parser)
+    parser.add_argument(
+        "--pruning",
+        metavar="FILE",
+        help="leave out, too, what a pruning.json names: blocks and halves, no widths (default: none)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number(0, None),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default: 0)",
+    )
+    parser.add_argument(
+        "--top-k", type=at_least(1), metavar="K", help="sample among the K likeliest tokens (default: all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number(0, 1),
+        metavar="P",
+        help="sample among the likeliest of probability P in all (default: 1)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=number(0, 1),
+        metavar="P",
+        help="sample among those at least P times as likely as the likeliest (default: all)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=number(0, MOST),
+        default=1.0,
+        metavar="R",
+        help="above 1, tokens that prompt or text hold already become less likely (default: 1)",
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), metavar="N", help="seed of the sampling (default: a new one each time)"
+    )
+    parser.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes (default: off)")
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="with --json, the model's log-probability of each new token, before temperature and the like "
+        "(default: off)",
+    )
+    parser.add_argument(
+        "--prefill-chunk",
+        type=at_least(1),
+        default=512,
+        metavar="N",
+        help="prompt tokens that run at once, which bounds the memory (default: 512)",
+    )
+    add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
+    add_device(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Continue prompts, with blocks or halves skipped at run time."""
+    check_options(options)
+    pruning = pruning_of(options)
+    decoder = loaded(options.model, options.dtype, chosen_device(options))
+    pruning.check(decoder)
+    continuations = Continuations(options, decoder, pruning)
+    if options.stream:
+        return continuations.print_as_it_comes()
+    before = time.perf_counter()
+    sequences = continuations.sequences()
+    seconds = time.perf_counter() - before
+    if options.json:
+        return print_json(
+            {
+                "model": decoder.name,
+                **sequences[0],  # the only one, mostly
+                "skip": {"blocks": list(pruning.blocks), "mha": list(pruning.mha), "ffn": list(pruning.ffn)},
+                "seconds": seconds,
+                "tokens_per_s": sum(len(sequence["ids"]) for sequence in sequences) / seconds,
+                "sequences": sequences,
+            }
+        )
+    for sequence in sequences:
+        shape_ids = sequence["text"] is None
+        print(" ".join(map(str, sequence["ids"])) if shape_ids else sequence["prompt"] + sequence["text"])

@@ -1,0 +1,70 @@
+"""Models, devices and calibration texts as the commands' options name them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.output import Bar
+
+
+def require_texts(options: argparse.Namespace) -> None:
+    """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
+    from pyprune.scoring.calibration import check_window_options, require_text
+
+    check_window_options(options.samples, options.seq_len, options.seed)
+    if options.text is not None or not options.model.startswith("shape:"):
+        require_text(options.text)
+
+
+def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
+    """The scores of a decoder's units on the calibration text that the options name."""
+    from functools import partial
+
+    from pyprune import scoring
+    from pyprune.scoring.calibration import calibration
+
+    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    return scoring.score(
+        decoder,
+        windows.input_ids,
+        criterion="ppl",
+        unit=unit,
+        calibration=windows.fingerprint,
+        progress=partial(bar, f"scoring, unit {unit}"),
+    )
+
+
+def chosen_device(options: argparse.Namespace) -> Any:
+    """The torch device of --device; InputError when it is not there."""
+    from pyprune.models.load import require_device
+
+    return require_device(options.device)
+
+
+def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
+    """The decoder, without what transformers says while it loads one."""
+    from transformers.utils import logging
+
+    from pyprune.models import load
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device)
+
+
+def loaded_sizes(spec: str, dtype: str | None) -> Any:
+    """The decoder without its weights, and without what transformers says about its configuration."""
+    from transformers.utils import logging
+
+    from pyprune.models import load_sizes
+
+    logging.set_verbosity_error()
+    return load_sizes(spec, dtype)
+
+
+def torch_dtype(name: str) -> Any:
+    """torch's dtype of that name."""
+    import torch
+
+    return getattr(torch, name)

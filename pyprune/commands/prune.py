@@ -1,0 +1,173 @@
+"""`pyprune prune`: remove blocks, halves or widths and save the smaller checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.inputs import loaded, measured_scores, require_texts
+from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
+from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.errors import InputError
+
+_SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
+_FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "prune",
+        "remove blocks, halves or width, and save the smaller checkpoint",
+        "Remove whole blocks, or halves of them, or a share of every block's width, and save the smaller checkpoint, "
+        "which plain transformers can load where it can express it. Exactly one of --depth, --blocks and --width says "
+        "what goes. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
+        "the checkpoint's dtype.",
+        "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
+        "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    ways = parser.add_mutually_exclusive_group(required=True)
+    ways.add_argument(
+        "--depth",
+        metavar="N|P%",
+        help="remove the N most removable units, or those that come nearest to P%% of all parameters",
+    )
+    ways.add_argument(
+        "--blocks",
+        type=indices,
+        metavar="I,J",
+        help="remove the units of these blocks, numbered from 0 in the original model",
+    )
+    ways.add_argument(
+        "--width",
+        metavar="P%",
+        help="narrow every block's FFN and heads by Wanda-sp to the size of the depth row of P%%",
+    )
+    add_unit(
+        parser,
+        "what --depth and --blocks remove; a model that lacks single halves cannot be saved yet (see generate "
+        "--skip-mha)",
+    )
+    parser.add_argument(
+        "--protect",
+        metavar="WHICH",
+        help="blocks that --depth keeps: first=N, last=N and indices, with commas (default: none)",
+    )
+    parser.add_argument(
+        "--pad-to",
+        type=at_least(1),
+        metavar="N",
+        help="pad FFN widths with zeros to a multiple of N neurons (default: not)",
+    )
+    parser.add_argument(
+        "--scores", metavar="FILE", help="scores that score --out wrote, instead of scoring now (default: score now)"
+    )
+    add_text(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Remove blocks, halves or widths and save the smaller checkpoint."""
+    from pyprune import pruning
+    from pyprune.pruning import Pruning
+    from pyprune.scoring.scores import Scores
+    from pyprune.study.destination import require_directory
+
+    require_directory(options.out)
+    _check_prune_options(options)
+    amount = pruning.parse_amount(options.depth or options.width) if options.blocks is None else None
+    if options.width is not None and amount is not None and amount.ratio is None:
+        raise InputError(f"--width {options.width}: a share of the parameters such as 20% is expected, not a count")
+    named = {} if options.blocks is None else {_FIELDS[options.unit or "block"]: options.blocks}
+    padding = Pruning(pad_to=options.pad_to)
+    chosen = Pruning(**named, made_by="named on the command line")
+    ranked = None if options.scores is None else Scores.from_json(options.scores)
+    if ranked is not None and options.unit is not None and ranked.unit != options.unit:
+        raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
+    measured = options.width is not None or (options.depth is not None and ranked is None)
+    if measured:
+        require_texts(options)
+
+    decoder = loaded(options.model)
+    with Bar() as bar:
+        if options.depth is not None:
+            unit = options.unit or "block"
+            limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
+            # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
+            rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
+            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            if ranked is None:
+                ranked = measured_scores(options, decoder, unit, bar)
+            chosen = pruning.depth(ranked, decoder, **limits)
+        elif options.width is not None:
+            chosen = _narrowing(options, decoder, amount.ratio, bar)
+        pruned = pruning.apply(decoder, chosen | padding)
+    pruned.save(options.out)
+    _tell_pruned(options, decoder, pruned)
+
+
+def _check_prune_options(options: argparse.Namespace) -> None:
+    """Raise InputError for an option that the chosen way of pruning would ignore."""
+    if options.depth is None:
+        for name in ("protect", "scores"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
+    if options.width is not None and options.unit is not None:
+        raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
+
+
+def _rehearsal(decoder: Any, unit: str) -> Any:
+    from pyprune.scoring.scores import Scores
+
+    indices = [block.index for block in decoder.blocks if unit == "block" or getattr(block, unit) is not None]
+    return Scores(decoder.name, "rehearsal", unit, None, [(unit, index) for index in indices], [0.0] * len(indices))
+
+
+def _require_savable(decoder: Any) -> None:
+    """Raise InputError now when a checkpoint cannot express the decoder."""
+    from pyprune.models.families import family_of
+
+    family_of(decoder.config["model_type"], decoder.name).plain_config(decoder)
+
+
+def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
+    from pyprune import pruning
+    from pyprune.pruning.budget import UniformSizes, depth_row, width_for
+    from pyprune.scoring.calibration import calibration
+
+    sizes = UniformSizes.of(pruning.pad(decoder, 1))
+    groups, width = width_for(sizes, depth_row(sizes, ratio))
+    # Any groups and neurons of that number: a size that cannot be saved is told before the slow part.
+    layers = [block.index for block in decoder.blocks]
+    rehearsed = pruning.Pruning(
+        kv_groups={index: list(range(groups, sizes.kv_groups)) for index in layers if groups < sizes.kv_groups},
+        neurons={index: list(range(width, sizes.width)) for index in layers if width < sizes.width},
+    )
+    if decoder.pruning is None:
+        _require_savable(pruning.apply(decoder, rehearsed))
+    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    bar("Wanda-sp", 0, 1)
+    chosen = pruning.width(decoder, method="wanda-sp", ratio=ratio, calibration=windows.input_ids)
+    bar("Wanda-sp", 1, 1)
+    return chosen
+
+
+def _tell_pruned(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
+    from pyprune.study.compare import Row, describe
+
+    before = describe(Row("before", "", None, decoder, decoder.pruning), decoder.parameters(), float("nan"))
+    after = describe(Row("after", "", None, pruned, pruned.pruning), decoder.parameters(), float("nan"))
+    kept = ("parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads", "bytes_per_token")
+    if options.json:
+        sizes = {row["name"]: {key: row[key] for key in kept} for row in (before, after)}
+        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})
+    rows = [
+        ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
+        *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items()),
+        ["MB per token", f"{before['bytes_per_token'] / 1e6:.2f}", f"{after['bytes_per_token'] / 1e6:.2f}"],
+    ]
+    print_table(["", "before", "after"], rows, f"{decoder.name}, written to {options.out}")

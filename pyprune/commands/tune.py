@@ -1,0 +1,71 @@
+"""`pyprune tune`: time the GPU kernels' configurations on this GPU and keep the best."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.inputs import chosen_device, loaded_sizes
+from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, command, device
+from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.errors import InputError
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "tune",
+        "time the GPU kernels' configurations on this GPU and keep the best",
+        "Time the block sizes of the Triton kernels for the shapes of a model on the GPU at hand and keep the quickest "
+        "in a file, where PYPRUNE_GPU=triton and cuda find them. Weights are random: of the model only its "
+        "configuration is read. Every candidate's result is compared before it is timed. Nothing is tuned at any other "
+        "time: without the file a fixed table holds.",
+        "pyprune tune --model shape:llama-7b",
+        "pyprune tune --device cuda:1 --model smollm2-135m --dtype bf16 --out tuning.json",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", default="shape:llama-7b", help=f"{MODEL_HELP} (default: shape:llama-7b)"
+    )
+    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    parser.add_argument(
+        "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the file; what it has of other GPUs and models stays (default: $PYPRUNE_TUNING, else pyprune/tuning.json "
+        "in the user's cache directory)",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Time the GPU kernels' configurations for the shapes of a model and keep the best in a file."""
+    if options.device == "cpu":
+        raise InputError("--device cpu: GPU kernels are timed; cuda or cuda:N is expected")
+    from pyprune.ops import gpu
+
+    gpu.require_triton("tune")
+    from functools import partial
+
+    from pyprune.study.destination import require_file
+    from pyprune.triton_kernels import tuning
+    from pyprune.triton_kernels.tune import entries, tune_model
+
+    gpu_device, path = chosen_device(options), require_file(options.out or tuning.location())
+    decoder = loaded_sizes(options.model, options.dtype)
+    with Bar() as bar:
+        here, found = tune_model(decoder, gpu_device, path, partial(bar, "tuning"))
+    if options.json:
+        refused = [told for one in found for told in one.refusals()]
+        file = tuning.to_json(entries(found, here))
+        return print_json({"model": decoder.name, "file": str(path), **file, "refused": refused})
+    rows = []
+    for one in found:
+        shape, tuned = one.case.shape, one.tuned
+        times = [f"{1e6 * tuned.fixed_seconds:.1f}", f"{1e6 * tuned.seconds:.1f}"]
+        tries = f"{one.timed} of {one.timed + len(one.refused)}"
+        gain = f"{tuned.fixed_seconds / tuned.seconds:.2f}x"
+        rows.append([one.case.operator, str(shape.rows), f"{shape.columns} x {shape.inner}", tries, *times, gain])
+    header = ["operator", "rows", "up to", "timed", "table, us", "best, us", "gain"]
+    print_table(header, rows, f"{decoder.name}, written to {path}")
