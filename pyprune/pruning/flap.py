@@ -21,6 +21,7 @@ strictly above the score at the cut, not the unit that the cut fell on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -157,10 +158,22 @@ def keep(task: Task, importance: Importance) -> Kept:
 def choose(task: Task) -> Chosen:
     inputs = statistics(task.decoder, task.ids(), task.progress)
     adaptive, faithful = bool(task.words & {"AL-AM", "AL-MM"}), "faithful" in task.words
-    kept = keep(
-        task, importance(task.decoder, inputs, task.word(*METRICS), adaptive=adaptive, faithful=faithful)
-    )  # fmt: skip
-    return Chosen(kept, compensation(task.decoder, inputs, kept) if "bias" in task.words else {})
+    found = importance(task.decoder, inputs, task.word(*METRICS), adaptive=adaptive, faithful=faithful)
+    kept = keep(task, found)
+    if "bias" not in task.words:
+        return Chosen(kept)
+    for _ in range(3):  # a block that loses nothing gets no bias, and leaves room for a neuron elsewhere
+        added = sum(
+            linear.weight.shape[0]
+            for block in task.decoder.blocks
+            for _, linear, _, gone in _removed(block, inputs[block.index], kept)
+            if len(gone) and linear.bias is None
+        )
+        if added == task.added:
+            break
+        task = replace(task, added=added)
+        kept = keep(task, found)
+    return Chosen(kept, compensation(task.decoder, inputs, kept))
 
 
 METHOD = Method(

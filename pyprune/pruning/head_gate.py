@@ -53,4 +53,10 @@ def choose(task: Task) -> Chosen:
     return Chosen(keep(task, importance(task.decoder, task.ids(), task.progress)))
 
 
-METHOD = Method(choose, keep, options=(("local", "global"),), removes_groups=lambda words: "global" in words)
+METHOD = Method(
+    choose,
+    keep,
+    options=(("local", "global"),),
+    least_tokens=2,
+    removes_groups=lambda words: "global" in words,
+)

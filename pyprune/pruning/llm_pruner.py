@@ -151,5 +151,9 @@ def choose(task: Task) -> Chosen:
 
 
 METHOD = Method(
-    choose, keep, options=(VARIANTS, ("local", "global"), ("corrected", "faithful")), protect=protected
-)  # fmt: skip
+    choose,
+    keep,
+    options=(VARIANTS, ("local", "global"), ("corrected", "faithful")),
+    least_tokens=2,
+    protect=protected,
+)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
-from pyprune.pruning.budget import BlockCosts, check_target, group_share, quotas, require_near
+from pyprune.pruning.budget import TOLERANCE, BlockCosts, check_target, group_share, quotas, require_near
 from pyprune.pruning.importance import Importance, Kept
 from pyprune.pruning.selection import bundles, fewest, highest, places, ranked
 
@@ -98,11 +98,10 @@ class Task:
         )
         groups = bundles(part, self.costs, "groups")
         neurons = bundles(part, self.costs, "neurons", self.align or 1)
-        if removed_groups is None:
-            chosen = ranked([*groups, *neurons], self.target - untouched, above=above)
-        else:
-            stay = fewest(groups, removed_groups)
-            chosen = [*stay, *ranked(neurons, self.target - untouched - sum(one.cost for one in stay), above=above)]
+        apart = [] if removed_groups is None else fewest(groups, removed_groups)
+        together = [*groups, *neurons] if removed_groups is None else neurons
+        budget = self.target - untouched - sum(one.cost for one in apart)
+        chosen = [*apart, *ranked(together, budget, TOLERANCE * self.target, above=above)]
         actual = untouched + sum(one.cost for one in chosen)
         require_near(actual, self.target, "selection over all blocks", self.align)
         kept = places(part, chosen)
@@ -117,15 +116,17 @@ class Method:
     """One way to narrow a model.
 
     `choose`: what stays, for a task. `keep`: the part of it that turns importance into a selection. `options`: groups
-    of words of which a variant names one each; the first is the default. `calibrated`: whether it reads calibration.
-    `protect`: which blocks stay whole unless said otherwise, for a number of blocks. `adds_biases` and
-    `removes_groups`: whether it adds biases to o and down, and takes `remove_groups`, with these words.
+    of words of which a variant names one each; the first is the default. `calibrated`: whether it reads calibration,
+    and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks stay whole unless said
+    otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases to o and down, and
+    takes `remove_groups`, with these words.
     """
 
     choose: Callable[[Task], Chosen]
     keep: Callable[[Task, Importance], Kept]
     options: tuple[tuple[str, ...], ...] = ()
     calibrated: bool = True
+    least_tokens: int = 1
     protect: Callable[[int], str] = lambda blocks: ""
     adds_biases: Callable[[frozenset[str]], bool] = lambda words: False
     removes_groups: Callable[[frozenset[str]], bool] = lambda words: False

@@ -56,18 +56,29 @@ def bundles(importance: Importance, costs: Iterable[BlockCosts], kind: str, alig
     return found
 
 
-def ranked(candidates: Sequence[Bundle], budget: int, *, above: bool = False) -> list[Bundle]:
+def ranked(candidates: Sequence[Bundle], budget: int, slack: float, *, above: bool = False) -> list[Bundle]:
     """The best of all blocks whose parameters together come nearest to `budget`.
 
     The best bundle of each kind in each block stays in any case: no half is emptied. `above`: only those strictly above
-    the score at that cut, as FLAP's code has it, which leaves out the one that the cut fell on.
+    the score at that cut, as FLAP's code has it, which leaves out the one that the cut fell on. Where that misses the
+    budget by more than `slack` parameters, as it can where a KV group is a large part of a small model, those that no
+    longer fit are passed over for the next ones that do.
     """
     firsts = [one for one in candidates if one.rank == 0]
     rest = sorted((one for one in candidates if one.rank), key=lambda one: -one.score)
-    costs = torch.tensor([sum(one.cost for one in firsts), *(one.cost for one in rest)], dtype=torch.int64)
-    cut = int((costs.cumsum(0) - budget).abs().argmin())
-    kept = rest[:cut]
-    return firsts + ([one for one in kept if one.score > kept[-1].score] if above else kept)
+    least = sum(one.cost for one in firsts)
+    totals = torch.tensor([least, *(one.cost for one in rest)], dtype=torch.int64).cumsum(0)
+    kept = rest[: int((totals - budget).abs().argmin())]
+    if above:
+        kept = [one for one in kept if one.score > kept[-1].score]
+    if abs(least + sum(one.cost for one in kept) - budget) <= slack:
+        return firsts + kept
+    kept, left = [], budget - least
+    for one in rest:
+        if one.cost <= left:
+            kept.append(one)
+            left -= one.cost
+    return firsts + kept
 
 
 def fewest(candidates: Sequence[Bundle], removed: int) -> list[Bundle]:

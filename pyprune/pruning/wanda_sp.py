@@ -21,7 +21,7 @@ from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.apply import narrow_ffn, narrow_mha
 from pyprune.pruning.importance import Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Chosen, Method, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
 from pyprune.pruning.selection import highest
 
 BUFFER = 2048
@@ -29,7 +29,11 @@ BUFFER = 2048
 
 
 def select(
-    decoder: Decoder, calibration: Tensor, sizes: dict[int, tuple[int, int]], zeros: int = 0
+    decoder: Decoder,
+    calibration: Tensor,
+    sizes: dict[int, tuple[int, int]],
+    zeros: int = 0,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
     """Block index -> the places of the KV groups, and of the neurons, that stay.
 
@@ -39,7 +43,7 @@ def select(
     samples = len(calibration)
     groups: dict[int, list[int]] = {}
     neurons: dict[int, list[int]] = {}
-    for block in decoder.blocks:
+    for done, block in enumerate(decoder.blocks, start=1):
         # Both norms belong to the unpruned block, as in FLAP's prune_wanda_sp: one forward gathers the inputs of o and
         # of down, then both halves are pruned, and only the next block sees the pruned output.
         context, activation = Norm(), Norm()
@@ -58,6 +62,7 @@ def select(
             neurons[block.index] = highest(scores, ffn.width if kept_width is None else kept_width)
             ffn = narrow_ffn(ffn, neurons[block.index])
         walk.advance(Block(block.index, mha, ffn))
+        progress(done, len(decoder.blocks))
     return groups, neurons
 
 
@@ -85,7 +90,7 @@ class Norm:
 def choose(task: Task) -> Chosen:
     ids = task.ids()
     zeros = max(0, BUFFER - len(ids)) if "faithful" in task.words else 0
-    return Chosen(Kept(*select(task.decoder, ids, task.quotas(), zeros)))
+    return Chosen(Kept(*select(task.decoder, ids, task.quotas(), zeros, task.progress)))
 
 
 METHOD = Method(choose, Task.uniform, options=(("corrected", "faithful"),))

@@ -63,7 +63,7 @@ def width(
     options = {"align": align, "variant": variant, "units": units, "protect": protect, "remove_groups": remove_groups}
     task = _task(decoder, method, ratio, target_parameters, **options)
     if calibration is not None or METHODS[method].calibrated:
-        task = replace(task, calibration=_checked(calibration, decoder))
+        task = replace(task, calibration=_checked(calibration, decoder, METHODS[method].least_tokens))
     if progress is not None:
         task = replace(task, progress=progress)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def _others(size: int, gone: Mapping[int, Sequence[int]], stay: Mapping[int, Seq
     return found
 
 
-def _checked(calibration: Tensor | None, decoder: Decoder) -> Tensor:
+def _checked(calibration: Tensor | None, decoder: Decoder, least: int) -> Tensor:
     if not isinstance(calibration, Tensor):
         shown = "none" if calibration is None else type(calibration).__name__
         raise InputError(f"width: calibration {shown} given; token ids, integers [samples, seq_len], are accepted")
@@ -206,8 +206,10 @@ def _checked(calibration: Tensor | None, decoder: Decoder) -> Tensor:
         check_ids(calibration, decoder.vocab_size)
     except InputError as error:
         raise InputError(f"width: calibration: {error}") from None
-    if calibration.shape[1] > decoder.max_positions:
+    tokens = calibration.shape[1]
+    if not least <= tokens <= decoder.max_positions:
         raise InputError(
-            f"width: calibration of {calibration.shape[1]} tokens a sample; up to {decoder.max_positions} are accepted"
+            f"width: calibration of {tokens} token{'s' if tokens > 1 else ''} a sample; {least} to"
+            f" {decoder.max_positions} are accepted"
         )
     return calibration
