@@ -17,7 +17,7 @@ from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     from pyprune.models import Decoder, load, to_transformers
-    from pyprune.pruning import Pruning, apply, depth, pad, width
+    from pyprune.pruning import Pruning, apply, depth, index_map, pad, width
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
     from pyprune.runtime.planner import MemoryPlan, plan_memory
@@ -36,6 +36,7 @@ __all__ = [
     "accelerate",
     "apply",
     "depth",
+    "index_map",
     "load",
     "pad",
     "perplexity",
@@ -49,7 +50,7 @@ __all__ = [
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
 _ROOMS = {
     "models": ("Decoder", "load", "to_transformers"),
-    "pruning": ("Pruning", "apply", "depth", "pad", "width"),
+    "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
