@@ -42,6 +42,12 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     )
 
 
+def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
+    """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
+    given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def chosen_device(options: argparse.Namespace) -> Any:
     """The torch device of --device; InputError when it is not there."""
     from pyprune.models.load import require_device

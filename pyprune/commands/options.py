@@ -51,6 +51,31 @@ def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--unit", choices=("block", "mha", "ffn"), help=f"{about} (default: block)")
 
 
+def add_protect(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument(
+        "--protect", metavar="WHICH", help=f"{about}: first=N, last=N and indices, with commas (default: none)"
+    )
+
+
+def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
+    """--count, --ratio and --protect: a choice that is looked at, not made."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--count",
+        type=at_least(1),
+        metavar="N",
+        help=f"the N most removable units: the choice that {about} (default: none)",
+    )
+    ways.add_argument(
+        "--ratio",
+        type=share,
+        metavar="P%",
+        help="the units that come nearest to P%% of all parameters, as that choice (default: 20%% where two scores are "
+        "compared)",
+    )
+    add_protect(parser, "blocks that stay in that choice")
+
+
 def add_skip(parser: argparse.ArgumentParser) -> None:
     for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
         parser.add_argument(
@@ -125,6 +150,12 @@ def device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda or cuda:N, such as cuda:0, is accepted")
     return text
+
+
+def share(text: str) -> float:
+    from pyprune.pruning.amount import parse_ratio
+
+    return parse_ratio(text)
 
 
 def words(text: str) -> list[str]:
