@@ -48,17 +48,11 @@ def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> 
 
 
 def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--unit", choices=("block", "mha", "ffn"), help=f"{about} (default: block)")
-
-
-def add_protect(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument(
-        "--protect", metavar="WHICH", help=f"{about}: first=N, last=N and indices, with commas (default: none)"
-    )
+    parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
 
 
 def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
-    """--count, --ratio and --protect: a choice that is looked at, not made."""
+    """--count and --ratio: a choice that is looked at, not made."""
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--count",
@@ -73,7 +67,6 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
         help="the units that come nearest to P%% of all parameters, as that choice (default: 20%% where two scores are "
         "compared)",
     )
-    add_protect(parser, "blocks that stay in that choice")
 
 
 def add_skip(parser: argparse.ArgumentParser) -> None:

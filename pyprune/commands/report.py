@@ -26,6 +26,11 @@ def add_options(commands: Any) -> None:
     )
     add_amount(parser, "scores' figures mark")
     parser.add_argument(
+        "--protect",
+        metavar="WHICH",
+        help="blocks that stay in that choice: first=N, last=N and indices, with commas (default: none)",
+    )
+    parser.add_argument(
         "--out", metavar="PATH", required=True, help="a .png file for scores, or a new or empty directory (required)"
     )
     add_json(parser)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import chosen_amount, chosen_device, loaded, measured_scores, require_texts
+from pyprune.commands.criterion import add_criterion, refuse_criterion
+from pyprune.commands.inputs import chosen_amount, chosen_device, loaded, measured_scores, require_scorable
 from pyprune.commands.options import (
     MODEL_HELP,
     add_amount,
@@ -28,14 +29,16 @@ def add_options(commands: Any) -> None:
         "score",
         "rank the units of a model by what their removal costs",
         "Rank the units of a model by the perplexity it has without each of them, on a few calibration windows "
-        "(Shortened LLaMA, section 3.1). The table shows the most removable first; --out keeps the scores for prune, "
-        "--plot draws them. --against compares them with other scores of the model, such as those of another text: "
-        "rank correlation, what would go under each, where they differ most.",
+        "(Shortened LLaMA, section 3.1), or by another criterion. The table shows the most removable first; --out "
+        "keeps the scores for prune, --plot draws them. --against compares them with other scores of the model, such "
+        "as those of another text: rank correlation, what would go under each, where they differ most.",
         "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
+        "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
         "pyprune score boolq.json --against sms.json --count 6 --plot boolq-sms.png",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
-    add_unit(parser, "what is removed and scored: a block, or only its attention or FFN half")
+    add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
+    add_criterion(parser)
     add_text(parser)
     add_dtype(
         parser,
@@ -67,8 +70,9 @@ def run(options: argparse.Namespace) -> None:
     if options.plot is not None:
         require_figure(options.plot)
     amount = chosen_amount(options)
-    if amount and options.against is None and options.plot is None:
-        raise InputError(f"--{next(iter(amount))} {next(iter(amount.values()))}: belongs to --against or --plot")
+    for name in {"count", "ratio"} & amount.keys():
+        if options.against is None and options.plot is None:
+            raise InputError(f"--{name} {amount[name]}: belongs to --against or --plot")
     other = None if options.against is None else _read(options.against)
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
@@ -93,17 +97,22 @@ def _read(path: str) -> Any:
 
 
 def _given(options: argparse.Namespace) -> Any:
+    reason = f"belongs to scoring, and {options.model} holds scores already"
     for name in ("text", "field", "unit", "dtype", "out"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name} {getattr(options, name)}: belongs to scoring, and {options.model} is scored")
+            raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+    refuse_criterion(options, reason)
+    if options.protect is not None and options.against is None and options.plot is None:
+        raise InputError(f"--protect {options.protect}: {reason}; it also goes with --against or --plot")
     return _read(options.model)
 
 
 def _measured(options: argparse.Namespace) -> Any:
-    require_texts(options)
+    unit = options.unit or "block"
+    require_scorable(options, unit)
     decoder = loaded(options.model, options.dtype, chosen_device(options))
     with Bar() as bar:
-        return measured_scores(options, decoder, options.unit or "block", bar)
+        return measured_scores(options, decoder, unit, bar)
 
 
 def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
@@ -121,14 +130,18 @@ def _plot(path: str, scores: Any, found: Any, amount: dict[str, Any]) -> None:
 
 def _print_scores(scores: Any) -> None:
     values = dict(zip(scores.units, scores.values, strict=True))
+    heads = ["place", "unit", scores.criterion]
+    heads += ["of the whole"] if scores.baseline else []
+    heads += [""] if scores.protected else []
     rows = []
     for place, (unit, index) in enumerate(scores.order(), start=1):
         value = values[unit, index]
-        change = "" if not scores.baseline else f"{value / scores.baseline:.4g}x"
-        rows.append([str(place), f"{unit} {index}", f"{value:.6g}", change])
+        row = [str(place), f"{unit} {index}", f"{value:.6g}"]
+        row += [f"{value / scores.baseline:.4g}x"] if scores.baseline else []
+        row += ["protected" if (unit, index) in scores.protected else ""] if scores.protected else []
+        rows.append(row)
     baseline = "" if scores.baseline is None else f", whole model {scores.baseline:.6g}"
-    title = f"{scores.model}: {scores.criterion} without the unit{baseline}; the most removable first"
-    print_table(["place", "unit", scores.criterion, "of the whole"], rows, title)
+    print_table(heads, rows, f"{scores.model}: {scores.criterion}{baseline}; the most removable first")
 
 
 def _print_contrast(found: Any) -> None:

@@ -121,8 +121,9 @@ def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:
 
 def named(scores: Scores) -> str:
     """Scores in a few words: the calibration source and whatever else tells them apart."""
+    options = "".join(f", {name} {value}" for name, value in scores.options.items())
     source = scores.calibration.get("source")
-    return f"{scores.criterion} on {source}" if source else scores.criterion
+    return scores.criterion + options + (f" on {source}" if source else "")
 
 
 def _differences(a: Scores, b: Scores) -> list[Difference]:
@@ -141,6 +142,7 @@ def _described(scores: Scores) -> dict[str, Any]:
         "model": scores.model,
         "criterion": scores.criterion,
         "unit": scores.unit,
+        "options": scores.options,
         "baseline": None if scores.baseline is None else json_number(scores.baseline),
         "calibration": scores.calibration,
     }

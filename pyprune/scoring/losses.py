@@ -90,7 +90,7 @@ class _Pass:
         self.states = torch.empty(
             plan.slots, samples, tokens, decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device
         )
-        self._targets = _targets(input_ids, mask).to(decoder.device)
+        self._targets = targets_of(input_ids, mask).to(decoder.device)
         self.positions = int((self._targets != IGNORED).sum())
 
     def start(self, slot: int, state: Tensor | None) -> None:
@@ -132,7 +132,7 @@ class _Pass:
             yield flat[begin : begin + len(places)], seen, places
 
 
-def _targets(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+def targets_of(input_ids: Tensor, mask: Tensor | None) -> Tensor:
     """The token after each one, int64 `[S, T-1]`; IGNORED where either of the two is padding."""
     targets = input_ids[:, 1:].to(torch.int64)
     return targets if mask is None else targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), IGNORED)

@@ -25,10 +25,10 @@ WIDEST = 17.0
 """Inches; figures of deep models grow narrower bars instead."""
 
 
-def bars(scores: Scores, dropped: Collection[Unit] = (), protected: Collection[int] = ()) -> bytes:
+def bars(scores: Scores, dropped: Collection[Unit] = (), protected: Collection[Unit] = ()) -> bytes:
     """PNG after Figure 4: a bar for each unit over its block, the baseline a line, what goes and what must stay marked.
 
-    dropped: units; protected: block indices. The axis is logarithmic where all scores are positive and spread. An
+    dropped, protected: units, each (kind, block). The axis is logarithmic where all scores are positive and spread. An
     infinite score reaches the top and is marked.
     """
     kinds = sorted({kind for kind, _ in scores.units}, key=tuple(HATCHES).index)
@@ -39,7 +39,7 @@ def bars(scores: Scores, dropped: Collection[Unit] = (), protected: Collection[i
     width = 0.8 / len(kinds)
     for (kind, index), value in zip(scores.units, scores.values, strict=True):
         gone = (kind, index) in dropped
-        colour = DROPPED if gone else PROTECTED if index in protected else KEPT
+        colour = DROPPED if gone else PROTECTED if (kind, index) in protected else KEPT
         start = bottom if panel.get_yscale() == "log" else 0.0
         height = (value if math.isfinite(value) else top) - start
         place = index + (kinds.index(kind) - (len(kinds) - 1) / 2) * width
@@ -64,7 +64,8 @@ def chosen_bars(
     scores: Scores, *, ratio: float | None = None, count: int | None = None, protect: str | None = None
 ) -> bytes:
     """`bars`, with what `pyprune.depth` would remove marked where a ratio or a count is given. Errors as there."""
-    protected = protected_blocks(protect, [index for _, index in scores.units])
+    blocks = protected_blocks(protect, [index for _, index in scores.units])
+    protected = {*scores.protected, *(unit for unit in scores.units if unit[1] in blocks)}
     return bars(scores, chosen(scores, ratio=ratio, count=count, protect=protect), protected)
 
 
@@ -271,7 +272,7 @@ def _correlations(found: Contrast) -> str:
 
 
 def _bar_legend(
-    scores: Scores, kinds: Sequence[str], dropped: Collection[Unit], protected: Collection[int]
+    scores: Scores, kinds: Sequence[str], dropped: Collection[Unit], protected: Collection[Unit]
 ) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
