@@ -23,9 +23,17 @@ def require_texts(options: argparse.Namespace) -> None:
     """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
     from pyprune.scoring.calibration import check_window_options, require_text
 
-    check_window_options(options.samples, options.seq_len, options.seed)
+    check_window_options(options.samples, options.seq_len, options.seed, options.packing, options.bos)
     if options.text is not None or not options.model.startswith("shape:"):
-        require_text(options.text)
+        require_text(options.text, field=options.field)
+
+
+def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
+    """The calibration windows that the options of `add_text` name."""
+    from pyprune.scoring.calibration import calibration
+
+    sizes = (options.samples, options.seq_len, options.seed)
+    return calibration(decoder, options.text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
@@ -33,11 +41,10 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from functools import partial
 
     from pyprune import scoring
-    from pyprune.scoring.calibration import calibration
 
     criterion, given = chosen_criterion(options, unit)
     if criterion.needs != "nothing":
-        windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+        windows = calibration_windows(options, decoder)
         given |= {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
     return scoring.score(
         decoder,
@@ -47,6 +54,12 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         progress=partial(bar, f"scoring, unit {unit}"),
         **given,
     )
+
+
+def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
+    """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
+    given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def chosen_device(options: argparse.Namespace) -> Any:

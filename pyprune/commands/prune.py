@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import loaded, measured_scores, require_scorable, require_texts
+from pyprune.commands.inputs import calibration_windows, loaded, measured_scores, require_scorable, require_texts
 from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
@@ -144,7 +144,6 @@ def _require_savable(decoder: Any) -> None:
 def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
     from pyprune import pruning
     from pyprune.pruning.budget import UniformSizes, depth_row, width_for
-    from pyprune.scoring.calibration import calibration
 
     sizes = UniformSizes.of(pruning.pad(decoder, 1))
     groups, width = width_for(sizes, depth_row(sizes, ratio))
@@ -156,7 +155,7 @@ def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar
     )
     if decoder.pruning is None:
         _require_savable(pruning.apply(decoder, rehearsed))
-    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    windows = calibration_windows(options, decoder)
     bar("Wanda-sp", 0, 1)
     chosen = pruning.width(decoder, method="wanda-sp", ratio=ratio, calibration=windows.input_ids)
     bar("Wanda-sp", 1, 1)

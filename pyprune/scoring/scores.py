@@ -94,9 +94,9 @@ class Scores:
             "model": self.model,
             "criterion": self.criterion,
             "unit": self.unit,
-            "baseline": None if self.baseline is None else _json_number(self.baseline),
+            "baseline": None if self.baseline is None else json_number(self.baseline),
             "scores": [
-                {"unit": kind, "index": index, "score": _json_number(value)}
+                {"unit": kind, "index": index, "score": json_number(value)}
                 for (kind, index), value in zip(self.units, self.values, strict=True)
             ],
             "order": [list(unit) for unit in self.order()],
@@ -189,5 +189,6 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def _json_number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """A number as JSON has it; an infinity, which JSON lacks, as the string "inf" or "-inf"."""
     return value if math.isfinite(value) else str(value)
