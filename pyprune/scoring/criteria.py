@@ -162,6 +162,7 @@ def _criterion(
 
 _TOKENS = OneOf(("mean", "last"))
 _SUMMED = OneOf(REDUCTIONS)
+_REPORTS = OneOf(("ppl", "loss"))
 _BLOCKS = ("block",)
 _PPL_OPTIONS = {
     name: None
@@ -173,7 +174,8 @@ CRITERIA: dict[str, Criterion] = {
     one.name: one
     for one in (
         Criterion("ppl", "tokens", perplexity_scores, _PPL_OPTIONS),
-        _criterion("first-order-ppl", "gradients", first_order.first_order, report=OneOf(("ppl", "loss"))),
+        _criterion("first-order-ppl", "gradients", first_order.first_order, report=_REPORTS),
+        _criterion("second-order-ppl", "gradients", first_order.second_order, report=_REPORTS),
         _criterion(
             "taylor",
             "gradients",
