@@ -29,43 +29,19 @@ from pyprune.scoring.measured import Measured, Progress, Steps, Unit
 from pyprune.scoring.removals import RANKED
 
 
-def first_order(
-    decoder: Decoder,
-    input_ids: Tensor,
-    mask: Tensor | None,
-    unit: str,
-    *,
-    report: str = "ppl",
-    progress: Progress | None = None,
-) -> Measured:
-    """The perplexity without each unit as predicted to first order, or with report "loss" the change of the mean loss
-    in nats. The baseline is the exact perplexity of the whole model, or 0."""
-    return _predicted(decoder, input_ids, mask, unit, 1, report, progress)
-
-
-def second_order(
-    decoder: Decoder,
-    input_ids: Tensor,
-    mask: Tensor | None,
-    unit: str,
-    *,
-    report: str = "ppl",
-    progress: Progress | None = None,
-) -> Measured:
-    """As `first_order`, with the empirical Fisher information as curvature."""
-    return _predicted(decoder, input_ids, mask, unit, 2, report, progress)
-
-
 @torch.inference_mode(False)
-def _predicted(
+def predicted_perplexities(
+    order: int,
     decoder: Decoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
-    order: int,
-    report: str,
-    progress: Progress | None,
+    *,
+    report: str = "ppl",
+    progress: Progress | None = None,
 ) -> Measured:
+    """The perplexity without each unit as predicted to first or second order, or with report "loss" the change of the
+    mean loss in nats. The baseline is the exact perplexity of the whole model, or 0."""
     total = int(predicted_positions(input_ids, mask).sum())
     given = batches(input_ids, mask, len(input_ids), lambda positions: 1.0)
     steps = Steps(progress, len(decoder.blocks))
