@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyprune.errors import InputError, NativeLibraryWarning
+from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     from pyprune.models import Decoder, load, to_transformers
@@ -55,6 +56,9 @@ _ROOMS = {
     "runtime.huggingface": ("accelerate", "restore"),
     "scoring": ("Scores", "perplexity", "score"),
 }
+
+
+register_model_types()
 
 
 def __getattr__(name: str) -> Any:
