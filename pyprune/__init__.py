@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
     from pyprune.runtime.planner import MemoryPlan, plan_memory
-    from pyprune.scoring import Scores, perplexity, score
+    from pyprune.scoring import Scores, SearchResult, perplexity, score, search
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "NativeLibraryWarning",
     "Pruning",
     "Scores",
+    "SearchResult",
     "accelerate",
     "apply",
     "depth",
@@ -43,6 +44,7 @@ __all__ = [
     "plan_memory",
     "restore",
     "score",
+    "search",
     "to_transformers",
     "width",
 ]
@@ -54,7 +56,7 @@ _ROOMS = {
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
-    "scoring": ("Scores", "perplexity", "score"),
+    "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
 }
 
 

@@ -85,6 +85,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data`, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(data)
+
+
 def write_json(path: str | os.PathLike[str], data: object) -> None:
     """Write `data` as indented JSON (no NaN or infinity), whole or not at all."""
     write_text(path, json_text(data))

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from pyprune.commands.inputs import require_texts
+from pyprune.commands.inputs import calibration_windows, require_texts
 from pyprune.commands.options import at_least
 from pyprune.commands.output import Bar
 from pyprune.errors import InputError
@@ -74,13 +74,11 @@ def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, 
     """The pruning that the options ask for, on the calibration text that they name."""
     from pyprune import pruning
     from pyprune.pruning.width import METHODS
-    from pyprune.scoring.calibration import calibration
 
     method = options.method or DEFAULT
     given = _given(options)
     if METHODS[method].calibrated:
-        windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
-        given["calibration"] = windows.input_ids
+        given["calibration"] = calibration_windows(options, decoder).input_ids
     return pruning.width(decoder, method, ratio=ratio, progress=partial(bar, method), **given)
 
 

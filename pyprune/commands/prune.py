@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import loaded, measured_scores, require_scorable
+from pyprune.commands.inputs import loaded, measured_scores, require_scorable, searched
 from pyprune.commands.narrowing import (
     add_narrowing,
     measured_narrowing,
@@ -55,9 +55,12 @@ def add_options(commands: Any) -> None:
         metavar="P%",
         help="narrow FFN and heads by --method to the size of the depth row of P%%",
     )
-    add_unit(
-        parser,
-        "what --depth and --blocks remove (--blocks one kind)",
+    add_unit(parser, "what --depth and --blocks remove (--blocks one kind)")
+    parser.add_argument(
+        "--search",
+        choices=("one-shot", "greedy", "window"),
+        help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
+        "(default: one-shot)",
     )
     parser.add_argument(
         "--pad-to",
@@ -108,9 +111,11 @@ def run(options: argparse.Namespace) -> None:
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
             rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
-            if ranked is None:
-                ranked = measured_scores(options, decoder, unit, bar)
-            chosen = pruning.depth(ranked, decoder, **limits)
+            if options.search in (None, "one-shot"):
+                ranked = ranked or measured_scores(options, decoder, unit, bar)
+                chosen = pruning.depth(ranked, decoder, **limits)
+            else:
+                chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
             rehearsed = rehearsed_narrowing(options, decoder, amount.ratio)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
@@ -124,7 +129,7 @@ def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
     if options.depth is None:
         narrows = options.width is not None  # which takes --protect and --variant too
-        for name in ("scores", *(() if narrows else ("protect",))):
+        for name in ("scores", "search", *(() if narrows else ("protect",))):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
         refuse_criterion(options, "belongs to --depth, which was not given", but=("variant",) if narrows else ())
@@ -132,6 +137,8 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         refuse_narrowing(options, "belongs to --width, which was not given")
     if options.scores is not None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
+        if options.search not in (None, "one-shot"):
+            raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):
