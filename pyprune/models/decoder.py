@@ -170,7 +170,7 @@ class Decoder:
 
     `config` is the Hugging Face configuration of the *original* model as a plain dict; a pruned decoder keeps it, so
     that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON), and
-    `compensation` the values that it added to biases, where they are known apart from them.
+    `compensation` what it added to biases, where that is known apart from them (`compensation.safetensors`).
     """
 
     name: str

@@ -13,6 +13,7 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
+from pyprune.models.checkpoints import COMPENSATION
 from pyprune.models.decoder import Decoder
 from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import Family, family_of
@@ -220,7 +221,19 @@ def _with_pruning(decoder: Decoder, path: Path) -> Decoder:
                 f"{original_file}: block {block.index} has a window of {windows[block.index]}; in config.json it has"
                 f" {block.mha.window}"
             )
-    return replace(decoder, config=original, pruning=record)
+    added = path / COMPENSATION
+    values = _tensors(added) if record.get("compensation") and decoder.device.type != "meta" and added.is_file() else {}
+    return replace(decoder, config=original, pruning=record, compensation=values)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: {one_line(error)}; a safetensors file is expected") from None
 
 
 def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:
