@@ -44,8 +44,7 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
 
     criterion, given = chosen_criterion(options, unit)
     if criterion.needs != "nothing":
-        windows = calibration_windows(options, decoder)
-        given |= {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
+        given |= _windows(options, decoder)
     return scoring.score(
         decoder,
         criterion=criterion.name,
@@ -60,6 +59,33 @@ def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
     """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
     given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any, bar: Bar) -> Any:
+    """What a search removes from a decoder, by the criterion, and on the calibration text, that the options name."""
+    from functools import partial
+
+    from pyprune import scoring
+
+    unit = options.unit or "block"
+    criterion, given = chosen_criterion(options, unit)
+    return scoring.search(
+        decoder,
+        method=method,
+        count=amount.count,
+        ratio=amount.ratio,
+        unit=unit,
+        protect=options.protect,
+        criterion=criterion.name,
+        progress=partial(bar, f"searching, {method}"),
+        **_windows(options, decoder),
+        **given,
+    )
+
+
+def _windows(options: argparse.Namespace, decoder: Any) -> dict[str, Any]:
+    windows = calibration_windows(options, decoder)
+    return {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
 
 
 def chosen_device(options: argparse.Namespace) -> Any:

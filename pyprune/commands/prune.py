@@ -6,7 +6,14 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import calibration_windows, loaded, measured_scores, require_scorable, require_texts
+from pyprune.commands.inputs import (
+    calibration_windows,
+    loaded,
+    measured_scores,
+    require_scorable,
+    require_texts,
+    searched,
+)
 from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
@@ -50,6 +57,12 @@ def add_options(commands: Any) -> None:
         parser,
         "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves cannot be saved yet "
         "(see generate --skip-mha)",
+    )
+    parser.add_argument(
+        "--search",
+        choices=("one-shot", "greedy", "window"),
+        help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
+        "(default: one-shot)",
     )
     parser.add_argument(
         "--pad-to",
@@ -99,9 +112,11 @@ def run(options: argparse.Namespace) -> None:
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
             rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
-            if ranked is None:
-                ranked = measured_scores(options, decoder, unit, bar)
-            chosen = pruning.depth(ranked, decoder, **limits)
+            if options.search in (None, "one-shot"):
+                ranked = ranked or measured_scores(options, decoder, unit, bar)
+                chosen = pruning.depth(ranked, decoder, **limits)
+            else:
+                chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
             chosen = _narrowing(options, decoder, amount.ratio, bar)
         pruned = pruning.apply(decoder, chosen | padding)
@@ -112,12 +127,14 @@ def run(options: argparse.Namespace) -> None:
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
     if options.depth is None:
-        for name in ("protect", "scores"):
+        for name in ("protect", "scores", "search"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
         refuse_criterion(options, "belongs to --depth, which was not given")
     if options.scores is not None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
+        if options.search not in (None, "one-shot"):
+            raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):

@@ -4,5 +4,6 @@ from pyprune.scoring.contrast import Contrast, contrast
 from pyprune.scoring.perplexity import perplexity
 from pyprune.scoring.score import score
 from pyprune.scoring.scores import Scores
+from pyprune.scoring.searches import SearchResult, search
 
-__all__ = ["Contrast", "Scores", "contrast", "perplexity", "score"]
+__all__ = ["Contrast", "Scores", "SearchResult", "contrast", "perplexity", "score", "search"]

@@ -18,9 +18,8 @@ from pyprune import ops
 from pyprune.models.decoder import Decoder
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.gradients import Batch, batches, per_block, predicted
-from pyprune.scoring.losses import targets_of
+from pyprune.scoring.losses import exp_mean, targets_of
 from pyprune.scoring.measured import Measured, Progress, Steps, Unit
-from pyprune.scoring.perplexity import exp_mean
 from pyprune.scoring.removals import RANKED
 
 
