@@ -11,8 +11,10 @@ from matplotlib.colors import to_hex
 
 from pyprune.errors import InputError
 from pyprune.scoring import Scores, contrast
-from pyprune.study import score_plots
-from pyprune.study.score_plots import DROPPED, KEPT, PROTECTED, bars, chosen, chosen_bars, heat_map, side_by_side
+from pyprune.study import contrast_plot, score_plots
+from pyprune.study.contrast_plot import side_by_side
+from pyprune.study.score_axes import DROPPED, KEPT, PROTECTED
+from pyprune.study.score_plots import bars, chosen, chosen_bars, heat_map
 
 BLOCKS = Scores(
     "model", "ppl", "block", 2.0, [("block", i) for i in range(6)], [900.0, 3.0, 2.5, 4.0, 2.2, 50.0],
@@ -30,7 +32,8 @@ def drawn(monkeypatch) -> list[Any]:
     """The figures as they were when they became PNG."""
     figures: list[Any] = []
     png = score_plots.png
-    monkeypatch.setattr(score_plots, "png", lambda figure: figures.append(figure) or png(figure))
+    for room in (score_plots, contrast_plot):
+        monkeypatch.setattr(room, "png", lambda figure: figures.append(figure) or png(figure))
     return figures
 
 
@@ -93,6 +96,8 @@ def test_an_infinite_score_reaches_the_top_and_is_marked(drawn):
     first = panel.patches[0]
     assert first.get_y() + first.get_height() == pytest.approx(panel.get_ylim()[1])
     assert [text.get_text() for text in panel.texts] == ["∞"]
+    bars(Scores("m", "change", "block", None, BLOCKS.units, [-math.inf, *BLOCKS.values[1:]]))
+    assert [text.get_text() for text in drawn[1].axes[0].texts] == ["-∞"]
 
 
 def test_a_map_holds_the_places_of_every_unit_and_frames_what_goes(drawn):
