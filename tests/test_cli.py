@@ -15,9 +15,10 @@ import pytest
 
 from pyprune import cli
 from pyprune.cli import build_parser
+from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "compare", "report", "generate")
+COMMANDS = ("doctor", "score", "prune", "convert", "compare", "report", "generate")
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 
@@ -305,11 +306,31 @@ def test_prune_keeps_protected_blocks(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("way", [["--blocks", "1,3"], ["--depth", "2"]])
-def test_halves_that_no_checkpoint_can_express_are_refused_before_scoring(way, capsys, tmp_path, failing):
+@pytest.mark.parametrize("unit", ["mha", "ffn"])
+def test_halves_are_pruned_and_the_checkpoint_loads_with_its_record(way, unit, capsys, tmp_path):
+    from pyprune.models import load
+
+    target = tmp_path / "halves"
+    code, out, _ = run(capsys, "prune", TINY, *FEW, *way, "--unit", unit, "--out", str(target), "--json")
+    assert code == 0
+    gone = json.loads(out)["pruning"][unit]
+    assert len(gone) == 2
+    loaded = load(target)
+    assert [block.index for block in loaded.blocks if getattr(block, unit) is None] == gone
+    assert loaded.pruning[unit] == gone
+    assert json.loads((target / "config.json").read_text())["model_type"] == "pyprune_llama"
+
+
+@pytest.mark.parametrize("way", [["--depth", "2"], ["--width", "20%"]])
+def test_what_no_checkpoint_can_express_is_refused_before_it_is_measured(way, capsys, tmp_path, monkeypatch, failing):
+    def refused(decoder):
+        raise InputError(f"{decoder.name}: cannot be saved")
+
     failing(AssertionError("scoring began"))
-    code, _, err = run(capsys, "prune", TINY, *way, "--unit", "mha", "--out", str(tmp_path / "a"))
-    assert code == 2
-    assert "has no attention" in err
+    monkeypatch.setattr("pyprune.pruning.width", lambda *_, **__: pytest.fail("narrowing began"))
+    monkeypatch.setattr("pyprune.models.ragged.checkpoint_config", refused)
+    code, _, err = run(capsys, "prune", TINY, *FEW, *way, "--out", str(tmp_path / "a"))
+    assert (code, "cannot be saved" in err) == (2, True)
     assert not list(tmp_path.iterdir())
 
 

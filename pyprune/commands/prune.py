@@ -55,8 +55,8 @@ def add_options(commands: Any) -> None:
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves cannot be saved yet "
-        "(see generate --skip-mha)",
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves loads in transformers "
+        "after import pyprune",
     )
     parser.add_argument(
         "--search",
@@ -153,9 +153,9 @@ def _rehearsal(decoder: Any, unit: str) -> Any:
 
 def _require_savable(decoder: Any) -> None:
     """Raise InputError now when a checkpoint cannot express the decoder."""
-    from pyprune.models.families import family_of
+    from pyprune.models.ragged import checkpoint_config
 
-    family_of(decoder.config["model_type"], decoder.name).plain_config(decoder)
+    checkpoint_config(decoder)
 
 
 def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
