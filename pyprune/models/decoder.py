@@ -320,3 +320,11 @@ class Decoder:
         from pyprune.models.checkpoints import save_checkpoint
 
         save_checkpoint(self, directory)
+
+    def save_gguf(
+        self, path: str | os.PathLike[str], dtype: torch.dtype | str | None = None, tokenizer: bool = True
+    ) -> None:
+        """Write a GGUF file for llama.cpp, matrices in `dtype` (None: as they are); whole or not at all."""
+        from pyprune.models.gguf_writer import save_gguf
+
+        save_gguf(self, path, dtype, tokenizer)

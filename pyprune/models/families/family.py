@@ -156,8 +156,12 @@ class Family:
     """Values of `model_type` that `sized_config` gives; empty: the same."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
+    gguf_architecture: ClassVar[str] = ""
+    """The one that a uniform model is written as; empty: none is known."""
     gguf_permutes_qk: ClassVar[bool] = False
     """Whether llama.cpp's converter interleaves the rows of q and k of each head (its own form of RoPE)."""
+    gguf_optional_biases: ClassVar[bool] = False
+    """Whether llama.cpp takes a bias on any projection of any block, there or not."""
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         """Which of q, k, v, o have a bias."""
