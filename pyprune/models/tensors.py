@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
+from pyprune.models.pages import Pages
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -41,8 +42,12 @@ class TensorSource(ABC):
     """Tensors by the part names of `Decoder.tensors` ("blocks.3.mha.q.weight"), under whatever names the source keeps
     them; `name_of` turns one into the other."""
 
+    shared = False
+    """Whether the tensors read are someone's, to be shared where nothing changes; else each is read for us alone."""
+
     def __init__(self, name_of: Callable[[str], str]) -> None:
         self.name_of = name_of
+        self.pages = Pages()
         self.taken: set[str] = set()
 
     @abstractmethod
@@ -65,7 +70,7 @@ class TensorSource(ABC):
         return self._read(self.name_of(part)).dtype
 
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The tensor in `dtype` on `device`, its own memory where nothing has to change.
+        """The tensor in `dtype` on `device`; of a shared source the very one, where nothing has to change.
 
         InputError, naming tensor and file, when it is missing, has another shape, is not of a float type, or holds NaN
         or infinity (in the file or after the change of dtype).
@@ -82,7 +87,9 @@ class TensorSource(ABC):
             raise InputError(f"{where} is {stored.dtype}; weights of 16, 32 or 64-bit floats are accepted")
         if stored.is_meta:
             raise InputError(f"{where} has no data (meta device); load the model's weights first")
-        tensor = stored.to(device=device, dtype=dtype)
+        # A file's tensors are copied at once: there they are aligned to 8 bytes only, and a mapped file that shrinks
+        # kills the process.
+        tensor = self.pages.move(stored, dtype, device, share=self.shared)
         if not is_finite(tensor):
             if is_finite(stored):
                 raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")
@@ -122,6 +129,8 @@ class NoWeights(TensorSource):
 
 class StateDictSource(TensorSource):
     """The tensors of a loaded model, shared and not copied."""
+
+    shared = True
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
         super().__init__(name_of)
@@ -170,8 +179,7 @@ class SafetensorsSource(TensorSource):
         from safetensors import SafetensorError
 
         try:
-            # A copy: in the file tensors are aligned to 8 bytes only, and a mapped file that shrinks kills the process.
-            return self._handle(self._files[name]).get_tensor(name).clone()
+            return self._handle(self._files[name]).get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise InputError(f"{self.where(name)}: tensor {name} cannot be read ({one_line(error)})") from None
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.pages import Pages
 from pyprune.pruning.original import OriginalSizes
 from pyprune.pruning.pruning import Pruning, recorded
+
+Half = TypeVar("Half", MHA | None, FFN | None)
 
 
 def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
@@ -27,8 +31,9 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     before = recorded(decoder)
     after = before.joined(pruning)
     sizes = OriginalSizes.of(decoder)
+    pages = Pages()
     blocks = tuple(
-        _prune_block(block, before, after, sizes) for block in decoder.blocks if block.index not in after.blocks
+        _prune_block(block, before, after, sizes, pages) for block in decoder.blocks if block.index not in after.blocks
     )
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
@@ -90,7 +95,7 @@ def kept(size: int, gone: Sequence[int]) -> list[int]:
     return [index for index in range(size) if index not in removed]
 
 
-def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes) -> Block:
+def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes, pages: Pages) -> Block:
     index = block.index
     mha = None if index in after.mha else block.mha
     ffn = None if index in after.ffn else block.ffn
@@ -109,7 +114,22 @@ def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalS
         # because it stands after the real neurons, and made anew.
         if len(stay) < len(present) or padded_width(len(stay), after.pad_to) != ffn.width:
             ffn = narrow_ffn(ffn, stay, after.pad_to)
-    return block if mha is block.mha and ffn is block.ffn else Block(index, mha, ffn)
+    if mha is block.mha and ffn is block.ffn:
+        return block
+    return Block(index, _on_pages(mha, block.mha, pages), _on_pages(ffn, block.ffn, pages))
+
+
+def _on_pages(half: Half, original: Half, pages: Pages) -> Half:
+    """The half with what it does not share with the original on `pages`: a narrowed model is read as fast as a whole
+    one. Elsewhere than on a CPU nothing changes."""
+    if half is None or half is original:
+        return half
+    shared = {id(tensor) for _, tensor in original.tensors()}
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor if id(tensor) in shared or tensor.device.type != "cpu" else pages.copy(tensor)
+
+    return half.map(own)
 
 
 def _agree(found: int, expected: set[int], what: str) -> None:
