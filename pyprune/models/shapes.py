@@ -68,6 +68,11 @@ SHAPES: dict[str, Shape] = {
 
 _REQUIRED = ("hidden", "blocks", "heads", "kv_heads", "head_dim", "ffn", "vocab")
 _OPTIONAL = ("tied", "family", "window", "full_blocks")
+# Far beyond any model, and small enough that sizes multiply within 64 bits and a plan is made in seconds.
+_MOST = {
+    "hidden": 1 << 20, "blocks": 10_000, "heads": 1 << 14, "kv_heads": 1 << 14, "head_dim": 1 << 14, "ffn": 1 << 24,
+    "vocab": 1 << 24, "window": 1 << 40,
+}  # fmt: skip
 _ACCEPTED = (
     f"accepted: {', '.join(SHAPES)}, or {','.join(f'{key}=N' for key in _REQUIRED)};"
     " then [,tied=1][,family=NAME][,window=N][,full_blocks=N]"
@@ -88,6 +93,9 @@ def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> De
     shape = parse_shape(spec)
     dtype = dtype or shape.dtype
     _require_room(shape.parameters * dtype.itemsize, device, spec)
+    for size, most in _MOST.items():
+        if getattr(shape, size) > most:
+            raise InputError(f"{spec}: {size}={getattr(shape, size)} is too large; sizes up to {most} are expected")
     config: dict[str, Any] = {
         "model_type": shape.family,
         "vocab_size": shape.vocab,
