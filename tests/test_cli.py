@@ -17,7 +17,7 @@ from pyprune import cli
 from pyprune.cli import build_parser
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "compare", "generate")
+COMMANDS = ("doctor", "score", "prune", "compare", "report", "generate")
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 
@@ -48,9 +48,9 @@ def test_every_option_is_explained_with_its_default(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_two_examples_of_each_command_can_be_pasted(command):
+def test_the_examples_of_each_command_can_be_pasted(command):
     examples = [line.strip() for line in parser_of(command).epilog.splitlines()[1:]]
-    assert len(examples) == 2
+    assert len(examples) >= 2
     for example in examples:
         program, *words = shlex.split(example)
         assert program == "pyprune"

@@ -1,12 +1,15 @@
 """The commands, one file each: `add_options` says what --help teaches, `run` does it. Importing them is quick."""
 
-from pyprune.commands import compare, doctor, generate, plan, prune, score, tune
+from pyprune.commands import compare, doctor, export, generate, plan, prune, report, score, search, tune
 
 COMMANDS = {
     "doctor": doctor,
     "score": score,
+    "search": search,
     "prune": prune,
+    "export": export,
     "compare": compare,
+    "report": report,
     "generate": generate,
     "plan": plan,
     "tune": tune,

@@ -10,8 +10,8 @@ and either half can be absent. Weights are in torch's layout, `[out_features, in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -188,7 +188,8 @@ class Decoder:
     """A decoder-only model: embedding, blocks, final norm, head, and what is needed to write it back.
 
     `config` is the Hugging Face configuration of the *original* model as a plain dict; a pruned decoder keeps it, so
-    that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON).
+    that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON), and
+    `compensation` the values that it added to biases, where they are known apart from them.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Decoder:
     generation_config: dict[str, Any] | None = None
     tokenizer_source: TokenizerSource | None = None
     pruning: dict[str, Any] | None = None
+    compensation: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def hidden_size(self) -> int:
@@ -255,6 +257,10 @@ class Decoder:
     def parameters(self) -> int:
         """Number of parameters, a tied head counted once (the paper's #Param)."""
         return sum(tensor.numel() for _, tensor in self.tensors())
+
+    def sizes(self) -> Decoder:
+        """The same decoder for counting: where blocks are read from a file one at a time, theirs have sizes only."""
+        return replace(self, blocks=getattr(self.blocks, "sizes", self.blocks))
 
     def bytes_per_token(self) -> int:
         """Bytes of weights one decode step must read: all but the embedding table, of which one row is read; the LM

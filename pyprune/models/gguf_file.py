@@ -15,7 +15,8 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder, TokenizerSource
 from pyprune.models.families import Family, family_of_gguf
-from pyprune.models.families.family import BlockSizes, gguf_name
+from pyprune.models.families.family import gguf_name
+from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import TensorSource, one_line
 
 # Tensors in these types keep their type; all others are quantised and become float32.

@@ -15,11 +15,13 @@ from pyprune.errors import InputError
 from pyprune.files import read_json
 from pyprune.models.decoder import Decoder
 from pyprune.models.demo import DEMO_MODEL, demo_model_path
-from pyprune.models.families import family_of
+from pyprune.models.families import Family, family_of
 from pyprune.models.families.family import hf_name
 from pyprune.models.gguf_file import load_gguf
+from pyprune.models.ragged import is_ragged, ragged_from_dict
 from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
+from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import DTYPES, NoWeights, SafetensorsSource, StateDictSource, as_dtype, one_line
 from pyprune.models.tokenizers import directory_source
 
@@ -134,11 +136,10 @@ def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: to
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise InputError(f"{file}: not a JSON object; a model configuration is expected")
-    family = family_of(raw.get("model_type"), str(file))
-    config = family.config_from_dict(raw, str(file))
+    family, config, sizes = _described(raw, str(file))
     source = NoWeights() if device.type == "meta" else SafetensorsSource(path, hf_name)
     dtype = dtype or _own_dtype(config, lambda: SafetensorsSource(path, hf_name).own_dtype("embedding"), str(file))
-    decoder = family.decoder(config, source, name=name, where=str(file), dtype=dtype, device=device)
+    decoder = family.decoder(config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes)
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = path / "generation_config.json"
     decoder = replace(
@@ -147,6 +148,15 @@ def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: to
         tokenizer_source=directory_source(path),
     )
     return _with_pruning(decoder, path)
+
+
+def _described(raw: dict[str, Any], where: str) -> tuple[Family, dict[str, Any], list[BlockSizes]]:
+    """The family, the plain configuration and each block's sizes of a config.json."""
+    if is_ragged(raw.get("model_type")):
+        return ragged_from_dict(raw, where)
+    family = family_of(raw.get("model_type"), where)
+    config = family.config_from_dict(raw, where)
+    return family, config, family.sizes(config)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -200,15 +210,14 @@ def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch
     label = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{label}: not a transformers PreTrainedModel; {ACCEPTED}, a PreTrainedModel, a Decoder")
-    family = family_of(model.config.model_type, label)
-    config = family.config_from_dict(model.config.to_dict(), label)
+    family, config, sizes = _described(model.config.to_dict(), label)
     source = StateDictSource(label, model.state_dict(), hf_name)
     own = source.own_dtype("embedding")  # the weights tell: a model that was cast keeps its old configuration
     config["dtype"] = str(own).removeprefix("torch.")
     dtype = dtype or _own_dtype(config, lambda: own, label)
     path = Path(model.config._name_or_path or label)
     name = path.name if path.is_absolute() else str(path)
-    decoder = family.decoder(config, source, name=name, where=label, dtype=dtype, device=device)
+    decoder = family.decoder(config, source, name=name, where=label, dtype=dtype, device=device, sizes=sizes)
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = getattr(model, "generation_config", None)
     return replace(

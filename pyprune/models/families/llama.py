@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, Family, with_sizes
+from pyprune.models.families.family import Family, with_sizes
 from pyprune.models.families.mistral import Mistral
+from pyprune.models.sizes import BlockSizes
 
 
 class Llama(Family):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, Family, with_sizes
+from pyprune.models.families.family import Family, with_sizes
 from pyprune.models.records import is_whole
+from pyprune.models.sizes import BlockSizes
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
