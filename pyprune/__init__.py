@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyprune.pruning import Pruning, apply, depth, pad, width
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
+    from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
     from pyprune.scoring import Scores, perplexity, score
 
@@ -30,6 +31,7 @@ __all__ = [
     "InputError",
     "MemoryPlan",
     "NativeLibraryWarning",
+    "PaddedLinear",
     "Pruning",
     "Scores",
     "accelerate",
@@ -52,6 +54,7 @@ _ROOMS = {
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
+    "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "perplexity", "score"),
 }
 
