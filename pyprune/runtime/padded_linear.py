@@ -51,10 +51,7 @@ class PaddedLinear(nn.Linear):
         return padded
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type) and _runs_operator(x):
-            return ops.padded_linear(x, weight, bias)
-        return F.linear(x, weight, bias)
+        return linear(x, self.weight, self.bias)
 
     def _pad(self) -> None:
         weight = self._parameters.get("weight")
@@ -74,6 +71,13 @@ class PaddedLinear(nn.Linear):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
         self._pad()  # copies and pickles
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] weight^T + bias by the operator where it is the quicker one, else by torch's GEMM."""
+    if x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type) and _runs_operator(x):
+        return ops.padded_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def _is_ordinary(weight: Tensor | None) -> bool:
