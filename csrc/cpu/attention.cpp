@@ -2,6 +2,7 @@
 #include "attention.h"
 
 #include "checks.h"
+#include "gemm.h"
 
 namespace pyprune::cpu {
 

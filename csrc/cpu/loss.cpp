@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gemm.h"
+
 namespace pyprune::cpu {
 
 Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional norm, double eps, Optional bias_tensor,
@@ -28,17 +30,17 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   const Tensor h = float_rows(k, rows, vector(norm, rows.width, "norm"), float(eps));
   std::vector<float> maximum(rows.count, -INFINITY), sum(rows.count, 0.0f), hit(rows.count, 0.0f);
   const int64_t tile_rows = std::min(kTileRows, rows.count), tile_vocab = std::min(kTileVocab, vocab);
-  Tensor logits = new_tensor(x, {tile_rows * tile_vocab}, ScalarType::Float);
   Tensor store = w.type == DType::f32 ? x : new_tensor(x, {tile_vocab, rows.width}, ScalarType::Float);
+  const bool onednn = takes_onednn(w.type == DType::f32 ? weight : store);
+  Tensor logits = onednn ? x : new_tensor(x, {tile_rows * tile_vocab}, ScalarType::Float);  // oneDNN brings its own
   for (int64_t v = 0; v < vocab; v += tile_vocab) {
     const int64_t width = std::min(tile_vocab, vocab - v);
-    const Tensor part = torch::stable::transpose(float_weight(k, weight, w, v, v + width, store), 0, 1);
+    const Tensor part = float_weight(k, weight, w, v, v + width, store);
     for (int64_t r = 0; r < rows.count; r += tile_rows) {
       const int64_t height = std::min(tile_rows, rows.count - r);
-      Tensor hs = h, flat = logits;
+      Tensor hs = h;
       hs = torch::stable::narrow(hs, 0, r, height);
-      const Tensor tile = torch::stable::view(torch::stable::narrow(flat, 0, 0, height * width), {height, width});
-      call_mm_out(hs, part, tile);
+      const Tensor tile = onednn ? onednn_linear(hs, part, "none") : mm_into(logits, hs, part);
       auto* values = static_cast<float*>(tile.mutable_data_ptr());
       parallel(height, height * width * 4, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {

@@ -1,11 +1,13 @@
 // The operators that are a projection with something fused around it. Contracts: pyprune/ops/schemas.py.
 #include "projections.h"
 
+#include "gemm.h"
+
 namespace pyprune::cpu {
 
 namespace {
 
-// (norm) -> projection -> + bias -> + residual, few or many rows; residual may be empty.
+// (norm) -> projection -> + bias -> + residual into `out`, few or many rows; residual may be empty.
 void project(const Rows& x, const Const& norm, float eps, const Tensor& weight, const Optional& bias_tensor,
              const Const& residual, const Mut& out) {
   const Kernels& k = kernels();
@@ -36,6 +38,14 @@ Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, 
     return torch::stable::copy_(same, residual);
   }
   const DType type = base.view.type;
+  const int64_t n = weight.size(0);
+  matrix(weight, rows.width, "weight");
+  const bool plain = !bias.has_value() && type == DType::f32 && rows.view.type == DType::f32;
+  if (rows.count > kFewRows && plain && takes_onednn(weight)) {
+    const Tensor flat = torch::stable::view(rows.tensor, {rows.count, rows.width});
+    const Tensor added = torch::stable::view(base.tensor, {rows.count, n});
+    return torch::stable::view(onednn_linear(flat, added, weight, "add"), shape_with_last(residual, n));
+  }
   Tensor out = new_tensor(residual, shape_with_last(residual, base.width), scalar_of(type));
   project(rows, {}, 0.0f, weight, bias, base.view, rows_of(out, base.width));
   return out;
@@ -76,6 +86,9 @@ Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, O
     return result;
   }
   const Tensor h = float_rows(k, rows, scale, float(eps));
+  const bool plain = !gb.data && !ub.data && rows.view.type == DType::f32;
+  if (plain && takes_onednn(gate) && takes_onednn(up))
+    return torch::stable::view(onednn_linear(h, onednn_linear(h, gate, "swish"), up, "mul"), shape_with_last(x, n));
   const Tensor gate_rows = matmul(k, h, gate, g), up_rows = matmul(k, h, up, u);
   const float* gates = static_cast<const float*>(gate_rows.const_data_ptr());
   const float* ups = static_cast<const float*>(up_rows.const_data_ptr());

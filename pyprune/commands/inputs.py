@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyprune.commands.criterion import chosen_criterion
 from pyprune.commands.output import Bar
+from pyprune.errors import InputError
+
+
+def require_scorable(options: argparse.Namespace, unit: str) -> None:
+    """Raise InputError now for a criterion that cannot be had, and for texts that it needs and that are missing."""
+    criterion, _ = chosen_criterion(options, unit)
+    if criterion.needs != "nothing":
+        require_texts(options)
+    elif options.text is not None:
+        raise InputError(f"--text {options.text}: criterion {criterion.name} looks at no text")
 
 
 def require_texts(options: argparse.Namespace) -> None:
@@ -18,20 +29,23 @@ def require_texts(options: argparse.Namespace) -> None:
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
-    """The scores of a decoder's units on the calibration text that the options name."""
+    """The scores of a decoder's units by the criterion, and on the calibration text, that the options name."""
     from functools import partial
 
     from pyprune import scoring
     from pyprune.scoring.calibration import calibration
 
-    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    criterion, given = chosen_criterion(options, unit)
+    if criterion.needs != "nothing":
+        windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+        given |= {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
     return scoring.score(
         decoder,
-        windows.input_ids,
-        criterion="ppl",
+        criterion=criterion.name,
         unit=unit,
-        calibration=windows.fingerprint,
+        protect=options.protect,
         progress=partial(bar, f"scoring, unit {unit}"),
+        **given,
     )
 
 

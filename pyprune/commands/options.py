@@ -48,7 +48,7 @@ def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> 
 
 
 def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--unit", choices=("block", "mha", "ffn"), help=f"{about} (default: block)")
+    parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
 
 
 def add_skip(parser: argparse.ArgumentParser) -> None:

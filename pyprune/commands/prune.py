@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import loaded, measured_scores, require_texts
+from pyprune.commands.criterion import add_criterion, refuse_criterion
+from pyprune.commands.inputs import loaded, measured_scores, require_scorable, require_texts
 from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
@@ -24,6 +25,7 @@ def add_options(commands: Any) -> None:
         "what goes. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
         "the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
+        "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
@@ -46,13 +48,8 @@ def add_options(commands: Any) -> None:
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove; a model that lacks single halves cannot be saved yet (see generate "
-        "--skip-mha)",
-    )
-    parser.add_argument(
-        "--protect",
-        metavar="WHICH",
-        help="blocks that --depth keeps: first=N, last=N and indices, with commas (default: none)",
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves cannot be saved yet "
+        "(see generate --skip-mha)",
     )
     parser.add_argument(
         "--pad-to",
@@ -63,6 +60,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--scores", metavar="FILE", help="scores that score --out wrote, instead of scoring now (default: score now)"
     )
+    add_criterion(parser)
     add_text(parser)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -82,20 +80,21 @@ def run(options: argparse.Namespace) -> None:
     amount = pruning.parse_amount(options.depth or options.width) if options.blocks is None else None
     if options.width is not None and amount is not None and amount.ratio is None:
         raise InputError(f"--width {options.width}: a share of the parameters such as 20% is expected, not a count")
-    named = {} if options.blocks is None else {_FIELDS[options.unit or "block"]: options.blocks}
+    unit = options.unit or "block"
+    named = {} if options.blocks is None else {_FIELDS[unit]: options.blocks}
     padding = Pruning(pad_to=options.pad_to)
     chosen = Pruning(**named, made_by="named on the command line")
     ranked = None if options.scores is None else Scores.from_json(options.scores)
     if ranked is not None and options.unit is not None and ranked.unit != options.unit:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
-    measured = options.width is not None or (options.depth is not None and ranked is None)
-    if measured:
+    if options.width is not None:
         require_texts(options)
+    elif options.depth is not None and ranked is None:
+        require_scorable(options, unit)
 
     decoder = loaded(options.model)
     with Bar() as bar:
         if options.depth is not None:
-            unit = options.unit or "block"
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
             rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
@@ -116,15 +115,23 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         for name in ("protect", "scores"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
+        refuse_criterion(options, "belongs to --depth, which was not given")
+    if options.scores is not None:
+        refuse_criterion(options, f"the scores in {options.scores} are already made")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
+    if options.blocks is not None and options.unit not in (None, *_FIELDS):
+        raise InputError(
+            f"--unit {options.unit}: --blocks removes units of one kind; {', '.join(_FIELDS)} are accepted"
+        )
 
 
 def _rehearsal(decoder: Any, unit: str) -> Any:
+    from pyprune.scoring.removals import units_of
     from pyprune.scoring.scores import Scores
 
-    indices = [block.index for block in decoder.blocks if unit == "block" or getattr(block, unit) is not None]
-    return Scores(decoder.name, "rehearsal", unit, None, [(unit, index) for index in indices], [0.0] * len(indices))
+    units = list(units_of(decoder, unit))
+    return Scores(decoder.name, "rehearsal", unit, None, units, [0.0] * len(units))
 
 
 def _require_savable(decoder: Any) -> None:

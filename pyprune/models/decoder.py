@@ -237,6 +237,10 @@ class Decoder:
         """Number of parameters, a tied head counted once (the paper's #Param)."""
         return sum(tensor.numel() for _, tensor in self.tensors())
 
+    def sizes(self) -> Decoder:
+        """The same decoder for counting: where blocks are read from a file one at a time, theirs have sizes only."""
+        return replace(self, blocks=getattr(self.blocks, "sizes", self.blocks))
+
     def bytes_per_token(self) -> int:
         """Bytes of weights one decode step must read: all but the embedding table, of which one row is read; the LM
         head is included even where it is tied to the embedding. The KV cache is not part of it."""

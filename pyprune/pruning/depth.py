@@ -23,6 +23,7 @@ class Ranking(Protocol):
     units: list[tuple[str, int]]
     parameters: int | None
     unit_parameters: list[int] | None
+    protected: list[tuple[str, int]]
 
     def order(self) -> list[tuple[str, int]]: ...
 
@@ -40,7 +41,7 @@ def depth(
     Exactly one of `ratio` (share of all parameters, 0 < ratio < 1; the number of units that comes nearest) and `count`
     (units). `decoder`: the model whose scores these are; the pruning then names its original. `protect`: block indices
     that stay, or a string such as "first=4,last=2" or "0,1,31", counted over the blocks of `decoder`, or of the scores
-    without one.
+    without one; units that the scores hold as protected stay too.
     InputError when a ratio is asked for and neither `decoder` nor the scores tell sizes, when the scores are of units
     or sizes that `decoder` does not have, when nothing removable is left, or when no block would stay.
     """
@@ -54,7 +55,7 @@ def depth(
     parameters, sizes = _sizes(scores, decoder) if decoder is not None or ratio is not None else (0, {})
     known = [index for _, index in scores.units] if decoder is None else [block.index for block in decoder.blocks]
     protected = protected_blocks(protect, known)
-    candidates = [unit for unit in scores.order() if unit[1] not in protected]
+    candidates = [unit for unit in scores.order() if unit[1] not in protected and unit not in scores.protected]
     if not candidates:
         raise InputError(f"depth: protect {protect!r} leaves nothing to remove of {len(scores.units)} units")
     if ratio is not None:

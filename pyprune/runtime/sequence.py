@@ -38,14 +38,14 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
         x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
         mha.q_norm, mha.k_norm, cos, sin, positions, keys, values,
     )  # fmt: skip
-    seen = _seen(tokens, mha.window, mask, x.device)
+    seen = visible(tokens, mha.window, mask, x.device)
     context = F.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=mha.group > 1
     )
     return context.transpose(1, 2).reshape(batch, tokens, mha.heads * mha.head_dim)
 
 
-def _seen(tokens: int, window: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
+def visible(tokens: int, window: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
     """Which keys each query sees, bool `[T, T]` or `[N, 1, T, T]`; None where that is plain causal attention."""
     if mask is None and (window == 0 or window >= tokens):
         return None

@@ -1,129 +1,124 @@
 """Perplexity of one decoder, and of every "decoder without unit n" at once.
 
 The paper's criterion (Shortened LLaMA, section 3.1, PPL) runs the whole model once for each unit that might go. Here
-all of them go together, in layer-major order: at block j one batch holds the unpruned states and those of every
-candidate whose unit lies before j (the others still equal the unpruned ones, so their prefixes are shared). Every
-block's weights are read once, and the head's logits are summed tile by tile without being stored.
+all of them go together (`losses`): prefixes are shared, every block's weights are read once, and the head's logits are
+summed tile by tile without being stored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
-from pyprune.pruning.budget import unit_parameters
 from pyprune.pruning.pruning import original_name
-from pyprune.runtime import memory
+from pyprune.runtime import memory as device_memory
 from pyprune.runtime.inputs import bool_mask, check_ids
-from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed, run_block
 from pyprune.scoring.calibration import fingerprint
-from pyprune.scoring.scores import UNITS, Scores
+from pyprune.scoring.footprint import split
+from pyprune.scoring.losses import Losses, losses, work_of
+from pyprune.scoring.removals import Removal, present_places, removal_of, units_of
+from pyprune.scoring.schedule import schedule
+from pyprune.scoring.scores import Scores
 
 Progress = Callable[[int, int], None]
 
-CHUNK_ROWS = {"cpu": 2560, "cuda": 16384}
-"""Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
+WHOLE: Removal = frozenset()
 
 
-@torch.inference_mode()
-def score(
-    model: Any,
+def perplexity_scores(
+    decoder: Decoder,
     input_ids: Tensor,
-    criterion: str = "ppl",
-    unit: str = "block",
-    attention_mask: Tensor | None = None,
+    mask: Tensor | None,
+    unit: str,
     *,
     calibration: dict[str, Any] | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Perplexity of the model without each unit: the lower, the more removable the unit.
+    """The perplexity without each unit, on checked samples; `score`'s criterion "ppl".
 
-    model: a Decoder, a loaded PreTrainedModel (left unchanged), or whatever `pyprune.load` takes. input_ids: `[S, T]`,
-    S samples of T >= 2 tokens. unit: "block", "mha" or "ffn". attention_mask: `[S, T]`, 0 where a token is padding.
-    calibration: the fingerprint to keep with the result (made from `input_ids` when None). progress: called with
-    (steps done, steps in all). Equal to one forward pass per removed unit within float32 rounding.
-
-    Raises InputError for an unknown criterion or unit, ids outside the vocabulary, or no predicted position.
-    Source: Shortened LLaMA, section 3.1, perplexity: exp(mean negative log-likelihood over all predicted positions).
+    unit: "block", "mha", "ffn" or "mha+ffn". memory: bytes that may be taken beyond the model; what is free when None.
     """
-    if criterion != "ppl":
-        raise InputError(f"criterion: {criterion!r} given; 'ppl' is accepted")
-    if unit not in UNITS:
-        raise InputError(f"unit: {unit!r} given; {', '.join(UNITS)} are accepted")
-    decoder = as_decoder(model)
-    input_ids, mask = check_samples(decoder, input_ids, attention_mask)
-    found = unit_parameters(decoder, unit)
-    if not found:
-        raise InputError(f"unit: {unit!r} given, but {decoder.name} has none")
-    memory.require(needed_bytes(decoder, input_ids.shape, len(found)), decoder.device, f"scoring {decoder.name}")
-    steps = _Steps(progress, _passes(decoder, unit) + len(found) + 1)
-    states = _candidate_states(decoder, input_ids, mask, unit, steps)
-    values = [_perplexity(decoder, state, input_ids, mask, steps) for state in states]
+    found = units_of(decoder, unit)
+    removals = [WHOLE, *(removal_of(decoder, [one]) for one in found)]
+    values = perplexities(decoder, input_ids, mask, removals, memory=memory, progress=progress)
+    sizes = decoder.sizes()
     return Scores(
         model=original_name(decoder),
-        criterion=criterion,
+        criterion="ppl",
         unit=unit,
         baseline=values[0],
-        units=[(unit, index) for index in found],
+        units=list(found),
         values=values[1:],
         calibration=calibration or fingerprint(input_ids),
-        parameters=decoder.parameters(),
+        parameters=sizes.parameters(),
         unit_parameters=list(found.values()),
     )
 
 
-@torch.inference_mode()
+def perplexities(
+    decoder: Decoder,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    removals: Sequence[Removal],
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """exp(mean NLL) of the decoder without each of these removals, on checked samples, within `memory` bytes."""
+    found = summed_losses(decoder, input_ids, mask, removals, memory=memory, progress=progress)
+    return [exp_mean(total, found.positions) for total in found.totals]
+
+
+def summed_losses(
+    decoder: Decoder,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    removals: Sequence[Removal],
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Losses:
+    """`losses` in as many parts as `memory` asks for."""
+    limit = device_memory.available(decoder.device) if memory is None else memory
+    shape = tuple(input_ids.shape)
+    parts = split(decoder, shape, removals, limit, mask is not None)
+    groups = [removals[i : i + parts.candidates] for i in range(0, len(removals), parts.candidates)]
+    places, present = len(decoder.blocks), present_places(decoder)
+    turns = -(-shape[0] // parts.samples)
+    steps = _Steps(progress, turns * sum(work_of(schedule(places, present, group)) for group in groups))
+    totals: list[float] = []
+    for group in groups:
+        summed = Losses([0.0] * len(group), 0)
+        for start in range(0, shape[0], parts.samples):
+            part = slice(start, start + parts.samples)
+            seen = None if mask is None else mask[part]
+            summed += losses(decoder, input_ids[part], seen, group, rows=parts.rows, advance=steps.advance)
+        totals += summed.totals
+    return Losses(totals, summed.positions)
+
+
 def perplexity(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, progress: Progress | None = None
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> float:
     """exp(mean negative log-likelihood) over all predicted positions of `input_ids [S, T]`, T >= 2.
 
-    Errors as in `score`. progress: called with (samples done, samples in all).
+    Errors as in `score`. progress: called with (steps done, steps in all).
     """
     decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
-    samples, tokens = input_ids.shape
-    cos, sin = decoder.rope.tables(tokens, prompt=tokens)
-    total, count = 0.0, 0
-    size = _chunk(decoder, tokens)
-    for start in range(0, samples, size):
-        part = slice(start, start + size)
-        seen = None if mask is None else mask[part]
-        x = embed(decoder, input_ids[part])
-        for block in decoder.blocks:
-            x = run_block(block, x, cos, sin, decoder.eps, seen)
-        loss, predicted = _loss(decoder, x, input_ids[part], seen)
-        total, count = total + loss, count + predicted
-        if progress is not None:
-            progress(min(start + size, samples), samples)
-    return _exp(total / count)
-
-
-def needed_bytes(decoder: Decoder, shape: tuple[int, int], candidates: int) -> int:
-    """About what `score` allocates beyond the model: the states of all candidates, and one chunk at its widest.
-
-    shape: samples and tokens.
-    """
-    samples, tokens = shape
-    rows = samples * tokens
-    size = activation_dtype(decoder).itemsize
-    widths = [b.ffn.width for b in decoder.blocks if b.ffn is not None] + [decoder.hidden_size]
-    chunk = rows * min(candidates + 1, _chunk(decoder, rows))
-    workspace = chunk * (3 * max(widths) + 4 * decoder.hidden_size) * 4
-    return (candidates + 1) * rows * decoder.hidden_size * size + workspace
-
-
-def _chunk(decoder: Decoder, rows: int) -> int:
-    """How many groups of `rows` rows go through a block together."""
-    return max(1, CHUNK_ROWS.get(decoder.device.type, CHUNK_ROWS["cuda"]) // rows)
+    return perplexities(decoder, input_ids, mask, [WHOLE], memory=memory, progress=progress)[0]
 
 
 def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -145,71 +140,12 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
     return input_ids, mask
 
 
-def _candidate_states(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, unit: str, steps: _Steps) -> Tensor:
-    """Final states `[1 + candidates, S, T, hidden]`: the unpruned model's, then those without each unit in turn."""
-    tokens = input_ids.shape[1]
-    cos, sin = decoder.rope.tables(tokens, prompt=tokens)
-    first = embed(decoder, input_ids)
-    count = len(unit_parameters(decoder, unit))
-    states = first.new_empty(1 + count, *first.shape)
-    states[0] = first
-    alive = 1  # states[:alive] have diverged or are the unpruned ones; states[alive] is the next candidate's place
-    size = _chunk(decoder, first.shape[0] * first.shape[1])
-
-    def update(half: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-        for start in range(0, alive, size):
-            part = states[start : min(start + size, alive)]
-            flat = part.flatten(0, 1)
-            seen = None if mask is None else mask.repeat(len(part), 1)
-            part.copy_(half(flat, seen).view_as(part))
-
-    for block in decoder.blocks:
-        if unit == "block" or (unit == "mha" and block.mha is not None):
-            states[alive] = states[0]
-        if block.mha is not None:
-            update(lambda x, seen, mha=block.mha: add_mha(mha, x, cos, sin, decoder.eps, seen))
-            if unit == "mha":
-                alive += 1
-        if unit == "ffn" and block.ffn is not None:
-            states[alive] = states[0]
-        if block.ffn is not None:
-            update(lambda x, seen, ffn=block.ffn: add_ffn(ffn, x, decoder.eps))
-        if unit == "block" or (unit == "ffn" and block.ffn is not None):
-            alive += 1
-        steps.advance(alive)
-    return states
-
-
-def _passes(decoder: Decoder, unit: str) -> int:
-    """What `_candidate_states` advances by in all: the states alive after each block."""
-    total, alive = 0, 1
-    for block in decoder.blocks:
-        alive += unit == "block" or getattr(block, unit) is not None
-        total += alive
-    return total
-
-
-def _perplexity(decoder: Decoder, x: Tensor, input_ids: Tensor, mask: Tensor | None, steps: _Steps) -> float:
-    loss, count = _loss(decoder, x, input_ids, mask)
-    steps.advance(1)
-    return _exp(loss / count)
-
-
-def _loss(decoder: Decoder, x: Tensor, input_ids: Tensor, mask: Tensor | None) -> tuple[float, int]:
-    """Summed negative log-likelihood of tokens 1 .. T-1 under final states x `[S, T, hidden]`, and their number."""
-    targets = input_ids[:, 1:].to(x.device, torch.int64)
-    if mask is not None:
-        targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]).to(x.device), -100)
-    losses = ops.linear_cross_entropy(
-        x[:, :-1].contiguous(), decoder.head.weight, targets.contiguous(), decoder.norm, decoder.eps, decoder.head.bias
-    )
-    return float(losses.double().sum()), int((targets != -100).sum())
-
-
-def _exp(mean_loss: float) -> float:
-    if math.isnan(mean_loss):
+def exp_mean(total: float, positions: int) -> float:
+    """exp(total / positions), infinite where float64 cannot hold it; ArithmeticError for a loss that is NaN."""
+    mean = total / positions
+    if math.isnan(mean):
         raise ArithmeticError("the loss is not a number: activations overflow; float32 or bfloat16 weights may help")
-    return math.exp(mean_loss) if mean_loss < 709 else math.inf
+    return math.exp(mean) if mean < 709 else math.inf
 
 
 class _Steps:

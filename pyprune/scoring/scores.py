@@ -26,8 +26,8 @@ class Scores:
     section 3.1); `baseline`: the same measure of the model left whole, None where the criterion has none.
     `unit`: what was ranked; one of the three, or another name where kinds are ranked together.
     `parameters` (of the whole model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into
-    a count without the model. InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a
-    unit twice.
+    a count without the model. `options`: those of the criterion. `protected`: units that must stay, last in the order.
+    InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a unit twice.
     """
 
     model: str
@@ -39,6 +39,8 @@ class Scores:
     calibration: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     unit_parameters: list[int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    protected: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("model", "criterion", "unit"):
@@ -56,8 +58,13 @@ class Scores:
             for kind, index in units:
                 if kind != self.unit:
                     raise InputError(f"scores: {kind} {index} among scores of unit {self.unit!r}; one kind is expected")
-        if not isinstance(self.calibration, dict):
-            raise InputError(f"scores: calibration {self.calibration!r}: an object is expected")
+        for name in ("calibration", "options"):
+            if not isinstance(getattr(self, name), dict):
+                raise InputError(f"scores: {name} {getattr(self, name)!r}: an object is expected")
+        protected = [_unit(entry) for entry in _sequence(self.protected, "protected")]
+        for kind, index in protected:
+            if (kind, index) not in units:
+                raise InputError(f"scores: {kind} {index} is protected, but not scored; a scored unit is expected")
         sizes = self.unit_parameters
         if sizes is not None:
             sizes = [_size(size, f"parameters of {unit}") for size, unit in _paired(sizes, units, "unit_parameters")]
@@ -67,12 +74,18 @@ class Scores:
         object.__setattr__(self, "units", units)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "unit_parameters", sizes)
+        object.__setattr__(self, "protected", protected)
         if self.baseline is not None:
             object.__setattr__(self, "baseline", _number(self.baseline, "baseline"))
 
     def order(self) -> list[tuple[str, int]]:
-        """The units from the most to the least removable: ascending score, equal scores by block index."""
-        ranked = sorted(zip(self.values, self.units, strict=True), key=lambda pair: (pair[0], pair[1][1], pair[1][0]))
+        """The units from the most to the least removable: ascending score, equal scores by block index; protected ones
+        behind all others."""
+        kept = set(self.protected)
+        ranked = sorted(
+            zip(self.values, self.units, strict=True),
+            key=lambda pair: (pair[1] in kept, pair[0], pair[1][1], pair[1][0]),
+        )
         return [unit for _, unit in ranked]
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +106,10 @@ class Scores:
             data["parameters"] = self.parameters
         if self.unit_parameters is not None:
             data["unit_parameters"] = self.unit_parameters
+        if self.options:
+            data["options"] = self.options
+        if self.protected:
+            data["protected"] = [list(unit) for unit in self.protected]
         return data
 
     @classmethod
@@ -117,6 +134,8 @@ class Scores:
             calibration=data.get("calibration", {}),
             parameters=data.get("parameters"),
             unit_parameters=data.get("unit_parameters"),
+            options=data.get("options", {}),
+            protected=data.get("protected", []),
         )
         # An order edited by hand would otherwise be ignored in silence.
         if "order" in data and data["order"] != [list(unit) for unit in scores.order()]:

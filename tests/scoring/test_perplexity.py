@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from pyprune import Decoder, InputError, Pruning, apply, load, perplexity, score, to_transformers
-from pyprune.runtime import memory
-from pyprune.scoring.perplexity import needed_bytes
 
 S, T = 3, 17
 
@@ -40,6 +38,13 @@ def test_every_score_equals_the_naive_loop(tiny, samples, unit: str):
     assert result.baseline == pytest.approx(naive(tiny, samples), rel=1e-4)
     assert result.values == pytest.approx(expected, rel=1e-4)
     assert result.order() == [(unit, n) for n in sorted(range(5), key=expected.__getitem__)]
+
+
+def test_halves_of_both_kinds_are_ranked_together(tiny, samples):
+    together, mha, ffn = (score(tiny, samples, unit=unit) for unit in ("mha+ffn", "mha", "ffn"))
+    assert together.units == [(kind, n) for n in range(5) for kind in ("mha", "ffn")]
+    assert together.values[::2] == pytest.approx(mha.values, rel=1e-6)
+    assert together.values[1::2] == pytest.approx(ffn.values, rel=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -138,15 +143,6 @@ def test_bad_input_is_refused(tiny, samples, change: dict, message: str):
 def test_samples_beyond_the_context_are_refused(tiny, samples):
     with pytest.raises(InputError, match="17 tokens a sample given; up to 16, the model's context"):
         perplexity(dataclasses.replace(tiny, max_positions=16), samples)
-
-
-def test_scoring_that_will_not_fit_is_refused_before_it_starts(tiny, samples, monkeypatch):
-    needed = needed_bytes(tiny, tuple(samples.shape), 5)
-    monkeypatch.setattr(memory, "available", lambda device: needed - 1)
-    with pytest.raises(InputError, match=r"scoring .* GiB are needed on cpu and .* are available"):
-        score(tiny, samples, progress=lambda *_: pytest.fail("work was done"))
-    monkeypatch.setattr(memory, "available", lambda device: needed)
-    score(tiny, samples)
 
 
 def test_ids_may_be_of_any_integer_type(tiny, samples):

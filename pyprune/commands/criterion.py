@@ -1,0 +1,89 @@
+"""The options that choose a criterion, for every command that scores."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.options import at_least
+from pyprune.errors import InputError
+
+DEFAULT = "ppl"
+
+_OPTIONS = (
+    "variant", "tokens", "power", "norm", "over", "every", "salience", "within", "across", "batch", "report",
+)  # fmt: skip
+
+
+def add_criterion(parser: argparse.ArgumentParser) -> None:
+    """--criterion, --protect and the options of single criteria."""
+    parser.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help="ppl (exact), first-order-ppl, taylor, magnitude, weight-norm, block-influence, angular, "
+        f"relative-magnitude, first, last, middle, every, random (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--protect",
+        metavar="WHICH",
+        help="blocks that stay: first=N, last=N and indices, with commas; first=4,last=2 makes magnitude and taylor "
+        "the paper's Mag+ and Taylor+ (default: none)",
+    )
+    group = parser.add_argument_group("options of single criteria")
+    group.add_argument(
+        "--variant",
+        metavar="V",
+        help="faithful: as the published code computes taylor, block-influence or angular where that deviates from the "
+        "formula; optipfair, for block-influence (default: corrected)",
+    )
+    group.add_argument(
+        "--tokens",
+        choices=("mean", "last"),
+        help="block-influence, angular, relative-magnitude: all tokens or each sample's last (default: mean)",
+    )
+    group.add_argument("--power", type=at_least(1), metavar="P", help="magnitude: 1 or 2 in |W|^P (default: 1)")
+    group.add_argument("--norm", choices=("frobenius", "rms"), help="weight-norm: which norm (default: frobenius)")
+    group.add_argument(
+        "--over",
+        choices=("output", "input"),
+        help="relative-magnitude: the state that the update is compared with (default: output)",
+    )
+    group.add_argument("--every", type=at_least(1), metavar="K", help="every: each K-th unit goes (default: 2)")
+    group.add_argument(
+        "--salience",
+        choices=("first", "per-sample", "vectorized", "second", "mixed"),
+        help="taylor: what a weight's gradient makes of it (default: first)",
+    )
+    for name, what in (("within", "a matrix's output neurons"), ("across", "a unit's matrices")):
+        group.add_argument(
+            f"--{name}",
+            choices=("sum", "mean", "max", "prod"),
+            help=f"magnitude, taylor: how the scores of {what} become one (default: sum)",
+        )
+    group.add_argument(
+        "--batch", type=at_least(1), metavar="N", help="faithful and optipfair variants: samples a batch (default: 10)"
+    )
+    group.add_argument(
+        "--report",
+        choices=("ppl", "loss"),
+        help="first-order-ppl: predicted perplexity, or change of the loss in nats (default: ppl)",
+    )
+
+
+def chosen_criterion(options: argparse.Namespace, unit: str) -> tuple[Any, dict[str, Any]]:
+    """The criterion that the options name, and what they say of it; InputError for what it does not take."""
+    from pyprune.scoring.criteria import criterion_named
+
+    criterion = criterion_named(options.criterion or DEFAULT)
+    given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
+    if "seed" in criterion.options:
+        given["seed"] = options.seed
+    criterion.check(unit, given)
+    return criterion, given
+
+
+def refuse_criterion(options: argparse.Namespace, reason: str) -> None:
+    """InputError for any of these options, --protect aside, where nothing is scored."""
+    for name in ("criterion", *_OPTIONS):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} {getattr(options, name)}: {reason}")

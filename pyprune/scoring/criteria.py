@@ -1,0 +1,222 @@
+"""Every criterion by name: what it ranks, what it needs to see, and the options that it takes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Decoder
+from pyprune.pruning.pruning import original_name
+from pyprune.scoring import first_order, magnitude, similarity, static, taylor
+from pyprune.scoring.aggregation import REDUCTIONS
+from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.measured import Measured
+from pyprune.scoring.perplexity import perplexity_scores
+from pyprune.scoring.removals import RANKED, units_of
+from pyprune.scoring.scores import Scores
+
+Needs = Literal["nothing", "tokens", "gradients"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Whole numbers from `least`."""
+
+    least: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
+
+    def __str__(self) -> str:
+        return f"whole numbers from {self.least}"
+
+
+class OneOf(tuple):
+    """These values."""
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self))
+
+
+Accepted = AtLeast | OneOf
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant of a criterion knows: its rankings, options that it fixes, and options that mean nothing to it."""
+
+    units: tuple[str, ...] = tuple(RANKED)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to rank units; the lowest score is the most removable.
+
+    `units`: the rankings it knows. `needs`: "nothing" beyond the weights, calibration "tokens", or "gradients" of the
+    loss on them. `measure(decoder, input_ids, mask, unit, *, calibration, progress, **options)` gives the scores, of
+    checked options. `options`: what is accepted for each, None where `measure` itself checks it. `variants`: by the
+    value of the option of that name, the first by default.
+    """
+
+    name: str
+    needs: Needs
+    measure: Callable[..., Scores]
+    options: Mapping[str, Accepted | None] = field(default_factory=dict)
+    units: tuple[str, ...] = tuple(RANKED)
+    variants: Mapping[str, Variant] = field(default_factory=lambda: {"corrected": Variant()})
+
+    def check(self, unit: str, options: Mapping[str, Any]) -> None:
+        """InputError, naming what is accepted, for a unit or an option that this criterion does not know."""
+        if unit not in self.units:
+            raise InputError(f"unit: {unit!r} given; {', '.join(self.units)} are accepted")
+        for name, value in options.items():
+            if name not in self.options:
+                accepted = ", ".join(self.options) or "none"
+                raise InputError(f"{name}: {value!r} given, but criterion {self.name} takes the options {accepted}")
+            allowed = self.options[name]
+            if allowed is not None and value not in allowed:
+                raise InputError(f"{name}: {value!r} given; criterion {self.name} accepts {allowed}")
+        chosen = options.get("variant", next(iter(self.variants)))
+        variant = self.variants[chosen]
+        if unit not in variant.units:
+            raise InputError(
+                f"unit: {unit!r} given; variant {chosen} of {self.name} accepts {', '.join(variant.units)}"
+            )
+        for name, value in options.items():
+            if name in variant.without:
+                raise InputError(f"{name}: {value!r} given, which variant {chosen} of {self.name} does not take")
+            if value != variant.fixed.get(name, value):
+                raise InputError(
+                    f"{name}: {value!r} given; variant {chosen} of {self.name} accepts {variant.fixed[name]}"
+                )
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion of that name; InputError naming all of them when there is none."""
+    if name not in CRITERIA:
+        raise InputError(f"criterion: {name!r} given; {', '.join(CRITERIA)} are accepted")
+    return CRITERIA[name]
+
+
+def _tabulated(name: str, measure: Callable[..., Measured], variants: Mapping[str, Variant]) -> Callable[..., Scores]:
+    """`measure`, whose values become Scores with everything that says how they came about."""
+    given = inspect.signature(measure).parameters.values()
+    defaults = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "memory")}
+
+    @wraps(measure)
+    def scores(
+        decoder: Decoder,
+        input_ids: Tensor | None,
+        mask: Tensor | None,
+        unit: str,
+        *,
+        calibration: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Scores:
+        sizes = units_of(decoder, unit)
+        variant = variants.get({**defaults, **options}.get("variant", ""), Variant())
+        options = {**variant.fixed, **options}
+        found = measure(decoder, input_ids, mask, unit, progress=progress, **options)
+        values = [found.values[one] for one in sizes]
+        if any(math.isnan(value) for value in values):
+            raise ArithmeticError(f"{name} is not a number: activations overflow; float32 or bfloat16 weights may help")
+        return Scores(
+            model=original_name(decoder),
+            criterion=name,
+            unit=unit,
+            baseline=found.baseline,
+            units=list(sizes),
+            values=values,
+            calibration={} if input_ids is None else calibration or fingerprint(input_ids),
+            parameters=decoder.sizes().parameters(),
+            unit_parameters=list(sizes.values()),
+            options={key: options.get(key, default) for key, default in defaults.items() if key not in variant.without},
+        )
+
+    return scores
+
+
+def _criterion(
+    name: str, needs: Needs, measure: Callable[..., Measured], variants: Mapping[str, Variant] | None = None,
+    **options: Accepted,
+) -> Criterion:  # fmt: skip
+    """A criterion of the functions below; its first variant is the default."""
+    variants = variants or {"corrected": Variant()}
+    if len(variants) > 1:
+        options["variant"] = OneOf(variants)
+    if needs == "tokens":
+        options["memory"] = AtLeast(1)
+    return Criterion(name, needs, _tabulated(name, measure, variants), options, variants=variants)
+
+
+_TOKENS = OneOf(("mean", "last"))
+_SUMMED = OneOf(REDUCTIONS)
+_BLOCKS = ("block",)
+_PPL_OPTIONS = {
+    name: None
+    for name, parameter in inspect.signature(perplexity_scores).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in ("calibration", "progress")
+}
+
+CRITERIA: dict[str, Criterion] = {
+    one.name: one
+    for one in (
+        Criterion("ppl", "tokens", perplexity_scores, _PPL_OPTIONS),
+        _criterion("first-order-ppl", "gradients", first_order.first_order, report=OneOf(("ppl", "loss"))),
+        _criterion(
+            "taylor",
+            "gradients",
+            taylor.taylor,
+            {"corrected": Variant(without=("batch",)), "faithful": Variant(fixed={"salience": "first"})},
+            salience=OneOf(taylor.SALIENCES),
+            within=_SUMMED,
+            across=_SUMMED,
+            batch=AtLeast(1),
+        ),
+        _criterion("magnitude", "nothing", magnitude.magnitude, power=OneOf((1, 2)), within=_SUMMED, across=_SUMMED),
+        _criterion("weight-norm", "nothing", magnitude.weight_norm, norm=OneOf(("frobenius", "rms"))),
+        _criterion(
+            "block-influence",
+            "tokens",
+            similarity.block_influence,
+            {
+                "corrected": Variant(without=("batch",)),
+                "faithful": Variant(_BLOCKS, without=("batch", "tokens")),
+                "optipfair": Variant(fixed={"tokens": "mean"}),
+            },
+            tokens=_TOKENS,
+            batch=AtLeast(1),
+        ),
+        _criterion(
+            "angular",
+            "tokens",
+            similarity.angular,
+            {"corrected": Variant(), "faithful": Variant(_BLOCKS, fixed={"tokens": "last"})},
+            tokens=_TOKENS,
+        ),
+        _criterion(
+            "relative-magnitude",
+            "tokens",
+            similarity.relative_magnitude,
+            tokens=_TOKENS,
+            over=OneOf(("output", "input")),
+        ),
+        _criterion("first", "nothing", static.first),
+        _criterion("last", "nothing", static.last),
+        _criterion("middle", "nothing", static.middle),
+        _criterion("every", "nothing", static.every, every=AtLeast(1)),
+        _criterion("random", "nothing", static.random, seed=AtLeast(0)),
+    )
+}
+"""By name; the paper's own choice first."""

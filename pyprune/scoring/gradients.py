@@ -1,0 +1,100 @@
+"""The loss over all calibration samples differentiated a block at a time, some samples at a time.
+
+All samples go down the blocks together, last block first, each in its own backward pass (`block_gradients`): what a
+criterion adds up over samples is complete for one block before the next one begins, so gradients of more than one
+block are never in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyprune.models.decoder import Decoder
+from pyprune.runtime import memory
+from pyprune.runtime.differentiable import HEAD_ROWS, BlockGradients, block_gradients
+
+ROWS = 1280
+"""Rows whose activations are in memory together in a backward pass (one sample, where that is longer)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples `[N, T]` that are differentiated together: `scale` times their negative log-likelihood, summed over the
+    `positions` that they predict."""
+
+    input_ids: Tensor
+    mask: Tensor | None
+    scale: float
+    positions: int
+
+
+def batches(
+    input_ids: Tensor, mask: Tensor | None, group: int, scale: Callable[[int], float], together: int | None = None
+) -> list[Batch]:
+    """Samples in groups of `group`, each scaled by `scale` of the positions that its group predicts, in batches of up
+    to `together` samples (as many as ROWS holds when None). Samples that predict nothing are left out."""
+    together = together or max(1, ROWS // input_ids.shape[1])
+    counts = predicted(input_ids, mask)
+    some = counts.nonzero().flatten().tolist()
+    found = []
+    for start in range(0, len(input_ids), group):
+        members = [sample for sample in some if start <= sample < start + group]
+        for first in range(0, len(members), together):
+            part = members[first : first + together]
+            seen = None if mask is None else mask[part]
+            found.append(Batch(input_ids[part], seen, scale(int(counts[members].sum())), int(counts[part].sum())))
+    return found
+
+
+def predicted(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    """How many tokens of each sample are predicted, int64 `[S]`."""
+    if mask is None:
+        return torch.full((len(input_ids),), input_ids.shape[1] - 1)
+    return (mask[:, 1:] & mask[:, :-1]).sum(1).cpu()
+
+
+def per_block(
+    decoder: Decoder, given: list[Batch], wanted: Callable[[str], bool]
+) -> Iterator[Iterator[BlockGradients]]:
+    """For each block, last first, what every batch's backward pass says about it.
+
+    `wanted`: which weights get gradients; a batch's are gone when the next one is asked for. InputError when it will
+    not fit in the memory that is free.
+    """
+    needed = needed_bytes(decoder, given, wanted)
+    memory.require(needed, decoder.device, f"gradients of {decoder.name}", "fewer or shorter samples need less")
+    runs = [block_gradients(decoder, one.input_ids, one.mask, scale=one.scale, wanted=wanted) for one in given]
+    for _ in decoder.sizes().blocks:
+        yield _turn(runs)
+
+
+def _turn(runs: list[Iterator[BlockGradients]]) -> Iterator[BlockGradients]:
+    for run in runs:
+        found = next(run)
+        yield found
+        found.weights.clear()  # the pass that waits for its next turn would hold them
+
+
+def needed_bytes(decoder: Decoder, given: list[Batch], wanted: Callable[[str], bool]) -> int:
+    """About what the backward passes take beyond the model: a state a block, one block's weights and gradients, one
+    batch's activations and its logits."""
+    size = 8 if decoder.dtype == torch.float64 else 4
+    samples, tokens = sum(len(one.input_ids) for one in given), given[0].input_ids.shape[1]
+    rows = max(len(one.input_ids) for one in given) * tokens
+    blocks = decoder.sizes().blocks
+    states = (len(blocks) + 6) * samples * tokens * decoder.hidden_size * size
+    # Widened weights; then the sum of the gradients, those of one batch, and their product with the weights.
+    copies = 4 if any(wanted(name) for name, _ in blocks[0].tensors()) else 1
+    gradients = copies * max(sum(t.numel() for _, t in block.tensors()) for block in blocks) * size
+    widest = max(
+        max(0 if block.ffn is None else 6 * block.ffn.width,
+            0 if block.mha is None else block.mha.heads * (6 * block.mha.head_dim + 3 * tokens))
+        for block in blocks
+    )  # fmt: skip
+    activations = rows * (widest + 8 * decoder.hidden_size) * size
+    head = (4 * HEAD_ROWS * decoder.vocab_size + decoder.head.weight.numel() * (size != decoder.dtype.itemsize)) * size
+    return states + gradients + activations + head

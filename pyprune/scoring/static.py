@@ -1,0 +1,64 @@
+"""Choices that look at nothing: what a data-driven criterion has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy
+from torch import Tensor
+
+from pyprune.models.decoder import Decoder
+from pyprune.scoring.measured import Measured, Progress
+from pyprune.scoring.removals import units_of
+
+
+def first(
+    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+) -> Measured:
+    """The first units go first: the n-th of L scores n."""
+    return _ranked(decoder, unit, lambda count: range(count))
+
+
+def last(
+    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+) -> Measured:
+    """The last units go first: the n-th of L scores L-1-n."""
+    return _ranked(decoder, unit, lambda count: range(count - 1, -1, -1))
+
+
+def middle(
+    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+) -> Measured:
+    """The middle ones go first: the n-th of L scores its distance from the middle, |n - (L-1)/2|."""
+    return _ranked(decoder, unit, lambda count: [abs(n - (count - 1) / 2) for n in range(count)])
+
+
+def every(
+    decoder: Decoder,
+    input_ids: Tensor | None,
+    mask: Tensor | None,
+    unit: str,
+    *,
+    every: int = 2,
+    progress: Progress | None = None,
+) -> Measured:
+    """Every k-th goes first, from the front: the k-th, 2k-th, .. score 0, all others 1; k = `every`."""
+    return _ranked(decoder, unit, lambda count: [int((n + 1) % every != 0) for n in range(count)])
+
+
+def random(
+    decoder: Decoder,
+    input_ids: Tensor | None,
+    mask: Tensor | None,
+    unit: str,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Measured:
+    """In random order: units score a permutation of 0 .. L-1 drawn by `numpy.random.default_rng(seed)`."""
+    return _ranked(decoder, unit, lambda count: numpy.random.default_rng(seed).permutation(count).tolist())
+
+
+def _ranked(decoder: Decoder, unit: str, scores: Callable[[int], Sequence[float]]) -> Measured:
+    units = list(units_of(decoder, unit))
+    return Measured(dict(zip(units, map(float, scores(len(units))), strict=True)))

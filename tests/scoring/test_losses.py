@@ -1,0 +1,162 @@
+"""Many candidates in one pass: any sets of halves, in any split, against one forward for each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from pyprune import InputError, Pruning, apply, load, perplexity, score
+from pyprune.scoring.footprint import plan_bytes, split
+from pyprune.scoring.losses import losses
+from pyprune.scoring.perplexity import WHOLE, exp_mean, perplexities
+from pyprune.scoring.removals import present_places, removal_of
+from pyprune.scoring.schedule import schedule
+from pyprune.scoring.states import StateStore
+
+S, T = 4, 13
+ANY = [
+    WHOLE,
+    frozenset({0, 1}),
+    frozenset({9}),
+    frozenset({0, 1, 4, 5}),
+    frozenset({0, 1, 9}),
+    frozenset({2, 7}),
+    frozenset({2, 7, 8}),
+    frozenset({0, 1}),  # the same one twice
+]
+
+
+@pytest.fixture(scope="module")
+def samples() -> torch.Tensor:
+    return torch.randint(0, 131, (S, T), generator=torch.Generator().manual_seed(5))
+
+
+def one_by_one(decoder, ids) -> list[float]:
+    values = []
+    for removal in ANY:
+        gone = Pruning(
+            mha=[decoder.blocks[p // 2].index for p in removal if p % 2 == 0],
+            ffn=[decoder.blocks[p // 2].index for p in removal if p % 2],
+        )
+        values.append(perplexity(apply(decoder, gone), ids))
+    return values
+
+
+def test_any_sets_of_halves_equal_one_forward_each(tiny, samples):
+    assert perplexities(tiny, samples, None, ANY) == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
+
+
+def test_candidates_that_begin_alike_share_their_states():
+    present = frozenset(range(2 * 4))
+    singles = [WHOLE, *(frozenset({2 * b, 2 * b + 1}) for b in range(4))]
+    plan = schedule(4, present, singles)
+    assert plan.slots == 5
+    # Block b runs for the whole model and for every candidate before b: 1 + 2 + 3 + 4 states, two halves each.
+    assert plan.half_passes == 2 * (1 + 2 + 3 + 4)
+    assert schedule(4, present, [WHOLE, WHOLE, frozenset({99})]).slots == 1
+    assert schedule(4, present - {2}, [frozenset({2})]).half_passes == 7
+
+
+def test_every_state_runs_through_what_its_candidates_have():
+    present = frozenset(range(10))
+    plan = schedule(5, present, ANY)
+    for removal, slot in zip(ANY, plan.slot_of, strict=True):
+        assert plan.steps[-1].lacking[slot] == removal
+    runs = [slot for step in plan.steps for half in step.halves for slot in half.run]
+    assert len(runs) == plan.half_passes
+    prefixes = {(p, frozenset(q for q in r if q < p)) for r in ANY for p in present - r}
+    assert plan.half_passes == len(prefixes)  # each different prefix runs each half once, and no more
+
+
+@pytest.mark.parametrize("rows", [T, 3 * T + 1, 10_000])
+def test_chunks_do_not_change_the_sums(tiny, samples, rows: int):
+    found = losses(tiny, samples, None, ANY, rows=rows)
+    assert found.positions == S * (T - 1)
+    assert [exp_mean(t, found.positions) for t in found.totals] == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
+
+
+def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny, samples):
+    whole = split(tiny, (S, T), ANY, None)
+    assert (whole.samples, whole.candidates) == (S, len(ANY))
+    expected = perplexities(tiny, samples, None, ANY)
+    some = plan_bytes(tiny, 7, 2, T, whole.rows)
+    few = plan_bytes(tiny, 2, 1, T, T)
+    assert split(tiny, (S, T), ANY, some).samples == 2
+    assert (split(tiny, (S, T), ANY, few).samples, split(tiny, (S, T), ANY, few).candidates) == (1, 2)
+    for limit in (some, few, plan_bytes(tiny, 1, 1, T, T)):
+        assert split(tiny, (S, T), ANY, limit).bytes <= limit
+        assert perplexities(tiny, samples, None, ANY, memory=limit) == pytest.approx(expected, rel=1e-6)
+
+
+def test_too_little_memory_is_told_with_what_is_needed(tiny, samples):
+    with pytest.raises(InputError, match=r"memory: 1 MiB given; one sample of 13 tokens of .* needs \d+ MiB"):
+        score(tiny, samples, memory=1 << 20, progress=lambda *_: pytest.fail("work was done"))
+
+
+def test_padding_stays_with_its_sample_in_every_split(tiny, samples):
+    mask = torch.ones_like(samples)
+    mask[1, :6] = 0
+    mask[3, 9:] = 0
+    few = plan_bytes(tiny, 2, 1, T, T, padded=True)
+    whole = score(tiny, samples, attention_mask=mask)
+    parts = score(tiny, samples, attention_mask=mask, memory=few)
+    assert parts.values == pytest.approx(whole.values, rel=1e-6)
+    assert parts.baseline == pytest.approx(whole.baseline, rel=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride: int):
+    store = StateStore(1 << 30, stride)
+    singles = [WHOLE, *(frozenset({2 * b, 2 * b + 1}) for b in range(5))]
+    losses(tiny, samples, None, singles, rows=1000, store=store)
+    removed = singles[3]  # block 2
+    store.keep_for(removed)
+    second = [removed | one for one in singles[1:] if one != removed]
+    fresh = schedule(5, present_places(tiny), second)
+    again = schedule(5, present_places(tiny), second, store.has)
+    assert again.half_passes < fresh.half_passes
+    found = losses(tiny, samples, None, second, rows=1000, store=store)
+    values = [exp_mean(total, found.positions) for total in found.totals]
+    assert values == pytest.approx(perplexities(tiny, samples, None, second), rel=1e-6)
+
+
+def test_a_store_keeps_no_more_than_its_limit(tiny, samples):
+    state = S * T * tiny.hidden_size * 4
+    store = StateStore(3 * state + 1)
+    losses(tiny, samples, None, ANY, rows=1000, store=store)
+    assert len(store) == 3
+
+
+def test_units_become_places_in_a_pruned_decoder(tiny):
+    pruned = apply(tiny, Pruning(blocks=[1], ffn=[3]))
+    assert removal_of(pruned, [("block", 2), ("mha", 4)]) == frozenset({2, 3, 6})
+    assert present_places(pruned) == frozenset({0, 1, 2, 3, 4, 6, 7})
+    with pytest.raises(InputError, match=r"block 1: .* has blocks 0, 2-4"):
+        removal_of(pruned, [("block", 1)])
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_every_family_and_every_unit_equal_the_loop(family: str):
+    decoder = load(f"shape:hidden=24,blocks=3,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97,family={family}")
+    ids = torch.randint(0, 97, (2, 11), generator=torch.Generator().manual_seed(3))
+    for unit, key in (("block", "blocks"), ("mha", "mha"), ("ffn", "ffn")):
+        expected = [perplexity(apply(decoder, Pruning(**{key: [n]})), ids) for n in range(3)]
+        assert score(decoder, ids, unit=unit).values == pytest.approx(expected, rel=1e-6)
+
+
+def test_sums_over_parts_are_over_all_positions(tiny, samples):
+    parts = [losses(tiny, part, None, [WHOLE], rows=1000) for part in samples.split(3)]
+    both = parts[0] + parts[1]
+    assert both.positions == S * (T - 1)
+    assert math.exp(both.totals[0] / both.positions) == pytest.approx(perplexity(tiny, samples), rel=1e-6)
+
+
+def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
+    windows = [frozenset(range(2 * a, 2 * b)) for a, b in itertools.combinations(range(6), 2) if b - a < 5]
+    expected = [
+        perplexity(apply(tiny, Pruning(blocks=sorted({p // 2 for p in window}))), samples) for window in windows
+    ]
+    assert perplexities(tiny, samples, None, windows) == pytest.approx(expected, rel=1e-6)
