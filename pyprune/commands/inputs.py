@@ -23,9 +23,17 @@ def require_texts(options: argparse.Namespace) -> None:
     """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
     from pyprune.scoring.calibration import check_window_options, require_text
 
-    check_window_options(options.samples, options.seq_len, options.seed)
+    check_window_options(options.samples, options.seq_len, options.seed, options.packing, options.bos)
     if options.text is not None or not options.model.startswith("shape:"):
-        require_text(options.text)
+        require_text(options.text, field=options.field)
+
+
+def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
+    """The calibration windows that the options of `add_text` name."""
+    from pyprune.scoring.calibration import calibration
+
+    sizes = (options.samples, options.seq_len, options.seed)
+    return calibration(decoder, options.text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
@@ -33,12 +41,10 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from functools import partial
 
     from pyprune import scoring
-    from pyprune.scoring.calibration import calibration
 
     criterion, given = chosen_criterion(options, unit)
     if criterion.needs != "nothing":
-        windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
-        given |= {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
+        given |= _windows(options, decoder)
     return scoring.score(
         decoder,
         criterion=criterion.name,
@@ -47,6 +53,39 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         progress=partial(bar, f"scoring, unit {unit}"),
         **given,
     )
+
+
+def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
+    """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
+    given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any, bar: Bar) -> Any:
+    """What a search removes from a decoder, by the criterion, and on the calibration text, that the options name."""
+    from functools import partial
+
+    from pyprune import scoring
+
+    unit = options.unit or "block"
+    criterion, given = chosen_criterion(options, unit)
+    return scoring.search(
+        decoder,
+        method=method,
+        count=amount.count,
+        ratio=amount.ratio,
+        unit=unit,
+        protect=options.protect,
+        criterion=criterion.name,
+        progress=partial(bar, f"searching, {method}"),
+        **_windows(options, decoder),
+        **given,
+    )
+
+
+def _windows(options: argparse.Namespace, decoder: Any) -> dict[str, Any]:
+    windows = calibration_windows(options, decoder)
+    return {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
 
 
 def chosen_device(options: argparse.Namespace) -> Any:

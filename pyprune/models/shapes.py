@@ -18,7 +18,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.families import FAMILIES, family_of
-from pyprune.models.families.family import BlockSizes
+from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import NoWeights, TensorSource
 
 PREFIX = "shape:"

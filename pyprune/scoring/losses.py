@@ -7,6 +7,7 @@ tile and never stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,22 +21,28 @@ from pyprune.scoring.removals import Removal, present_places
 from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
 
-Advance = Callable[[int], None]
-"""Told how much work is done, in states through a half and states through the head."""
+Advance = Callable[[int, int | None], None]
+"""Told what is done: how many states went through the half at a place, or through the head where that is None."""
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Summed negative log-likelihood of each candidate in nats, and over how many predicted positions it was summed."""
+    """Summed negative log-likelihood of each candidate on each sample in nats, float64 `[candidates, S]`, and over how
+    many predicted positions of all samples it was summed."""
 
-    totals: list[float]
+    by_sample: Tensor
     positions: int
 
+    @property
+    def totals(self) -> list[float]:
+        """Each candidate's sum over all samples."""
+        return self.by_sample.sum(1).tolist()
+
     def __add__(self, other: Losses) -> Losses:
-        totals = [a + b for a, b in zip(self.totals, other.totals, strict=True)]
-        return Losses(totals, self.positions + other.positions)
+        """The losses of the same candidates on these samples and more."""
+        return Losses(torch.cat([self.by_sample, other.by_sample], 1), self.positions + other.positions)
 
 
 @torch.inference_mode()
@@ -56,24 +63,18 @@ def losses(
     """
     blocks = decoder.blocks
     plan = schedule(len(blocks), present_places(decoder), removals, None if store is None else store.has)
-    run = _Pass(decoder, input_ids, mask, plan, rows, advance or (lambda work: None))
+    run = _Pass(decoder, input_ids, mask, plan, rows, advance or (lambda states, place: None))
     todo = range(plan.first, len(blocks))
     for place, block in zip(todo, blocks[plan.first :] if plan.first else blocks, strict=True):
         step = plan.steps[place]
         for slot, lacking in step.starts:
             run.start(slot, None if place == 0 else store.get(place, lacking))
-        run.half(step.halves[0], lambda part, seen, mha=block.mha: run.mha(mha, part, seen))
-        run.half(step.halves[1], lambda part, seen, ffn=block.ffn: add_ffn(ffn, part, decoder.eps))
+        run.half(2 * place, step.halves[0], lambda part, seen, mha=block.mha: run.mha(mha, part, seen))
+        run.half(2 * place + 1, step.halves[1], lambda part, seen, ffn=block.ffn: add_ffn(ffn, part, decoder.eps))
         if store is not None and place + 1 < len(blocks):
             for slot, lacking in step.lacking.items():
                 store.offer(place + 1, lacking, run.states[slot])
-    totals = run.totals()
-    return Losses([totals[slot] for slot in plan.slot_of], run.positions)
-
-
-def work_of(plan: Schedule) -> int:
-    """What `losses` advances by in all."""
-    return plan.half_passes + plan.slots
+    return Losses(run.losses()[list(plan.slot_of)], run.positions)
 
 
 class _Pass:
@@ -91,7 +92,7 @@ class _Pass:
             plan.slots, samples, tokens, decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device
         )
         self._targets = targets_of(input_ids, mask).to(decoder.device)
-        self.positions = int((self._targets != IGNORED).sum())
+        self.positions = predicted_positions(input_ids, mask)
 
     def start(self, slot: int, state: Tensor | None) -> None:
         """Begin a slot with a stored state, or with the embedding."""
@@ -100,17 +101,20 @@ class _Pass:
     def mha(self, mha: MHA, part: Tensor, seen: Tensor | None) -> Tensor:
         return add_mha(mha, part, self._cos, self._sin, self._decoder.eps, seen)
 
-    def half(self, half: Half, run: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    def half(self, place: int, half: Half, run: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         """Split the states that part here, then run the half for those that have it, in place."""
         for source, target in half.splits:
             self.states[target] = self.states[source]
         for first, last in _stretches(half.run):
             for part, seen, _ in self._parts(first, last):
                 part.copy_(run(part, seen))
-            self._advance(last - first)
+            self._advance(last - first, place)
 
-    def totals(self) -> list[float]:
-        """The summed loss of every slot. One sequence is summed at a time, so that no grouping changes the sum."""
+    def losses(self) -> Tensor:
+        """The summed loss of every slot on every sample, float64 `[slots, S]`.
+
+        One sequence is summed at a time, so that no grouping changes the sum.
+        """
         slots, samples = self.states.shape[:2]
         totals = torch.zeros(slots * samples, dtype=torch.float64)
         norm, eps, head = self._decoder.norm, self._decoder.eps, self._decoder.head
@@ -119,8 +123,8 @@ class _Pass:
                 targets = self._targets[torch.tensor(places, device=self._targets.device) % samples]
                 found = ops.linear_cross_entropy(part[:, :-1].contiguous(), head.weight, targets, norm, eps, head.bias)
                 totals[places] = found.double().sum(1).cpu()
-            self._advance(1)
-        return totals.view(slots, samples).sum(1).tolist()
+            self._advance(1, None)
+        return totals.view(slots, samples)
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
         """The sequences of slots `first` .. `last`-1, a chunk at a time: states, their mask, their places in all."""
@@ -130,6 +134,19 @@ class _Pass:
             places = list(range(begin, min(begin + self._sequences, last * samples)))
             seen = None if self._mask is None else self._mask[[place % samples for place in places]]
             yield flat[begin : begin + len(places)], seen, places
+
+
+def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> int:
+    """How many positions of `input_ids [S, T]` predict a token."""
+    return int((targets_of(input_ids, mask) != IGNORED).sum())
+
+
+def exp_mean(total: float, positions: int) -> float:
+    """exp(total / positions), infinite where float64 cannot hold it; ArithmeticError for a loss that is NaN."""
+    mean = total / positions
+    if math.isnan(mean):
+        raise ArithmeticError("the loss is not a number: activations overflow; float32 or bfloat16 weights may help")
+    return math.exp(mean) if mean < 709 else math.inf
 
 
 def targets_of(input_ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,8 +7,7 @@ summed tile by tile without being stored.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,18 +16,11 @@ from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
-from pyprune.runtime import memory as device_memory
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
-from pyprune.scoring.footprint import split
-from pyprune.scoring.losses import Losses, losses, work_of
-from pyprune.scoring.removals import Removal, present_places, removal_of, units_of
-from pyprune.scoring.schedule import schedule
+from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.removals import WHOLE, Removal, removal_of, units_of
 from pyprune.scoring.scores import Scores
-
-Progress = Callable[[int, int], None]
-
-WHOLE: Removal = frozenset()
 
 
 def perplexity_scores(
@@ -72,36 +64,7 @@ def perplexities(
     progress: Progress | None = None,
 ) -> list[float]:
     """exp(mean NLL) of the decoder without each of these removals, on checked samples, within `memory` bytes."""
-    found = summed_losses(decoder, input_ids, mask, removals, memory=memory, progress=progress)
-    return [exp_mean(total, found.positions) for total in found.totals]
-
-
-def summed_losses(
-    decoder: Decoder,
-    input_ids: Tensor,
-    mask: Tensor | None,
-    removals: Sequence[Removal],
-    *,
-    memory: int | None = None,
-    progress: Progress | None = None,
-) -> Losses:
-    """`losses` in as many parts as `memory` asks for."""
-    limit = device_memory.available(decoder.device) if memory is None else memory
-    shape = tuple(input_ids.shape)
-    parts = split(decoder, shape, removals, limit, mask is not None)
-    groups = [removals[i : i + parts.candidates] for i in range(0, len(removals), parts.candidates)]
-    places, present = len(decoder.blocks), present_places(decoder)
-    turns = -(-shape[0] // parts.samples)
-    steps = _Steps(progress, turns * sum(work_of(schedule(places, present, group)) for group in groups))
-    totals: list[float] = []
-    for group in groups:
-        summed = Losses([0.0] * len(group), 0)
-        for start in range(0, shape[0], parts.samples):
-            part = slice(start, start + parts.samples)
-            seen = None if mask is None else mask[part]
-            summed += losses(decoder, input_ids[part], seen, group, rows=parts.rows, advance=steps.advance)
-        totals += summed.totals
-    return Losses(totals, summed.positions)
+    return Evaluator(decoder, input_ids, mask, memory=memory).perplexities(removals, progress)
 
 
 def perplexity(
@@ -138,21 +101,3 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
     if mask is not None and not bool((mask[:, 1:] & mask[:, :-1]).any()):
         raise InputError("attention_mask: no token follows another one; at least one predicted position is needed")
     return input_ids, mask
-
-
-def exp_mean(total: float, positions: int) -> float:
-    """exp(total / positions), infinite where float64 cannot hold it; ArithmeticError for a loss that is NaN."""
-    mean = total / positions
-    if math.isnan(mean):
-        raise ArithmeticError("the loss is not a number: activations overflow; float32 or bfloat16 weights may help")
-    return math.exp(mean) if mean < 709 else math.inf
-
-
-class _Steps:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def advance(self, steps: int) -> None:
-        self.done += steps
-        if self.progress is not None:
-            self.progress(self.done, self.total)

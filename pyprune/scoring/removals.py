@@ -14,6 +14,8 @@ from pyprune.pruning.budget import unit_parameters
 Removal = frozenset[int]
 """Places that do not run. Nothing removed is the whole model."""
 
+WHOLE: Removal = frozenset()
+
 RANKED = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
 """What can be ranked, and the kinds of units that are candidates then: "mha+ffn" ranks 2L halves together."""
 
@@ -55,6 +57,11 @@ def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
             raise InputError(f"{kind} {index}: {decoder.name} has blocks {_spans(sorted(blocks))}")
         places.update(2 * blocks[index] + half for half in _HALVES[kind])
     return frozenset(places)
+
+
+def before(removal: Removal, block: int) -> Removal:
+    """The places of a removal that come before a block."""
+    return frozenset(place for place in removal if place < 2 * block)
 
 
 def _spans(indices: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pyprune.scoring.removals import Removal
+from pyprune.scoring.removals import Removal, before
 
 Stored = Callable[[int, Removal], bool]
 """Whether the state before a block, of candidates that lack these earlier places, is kept from an earlier pass."""
@@ -60,7 +60,7 @@ def schedule(blocks: int, present: Removal, removals: Sequence[Removal], stored:
     starts: dict[int, dict[Removal, list[Removal]]] = {}
     for removal in different:
         place = _latest(removal, blocks, stored)
-        starts.setdefault(place, {}).setdefault(_before(removal, 2 * place), []).append(removal)
+        starts.setdefault(place, {}).setdefault(before(removal, place), []).append(removal)
     members: dict[int, list[Removal]] = {}  # slot -> the candidates that its state serves
     steps, passes = [], 0
     for block in range(blocks):
@@ -70,7 +70,7 @@ def schedule(blocks: int, present: Removal, removals: Sequence[Removal], stored:
             members[len(members)] = group
         halves = (_half(2 * block, present, members), _half(2 * block + 1, present, members))
         passes += sum(len(half.run) for half in halves)
-        lacking = {slot: _before(group[0], 2 * block + 2) for slot, group in members.items()}
+        lacking = {slot: before(group[0], block + 1) for slot, group in members.items()}
         steps.append(Step(tuple(entering), halves, lacking))
     ends = {removal: slot for slot, group in members.items() for removal in group}
     return Schedule(tuple(steps), tuple(ends[removal] for removal in wanted), len(members), passes)
@@ -91,12 +91,8 @@ def _half(place: int, present: Removal, members: dict[int, list[Removal]]) -> Ha
     return Half(tuple(splits), tuple(run))
 
 
-def _before(removal: Removal, place: int) -> Removal:
-    return frozenset(one for one in removal if one < place)
-
-
 def _latest(removal: Removal, blocks: int, stored: Stored | None) -> int:
     """The last block before which this candidate's state is stored, else 0."""
     if stored is None:
         return 0
-    return next((block for block in range(blocks - 1, 0, -1) if stored(block, _before(removal, 2 * block))), 0)
+    return next((block for block in range(blocks - 1, 0, -1) if stored(block, before(removal, block))), 0)

@@ -47,8 +47,8 @@ class Scores:
             value = getattr(self, name)
             if not isinstance(value, str) or (name != "model" and not value):
                 raise InputError(f"scores: {name} {value!r}: a name is expected")
-        units = [_unit(entry) for entry in _sequence(self.units, "units")]
-        values = [_number(value, f"score of {unit}") for value, unit in _paired(self.values, units, "values")]
+        units = [read_unit(entry) for entry in _sequence(self.units, "units")]
+        values = [read_number(value, f"score of {unit}") for value, unit in _paired(self.values, units, "values")]
         if not units:
             raise InputError("scores: no units; at least one is expected")
         if len(set(units)) != len(units):
@@ -61,7 +61,7 @@ class Scores:
         for name in ("calibration", "options"):
             if not isinstance(getattr(self, name), dict):
                 raise InputError(f"scores: {name} {getattr(self, name)!r}: an object is expected")
-        protected = [_unit(entry) for entry in _sequence(self.protected, "protected")]
+        protected = [read_unit(entry) for entry in _sequence(self.protected, "protected")]
         for kind, index in protected:
             if (kind, index) not in units:
                 raise InputError(f"scores: {kind} {index} is protected, but not scored; a scored unit is expected")
@@ -76,7 +76,7 @@ class Scores:
         object.__setattr__(self, "unit_parameters", sizes)
         object.__setattr__(self, "protected", protected)
         if self.baseline is not None:
-            object.__setattr__(self, "baseline", _number(self.baseline, "baseline"))
+            object.__setattr__(self, "baseline", read_number(self.baseline, "baseline"))
 
     def order(self) -> list[tuple[str, int]]:
         """The units from the most to the least removable: ascending score, equal scores by block index; protected ones
@@ -94,9 +94,9 @@ class Scores:
             "model": self.model,
             "criterion": self.criterion,
             "unit": self.unit,
-            "baseline": None if self.baseline is None else _json_number(self.baseline),
+            "baseline": None if self.baseline is None else json_number(self.baseline),
             "scores": [
-                {"unit": kind, "index": index, "score": _json_number(value)}
+                {"unit": kind, "index": index, "score": json_number(value)}
                 for (kind, index), value in zip(self.units, self.values, strict=True)
             ],
             "order": [list(unit) for unit in self.order()],
@@ -169,7 +169,7 @@ def _paired(values: object, units: list[tuple[str, int]], name: str) -> list[tup
     return [(item, f"{kind} {index}") for item, (kind, index) in zip(items, units, strict=True)]
 
 
-def _unit(entry: object) -> tuple[str, int]:
+def read_unit(entry: object) -> tuple[str, int]:
     if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] not in UNITS:
         raise InputError(f"scores: unit {entry!r}: a pair of {', '.join(UNITS)} and a block index is expected")
     return entry[0], _size(entry[1], f"index of {entry[0]}")
@@ -181,7 +181,7 @@ def _size(value: object, name: str) -> int:
     return number
 
 
-def _number(value: object, name: str) -> float:
+def read_number(value: object, name: str) -> float:
     if isinstance(value, str) and value in _INFINITIES:
         return _INFINITIES[value]
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or math.isnan(number := float(value)):
@@ -189,5 +189,6 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def _json_number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """A number as JSON has it; an infinity, which JSON lacks, as the string "inf" or "-inf"."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""What every figure of a study shares: a canvas without a display, faint grid lines, PNG bytes."""
+"""Figures without a display: a canvas to draw on, and its PNG bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DOTS_PER_INCH = 110
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of this size in inches."""
+    """An empty figure of so many inches."""
     # The Figure class with the Agg canvas: no display, and no global state of pyplot left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -19,14 +19,14 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def grid_lines(panel: Any) -> None:
-    """Faint lines behind what is plotted."""
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-
-
 def png(figure: Any) -> bytes:
     """The figure as a PNG file."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=DOTS_PER_INCH)
     return target.getvalue()
+
+
+def add_grid(panel: Any) -> None:
+    """Faint lines behind what is drawn."""
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyprune.study.figure import grid_lines, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, png
 from pyprune.study.table import REFERENCE_ROW, engines, ratios, settings, table
 
 STYLE = {
@@ -62,7 +62,7 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
         panel.set_ylabel("Latency of the batch (s), median and quartiles")
         panel.set_ylim(bottom=0)
         panel.set_title(f"{engine}, L = {length} new tokens")
-        grid_lines(panel)
+        add_grid(panel)
     _legend(figure, panel)
     return png(figure)
 
@@ -89,7 +89,7 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     panel.set_xlabel(f"Speed-up over the original under the same engine (x), M = {batch}, L = {length}")
     panel.set_ylabel("Perplexity on the held-out text (lower is better)")
     panel.set_title(f"{ratio} of the parameters removed: quality against speed")
-    grid_lines(panel)
+    add_grid(panel)
 
 
 def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
@@ -115,7 +115,7 @@ def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> No
     panel.set_xlabel(f"Latency of the batch (s), L = {length}")
     panel.set_ylabel("Throughput (tokens/s)")
     panel.set_title(f"{ratio} removed: latency and throughput over batch sizes M")
-    grid_lines(panel)
+    add_grid(panel)
 
 
 def _batch_axis(panel: Any, batches: list[int]) -> None:

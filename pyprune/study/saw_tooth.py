@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyprune.study.figure import grid_lines, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, png
 from pyprune.study.linears import OURS, PADDED, ROLES, SIDES, TABLE_1, TORCH, flops, weight_bytes
 
 STYLE = {
@@ -64,7 +64,7 @@ def _panel(
     shape = f"{hidden} -> width" if role == "gate/up" else f"width -> {hidden}"
     panel.set_title(f"{role} ({shape}), {rows} row{'s' if rows > 1 else ''}", fontsize=10)
     panel.set_ylabel("GB/s" if by_bytes else "GFLOP/s")
-    grid_lines(panel)
+    add_grid(panel)
 
 
 def _mark_multiples(panel: Any, multiple: int, widths: list[int]) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
 from pyprune.scoring.footprint import plan_bytes, split
-from pyprune.scoring.losses import losses
-from pyprune.scoring.perplexity import WHOLE, exp_mean, perplexities
-from pyprune.scoring.removals import present_places, removal_of
+from pyprune.scoring.losses import exp_mean, losses
+from pyprune.scoring.perplexity import perplexities
+from pyprune.scoring.removals import WHOLE, present_places, removal_of
 from pyprune.scoring.schedule import schedule
 from pyprune.scoring.states import StateStore
 

@@ -1,0 +1,99 @@
+"""`pyprune search`: choose units to remove together, and tell the perplexity after every step."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.criterion import add_criterion, chosen_criterion
+from pyprune.commands.inputs import chosen_device, loaded, require_texts, searched
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_device,
+    add_dtype,
+    add_json,
+    add_text,
+    add_unit,
+    command,
+)
+from pyprune.commands.output import Bar, print_json, print_table
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "search",
+        "choose units to remove together, with the perplexity after every step",
+        "Choose units to remove together: from the front of one ranking (one-shot), one after the other with what is "
+        "left ranked again each time (greedy: SLEB over blocks, BlockPruner with --unit mha+ffn), or the blocks in a "
+        "row that cost least together (window). They go by perplexity on a few calibration windows; one-shot takes any "
+        "criterion, window also angular and block-influence. The table shows the perplexity after each step; --out "
+        "keeps it.",
+        "pyprune search smollm2-135m --depth 8 --method greedy --out greedy.json",
+        "pyprune search smollm2-135m --depth 20% --method greedy --unit mha+ffn --protect first=1,last=1",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--depth",
+        metavar="N|P%",
+        required=True,
+        help="remove N units, or those that come nearest to P%% of all parameters (required)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("one-shot", "greedy", "window"),
+        default="greedy",
+        help="how units are chosen (default: greedy)",
+    )
+    add_unit(parser, "what is removed: a block, or only its attention or FFN half")
+    add_criterion(parser)
+    add_text(parser)
+    add_dtype(
+        parser,
+        None,
+        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Choose units to remove together."""
+    from pyprune.pruning import parse_amount
+    from pyprune.study.destination import require_file
+
+    amount = parse_amount(options.depth)
+    if options.out is not None:
+        require_file(options.out)
+    chosen_criterion(options, options.unit or "block")
+    require_texts(options)
+    decoder = loaded(options.model, options.dtype, chosen_device(options))
+    with Bar() as bar:
+        found = searched(options, decoder, options.method, amount, bar)
+    if options.out is not None:
+        found.to_json(options.out)
+    if options.json:
+        return print_json(found.to_dict())
+    rows, gone = [], 0
+    for place, step in enumerate(found.steps, start=1):
+        gone += step.parameters
+        units = ", ".join(f"{kind} {index}" for kind, index in step.removed)
+        rows.append(
+            [
+                str(place),
+                units,
+                f"{step.score:.6g}",
+                f"{step.score / found.baseline:.4g}x",
+                f"{gone / found.parameters:.1%}",
+            ]
+        )
+    title = f"{decoder.name}: {found.method} by {found.criterion}, whole model {found.baseline:.6g}"
+    print_table(["step", "removed", "ppl", "of the whole", "parameters gone"], rows, title)
+    cost, naive = found.cost, found.naive
+    print(
+        f"{cost.blocks:,.0f} block and {cost.heads:,.0f} head passes; one forward pass for every candidate:"
+        f" {naive.blocks:,.0f} and {naive.heads:,.0f}"
+    )

@@ -1,0 +1,116 @@
+"""`search`: one way in for every way of choosing what goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.models import as_decoder
+from pyprune.models.decoder import Decoder
+from pyprune.pruning.pruning import original_name
+from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.criteria import criterion_named
+from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.perplexity import check_samples
+from pyprune.scoring.score import score
+from pyprune.scoring.searches.candidates import Candidates
+from pyprune.scoring.searches.greedy import greedy
+from pyprune.scoring.searches.one_shot import one_shot
+from pyprune.scoring.searches.result import SearchResult, Unit
+from pyprune.scoring.searches.window import window, windows_of
+from pyprune.scoring.similarity import window_distances
+
+METHODS = {"one-shot": None, "greedy": ("ppl",), "window": ("ppl", "angular", "block-influence")}
+"""The ways to choose, and the criteria that each can go by (None: any)."""
+
+
+def search(
+    model: Any,
+    input_ids: Tensor,
+    method: str = "greedy",
+    *,
+    count: int | None = None,
+    ratio: float | None = None,
+    unit: str = "block",
+    protect: Iterable[int] | str | None = None,
+    criterion: str = "ppl",
+    attention_mask: Tensor | None = None,
+    calibration: dict[str, Any] | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Choose units to remove together, and tell the perplexity after every step.
+
+    method: "one-shot" ranks all units once (Shortened LLaMA, section 3.2); "greedy" scores what is left again after
+    each removal (SLEB for blocks, BlockPruner for "mha+ffn"); "window" removes the blocks in a row that cost least
+    together (Gromov et al.). Exactly one of count (units) and ratio (share of all parameters; the number of units that
+    comes nearest) is given. unit, attention_mask, calibration, memory and progress as in `score`; states that later
+    rounds begin with are kept in what memory leaves. protect as in `pyprune.depth`. criterion: what is gone by, of any
+    kind for "one-shot", "ppl", "angular" or "block-influence" for "window"; options: its own.
+
+    Raises InputError for an unknown method, unit or criterion, an amount that cannot be had, and as `score` does.
+    """
+    _check(method, criterion, unit, options)
+    decoder = as_decoder(model)
+    candidates = Candidates.of(decoder, unit, protect, count, ratio)
+    if method == "window":
+        windows_of(candidates)
+    ids, mask = check_samples(decoder, input_ids, attention_mask)
+    evaluator = Evaluator(decoder, ids, mask, memory=memory, search=method == "greedy")
+    if method == "greedy":
+        baseline, steps = greedy(evaluator, candidates, progress)
+    else:
+        limits = {} if "memory" not in criterion_named(criterion).options else {"memory": memory}
+        rank = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, {**limits, **options})
+        run = {"one-shot": one_shot, "window": window}[method]
+        baseline, steps = run(evaluator, candidates, None if criterion == "ppl" else rank, progress)
+    return SearchResult(
+        model=original_name(decoder),
+        method=method,
+        criterion=criterion,
+        unit=unit,
+        baseline=baseline,
+        steps=tuple(steps),
+        parameters=candidates.parameters,
+        cost=evaluator.passes,
+        naive=evaluator.naive,
+        calibration=calibration or fingerprint(ids),
+    )
+
+
+def _check(method: str, criterion: str, unit: str, options: dict[str, Any]) -> None:
+    if method not in METHODS:
+        raise InputError(f"method: {method!r} given; {', '.join(METHODS)} are accepted")
+    accepted = METHODS[method]
+    if accepted is not None and criterion not in accepted:
+        raise InputError(f"criterion: {criterion!r} given; method {method} accepts {', '.join(accepted)}")
+    criterion_named(criterion).check(unit, options)
+    if method == "window" and unit != "block":
+        raise InputError(f"unit: {unit!r} given; a window is of blocks: 'block' is accepted")
+
+
+def _ranked(
+    decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
+    choices: Sequence[tuple[Unit, ...]],
+) -> list[float]:  # fmt: skip
+    """The scores of single units by any criterion."""
+    found = score(decoder, ids, criterion, unit, mask, **options)
+    values = dict(zip(found.units, found.values, strict=True))
+    return [values[one] for (one,) in choices]
+
+
+def _ranked_windows(
+    decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
+    choices: Sequence[tuple[Unit, ...]],
+) -> list[float]:  # fmt: skip
+    """The distances over windows of blocks."""
+    found = window_distances(decoder, ids, len(choices[0]), mask, distance=criterion, **options)
+    return [found[first] for (_, first), *_ in choices]
+
+
+_RANKERS = {"one-shot": _ranked, "window": _ranked_windows}

@@ -1,0 +1,48 @@
+"""Contiguous windows (Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers): n blocks in a row go.
+
+Here every window is scored by the perplexity without it, exactly and all of them in one pass, or by another criterion.
+"""
+
+from __future__ import annotations
+
+from pyprune.errors import InputError
+from pyprune.pruning.budget import count_for_ratio
+from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.removals import WHOLE, removal_of
+from pyprune.scoring.searches.candidates import Candidates, Ranker, place_of
+from pyprune.scoring.searches.result import Choice, Step, Unit
+
+
+def window(
+    evaluator: Evaluator, candidates: Candidates, ranker: Ranker | None, progress: Progress | None = None
+) -> tuple[float, list[Step]]:
+    """The perplexity of the whole model, and one step: the window whose removal costs least. ranker: perplexity when
+    None."""
+    decoder, windows = candidates.decoder, windows_of(candidates)
+    if ranker is None:
+        removals = [WHOLE, *(removal_of(decoder, one) for one in windows)]
+        baseline, *values = evaluator.perplexities(removals, progress)
+    else:
+        values = ranker(windows)
+    choices = tuple(Choice(units, value) for units, value in zip(windows, values, strict=True))
+    best = min(choices, key=place_of)
+    score = best.score
+    if ranker is not None:
+        baseline, score = evaluator.perplexities([WHOLE, removal_of(decoder, best.units)], progress)
+    return baseline, [Step(best.units, score, sum(candidates.units[unit] for unit in best.units), choices)]
+
+
+def windows_of(candidates: Candidates) -> list[tuple[Unit, ...]]:
+    """All windows of the amount of blocks, neighbours in the decoder, that are candidates throughout.
+
+    InputError where the protected blocks leave none.
+    """
+    sizes, count = list(candidates.units.values()), candidates.count
+    if count is None:
+        count = count_for_ratio(candidates.ratio, candidates.parameters, sizes)
+    blocks = [("block", block.index) for block in candidates.decoder.sizes().blocks]
+    windows = [tuple(blocks[start : start + count]) for start in range(len(blocks) - count + 1)]
+    found = [one for one in windows if all(unit in candidates.units for unit in one)]
+    if not found:
+        raise InputError(f"search: no {count} blocks in a row can be removed; fewer, or less protected, is expected")
+    return found
