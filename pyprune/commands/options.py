@@ -126,6 +126,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is finished in a journal beside --out, and go on from one that an interrupted run left there; "
+        "it is removed when --out is written (default: off)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables (default: off)")
 
