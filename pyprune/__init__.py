@@ -13,12 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyprune.errors import InputError, NativeLibraryWarning
+from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     from pyprune.models import Decoder, load, to_transformers
-    from pyprune.pruning import Pruning, apply, depth, pad, width
+    from pyprune.pruning import Pruning, apply, depth, index_map, pad, width
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
+    from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
     from pyprune.scoring import Scores, SearchResult, perplexity, score, search
 
@@ -30,12 +32,14 @@ __all__ = [
     "InputError",
     "MemoryPlan",
     "NativeLibraryWarning",
+    "PaddedLinear",
     "Pruning",
     "Scores",
     "SearchResult",
     "accelerate",
     "apply",
     "depth",
+    "index_map",
     "load",
     "pad",
     "perplexity",
@@ -50,12 +54,16 @@ __all__ = [
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
 _ROOMS = {
     "models": ("Decoder", "load", "to_transformers"),
-    "pruning": ("Pruning", "apply", "depth", "pad", "width"),
+    "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
+    "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
 }
+
+
+register_model_types()
 
 
 def __getattr__(name: str) -> Any:

@@ -79,15 +79,32 @@ def require_free_file(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def user_cache(name: str) -> Path:
+    """The file of this name in pyprune's folder of the user's cache directory, whether or not it is there."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "pyprune" / name
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with whole_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data`, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(data)
+
+
 def write_json(path: str | os.PathLike[str], data: object) -> None:
     """Write `data` as indented JSON (no NaN or infinity), whole or not at all."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: object) -> str:
+    """`data` as indented JSON; ValueError for NaN and infinity."""
+    return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | os.PathLike[str]) -> object:

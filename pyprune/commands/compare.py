@@ -72,7 +72,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--eval-text",
         metavar="FILE",
-        help="UTF-8 text for the perplexity, not the calibration text (default: BoolQ passages)",
+        help="text for the perplexity, named like --text but another one (default: demo:boolq)",
     )
     parser.add_argument("--out", metavar="DIR", help="new or empty directory for the report (default: none)")
     add_json(parser)
@@ -95,6 +95,9 @@ def run(options: argparse.Namespace) -> None:
             samples=options.samples,
             seq_len=options.seq_len,
             seed=options.seed,
+            field=options.field,
+            packing=options.packing,
+            bos=options.bos,
             pad_multiple=options.pad_to,
             out=options.out,
             progress=bar,

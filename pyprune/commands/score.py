@@ -1,23 +1,37 @@
-"""`pyprune score`: rank the units of a model by what their removal costs."""
+"""`pyprune score`: rank the units of a model by what their removal costs, and compare two such rankings."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from pyprune.commands.criterion import add_criterion
-from pyprune.commands.inputs import chosen_device, join, loaded, measured_scores, remove_journal, require_scorable
+from pyprune.commands.criterion import add_criterion, refuse_criterion
+from pyprune.commands.inputs import (
+    chosen_amount,
+    chosen_device,
+    join,
+    loaded,
+    measured_scores,
+    remove_journal,
+    require_scorable,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
+    add_amount,
     add_device,
     add_dtype,
     add_json,
+    add_memory,
     add_resume,
+    add_stream,
     add_text,
     add_unit,
     command,
 )
 from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.errors import InputError
+
+SHOWN_DIFFERENCES = 8
 
 
 def add_options(commands: Any) -> None:
@@ -27,13 +41,14 @@ def add_options(commands: Any) -> None:
         "rank the units of a model by what their removal costs",
         "Rank the units of a model by the perplexity it has without each of them, on a few calibration windows "
         "(Shortened LLaMA, section 3.1), or by another criterion. The table shows the most removable first; --out "
-        "keeps the scores for prune.",
-        "pyprune score smollm2-135m --out scores.json",
-        "pyprune score smollm2-135m --unit mha --samples 4 --seq-len 64",
+        "keeps the scores for prune, --plot draws them. --against compares them with other scores of the model, such "
+        "as those of another text: rank correlation, what would go under each, where they differ most.",
+        "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
+        "pyprune score boolq.json --against sms.json --count 6 --plot boolq-sms.png",
         "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
     add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
     add_criterion(parser)
     add_text(parser)
@@ -46,30 +61,95 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
     )
+    parser.add_argument(
+        "--against", metavar="FILE", help="scores that --out wrote, to compare these with (default: none)"
+    )
+    add_amount(parser, "--against compares and --plot marks")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="figure of the scores, a bar a unit, or with --against of both (default: none)",
+    )
+    add_memory(parser)
+    add_stream(parser)
     add_resume(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Rank the units of a model by what their removal costs."""
-    from pyprune.study.destination import require_file
+    """Rank the units of a model by what their removal costs; compare the ranking with another."""
+    from pyprune.study.destination import require_figure, require_file
 
     if options.out is not None:
         require_file(options.out)
+    if options.plot is not None:
+        require_figure(options.plot)
+    amount = chosen_amount(options)
+    for name in {"count", "ratio"} & amount.keys():
+        if options.against is None and options.plot is None:
+            raise InputError(f"--{name} {amount[name]}: belongs to --against or --plot")
+    other = None if options.against is None else _read(options.against)
+    if other is not None:
+        _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
+    scores = _given(options) if options.model.endswith(".json") else _measured(options)
+    if not leading():
+        return None
+    found = None if other is None else _contrast(scores, other, amount)
+    if options.out is not None:
+        scores.to_json(options.out)
+        remove_journal(options)
+    if options.plot is not None:
+        _plot(options.plot, scores, found, amount)
+    if options.json:
+        return print_json(scores.to_dict() if found is None else found.to_dict())
+    if found is None:
+        _print_scores(scores)
+    else:
+        _print_contrast(found)
+
+
+def _read(path: str) -> Any:
+    from pyprune.scoring.scores import Scores
+
+    return Scores.from_json(path)
+
+
+def _given(options: argparse.Namespace) -> Any:
+    reason = f"belongs to scoring, and {options.model} holds scores already"
+    for name in ("text", "field", "unit", "dtype", "out"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+    refuse_criterion(options, reason)
+    if options.protect is not None and options.against is None and options.plot is None:
+        raise InputError(f"--protect {options.protect}: {reason}; it also goes with --against or --plot")
+    return _read(options.model)
+
+
+def _measured(options: argparse.Namespace) -> Any:
     unit = options.unit or "block"
     require_scorable(options, unit)
     device = chosen_device(options)
     join(device)
-    decoder = loaded(options.model, options.dtype, device)
+    decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
-        scores = measured_scores(options, decoder, unit, bar)
-    if not leading():
-        return None
-    if options.out is not None:
-        scores.to_json(options.out)
-        remove_journal(options)
-    if options.json:
-        return print_json(scores.to_dict())
+        return measured_scores(options, decoder, unit, bar)
+
+
+def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
+    from pyprune.scoring import contrast
+
+    return contrast(scores, other, **amount)
+
+
+def _plot(path: str, scores: Any, found: Any, amount: dict[str, Any]) -> None:
+    from pyprune.files import write_bytes
+    from pyprune.study.contrast_plot import side_by_side
+    from pyprune.study.score_plots import chosen_bars
+
+    write_bytes(path, chosen_bars(scores, **amount) if found is None else side_by_side(found))
+
+
+def _print_scores(scores: Any) -> None:
     values = dict(zip(scores.units, scores.values, strict=True))
     heads = ["place", "unit", scores.criterion]
     heads += ["of the whole"] if scores.baseline else []
@@ -82,4 +162,40 @@ def run(options: argparse.Namespace) -> None:
         row += ["protected" if (unit, index) in scores.protected else ""] if scores.protected else []
         rows.append(row)
     baseline = "" if scores.baseline is None else f", whole model {scores.baseline:.6g}"
-    print_table(heads, rows, f"{decoder.name}: {scores.criterion}{baseline}; the most removable first")
+    print_table(heads, rows, f"{scores.model}: {scores.criterion}{baseline}; the most removable first")
+
+
+def _print_contrast(found: Any) -> None:
+    from pyprune.scoring.contrast import named
+
+    def units(given: list[tuple[str, int]]) -> str:
+        return ", ".join(str(index) if kind == "block" else f"{kind} {index}" for kind, index in given) or "none"
+
+    def number(value: float | None) -> str:
+        return "none: all scores of one side are equal" if value is None else f"{value:.3f}"
+
+    shared = f"{found.overlap:.0%} of what goes; {found.overlap_by_chance:.0%} is to be expected of blind choices"
+    facts = [
+        ["A", named(found.a)],
+        ["B", named(found.b)],
+        ["Spearman's rank correlation", number(found.correlation.spearman)],
+        ["Kendall's tau-b", number(found.correlation.kendall)],
+        ["goes under A", units(found.dropped_a)],
+        ["goes under B", units(found.dropped_b)],
+        ["goes under both", units(found.both)],
+        ["overlap", shared],
+    ]
+    names = " and ".join(dict.fromkeys((found.a.model, found.b.model)))
+    print_table(["", ""], facts, f"{names}: two scores of {found.correlation.units} units")
+    rows = [
+        [f"{one.unit[0]} {one.unit[1]}", *(f"{n:g}" for n in (one.place_a, one.place_b)), *_relative(found, one)]
+        for one in found.differences[:SHOWN_DIFFERENCES]
+    ]
+    title = "Where they differ most (place 1 is the most removable)"
+    print_table(["unit", "place under A", "under B", "score under A", "under B"], rows, title)
+
+
+def _relative(found: Any, one: Any) -> list[str]:
+    """A difference's scores, over the whole model's where there is one: those of two texts have no common scale."""
+    pairs = ((one.score_a, found.a.baseline), (one.score_b, found.b.baseline))
+    return [f"{score / baseline:.4g}x" if baseline else f"{score:.6g}" for score, baseline in pairs]

@@ -12,29 +12,33 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.files import require_free_directory, whole_directory, write_json
 from pyprune.models.decoder import Decoder
-from pyprune.models.families import family_of
+from pyprune.models.families.family import hf_name
+from pyprune.models.ragged import checkpoint_config
 from pyprune.models.records import removed_blocks
 from pyprune.models.tokenizers import load_tokenizer
 
 MAX_SHARD = "5GB"
+COMPENSATION = "compensation.safetensors"
+"""What a pruning added to biases, beside its `pruning.json`."""
 
 
 def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None:
-    """Write `decoder` so that plain `AutoModelForCausalLM.from_pretrained` loads it.
+    """Write `decoder` so that `AutoModelForCausalLM.from_pretrained` loads it: plainly where transformers can express
+    it, else after `import pyprune` (`ragged.checkpoint_config`).
 
     Safetensors (shards of 5 GB with an index, a tied head once), `config.json`, `generation_config.json`, the
-    tokenizer's files where there is a tokenizer, and for a pruned decoder `pruning.json` and `original_config.json`.
+    tokenizer's files where there is a tokenizer, and for a pruned decoder `pruning.json` and `original_config.json`,
+    with `compensation.safetensors` where the pruning added to biases.
     The directory appears whole or not at all. InputError, before anything is written, when it exists and is not empty,
-    and when the decoder is not uniform or has no plain form.
+    and when no configuration can express the decoder.
     """
     require_free_directory(directory)
-    family = family_of(decoder.config["model_type"], decoder.name)
-    config = family.plain_config(decoder)
+    config = checkpoint_config(decoder)
     if decoder.pruning is not None:
         _check_indices(decoder)
     tokenizer = None if decoder.tokenizer_source is None else load_tokenizer(decoder)
     with whole_directory(directory) as scratch:
-        _write_weights(family.state_dict(decoder), scratch)
+        _write_weights({hf_name(part): tensor for part, tensor in decoder.tensors()}, scratch)
         write_json(scratch / "config.json", config)
         write_json(scratch / "generation_config.json", decoder.generation_config or _token_ids(config))
         if tokenizer is not None:
@@ -42,6 +46,8 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
         if decoder.pruning is not None:
             write_json(scratch / "pruning.json", decoder.pruning)
             write_json(scratch / "original_config.json", decoder.config)
+        if decoder.compensation:
+            _save_file({name: _owned(tensor) for name, tensor in decoder.compensation.items()}, scratch / COMPENSATION)
 
 
 def _token_ids(config: dict[str, Any]) -> dict[str, Any]:

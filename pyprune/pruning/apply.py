@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.pages import Pages
+from pyprune.pruning.compensation import Compensation
 from pyprune.pruning.original import OriginalSizes
 from pyprune.pruning.pruning import Pruning, recorded
+
+Half = TypeVar("Half", MHA, FFN)
 
 
 def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
@@ -19,6 +24,7 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
 
     Indices are the original model's, also when `decoder` is already pruned: then both prunings are in force, and what
     is already gone may be named again. Tensors that lose nothing are shared, narrowed ones are contiguous copies.
+    What the pruning adds to biases is added once, to a new bias where the projection has none.
     With `pad_to`, each FFN gets zero rows in gate and up and zero columns in down, at the end, up to the multiple. That
     is exact, because silu(0) * 0 = 0.
     InputError when the pruning does not fit (`Pruning.check`).
@@ -27,12 +33,16 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     before = recorded(decoder)
     after = before.joined(pruning)
     sizes = OriginalSizes.of(decoder)
+    after = replace(after, heads=_heads_alone(after, sizes))
+    pages = Pages()
     blocks = tuple(
-        _prune_block(block, before, after, sizes) for block in decoder.blocks if block.index not in after.blocks
+        _prune_block(block, before, after, sizes, pages) for block in decoder.blocks if block.index not in after.blocks
     )
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
-    return replace(decoder, blocks=blocks, pruning=after.to_dict() if after else None)
+    record = after.to_dict() if after else None
+    values = after.compensation.tensors() if after.compensation.complete() else {}
+    return replace(decoder, blocks=blocks, pruning=record, compensation=values)
 
 
 def pad(decoder: Decoder, multiple: int) -> Decoder:
@@ -45,20 +55,26 @@ def pad(decoder: Decoder, multiple: int) -> Decoder:
     return apply(decoder, Pruning(pad_to=multiple))
 
 
-def narrow_mha(mha: MHA, groups: Sequence[int]) -> MHA:
+def narrow_mha(mha: MHA, groups: Sequence[int], heads: Sequence[int] | None = None) -> MHA:
     """The attention half with only these of its present KV groups: each KV head's rows of k and v, its query heads'
-    rows of q and columns of o. The half itself when all stay."""
-    if len(groups) == mha.kv_heads:
+    rows of q and columns of o. The half itself when all stay.
+
+    `heads`: which of the present query heads stay, as many in each of these groups, in order (default: all of them).
+    """
+    if heads is None:
+        heads = [head for group in groups for head in range(group * mha.group, (group + 1) * mha.group)]
+    if len(groups) == mha.kv_heads and len(heads) == mha.heads:
         return mha
     kv_rows = _spread(groups, mha.head_dim, mha.k.weight.device)
-    q_rows = _spread(groups, mha.group * mha.head_dim, mha.q.weight.device)
+    q_rows = _spread(heads, mha.head_dim, mha.q.weight.device)
+    whole = len(groups) == mha.kv_heads
     return replace(
         mha,
         q=_rows(mha.q, q_rows),
-        k=_rows(mha.k, kv_rows),
-        v=_rows(mha.v, kv_rows),
+        k=mha.k if whole else _rows(mha.k, kv_rows),
+        v=mha.v if whole else _rows(mha.v, kv_rows),
         o=Linear(mha.o.weight.index_select(1, q_rows), mha.o.bias),
-        heads=mha.group * len(groups),
+        heads=len(heads),
         kv_heads=len(groups),
     )
 
@@ -90,26 +106,77 @@ def kept(size: int, gone: Sequence[int]) -> list[int]:
     return [index for index in range(size) if index not in removed]
 
 
-def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes) -> Block:
-    index = block.index
-    mha = None if index in after.mha else block.mha
-    ffn = None if index in after.ffn else block.ffn
+def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, list[int]]:
+    """The query heads that go by themselves: those of a KV group that goes are not named again."""
+    return {
+        layer: [head for head in heads if head // sizes.group not in pruning.kv_groups.get(layer, ())]
+        for layer, heads in pruning.heads.items()
+    }
+
+
+def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes, pages: Pages) -> Block:
+    added = after.compensation.beyond(before.compensation)
+    mha = None if block.index in after.mha else block.mha
+    ffn = None if block.index in after.ffn else block.ffn
     if mha is not None:
-        present = kept(sizes.kv_groups, before.kv_groups.get(index, ()))
-        _agree(mha.kv_heads, {len(present)}, f"KV heads in block {index}")
-        gone = set(after.kv_groups.get(index, ()))
-        mha = narrow_mha(mha, [place for place, group in enumerate(present) if group not in gone])
+        mha = _added(_prune_mha(block.index, mha, before, after, sizes), "o", f"blocks.{block.index}.o.bias", added)
     if ffn is not None:
-        present = kept(sizes.width, before.neurons.get(index, ()))
-        padded = padded_width(len(present), before.pad_to)
-        _agree(ffn.width, {len(present), padded}, f"neurons in block {index}")
-        gone = set(after.neurons.get(index, ()))
-        stay = [place for place, neuron in enumerate(present) if neuron not in gone]
-        # A half that keeps its neurons and its padding is shared; otherwise the old padding is left behind here,
-        # because it stands after the real neurons, and made anew.
-        if len(stay) < len(present) or padded_width(len(stay), after.pad_to) != ffn.width:
-            ffn = narrow_ffn(ffn, stay, after.pad_to)
-    return block if mha is block.mha and ffn is block.ffn else Block(index, mha, ffn)
+        ffn = _added(
+            _prune_ffn(block.index, ffn, before, after, sizes), "down", f"blocks.{block.index}.down.bias", added
+        )
+    if mha is block.mha and ffn is block.ffn:
+        return block
+    return Block(block.index, _on_pages(mha, block.mha, pages), _on_pages(ffn, block.ffn, pages))
+
+
+def _prune_mha(index: int, mha: MHA, before: Pruning, after: Pruning, sizes: OriginalSizes) -> MHA:
+    here, stay = before.heads_by_group(index, sizes), after.heads_by_group(index, sizes)
+    present = [head for heads in here.values() for head in heads]
+    _agree(mha.kv_heads, {len(here)}, f"KV heads in block {index}")
+    _agree(mha.heads, {len(present)}, f"query heads in block {index}")
+    heads = {head for heads in stay.values() for head in heads}
+    return narrow_mha(
+        mha,
+        [place for place, group in enumerate(here) if group in stay],
+        [place for place, head in enumerate(present) if head in heads],
+    )
+
+
+def _prune_ffn(index: int, ffn: FFN, before: Pruning, after: Pruning, sizes: OriginalSizes) -> FFN:
+    present = kept(sizes.width, before.neurons.get(index, ()))
+    padded = padded_width(len(present), before.pad_to)
+    _agree(ffn.width, {len(present), padded}, f"neurons in block {index}")
+    gone = set(after.neurons.get(index, ()))
+    stay = [place for place, neuron in enumerate(present) if neuron not in gone]
+    # A half that keeps its neurons and its padding is shared; otherwise the old padding is left behind here,
+    # because it stands after the real neurons, and made anew.
+    if len(stay) < len(present) or padded_width(len(stay), after.pad_to) != ffn.width:
+        return narrow_ffn(ffn, stay, after.pad_to)
+    return ffn
+
+
+def _added(half: Half, projection: str, name: str, added: Compensation) -> Half:
+    """The half with what is added to the bias of one of its projections, float32 sums rounded once to its dtype."""
+    if name not in added:
+        return half
+    linear: Linear = getattr(half, projection)
+    bias = added[name].to(linear.weight.device)
+    if linear.bias is not None:
+        bias = bias + linear.bias
+    return replace(half, **{projection: Linear(linear.weight, bias.to(linear.weight.dtype))})
+
+
+def _on_pages(half: Half | None, original: Half | None, pages: Pages) -> Half | None:
+    """The half with what it does not share with the original on `pages`: a narrowed model is read as fast as a whole
+    one. Elsewhere than on a CPU nothing changes."""
+    if half is None or half is original:
+        return half
+    shared = {id(tensor) for _, tensor in original.tensors()}
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor if id(tensor) in shared or tensor.device.type != "cpu" else pages.copy(tensor)
+
+    return half.map(own)
 
 
 def _agree(found: int, expected: set[int], what: str) -> None:

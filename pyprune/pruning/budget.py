@@ -5,9 +5,10 @@ A ratio is the share of *all* parameters removed, the embedding included and a t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block, Decoder, Linear
@@ -15,6 +16,51 @@ from pyprune.pruning.amount import check_ratio
 
 TOLERANCE = 0.005
 """Largest relative distance of a width model's parameters from its target."""
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """What the units of one block cost in parameters.
+
+    The block at `index` holds `fixed` (norms and biases that no narrowing touches), `kv_groups` times `per_group` (rows
+    of q, k, v and columns of o) and `width` times `per_neuron`. A half that is missing has no units.
+    """
+
+    index: int
+    kv_groups: int
+    width: int
+    fixed: int
+    per_group: int
+    per_neuron: int
+
+    @classmethod
+    def of(cls, block: Block) -> BlockCosts:
+        mha, ffn = block.mha, block.ffn
+        kv_groups = width = per_group = per_neuron = 0
+        if mha is not None:
+            kv_groups = mha.kv_heads
+            column = mha.o.weight.shape[0]
+            per_group = mha.head_dim * (mha.group * (_row(mha.q) + column) + _row(mha.k) + _row(mha.v))
+        if ffn is not None:
+            width = ffn.width
+            per_neuron = _row(ffn.gate) + _row(ffn.up) + ffn.down.weight.shape[0]
+        total = sum(t.numel() for _, t in block.tensors())
+        fixed = total - kv_groups * per_group - width * per_neuron
+        return cls(block.index, kv_groups, width, fixed, per_group, per_neuron)
+
+    @property
+    def groups(self) -> int:
+        """Parameters of all KV groups."""
+        return self.kv_groups * self.per_group
+
+    @property
+    def neurons(self) -> int:
+        """Parameters of all neurons."""
+        return self.width * self.per_neuron
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.groups + self.neurons
 
 
 @dataclass(frozen=True)
@@ -36,13 +82,16 @@ class UniformSizes:
     @classmethod
     def of(cls, decoder: Decoder) -> UniformSizes:
         """The sizes of `decoder`; InputError when its blocks differ or lack a half: no one width then."""
-        blocks = [_block_sizes(block, decoder.name) for block in decoder.blocks]
-        if any(block != blocks[0] for block in blocks):
+        for block in decoder.blocks:
+            if block.mha is None or block.ffn is None:
+                half = "mha" if block.mha is None else "ffn"
+                raise InputError(f"{decoder.name}: block {block.index} has no {half}; width needs both")
+        costs = [BlockCosts.of(block) for block in decoder.blocks]
+        if len({replace(block, index=0) for block in costs}) > 1:
             raise InputError(f"{decoder.name}: blocks of different sizes; width needs blocks that are all alike")
-        kv_groups, width, fixed, per_group, per_neuron = blocks[0]
-        inside = sum(t.numel() for block in decoder.blocks for _, t in block.tensors())
-        outside = decoder.parameters() - inside
-        return cls(len(blocks), kv_groups, width, outside, fixed, per_group, per_neuron)
+        outside = decoder.parameters() - sum(block.total for block in costs)
+        one = costs[0]
+        return cls(len(costs), one.kv_groups, one.width, outside, one.fixed, one.per_group, one.per_neuron)
 
     @classmethod
     def llama(
@@ -131,59 +180,126 @@ def depth_row(sizes: UniformSizes, ratio: float) -> int:
 
 
 def width_for(sizes: UniformSizes, target_parameters: int, *, align: int | None = None) -> tuple[int, int]:
-    """`(kv_groups, ffn_width)` to keep in every block so that the model has `target_parameters`.
+    """`(kv_groups, ffn_width)` to keep in every block so that the model has `target_parameters`: `quotas` where all
+    blocks are alike and stay so. Errors as there."""
+    one = BlockCosts(0, sizes.kv_groups, sizes.width, sizes.fixed, sizes.per_group, sizes.per_neuron)
+    return quotas([one] * sizes.blocks, sizes.parameters, target_parameters, align=align, alike=True)[0]
 
-    The KV groups kept are the nearest whole number (at least 1) to the share of blocks that a depth-pruned model of
-    that size keeps; the FFN width then comes nearest to the target, in multiples of `align` where given. An exact
-    width is off by at most half a neuron per block, which only a very small model feels.
-    InputError when no width of 1 up to the present one does, or when the nearest one is off by more than 0.5 %.
+
+def quotas(
+    costs: Sequence[BlockCosts],
+    parameters: int,
+    target_parameters: int,
+    *,
+    align: int | None = None,
+    units: str = "both",
+    removed_groups: int | None = None,
+    alike: bool = False,
+) -> list[tuple[int, int]]:
+    """`(kv_groups, ffn_width)` to keep in each of these blocks so that a model of `parameters` comes to
+    `target_parameters`, every block losing the same share.
+
+    `costs`: the blocks that lose something; the model may have others. The KV groups kept are the nearest whole number
+    (at least 1) to the share of blocks that a depth-pruned model of that size keeps, or `removed_groups` fewer than
+    there are; the FFN width then comes nearest to the target, in multiples of `align` where given. `units`: "heads" or
+    "neurons" leave the others as they are. Where the multiples of `align` (of "heads", the groups) that come nearest
+    miss the target by more than 0.5 %, as multiples of 64 do in a small model, some blocks keep one more than others,
+    spread evenly over the depth, unless `alike`.
+    InputError when no width of 1 up to the present one does, or when the nearest ones are off by more than 0.5 %.
     """
+    check_target(target_parameters, parameters, align)
+    if units == "neurons":
+        groups = [block.kv_groups for block in costs]
+    elif removed_groups is not None:
+        groups = [max(min(block.kv_groups, 1), block.kv_groups - removed_groups) for block in costs]
+    else:
+        groups = group_share(costs, parameters - target_parameters)
+    widths = [block.width for block in costs]
+    untouched = parameters - sum(block.groups + block.neurons for block in costs)
+
+    def actual() -> int:
+        pairs = zip(costs, groups, widths, strict=True)
+        return untouched + sum(n * block.per_group + width * block.per_neuron for block, n, width in pairs)
+
+    if units == "heads":
+        left = target_parameters - untouched - sum(block.neurons for block in costs)
+        every = sum(block.groups for block in costs)
+        exact = [block.kv_groups * left / every for block in costs]
+        for spread in (False, *(() if alike else (True,))):
+            groups = [min(max(min(1, block.kv_groups), n), block.kv_groups)
+                      for block, n in zip(costs, _rounded(exact, spread), strict=True)]  # fmt: skip
+            if _within(actual(), target_parameters):
+                break
+    else:
+        left = target_parameters - untouched - sum(n * block.per_group for n, block in zip(groups, costs, strict=True))
+        every = sum(block.neurons for block in costs)
+        step = align or 1
+        exact = [block.width * left / (every * step) for block in costs]
+        for spread in (False, *(() if alike or align is None else (True,))):
+            widths = [step * n for n in _rounded(exact, spread)]
+            if align is not None and 0 <= left <= every:
+                # The nearest multiple may lie outside what there is although the exact width does not.
+                widths = [min(max(width, step), block.width // step * step) if block.width else 0
+                          for width, block in zip(widths, costs, strict=True)]  # fmt: skip
+            if _within(actual(), target_parameters):
+                break
+        for block, n, width in zip(costs, groups, widths, strict=True):
+            if block.width and not 1 <= width <= block.width:
+                raise InputError(
+                    f"target of {target_parameters} parameters: with {n} of {block.kv_groups} KV groups the FFN width"
+                    f" would be {width}; 1 to {block.width} is accepted"
+                )
+    kept = f"{_range(groups)} KV groups" if units == "heads" else f"FFN width {_range(widths)}"
+    require_near(actual(), target_parameters, kept, align)
+    return list(zip(groups, widths, strict=True))
+
+
+def group_share(costs: Sequence[BlockCosts], excess: int) -> list[int]:
+    """KV groups to keep in each of these blocks: the share of them that is kept in depth when blocks go that hold
+    about `excess` parameters, at least one where there are any."""
+    dropped = _nearest(excess * len(costs) / sum(block.total for block in costs))
+    share = (len(costs) - dropped) / len(costs)
+    return [min(block.kv_groups, max(1, _nearest(block.kv_groups * share))) for block in costs]
+
+
+def check_target(target_parameters: int, parameters: int, align: int | None) -> None:
+    """Raise InputError unless the target is a whole number from 1 and less than `parameters`, and `align` from 1."""
     for name, value in (("target_parameters", target_parameters), ("align", align)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
-    if target_parameters >= sizes.parameters:
+    if target_parameters >= parameters:
+        raise InputError(f"target of {target_parameters} parameters: less than the model's {parameters} is expected")
+
+
+def require_near(actual: int, target: int, kept: str, align: int | None = None) -> None:
+    """Raise InputError, naming what is reachable, when `actual` parameters lie more than 0.5 % from the target."""
+    if not _within(actual, target):
+        asked = f"target of {target} parameters" if align is None else f"align {align}"
         raise InputError(
-            f"target of {target_parameters} parameters: less than the model's {sizes.parameters} is expected"
+            f"{asked}: the nearest {kept} gives {actual} parameters, {abs(actual - target) / target:.2%} from the"
+            f" target of {target}; within {TOLERANCE:.1%} is expected"
         )
-    dropped = _nearest((sizes.parameters - target_parameters) / sizes.per_block)
-    share = (sizes.blocks - dropped) / sizes.blocks
-    kv_groups = max(1, _nearest(sizes.kv_groups * share))
-    step = align or 1
-    left = target_parameters - sizes.narrowed(kv_groups, 0)
-    width = step * _nearest(left / (sizes.blocks * sizes.per_neuron * step))
-    if align is not None and 0 <= left <= sizes.blocks * sizes.per_neuron * sizes.width:
-        # The nearest multiple may lie outside what there is although the exact width does not.
-        width = min(max(width, step), sizes.width // step * step)
-    if not 1 <= width <= sizes.width:
-        raise InputError(
-            f"target of {target_parameters} parameters: with {kv_groups} of {sizes.kv_groups} KV groups the FFN width"
-            f" would be {width}; 1 to {sizes.width} is accepted"
-        )
-    actual = sizes.narrowed(kv_groups, width)
-    distance = abs(actual - target_parameters) / target_parameters
-    if distance > TOLERANCE:
-        asked = f"target of {target_parameters} parameters" if align is None else f"align {align}"
-        raise InputError(
-            f"{asked}: the nearest FFN width {width} gives {actual} parameters, {distance:.2%} from the target of"
-            f" {target_parameters}; within {TOLERANCE:.1%} is expected"
-        )
-    return kv_groups, width
+
+
+def _within(actual: int, target: int) -> bool:
+    return abs(actual - target) <= TOLERANCE * target
+
+
+def _rounded(exact: Sequence[float], spread: bool) -> list[int]:
+    """The nearest whole numbers, or with `spread` such that every partial sum is nearest to the exact one."""
+    if not spread:
+        return [_nearest(value) for value in exact]
+    sums = [0, *(_nearest(total) for total in itertools.accumulate(exact))]
+    return [after - before for before, after in itertools.pairwise(sums)]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
-
-
-def _block_sizes(block: Block, name: str) -> tuple[int, int, int, int, int]:
-    mha, ffn = block.mha, block.ffn
-    if mha is None or ffn is None:
-        raise InputError(f"{name}: block {block.index} has no {'mha' if mha is None else 'ffn'}; width needs both")
-    column = mha.o.weight.shape[0]
-    per_group = mha.head_dim * (mha.group * (_row(mha.q) + column) + _row(mha.k) + _row(mha.v))
-    per_neuron = _row(ffn.gate) + _row(ffn.up) + column
-    total = sum(t.numel() for _, t in block.tensors())
-    fixed = total - mha.kv_heads * per_group - ffn.width * per_neuron
-    return mha.kv_heads, ffn.width, fixed, per_group, per_neuron
 
 
 def _row(linear: Linear) -> int:

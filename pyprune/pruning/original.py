@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OriginalSizes:
-    """Number of blocks, and of KV groups and FFN neurons in each."""
+    """Number of blocks, and of KV groups, FFN neurons and query heads in each."""
 
     blocks: int
     kv_groups: int
     width: int
+    heads: int
+
+    @property
+    def group(self) -> int:
+        """Query heads of one KV group."""
+        return self.heads // self.kv_groups
 
     @classmethod
     def of(cls, decoder: Decoder) -> OriginalSizes:
@@ -29,6 +35,7 @@ class OriginalSizes:
             "num_hidden_layers": config.get("num_hidden_layers"),
             "num_key_value_heads": heads if groups is None else groups,
             "intermediate_size": config.get("intermediate_size"),
+            "num_attention_heads": heads,
         }
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

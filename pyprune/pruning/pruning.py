@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_json
+from pyprune.files import json_text, read_json, whole_file
+from pyprune.pruning.compensation import FILE, Compensation
 from pyprune.pruning.original import OriginalSizes
 
 if TYPE_CHECKING:
@@ -25,9 +27,12 @@ class Pruning:
 
     `blocks`, `mha`, `ffn`: indices of blocks that go whole, or lose their attention or feed-forward half.
     `kv_groups`: block index -> KV heads that go, each with the query heads that read it.
+    `heads`: block index -> query heads that go by themselves: as many in every KV group that stays, so that the groups
+    stay equal in size.
     `neurons`: block index -> FFN channels that go (a row of gate and of up, a column of down).
     `pad_to`: FFN widths that remain are rounded up to this multiple with zeros; None leaves padding as it is, 1 means
     none.
+    `compensation`: what is added to biases, "blocks.3.o.bias" -> `[hidden]` (`pruning.compensation`).
     `model`, `made_by`: names, for the record.
 
     Always in normal form: sorted; a half that goes takes its groups or neurons with it; a block both of whose halves go
@@ -43,6 +48,8 @@ class Pruning:
     neurons: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
     pad_to: int | None = None
     made_by: str = ""
+    heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    compensation: Compensation = field(default_factory=Compensation, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("model", "made_by"):
@@ -58,18 +65,27 @@ class Pruning:
         ffn -= blocks
         kv_groups = _layers(self.kv_groups, "kv_groups", without=blocks | mha)
         neurons = _layers(self.neurons, "neurons", without=blocks | ffn)
+        heads = _layers(self.heads, "heads", without=blocks | mha)
+        added = Compensation.of(self.compensation).without(blocks | mha, blocks | ffn)
         normal = {"blocks": blocks, "mha": mha, "ffn": ffn}
         for name, indices in normal.items():
             object.__setattr__(self, name, tuple(sorted(indices)))
         object.__setattr__(self, "kv_groups", kv_groups)
         object.__setattr__(self, "neurons", neurons)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "compensation", added)
 
     def __bool__(self) -> bool:
-        """Whether anything is removed or padded."""
-        return bool(self.blocks or self.mha or self.ffn or self.kv_groups or self.neurons or self.pad_to)
+        """Whether anything is removed, padded or added."""
+        removed = self.blocks or self.mha or self.ffn or self.kv_groups or self.heads or self.neurons
+        return bool(removed or self.pad_to or self.compensation)
 
     def __or__(self, other: Pruning) -> Pruning:
-        """Both prunings: all that either removes. InputError when they name two models or two paddings."""
+        """Both prunings: all that either removes or adds. InputError when they name two models or two paddings.
+
+        What each adds to a bias stands for what it removes, so two that compensate should not remove the same: make the
+        second on the model that the first one made.
+        """
         if not isinstance(other, Pruning):
             return NotImplemented
         for name in ("model", "pad_to"):
@@ -86,11 +102,16 @@ class Pruning:
             neurons=_united_layers(self.neurons, other.neurons),
             pad_to=self.pad_to or other.pad_to,
             made_by=_JOINT.join(sorted(makers)),
+            heads=_united_layers(self.heads, other.heads),
+            compensation=self.compensation | other.compensation,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: lists, and strings for the block indices that are keys."""
-        return {
+        """The JSON form: lists, and strings for the block indices that are keys.
+
+        `heads` and `compensation` (the digests; the values are a file of their own) stand there only when not empty.
+        """
+        data: dict[str, Any] = {
             "model": self.model,
             "blocks": list(self.blocks),
             "mha": list(self.mha),
@@ -100,32 +121,61 @@ class Pruning:
             "pad_to": self.pad_to,
             "made_by": self.made_by,
         }
+        if self.heads:
+            data["heads"] = {str(layer): list(gone) for layer, gone in self.heads.items()}
+        if self.compensation:
+            data["compensation"] = self.compensation.digests()
+        return data
 
     @classmethod
     def from_dict(cls, data: object) -> Pruning:
-        """Read the JSON form; absent keys mean nothing removed. InputError for unknown keys and bad values."""
+        """Read the JSON form; absent keys mean nothing removed. InputError for unknown keys and bad values.
+
+        Of compensation only the digests are known then: enough for a record, not to apply it to the original.
+        """
         if not isinstance(data, Mapping):
             raise InputError(f"pruning: a JSON object is expected, not {type(data).__name__}")
         known = [f.name for f in fields(cls)]
         _only_keys(data, known)
         given = dict(data)
-        for name in ("kv_groups", "neurons"):
+        for name in ("kv_groups", "heads", "neurons"):
             if name in given:
                 given[name] = _read_layer_keys(given[name], name)
+        if "compensation" in given:
+            given["compensation"] = Compensation.known_as(given["compensation"])
         return cls(**given)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the pruning as JSON, whole or not at all."""
-        write_json(path, self.to_dict())
+        """Write the pruning as JSON, and what it adds to biases as `compensation.safetensors` beside it; both whole or
+        not at all.
+
+        InputError when that file is there already and belongs to another pruning, or when values are not known.
+        """
+        beside = Path(path).absolute().parent / FILE
+        with contextlib.ExitStack() as files:
+            text = files.enter_context(whole_file(path))
+            if self.compensation:
+                from safetensors.torch import save
+
+                values = save(self.compensation.tensors())
+                if beside.exists() and beside.read_bytes() != values and not _owns(path, beside):
+                    raise InputError(f"{beside}: belongs to another pruning; a folder of its own is expected")
+                files.enter_context(whole_file(beside)).write_bytes(values)
+            text.write_text(json_text(self.to_dict()), encoding="utf-8")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Pruning:
-        """Read a pruning from a JSON file; InputError naming the file when it holds none."""
+        """Read a pruning from a JSON file, and what it adds to biases from `compensation.safetensors` beside it.
+
+        InputError naming the file when it holds none. Where that second file is missing (a saved checkpoint has the
+        values in its biases), the pruning is a record: it cannot be applied to the original.
+        """
         data = read_json(path)
         try:
-            return cls.from_dict(data)
+            pruning = cls.from_dict(data)
         except InputError as error:
             raise InputError(f"{Path(path)}: {error}") from None
+        return replace(pruning, compensation=pruning.compensation.read_values(Path(path).parent / FILE))
 
     @classmethod
     def from_skip(cls, skip: object) -> Pruning:
@@ -145,10 +195,11 @@ class Pruning:
 
     def skip_sets(self) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
         """`(blocks, mha, ffn)` to pass over at run time. InputError when it narrows a block too: that takes `apply`."""
-        for name in ("kv_groups", "neurons"):
-            if layers := getattr(self, name):
+        narrowed = {name: sorted(getattr(self, name)) for name in ("kv_groups", "heads", "neurons")}
+        for name, layers in {**narrowed, "compensation": self.compensation.blocks()}.items():
+            if layers:
                 raise InputError(
-                    f"pruning: {name} of blocks {sorted(layers)} cannot be skipped at run time;"
+                    f"pruning: {name} of blocks {layers} cannot be skipped at run time;"
                     " blocks, mha and ffn are expected, the rest is made permanent by apply"
                 )
         return frozenset(self.blocks), frozenset(self.mha), frozenset(self.ffn)
@@ -160,13 +211,14 @@ class Pruning:
         Names are not compared (a checkpoint may be copied): sizes decide whether a pruning fits.
         """
         sizes = OriginalSizes.of(decoder)
-        for name in ("blocks", "mha", "ffn", "kv_groups", "neurons"):
-            for index in getattr(self, name):
+        named = {name: getattr(self, name) for name in ("blocks", "mha", "ffn", "kv_groups", "heads", "neurons")}
+        for name, indices in {**named, "compensation": self.compensation.blocks()}.items():
+            for index in indices:
                 if index >= sizes.blocks:
                     raise InputError(
                         f"pruning: {name} names block {index}; 0 to {sizes.blocks - 1} of {decoder.name} are accepted"
                     )
-        for name, limit in (("kv_groups", sizes.kv_groups), ("neurons", sizes.width)):
+        for name, limit in (("kv_groups", sizes.kv_groups), ("heads", sizes.heads), ("neurons", sizes.width)):
             for layer, gone in getattr(self, name).items():
                 if gone[-1] >= limit:
                     raise InputError(
@@ -183,6 +235,35 @@ class Pruning:
                         f"pruning: all {limit} {name} of block {layer} are removed; at least one must stay"
                         f" (put {layer} in {half!r} to remove the half)"
                     )
+        for layer in total.heads:
+            total.heads_by_group(layer, sizes)
+        for name in self.compensation.beyond(recorded(decoder).compensation):
+            if len(self.compensation[name]) != decoder.hidden_size:
+                raise InputError(
+                    f"pruning: {len(self.compensation[name])} values are added to {name};"
+                    f" {decoder.hidden_size} of {decoder.name} are accepted"
+                )
+
+    def heads_by_group(self, layer: int, sizes: OriginalSizes) -> dict[int, list[int]]:
+        """KV group that stays in a block -> query heads of it that stay, original indices.
+
+        InputError when the groups would not be equal in size, or empty: one KV head serves as many query heads as the
+        next in every attention kernel (`MHA.group`).
+        """
+        gone, removed = set(self.heads.get(layer, ())), set(self.kv_groups.get(layer, ()))
+        stay = {
+            group: [head for head in range(group * sizes.group, (group + 1) * sizes.group) if head not in gone]
+            for group in range(sizes.kv_groups)
+            if group not in removed
+        }
+        counts = {group: len(heads) for group, heads in stay.items()}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise InputError(
+                f"pruning: heads of block {layer} leave {', '.join(map(str, counts.values()))} query heads in its KV"
+                f" groups {', '.join(map(str, counts))}; as many in each, and at least one, are accepted (a whole group"
+                " goes by kv_groups)"
+            )
+        return stay
 
     def joined(self, later: Pruning) -> Pruning:
         """Both prunings, where `later` acts on a model this one already made: names need not agree, and a padding it
@@ -194,7 +275,10 @@ class Pruning:
 
 def recorded(decoder: Decoder) -> Pruning:
     """What is already gone from a decoder, as its record says; an empty pruning of `decoder.name` where it has none."""
-    return Pruning.from_dict(decoder.pruning) if decoder.pruning else Pruning(model=decoder.name)
+    if not decoder.pruning:
+        return Pruning(model=decoder.name)
+    record = Pruning.from_dict(decoder.pruning)
+    return replace(record, compensation=record.compensation.with_values(decoder.compensation))
 
 
 def original_name(decoder: Decoder) -> str:
@@ -203,6 +287,15 @@ def original_name(decoder: Decoder) -> str:
     Prunings and scores carry it, so that those of a model and of its pruned checkpoint compose.
     """
     return recorded(decoder).model or decoder.name
+
+
+def _owns(path: str | os.PathLike[str], beside: Path) -> bool:
+    """Whether the pruning that is at `path` now is the one that the file beside it belongs to."""
+    try:
+        found = Pruning.from_json(path).compensation if Path(path).exists() else Compensation()
+    except InputError:
+        return False
+    return bool(found) and found.complete()
 
 
 def _whole(value: object, name: str) -> int:

@@ -4,87 +4,93 @@ A channel j of the input x of the o or down projection W scores
 
     s_j = mean_i |W_ij| * ||x_j||_2,
 
-the norm over all calibration tokens; a KV group scores the sum of its heads' channels. Each layer keeps the same
-number, and its pruned output is what the next layer's norms are taken from.
+the norm over all calibration tokens; a KV group scores the sum of its heads' channels. Each block keeps the same share,
+and its pruned output is what the next block's norms are taken from.
+
+`faithful`: the code it was published with (FLAP's `prune_wanda_sp`) makes a buffer of 2048 samples, fills 128 of them
+and runs over all, so that every norm also holds the answers to samples of zeros. Without biases those are zeros, and
+nothing changes but the scale; with biases on q, k, v or gate and up they are not.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.apply import narrow_ffn, narrow_mha
-from pyprune.runtime import sequence
+from pyprune.pruning.importance import Kept, by_group
+from pyprune.pruning.layerwise import Layerwise
+from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
+from pyprune.pruning.selection import highest
 
-Kept = tuple[Block, list[int], list[int]]
-"""A block, and the places of the KV groups and of the neurons that stay, ascending."""
-
-CHUNK_FLOATS = 1 << 24
-"""Floats that a chunk of samples may hold in its widest activation: 64 MiB in float32."""
+BUFFER = 2048
+"""Samples that the published code runs over, however few there are."""
 
 
-def select(decoder: Decoder, calibration: Tensor, kv_groups: int, width: int) -> Iterator[Kept]:
-    """For each block in turn, what of it stays.
+def select(
+    decoder: Decoder,
+    calibration: Tensor,
+    sizes: dict[int, tuple[int, int]],
+    zeros: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Block index -> the places of the KV groups, and of the neurons, that stay.
 
-    `calibration [samples, seq_len]` token ids; `kv_groups` and `width`: how many stay in every block. Activations are
-    held for all samples (`samples * seq_len * hidden` floats); everything wider is made in chunks of samples.
+    `sizes`: block index -> how many of each stay; all where it has none. `zeros`: how many samples of zeros go along.
     """
-    length = calibration.shape[1]
-    cos, sin = decoder.rope.tables(length, prompt=length)
-    eps = decoder.eps
-    x = torch.cat([sequence.embed(decoder, part) for part in calibration.split(_chunk(decoder, length))])
-    for block in decoder.blocks:
-        mha, ffn = block.mha, block.ffn
-        assert mha is not None  # width asks for blocks with both halves
-        assert ffn is not None
-        parts = x.split(_chunk(decoder, length))
+    walk = Layerwise(decoder, calibration, zeros=min(zeros, 1))
+    samples = len(calibration)
+    groups: dict[int, list[int]] = {}
+    neurons: dict[int, list[int]] = {}
+    for done, block in enumerate(decoder.blocks, start=1):
         # Both norms belong to the unpruned block, as in FLAP's prune_wanda_sp: one forward gathers the inputs of o and
         # of down, then both halves are pruned, and only the next block sees the pruned output.
-        context, activation = _Norm(), _Norm()
-        for part in parts:
-            context.add(sequence.attention_context(mha, part, cos, sin, eps))
-            activation.add(sequence.ffn_activation(ffn, sequence.add_mha(mha, part, cos, sin, eps), eps))
-        groups = _highest(channel_scores(mha.o, context.value()).view(mha.kv_heads, -1).sum(1), kv_groups)
-        neurons = _highest(channel_scores(ffn.down, activation.value()), width)
-        pruned = Block(block.index, narrow_mha(mha, groups), narrow_ffn(ffn, neurons))
-        for part in parts:
-            # In place: the chunks are views of x.
-            part.copy_(sequence.run_block(pruned, part, cos, sin, eps))
-        yield block, groups, neurons
+        context, activation = Norm(), Norm()
+        for sample, (into_o, into_down) in enumerate(walk.inputs(block)):
+            weight = 1 if sample < samples else zeros  # one sample of zeros stands for all of them
+            context.add(into_o, weight)
+            activation.add(into_down, weight)
+        mha, ffn = block.mha, block.ffn
+        kept_groups, kept_width = sizes.get(block.index, (None, None))
+        if mha is not None:
+            scores = by_group(channel_scores(mha.o, context.value()), mha).sum(1)
+            groups[block.index] = highest(scores, mha.kv_heads if kept_groups is None else kept_groups)
+            mha = narrow_mha(mha, groups[block.index])
+        if ffn is not None:
+            scores = channel_scores(ffn.down, activation.value())
+            neurons[block.index] = highest(scores, ffn.width if kept_width is None else kept_width)
+            ffn = narrow_ffn(ffn, neurons[block.index])
+        walk.advance(Block(block.index, mha, ffn))
+        progress(done, len(decoder.blocks))
+    return groups, neurons
 
 
 def channel_scores(linear: Linear, norms: Tensor) -> Tensor:
     """`mean_i |W_ij| * ||x_j||_2` for each input channel: float64 `[in_features]`."""
-    magnitude = linear.weight.detach().abs().mean(dim=0, dtype=torch.float64)
-    return magnitude.to(norms.device) * norms
+    return linear.weight.detach().abs().mean(dim=0, dtype=torch.float64).to(norms.device) * norms
 
 
-class _Norm:
+class Norm:
     """The l2 norm of each channel over all tokens seen, accumulated in float64."""
 
     def __init__(self) -> None:
         self.squares: Tensor | float = 0.0
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor | None, weight: int = 1) -> None:
+        """x: `[tokens, channels]`, seen `weight` times; None adds nothing."""
         # One sample at a time goes to float64, so that a chunk is never held twice.
-        for sample in x:
-            self.squares = self.squares + sample.double().square().sum(0)
+        if x is not None:
+            self.squares = self.squares + weight * x.double().square().sum(0)
 
     def value(self) -> Tensor:
-        return torch.as_tensor(self.squares).sqrt()
+        return cpu64(torch.as_tensor(self.squares)).sqrt()
 
 
-def _highest(scores: Tensor, count: int) -> list[int]:
-    """Places of the `count` highest scores, ascending; of equal scores the lower place goes first, as everywhere."""
-    ranked = torch.sort(scores, stable=True).indices
-    return sorted(ranked[len(scores) - count :].tolist())
+def choose(task: Task) -> Chosen:
+    ids = task.ids()
+    zeros = max(0, BUFFER - len(ids)) if "faithful" in task.words else 0
+    return Chosen(Kept(*select(task.decoder, ids, task.quotas(), zeros, task.progress)))
 
 
-def _chunk(decoder: Decoder, length: int) -> int:
-    """Samples whose widest activation (FFN, or the attention matrix of all heads) stays within CHUNK_FLOATS."""
-    sizes = ((block.mha, block.ffn) for block in decoder.blocks)
-    widest = max(max(f.width, m.heads * max(m.head_dim, length)) for m, f in sizes if m is not None and f is not None)
-    return max(1, CHUNK_FLOATS // (length * widest))
+METHOD = Method(choose, Task.uniform, options=(("corrected", "faithful"),))

@@ -23,6 +23,9 @@ from pyprune.runtime.sequence import visible
 HEAD_ROWS = 128
 """Rows whose logits are in memory together."""
 
+BATCH_TOKENS = 512
+"""Tokens that go backward together where sums over samples are wanted: enough for GEMM, few against the weights."""
+
 
 @dataclass(frozen=True)
 class BlockGradients:

@@ -51,11 +51,12 @@ def split(
     """
     samples, tokens = shape
     blocks = len(decoder.blocks)
+    held = streamed_bytes(decoder)
     slots = schedule(blocks, present_places(decoder), removals).slots
     rows = ROWS.get(decoder.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:
-        return plan_bytes(decoder, slots, samples, tokens, rows, padded)
+        return plan_bytes(decoder, slots, samples, tokens, rows, padded) + held
 
     if limit is None:
         return Split(samples, len(removals), rows, needed(slots, samples, rows))
@@ -67,18 +68,22 @@ def split(
         if needed(min(part, slots), 1, tokens) <= limit:
             return Split(1, part, tokens, needed(min(part, slots), 1, tokens))
     raise InputError(
-        f"memory: {_mib(limit)} MiB given; one sample of {tokens} tokens of {decoder.name} needs"
-        f" {_mib(needed(1, 1, tokens) + (1 << 20))} MiB beyond the model"
+        f"memory: {limit / 1e6:.1f} MB given; one sample of {tokens} tokens of {decoder.name} needs"
+        f" {needed(1, 1, tokens) / 1e6 + 0.1:.1f} MB beyond the model"
     )
+
+
+def streamed_bytes(decoder: Decoder) -> int:
+    """Bytes of the weights that stand in memory beside the model's own where blocks are streamed: the two largest."""
+    if not decoder.streamed:
+        return 0
+    sizes = (sum(t.numel() * t.element_size() for _, t in block.tensors()) for block in decoder.sizes().blocks)
+    return sum(sorted(sizes)[-2:])
 
 
 def _even_parts(count: int) -> list[int]:
     """Sizes of the largest part when `count` is cut into 1, 2, 3 .. parts as evenly as can be."""
     return list(dict.fromkeys(-(-count // parts) for parts in range(1, count + 1)))
-
-
-def _mib(size: int) -> int:
-    return size >> 20
 
 
 def _row_bytes(decoder: Decoder, tokens: int, padded: bool) -> int:

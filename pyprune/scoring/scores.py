@@ -190,4 +190,5 @@ def read_number(value: object, name: str) -> float:
 
 
 def json_number(value: float) -> float | str:
+    """A number as JSON has it; an infinity, which JSON lacks, as the string "inf" or "-inf"."""
     return value if math.isfinite(value) else str(value)

@@ -82,12 +82,17 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     device: torch.device | str = "cpu",
+    *,
+    field: str | None = None,
+    packing: str = "packed",
+    bos: str = "none",
 ) -> Comparison:
     """Compare the model with its depth-pruned, Wanda-sp-pruned and padded forms, in quality, latency and throughput.
 
     For each ratio (share of all parameters): blocks removed by PPL; FFN width and heads narrowed by Wanda-sp to the
     depth row's parameter count; the same padded to `pad_multiple`. Scores and Wanda's statistics are taken in the
-    checkpoint's dtype on `samples` x `seq_len` calibration tokens, perplexity on held-out text and all timings in
+    checkpoint's dtype on `samples` x `seq_len` calibration tokens (`text` and its rules as in
+    `pyprune.scoring.calibration`), perplexity on held-out text and all timings in
     `dtype`, each row under Hugging Face transformers and under pyprune, interleaved. With `out`, the report is written
     there. All of it runs on `device`; on a GPU every run is timed from an idle device to an idle device.
     Raises InputError for any bad option before the model is loaded, and when the rows do not fit into memory.
@@ -98,16 +103,17 @@ def compare(
     check_batches(batches, taken)
     if pad_multiple < 2:
         raise InputError(f"pad multiple {pad_multiple}: an integer of at least 2 is expected")
-    texts.check_window_options(samples, seq_len, seed)
+    texts.check_window_options(samples, seq_len, seed, packing, bos)
     if out is not None:
         require_directory(out)
     place = require_device(device)
     random_model = isinstance(spec, str) and spec.startswith("shape:")
-    for option, path in (("--text", text), ("--eval-text", eval_text)):
+    for option, path, key in (("--text", text, field), ("--eval-text", eval_text, None)):
         if path is not None or not (random_model or isinstance(spec, Decoder)):
-            texts.require_text(path, option)
-    if text is not None and eval_text is not None and texts.read_text(text)[0] == texts.read_text(eval_text)[0]:
-        raise InputError(f"--eval-text {eval_text}: is the calibration text; another text is expected")
+            texts.require_text(path, option, key)
+    held_out = eval_text or texts.EVALUATION
+    if texts.same_text(text or texts.CALIBRATION, held_out):
+        raise InputError(f"--eval-text {held_out}: is the calibration text; another text is expected")
 
     progress("loading", 0, 1)
     decoder = load(spec, device=place)
@@ -117,7 +123,9 @@ def compare(
     check_memory(decoder, len(names), max(batches), taken, dtype)
     progress("tokenising", 0, 2)
     tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
-    calibration = texts.calibration(decoder, text, samples, seq_len, seed, tokenizer)
+    calibration = texts.calibration(
+        decoder, text, samples, seq_len, seed, tokenizer, field=field, packing=packing, bos=bos
+    )
     progress("tokenising", 1, 2)
     evaluation = texts.evaluation(decoder, eval_text, taken.evaluation_tokens, taken.evaluation_window, seed, tokenizer)
     progress("tokenising", 2, 2)
@@ -140,6 +148,9 @@ def compare(
         "samples": samples,
         "seq_len": seq_len,
         "seed": seed,
+        "field": field,
+        "packing": packing,
+        "bos": bos,
         "pad_multiple": pad_multiple,
         "device": str(place),
     }
@@ -392,9 +403,11 @@ def command(
     words += ["--protocol", protocol.name, "--dtype", options["dtype"], "--samples", str(options["samples"])]
     words += ["--seq-len", str(options["seq_len"]), "--seed", str(options["seed"])]
     words += ["--pad-to", str(options["pad_multiple"])]
+    for name, usual in (("field", None), ("packing", "packed"), ("bos", "none")):
+        words += [f"--{name}", options[name]] if options[name] != usual else []
     words += ["--device", options["device"]] if options["device"] != "cpu" else []
     for name, path in (("--text", text), ("--eval-text", eval_text)):
-        words += [name, os.path.basename(path)] if path is not None else []
+        words += [name, texts.public_name(path)] if path is not None else []
     return shlex.join([*words, "--out", "compare"])
 
 

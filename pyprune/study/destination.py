@@ -23,6 +23,13 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def require_figure(path: str | os.PathLike[str]) -> Path:
+    """As `require_file`, for a PNG figure: other endings would promise another format."""
+    if not str(path).lower().endswith(".png"):
+        raise InputError(f"{path}: figures are written as PNG; a name that ends in .png is expected")
+    return require_file(path)
+
+
 def _require_writable(target: Path, given: str | os.PathLike[str]) -> None:
     folder = target.parent
     while not folder.exists():

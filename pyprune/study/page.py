@@ -24,14 +24,7 @@ pre { background: #f4f4f4; padding: .6rem .8rem; overflow-x: auto; }
 
 def page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
     """The HTML text. `figures`: caption to PNG bytes. Everything that comes from the results is escaped."""
-    model = results["model"]
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Depth and width pruning of {escape(model['name'])}</title>",
-        f"<style>{STYLE}</style></head><body>",
-        f"<h1>Depth and width pruning of {escape(model['name'])}</h1>",
         f"<p>{escape(introduction(results))}</p>",
         "<h2>What this machine shows</h2>",
         "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(results)) + "</ul>",
@@ -44,9 +37,7 @@ def page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
         html_table(*timing_cells(results)),
     ]
     for caption, image in figures.items():
-        data = base64.b64encode(image).decode("ascii")
-        parts.append(f"<h2>{escape(caption)}</h2>")
-        parts.append(f'<p><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></p>')
+        parts.append(inline_figure(caption, image))
     parts += [
         "<h2>Machine and versions</h2>",
         html_table(["", ""], machine_cells(results["machine"])),
@@ -58,9 +49,27 @@ def page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
         "<h2>To reproduce</h2>",
         f"<pre>{escape(results['command'])}</pre>",
         f"<p>Every raw sample is in results.json beside this page. Measured {escape(results['created'])}.</p>",
-        "</body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return html_page(f"Depth and width pruning of {results['model']['name']}", parts)
+
+
+def html_page(title: str, parts: list[str]) -> str:
+    """A page of such parts under a title; the title is escaped, the parts are HTML already."""
+    head = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    ]
+    return "\n".join([*head, *parts, "</body></html>"]) + "\n"
+
+
+def inline_figure(caption: str, image: bytes) -> str:
+    """A heading and a PNG inside the page itself."""
+    data = base64.b64encode(image).decode("ascii")
+    return f'<h2>{escape(caption)}</h2>\n<p><img alt="{escape(caption)}" src="data:image/png;base64,{data}"></p>'
 
 
 def introduction(results: dict[str, Any]) -> str:
@@ -146,7 +155,9 @@ def gpu_cell(gpu: dict[str, Any]) -> str:
 
 def text_cells(name: str, fingerprint: dict[str, Any]) -> list[str]:
     seed = "in order" if fingerprint["seed"] is None else str(fingerprint["seed"])
-    source, windows, length = fingerprint["source"], str(fingerprint["samples"]), str(fingerprint["seq_len"])
+    windows, length = str(fingerprint["samples"]), str(fingerprint["seq_len"])
+    rules = [f"{rule} {fingerprint[rule]}" for rule in ("packing", "bos") if rule in fingerprint]
+    source = ", ".join([fingerprint["source"], *rules])
     return [name, source, windows, length, seed, fingerprint["sha256"]]
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
+from pyprune.study.figure import add_grid, new_figure, png
 from pyprune.study.table import REFERENCE_ROW, engines, ratios, settings, table
-
-DOTS_PER_INCH = 110
 
 STYLE = {
     "original": ("#555555", "o"),
@@ -25,14 +23,14 @@ def quality_and_throughput(results: dict[str, Any]) -> bytes:
     """PNG after Figure 1, a line of two panels a ratio: perplexity against speed-up at the smallest batch, and
     throughput against latency over the batch sizes. Open markers and dashes: hf; filled and solid: pyprune."""
     lines, groups = table(results), ratios(results)
-    figure = _figure(11.0, 4.6 * len(groups))
+    figure = new_figure(11.0, 4.6 * len(groups))
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for (left, right), ratio in zip(grid, groups, strict=True):
         shown = [line for line in lines if line["row"] == REFERENCE_ROW or line["ratio"] == ratio]
         _quality_panel(left, shown, ratio)
         _throughput_panel(right, shown, ratio)
     _legend(figure, right)
-    return _png(figure)
+    return png(figure)
 
 
 def latency_by_batch(results: dict[str, Any]) -> bytes:
@@ -43,7 +41,7 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
     names = engines(results)
     # Panels of one output length share their axis, so that the engines can be compared by eye.
     shape = (len(names), len(lengths)) if len(lengths) > 1 else (1, len(names))
-    figure = _figure(5.5 * shape[1], 4.4 * shape[0])
+    figure = new_figure(5.5 * shape[1], 4.4 * shape[0])
     panels = figure.subplots(*shape, squeeze=False, sharey="col" if len(lengths) > 1 else "row").flat
     for panel, (engine, length) in zip(panels, [(e, n) for e in names for n in lengths], strict=True):
         for row in dict.fromkeys(line["row"] for line in lines):
@@ -64,9 +62,9 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
         panel.set_ylabel("Latency of the batch (s), median and quartiles")
         panel.set_ylim(bottom=0)
         panel.set_title(f"{engine}, L = {length} new tokens")
-        _finish(panel)
+        add_grid(panel)
     _legend(figure, panel)
-    return _png(figure)
+    return png(figure)
 
 
 def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
@@ -91,7 +89,7 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     panel.set_xlabel(f"Speed-up over the original under the same engine (x), M = {batch}, L = {length}")
     panel.set_ylabel("Perplexity on the held-out text (lower is better)")
     panel.set_title(f"{ratio} of the parameters removed: quality against speed")
-    _finish(panel)
+    add_grid(panel)
 
 
 def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
@@ -117,7 +115,7 @@ def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> No
     panel.set_xlabel(f"Latency of the batch (s), L = {length}")
     panel.set_ylabel("Throughput (tokens/s)")
     panel.set_title(f"{ratio} removed: latency and throughput over batch sizes M")
-    _finish(panel)
+    add_grid(panel)
 
 
 def _batch_axis(panel: Any, batches: list[int]) -> None:
@@ -127,28 +125,7 @@ def _batch_axis(panel: Any, batches: list[int]) -> None:
     panel.set_xlabel("Batch size M (prompts)")
 
 
-def _finish(panel: Any) -> None:
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-
-
 def _legend(figure: Any, panel: Any) -> None:
     # One legend below the panels: they show the same rows, and inside it would cover some of them.
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
-
-
-def _figure(width: float, height: float) -> Any:
-    # The Figure class with the Agg canvas: no display, and no global state of pyplot left behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DOTS_PER_INCH)
-    return target.getvalue()

@@ -13,6 +13,7 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models import FFN, Linear, checkpoints, load, to_transformers
+from pyprune.models.families import family_of
 
 IDS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
 
@@ -122,7 +123,8 @@ def test_heads_that_do_not_divide_the_hidden_size_are_written_as_mistral(mistral
     assert same(load(tmp_path / "saved"), decoder)
 
 
-def test_such_heads_with_biases_are_refused(llama, tmp_path):
+def test_such_heads_with_biases_have_no_plain_form(llama, tmp_path):
+    """Mistral has no biases."""
     decoder = load(llama(attention_bias=True))
     blocks = tuple(
         replace(
@@ -139,9 +141,13 @@ def test_such_heads_with_biases_are_refused(llama, tmp_path):
         )
         for block in decoder.blocks
     )
+    decoder = replace(decoder, blocks=blocks)
     with pytest.raises(InputError, match="5 heads do not divide the hidden size 48"):
-        replace(decoder, blocks=blocks).save(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+        family_of("llama", "").plain_config(decoder)
+    decoder.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["model_type"] == "pyprune_llama"
+    assert same(load(tmp_path / "saved"), decoder)
+    assert torch.equal(plain_logits(tmp_path / "saved"), logits(to_transformers(decoder)))
 
 
 def test_pruned_checkpoint_gets_its_record_and_original_indices_back(llama, tmp_path):
@@ -247,33 +253,29 @@ def test_original_configuration_that_contradicts_the_weights_is_refused(llama, t
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("half", ["mha", "ffn"])
-def test_missing_half_is_refused_and_named(llama, tmp_path, half):
+@pytest.mark.parametrize(("half", "title"), [("mha", "attention"), ("ffn", "FFN")])
+def test_a_plain_configuration_of_a_missing_half_is_refused_and_names_it(llama, half, title):
     decoder = load(llama())
     blocks = (decoder.blocks[0], replace(decoder.blocks[1], **{half: None}), decoder.blocks[2])
-    with pytest.raises(
-        InputError, match="only uniform models can be saved as plain checkpoints so far: block 1 has no"
-    ):
-        replace(decoder, blocks=blocks).save(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+    with pytest.raises(InputError, match=f"not uniform: block 1 has no {title}"):
+        family_of("llama", "").plain_config(replace(decoder, blocks=blocks))
 
 
-def test_first_block_of_another_width_is_named(llama, tmp_path):
+def test_a_plain_configuration_names_the_first_block_of_another_width(llama):
     decoder = load(llama())
-    narrow = narrowed(decoder, 20)
-    mixed = replace(decoder, blocks=(*decoder.blocks[:2], narrow.blocks[2]))
+    mixed = replace(decoder, blocks=(*decoder.blocks[:2], narrowed(decoder, 20).blocks[2]))
     with pytest.raises(InputError, match="block 2 has width 20, block 0 has 37"):
-        mixed.save(tmp_path / "saved")
+        family_of("llama", "").plain_config(mixed)
 
 
-def test_biases_on_part_of_a_half_are_refused(llama, tmp_path):
+def test_a_plain_configuration_of_biases_on_part_of_a_half_is_refused(llama):
     decoder = load(llama())
     blocks = tuple(
         replace(block, ffn=replace(block.ffn, down=Linear(block.ffn.down.weight, torch.ones(48))))
         for block in decoder.blocks
     )
     with pytest.raises(InputError, match="biases on down, no q/k-norm: a plain llama has biases on all"):
-        replace(decoder, blocks=blocks).save(tmp_path / "saved")
+        family_of("llama", "").plain_config(replace(decoder, blocks=blocks))
 
 
 def test_directory_that_is_not_empty_is_refused_and_left_alone(llama, tmp_path):

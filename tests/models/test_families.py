@@ -263,16 +263,24 @@ def test_windows_that_a_family_cannot_express_are_refused(made, tmp_path, name, 
 @pytest.mark.parametrize(
     ("name", "foreign", "message"),
     [
-        ("qwen2", "qwen3", "no biases, q/k-norm: a plain qwen2 has biases on q, k, v"),
-        ("qwen3", "qwen2", "biases on q k v, no q/k-norm: a plain qwen3 has q/k-norm"),
-        ("mistral", "qwen2", "biases on q k v, no q/k-norm: a plain mistral has neither"),
-        ("llama", "qwen3", "no biases, q/k-norm: a plain llama has"),
+        ("qwen2", "qwen3", "block 0: no biases, q/k-norm: a qwen2 has no q/k-norm"),
+        ("qwen3", "qwen2", "block 0: biases on q k v, no q/k-norm: a qwen3 has q/k-norm"),
+        ("llama", "qwen3", "block 0: no biases, q/k-norm: a llama has no q/k-norm"),
     ],
 )
-def test_blocks_of_another_family_are_not_saved(made, tmp_path, name, foreign, message):
+def test_blocks_with_the_head_norms_of_another_family_are_not_saved(made, tmp_path, name, foreign, message):
     decoder = replace(load(made(name)), blocks=load(made(foreign)).blocks)
     with pytest.raises(InputError, match=message):
         decoder.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_that_a_family_has_not_are_saved_as_a_type_of_ours(made, tmp_path):
+    decoder = replace(load(made("mistral")), blocks=load(made("qwen2")).blocks)
+    decoder.save(tmp_path / "saved")
+    assert plain(tmp_path / "saved").config.model_type == "pyprune_mistral"
+    assert torch.equal(logits(plain(tmp_path / "saved")), logits(to_transformers(decoder)))
+    assert same_tensors(load(tmp_path / "saved"), decoder)
 
 
 def test_other_families_are_refused_with_those_accepted(tmp_path):

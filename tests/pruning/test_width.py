@@ -6,7 +6,7 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.models.decoder import Linear
-from pyprune.pruning import Pruning, apply, pad, wanda_sp, width
+from pyprune.pruning import Pruning, apply, layerwise, pad, wanda_sp, width
 from pyprune.pruning.budget import UniformSizes, depth_row, width_for
 
 WIDTH = 201
@@ -88,9 +88,9 @@ def test_chunks_of_samples_give_the_same_pruning(make_decoder, ids, monkeypatch)
     decoder = make_decoder(width=WIDTH, dtype=torch.float32)
     whole = width(decoder, ratio=0.4, calibration=ids)
     sizes = []
-    chunk = wanda_sp._chunk
-    monkeypatch.setattr(wanda_sp, "CHUNK_FLOATS", 2 * 11 * WIDTH)
-    monkeypatch.setattr(wanda_sp, "_chunk", lambda *given: sizes.append(chunk(*given)) or sizes[-1])
+    chunk = layerwise.chunk_of
+    monkeypatch.setattr(layerwise, "CHUNK_FLOATS", 2 * 11 * WIDTH)
+    monkeypatch.setattr(layerwise, "chunk_of", lambda *given: sizes.append(chunk(*given)) or sizes[-1])
     assert width(decoder, ratio=0.4, calibration=ids) == whole
     assert set(sizes) == {2}
 
@@ -188,10 +188,15 @@ def test_bad_requests_are_refused_by_their_value(make_decoder, ids, change, name
         width(make_decoder(width=WIDTH, dtype=torch.float32), **arguments)
 
 
-def test_ragged_decoders_are_refused(make_decoder, ids):
-    ragged = apply(make_decoder(width=WIDTH, dtype=torch.float32), Pruning(mha=[2]))
-    with pytest.raises(InputError, match="block 2 has no mha"):
-        width(ragged, ratio=0.3, calibration=ids)
+def test_blocks_that_lack_a_half_are_narrowed_in_the_other(make_decoder, ids):
+    decoder = make_decoder(width=WIDTH, dtype=torch.float32)
+    ragged = apply(decoder, Pruning(mha=[2], ffn=[1]))
+    pruning = width(ragged, ratio=0.3, calibration=ids)
+    assert set(pruning.kv_groups) == {0, 1, 3}
+    assert set(pruning.neurons) == {0, 2, 3}
+    narrowed = apply(ragged, pruning)
+    target = ragged.parameters() - sum(t.numel() for _, t in ragged.blocks[0].tensors())
+    assert narrowed.parameters() == pytest.approx(target, rel=0.005)
 
 
 def test_a_loaded_transformers_model_is_narrowed_and_left_unchanged(ids):

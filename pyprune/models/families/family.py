@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +11,12 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.pages import Pages
 from pyprune.models.records import is_whole
 from pyprune.models.rope import context_length, rope_from_config
-from pyprune.models.tensors import TensorSource, one_line
+from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
+from pyprune.models.streaming import StreamedBlocks
+from pyprune.models.tensors import NoWeights, TensorSource, one_line
 
 # Hugging Face's names of a Decoder's parts: all families that descend from Llama share them.
 _HF_TOP = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head.weight": "lm_head.weight"}
@@ -79,73 +81,6 @@ def transformers_config(config: dict[str, Any], where: str) -> Any:
         raise InputError(f"{where}: configuration refused by transformers ({one_line(error)})") from None
 
 
-@dataclass(frozen=True)
-class BlockSizes:
-    """Everything that a configuration says about a block; two blocks are alike when these are equal."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    width: int
-    attention_bias: str
-    """Which of q, k, v, o have a bias."""
-    ffn_bias: str
-    """Which of gate, up, down have a bias."""
-    qk_norm: bool
-
-    def extras(self) -> str:
-        """What a block has beside its weights, in words: "biases on q k v, no q/k-norm"."""
-        biases = f"{self.attention_bias} {self.ffn_bias}".strip()
-        return f"{f'biases on {biases}' if biases else 'no biases'}, {'' if self.qk_norm else 'no '}q/k-norm"
-
-    @classmethod
-    def of(cls, block: Block) -> BlockSizes:
-        """The sizes of a block; InputError naming the block when a half is missing."""
-        for half, title in ((block.mha, "attention"), (block.ffn, "FFN")):
-            if half is None:
-                raise InputError(
-                    f"only uniform models can be saved as plain checkpoints so far: block {block.index} has no {title}"
-                )
-        mha, ffn = block.mha, block.ffn
-        return cls(
-            mha.heads,
-            mha.kv_heads,
-            mha.head_dim,
-            ffn.width,
-            " ".join(name for name in ("q", "k", "v", "o") if getattr(mha, name).bias is not None),
-            " ".join(name for name in ("gate", "up", "down") if getattr(ffn, name).bias is not None),
-            mha.q_norm is not None,
-        )
-
-
-def uniform_sizes(decoder: Decoder) -> BlockSizes | None:
-    """The sizes that all blocks share, None for a decoder without blocks.
-
-    InputError naming the first block (by its original index) that lacks a half or differs from the first one.
-    """
-    first: BlockSizes | None = None
-    for block in decoder.blocks:
-        sizes = BlockSizes.of(block)
-        first = first or sizes
-        for name, value in vars(sizes).items():
-            if value != getattr(first, name):
-                raise InputError(
-                    f"only uniform models can be saved as plain checkpoints so far: block {block.index} has"
-                    f" {name} {value or 'none'}, block {decoder.blocks[0].index} has {getattr(first, name) or 'none'}"
-                )
-    return first
-
-
-def windows_of(blocks: Sequence[Block]) -> list[int]:
-    """The attention window of each block. One without attention has that of the next that has it, or of the one before:
-    it lends the other its place in transformers' cache."""
-    windows: list[int] = []
-    for place in range(len(blocks)):
-        ahead = (block.mha.window for block in blocks[place:] if block.mha is not None)
-        windows.append(next(ahead, windows[-1] if windows else 0))
-    return windows
-
-
 def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
     """`config` with these numbers of heads and of neurons, under the names that all families share."""
     return {
@@ -155,6 +90,61 @@ def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
         "head_dim": sizes.head_dim,
         "intermediate_size": sizes.width,
     }
+
+
+def read_block(
+    source: TensorSource, index: int, size: BlockSizes, hidden: int, window: int, dtype: torch.dtype,
+    device: torch.device,
+) -> Block:  # fmt: skip
+    """One block of a source, at its place there, with the halves that its sizes speak of."""
+
+    def take(part: str, *shape: int) -> Tensor:
+        return source.take(f"blocks.{index}.{part}", shape, dtype, device)
+
+    def linear(part: str, out: int, inner: int, biased: bool) -> Linear:
+        weight = take(f"{part}.weight", out, inner)
+        return Linear(weight, take(f"{part}.bias", out) if biased else None)
+
+    def mha() -> MHA:
+        biased, head_dim = size.attention_bias.split(), size.head_dim
+        norms = [take(f"mha.{n}", head_dim) if size.qk_norm else None for n in ("q_norm", "k_norm")]
+        return MHA(
+            norm=take("mha.norm", hidden),
+            q=linear("mha.q", size.heads * head_dim, hidden, "q" in biased),
+            k=linear("mha.k", size.kv_heads * head_dim, hidden, "k" in biased),
+            v=linear("mha.v", size.kv_heads * head_dim, hidden, "v" in biased),
+            o=linear("mha.o", hidden, size.heads * head_dim, "o" in biased),
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=head_dim,
+            q_norm=norms[0],
+            k_norm=norms[1],
+            window=window,
+        )
+
+    def ffn() -> FFN:
+        biased = size.ffn_bias.split()
+        return FFN(
+            norm=take("ffn.norm", hidden),
+            gate=linear("ffn.gate", size.width, hidden, "gate" in biased),
+            up=linear("ffn.up", size.width, hidden, "up" in biased),
+            down=linear("ffn.down", hidden, size.width, "down" in biased),
+        )
+
+    return Block(index, mha() if size.heads else None, ffn() if size.width else None)
+
+
+def _streamed(
+    read: Callable[[int], Block], source: TensorSource, sizes: Sequence[BlockSizes], hidden: int,
+    windows: Sequence[int], dtype: torch.dtype,
+) -> StreamedBlocks:  # fmt: skip
+    """Blocks that `read` reads when they are run; that the source has all of their tensors is seen now."""
+    outline = NoWeights(source.name_of)
+    meta = torch.device("meta")
+    blocks = [read_block(outline, i, size, hidden, windows[i], dtype, meta) for i, size in enumerate(sizes)]
+    for part, shape in outline.shapes.items():
+        source.require(part, shape)
+    return StreamedBlocks(read, blocks)
 
 
 class Family:
@@ -167,8 +157,12 @@ class Family:
     """Values of `model_type` that `sized_config` gives; empty: the same."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
+    gguf_architecture: ClassVar[str] = ""
+    """The one that a uniform model is written as; empty: none is known."""
     gguf_permutes_qk: ClassVar[bool] = False
     """Whether llama.cpp's converter interleaves the rows of q and k of each head (its own form of RoPE)."""
+    gguf_optional_biases: ClassVar[bool] = False
+    """Whether llama.cpp takes a bias on any projection of any block, there or not."""
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         """Which of q, k, v, o have a bias."""
@@ -226,14 +220,17 @@ class Family:
                 raise InputError(f"{where}: {key} is not supported; a uniform float model is accepted")
 
     def config_from_dict(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """A config.json as transformers completes it (old and new spellings alike), checked."""
+        """A plain config.json as transformers completes it (old and new spellings alike), checked."""
         # transformers leaves this mark on a model it read from GGUF, although the weights are plain floats by then.
         quantization = raw.get("quantization_config")
         if isinstance(quantization, dict) and quantization.get("quant_method") == "gguf":
             raw = {key: value for key, value in raw.items() if key != "quantization_config"}
         if raw.get("per_layer_config"):  # transformers would fail on it in its own words
             raise InputError(f"{where}: per_layer_config is not supported; a uniform float model is accepted")
-        config = transformers_config(raw, where).to_diff_dict()
+        return self.completed(transformers_config(raw, where).to_diff_dict(), where)
+
+    def completed(self, config: dict[str, Any], where: str) -> dict[str, Any]:
+        """A configuration of transformers as a Decoder keeps it, checked."""
         for key in ("transformers_version", "_name_or_path"):
             config.pop(key, None)
         # Where a configuration names no head size, its model divides the hidden size.
@@ -241,53 +238,43 @@ class Family:
         self.check(config, where)
         return config
 
+    def sizes(self, config: dict[str, Any]) -> list[BlockSizes]:
+        """The sizes of each block, which a plain configuration gives to all."""
+        sizes = BlockSizes(
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            width=config["intermediate_size"],
+            attention_bias=self.attention_bias(config),
+            ffn_bias=self.ffn_bias(config),
+            qk_norm=self.qk_norm(config),
+        )
+        return [sizes] * config["num_hidden_layers"]
+
     def decoder(
         self, config: dict[str, Any], source: TensorSource, *, name: str, where: str, dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device, sizes: Sequence[BlockSizes] | None = None, stream: bool = False,
     ) -> Decoder:  # fmt: skip
-        """Read a uniform decoder of this family from `source`, `config` being checked already."""
-        hidden, head_dim = config["hidden_size"], config["head_dim"]
-        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        width, windows = config["intermediate_size"], self.windows(config)
-        attention_bias, ffn_bias = self.attention_bias(config).split(), self.ffn_bias(config).split()
+        """Read a decoder of this family from `source`, `config` being checked already. `sizes`: those of each block;
+        None for `self.sizes(config)`. stream: blocks are read when they are run, and an embedding of its own stays in
+        its file."""
+        hidden, windows = config["hidden_size"], self.windows(config)
+        sizes = self.sizes(config) if sizes is None else sizes
 
         def take(part: str, *shape: int) -> Tensor:
             return source.take(part, shape, dtype, device)
 
-        def linear(half: str, name: str, out: int, inner: int, biased: list[str]) -> Linear:
-            weight = take(f"{half}.{name}.weight", out, inner)
-            return Linear(weight, take(f"{half}.{name}.bias", out) if name in biased else None)
-
         def block(index: int) -> Block:
-            half = f"blocks.{index}.mha"
-            norms = [take(f"{half}.{n}", head_dim) if self.qk_norm(config) else None for n in ("q_norm", "k_norm")]
-            mha = MHA(
-                norm=take(f"{half}.norm", hidden),
-                q=linear(half, "q", heads * head_dim, hidden, attention_bias),
-                k=linear(half, "k", kv_heads * head_dim, hidden, attention_bias),
-                v=linear(half, "v", kv_heads * head_dim, hidden, attention_bias),
-                o=linear(half, "o", hidden, heads * head_dim, attention_bias),
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                q_norm=norms[0],
-                k_norm=norms[1],
-                window=windows[index],
-            )
-            half = f"blocks.{index}.ffn"
-            ffn = FFN(
-                norm=take(f"{half}.norm", hidden),
-                gate=linear(half, "gate", width, hidden, ffn_bias),
-                up=linear(half, "up", width, hidden, ffn_bias),
-                down=linear(half, "down", hidden, width, ffn_bias),
-            )
-            return Block(index, mha, ffn)
+            return read_block(source, index, sizes[index], hidden, windows[index], dtype, device)
 
+        if stream:
+            source.pages = Pages(together=False)
         tied = bool(config.get("tie_word_embeddings"))
         # As transformers reads it: a tied model may keep its one table under either name; two tables are tied only if
         # they are equal.
         table = "head.weight" if tied and not source.has("embedding") else "embedding"
-        embedding = take(table, config["vocab_size"], hidden)
+        take_table = source.take_mapped if stream and not tied else source.take
+        embedding = take_table(table, (config["vocab_size"], hidden), dtype, device)
         head = embedding
         if not tied or source.has("head.weight"):
             head = take("head.weight", config["vocab_size"], hidden)
@@ -296,12 +283,16 @@ class Family:
                 config = {**config, "tie_word_embeddings": False}
             elif tied:
                 head = embedding
+        if stream:
+            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
+        else:
+            blocks = tuple(block(index) for index in range(len(sizes)))
         rope = rope_from_config(config, where)
         return Decoder(
             name=name,
             config=config,
             embedding=embedding,
-            blocks=tuple(block(index) for index in range(config["num_hidden_layers"])),
+            blocks=blocks,
             norm=take("norm", hidden),
             head=Linear(head),
             tied=tied,
@@ -310,22 +301,26 @@ class Family:
             max_positions=context_length(config, rope),
         )
 
-    def state_dict(self, decoder: Decoder) -> dict[str, Tensor]:
-        """The decoder's tensors under Hugging Face's names; a tied head is not repeated."""
-        return {hf_name(part): tensor for part, tensor in decoder.tensors()}
-
     def plain_config(self, decoder: Decoder) -> dict[str, Any]:
         """The Hugging Face configuration with which plain transformers loads this decoder.
 
         InputError when it is not uniform (naming the first block that differs) or has no plain form.
         """
         sizes = uniform_sizes(decoder)
+        config = self.decoder_config(decoder)
+        if sizes is not None:
+            config = self.sized_config(config, sizes)
+        return self.windowed_config(config, windows_of(decoder.blocks))
+
+    def decoder_config(self, decoder: Decoder) -> dict[str, Any]:
+        """What any configuration of this decoder states beside the sizes and the windows of its blocks.
+
+        InputError for a bias on the LM head, which none can state.
+        """
         if decoder.head.bias is not None:
-            raise InputError(f"{decoder.name}: a bias on the LM head cannot be saved plainly")
-        config = dict(decoder.config) if sizes is None else self.sized_config(decoder.config, sizes)
-        for key in ("per_layer_config", "layer_types", "torch_dtype"):
-            config.pop(key, None)
-        config = self.windowed_config(config, windows_of(decoder.blocks))
+            raise InputError(f"{decoder.name}: a bias on the LM head cannot be saved")
+        config = {key: value for key, value in decoder.config.items()
+                  if key not in ("per_layer_config", "layer_types", "torch_dtype")}  # fmt: skip
         config["num_hidden_layers"] = len(decoder.blocks)
         config["tie_word_embeddings"] = decoder.tied
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, Family, with_sizes
+from pyprune.models.families.family import Family, with_sizes
 from pyprune.models.records import is_whole
+from pyprune.models.sizes import BlockSizes
 
 
 class Mistral(Family):
@@ -17,6 +18,7 @@ class Mistral(Family):
     """
 
     model_types = ("mistral",)
+    gguf_architecture = "llama"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return ""

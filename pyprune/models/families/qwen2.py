@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, Family, with_sizes
+from pyprune.models.families.family import Family, with_sizes
 from pyprune.models.records import is_whole
+from pyprune.models.sizes import BlockSizes
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -21,6 +22,7 @@ class Qwen2(Family):
 
     model_types = ("qwen2",)
     gguf_architectures = ("qwen2",)
+    gguf_architecture = "qwen2"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import BlockSizes, with_sizes
+from pyprune.models.families.family import with_sizes
 from pyprune.models.families.qwen2 import Qwen2
+from pyprune.models.sizes import BlockSizes
 
 
 class Qwen3(Qwen2):
@@ -15,6 +16,7 @@ class Qwen3(Qwen2):
 
     model_types = ("qwen3",)
     gguf_architectures = ("qwen3",)
+    gguf_architecture = "qwen3"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v o" if config.get("attention_bias") else ""

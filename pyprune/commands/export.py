@@ -1,0 +1,77 @@
+"""`pyprune export`: a pruning in the words of another tool."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from pyprune.commands.inputs import loaded_sizes
+from pyprune.commands.options import at_least, command
+from pyprune.errors import InputError
+
+TOOLS = ("mergekit", "llm-drop", "optipfair", "modelopt", "json")
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "export",
+        "write a pruning as another tool takes it",
+        "Write a pruning, which prune leaves in a checkpoint as pruning.json, as another tool takes it: a mergekit "
+        "passthrough configuration, the lists of dropped layers of LLM-Drop, OptiPFair and Model Optimizer (counted "
+        "from 1), or plain JSON. What a tool cannot express, such as single halves in mergekit, is refused.",
+        "pyprune export smollm2-depth20/pruning.json --to mergekit --model HuggingFaceTB/SmolLM2-135M --layers 30",
+        "pyprune export smollm2-depth20 --to llm-drop --out drop.json",
+    )
+    parser.add_argument(
+        "pruning", metavar="PRUNING", help="the pruning: a JSON file, or a directory that prune wrote with one in it"
+    )
+    parser.add_argument("--to", choices=TOOLS, required=True, help="the tool (required)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the original model as the tool is to find it: a Hugging Face directory or hub name (default: the name in "
+        "the pruning; mergekit needs one)",
+    )
+    parser.add_argument(
+        "--layers",
+        type=at_least(1),
+        metavar="N",
+        help="blocks of the original model (default: mergekit reads them from --model)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="file to write; an old one is replaced (default: standard output)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write a pruning as another tool takes it."""
+    from pyprune.files import require_free_file, write_text
+    from pyprune.pruning import Pruning
+    from pyprune.pruning.export import export
+
+    if options.out is not None:
+        require_free_file(options.out)
+    path = options.pruning
+    pruning = Pruning.from_json(os.path.join(path, "pruning.json") if os.path.isdir(path) else path)
+    text = export(pruning, options.to, blocks=_blocks(options), model=options.model)
+    if options.out is None:
+        return print(text, end="")
+    write_text(options.out, text)
+
+
+def _blocks(options: argparse.Namespace) -> int | None:
+    if options.to != "mergekit":
+        return options.layers
+    from pyprune.models.demo import DEMO_MODEL
+    from pyprune.pruning.original import OriginalSizes
+
+    model = options.model
+    if model is None:
+        raise InputError("export --to mergekit: --model is expected, a Hugging Face directory or hub name")
+    if model == DEMO_MODEL or model.startswith("shape:") or model.endswith(".gguf"):
+        raise InputError(
+            f"--model {model}: mergekit reads Hugging Face checkpoints; a directory or hub name is expected"
+        )
+    return options.layers or OriginalSizes.of(loaded_sizes(model, None)).blocks

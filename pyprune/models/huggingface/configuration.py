@@ -1,0 +1,110 @@
+"""Configurations of models whose layers differ, in transformers' `per_layer_config`.
+
+A layer may have `num_attention_heads`, `num_key_value_heads`, `intermediate_size` and `projection_biases` (which of
+q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj have a bias) of its own, and `skip` halves, "attention" or
+"mlp". transformers checks and keeps all of it, but its models do not: `LlamaModel` builds every layer from the global
+sizes.
+
+The classes stand on PreTrainedConfig alone: they are made while transformers' Auto classes are being imported
+(`pyprune.registration`), when LlamaConfig and the others need not be there yet.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+
+
+@strict
+class RaggedConfig(PreTrainedConfig):
+    """What the families share, under their names.
+
+    The numbers are those of Llama-7B, as LlamaConfig has them: a saved configuration states its own.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 128
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_dropout: int | float | None = 0.0
+    projection_biases: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # Only now: within transformers' own imports its modelling code cannot be imported.
+        from pyprune.models.huggingface.modeling import register
+
+        register()
+
+    def common(self) -> RaggedConfig:
+        """A copy without what layers have of their own: transformers' RoPE functions ask for the number of heads, of
+        which a configuration whose layers differ gives none."""
+        common = copy.copy(self)
+        common.per_layer_config = None
+        return common
+
+    def validate_rope(self) -> None:
+        super(RaggedConfig, self.common()).validate_rope()
+
+    def validate_architecture(self) -> None:
+        """ValueError for a layer whose KV heads do not divide its heads; heads need not divide the hidden size."""
+        for place, layer in enumerate(self.per_layer_config):
+            heads, kv_heads = layer.num_attention_heads, layer.num_key_value_heads
+            if heads and (not kv_heads or heads % kv_heads):
+                raise ValueError(f"layer {place}: {kv_heads} key-value heads do not divide {heads} heads")
+
+
+@strict
+class PyPruneLlamaConfig(RaggedConfig):
+    model_type = "pyprune_llama"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
+@strict
+class PyPruneMistralConfig(RaggedConfig):
+    model_type = "pyprune_mistral"
+    sliding_window: int | None = None
+
+
+@strict
+class PyPruneQwen2Config(RaggedConfig):
+    model_type = "pyprune_qwen2"
+    use_sliding_window: bool = False
+    sliding_window: int | None = None
+    max_window_layers: int = 28
+    layer_types: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.layer_types is None:
+            self.layer_types = ["full_attention"] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+
+
+@strict
+class PyPruneQwen3Config(PyPruneQwen2Config):
+    model_type = "pyprune_qwen3"
+    attention_bias: bool = False
+
+
+def register() -> None:
+    """Enter the configurations in AutoConfig; twice is once."""
+    for config in (PyPruneLlamaConfig, PyPruneMistralConfig, PyPruneQwen2Config, PyPruneQwen3Config):
+        AutoConfig.register(config.model_type, config, exist_ok=True)

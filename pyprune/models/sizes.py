@@ -1,0 +1,93 @@
+"""The sizes of a decoder's blocks, as configurations state them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import MHA, Block, Decoder
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Everything that a configuration says about a block; two blocks are alike when these are equal.
+
+    `heads` (and `kv_heads`) is 0 where there is no attention, `width` where there is no FFN.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    attention_bias: str
+    """Which of q, k, v, o have a bias."""
+    ffn_bias: str
+    """Which of gate, up, down have a bias."""
+    qk_norm: bool
+
+    def extras(self) -> str:
+        """What a block has beside its weights, in words: "biases on q k v, no q/k-norm"."""
+        biases = " ".join(self.biases())
+        return f"{f'biases on {biases}' if biases else 'no biases'}, {'' if self.qk_norm else 'no '}q/k-norm"
+
+    def biases(self) -> list[str]:
+        """The projections that have a bias, of q, k, v, o, gate, up, down."""
+        return [*self.attention_bias.split(), *self.ffn_bias.split()]
+
+    @classmethod
+    def of(cls, block: Block) -> BlockSizes:
+        """The sizes of a block."""
+        mha, ffn = block.mha, block.ffn
+        return cls(
+            heads=0 if mha is None else mha.heads,
+            kv_heads=0 if mha is None else mha.kv_heads,
+            head_dim=0 if mha is None else mha.head_dim,
+            width=0 if ffn is None else ffn.width,
+            attention_bias=_biased(mha, "q", "k", "v", "o"),
+            ffn_bias=_biased(ffn, "gate", "up", "down"),
+            qk_norm=mha is not None and mha.q_norm is not None,
+        )
+
+
+def _biased(half: object, *names: str) -> str:
+    return "" if half is None else " ".join(name for name in names if getattr(half, name).bias is not None)
+
+
+def uniform_sizes(decoder: Decoder) -> BlockSizes | None:
+    """The sizes that all blocks share, None for a decoder without blocks.
+
+    InputError naming the first block (by its original index) that lacks a half or differs from the first one.
+    """
+    first: BlockSizes | None = None
+    for block in decoder.blocks:
+        for half, title in ((block.mha, "attention"), (block.ffn, "FFN")):
+            if half is None:
+                raise InputError(f"{decoder.name}: not uniform: block {block.index} has no {title}")
+        sizes = BlockSizes.of(block)
+        first = first or sizes
+        for name, value in vars(sizes).items():
+            if value != getattr(first, name):
+                raise InputError(
+                    f"{decoder.name}: not uniform: block {block.index} has {name} {value or 'none'},"
+                    f" block {decoder.blocks[0].index} has {getattr(first, name) or 'none'}"
+                )
+    return first
+
+
+def attention_in_cache(blocks: Sequence[Block]) -> list[MHA | None]:
+    """The attention whose keys and values each entry of transformers' cache, one a block, is for.
+
+    A block without attention lends its entry to the next that has it, for the first entry must hold something:
+    transformers asks it for the length. Behind the last attention it is that one, though nothing comes there.
+    """
+    found: list[MHA | None] = []
+    for place in range(len(blocks)):
+        ahead = (block.mha for block in blocks[place:] if block.mha is not None)
+        found.append(next(ahead, found[-1] if found else None))
+    return found
+
+
+def windows_of(blocks: Sequence[Block]) -> list[int]:
+    """The attention window of each entry of transformers' cache, which is that of its block where the block attends."""
+    return [0 if mha is None else mha.window for mha in attention_in_cache(blocks)]

@@ -1,0 +1,137 @@
+"""What a width method is, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyprune.models.decoder import Decoder
+from pyprune.pruning.budget import TOLERANCE, BlockCosts, check_target, group_share, quotas, require_near
+from pyprune.pruning.importance import Importance, Kept
+from pyprune.pruning.selection import bundles, fewest, highest, places, ranked
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a method leaves of a decoder, and what it adds to biases ("blocks.3.o.bias" -> `[hidden]`)."""
+
+    kept: Kept
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A decoder to narrow to `target` parameters.
+
+    `calibration [samples, seq_len]`: token ids, None for a method that takes none. `costs`: the blocks that may lose
+    something; the others stay whole. `words`: the method's options, what was chosen of each. `align`: FFN widths that
+    stay are multiples of it. `units`: "heads", "neurons" or "both". `remove_groups`: KV groups that go in all, where
+    the method takes that. `added`: parameters of the biases that the method adds.
+    """
+
+    decoder: Decoder
+    target: int
+    costs: tuple[BlockCosts, ...]
+    words: frozenset[str] = frozenset()
+    calibration: Tensor | None = None
+    align: int | None = None
+    units: str = "both"
+    remove_groups: int | None = None
+    added: int = 0
+    progress: Progress = lambda done, total: None
+
+    def word(self, *choices: str) -> str:
+        """The one of these that was chosen."""
+        return next(choice for choice in choices if choice in self.words)
+
+    def ids(self) -> Tensor:
+        """The calibration of a method that needs it."""
+        assert self.calibration is not None  # `width` has asked for it
+        return self.calibration
+
+    def parameters(self) -> int:
+        """Of the model with the biases that are added, before anything goes."""
+        return self.decoder.parameters() + self.added
+
+    def groups_to_remove(self) -> int | None:
+        """How many KV groups go in all where they are ranked apart from the neurons: as many as asked for, or as a
+        uniform narrowing takes. None where only one kind goes."""
+        if self.units != "both" or self.remove_groups is not None:
+            return self.remove_groups
+        kept = group_share(self.costs, self.parameters() - self.target)
+        return sum(block.kv_groups - n for block, n in zip(self.costs, kept, strict=True))
+
+    def quotas(self) -> dict[int, tuple[int, int]]:
+        """Block index -> KV groups and FFN width that stay, the same share in every block."""
+        removed = None if self.remove_groups is None else self.remove_groups // len(self.costs)
+        options = {"align": self.align, "units": self.units, "removed_groups": removed}
+        sizes = quotas(self.costs, self.parameters(), self.target, **options)
+        return {block.index: pair for block, pair in zip(self.costs, sizes, strict=True)}
+
+    def uniform(self, importance: Importance) -> Kept:
+        """The best of each block, the same share in every one."""
+        sizes = self.quotas()
+        groups = {i: highest(s, sizes[i][0] if i in sizes else len(s)) for i, s in importance.groups.items()}
+        neurons = {i: highest(s, sizes[i][1] if i in sizes else len(s)) for i, s in importance.neurons.items()}
+        return Kept(groups, neurons)
+
+    def across(self, importance: Importance, *, removed_groups: int | None = None, above: bool = False) -> Kept:
+        """The best of all blocks within the budget, groups and neurons ranked together.
+
+        `removed_groups`: the lowest of all KV groups, as many, go by themselves, and the neurons are ranked apart.
+        `above` as in `selection.ranked`. InputError when that misses the target by more than 0.5 %.
+        """
+        check_target(self.target, self.parameters(), self.align)
+        mine = {block.index for block in self.costs}
+        part = Importance(
+            {index: s for index, s in importance.groups.items() if index in mine and self.units != "neurons"},
+            {index: s for index, s in importance.neurons.items() if index in mine and self.units != "heads"},
+        )
+        untouched = self.parameters() - sum(
+            (block.index in part.groups) * block.groups + (block.index in part.neurons) * block.neurons
+            for block in self.costs
+        )
+        groups = bundles(part, self.costs, "groups")
+        neurons = bundles(part, self.costs, "neurons", self.align or 1)
+        apart = [] if removed_groups is None else fewest(groups, removed_groups)
+        together = [*groups, *neurons] if removed_groups is None else neurons
+        budget = self.target - untouched - sum(one.cost for one in apart)
+        chosen = [*apart, *ranked(together, budget, TOLERANCE * self.target, above=above)]
+        actual = untouched + sum(one.cost for one in chosen)
+        require_near(actual, self.target, "selection over all blocks", self.align)
+        kept = places(part, chosen)
+        return Kept(
+            {index: kept.groups.get(index, list(range(len(s)))) for index, s in importance.groups.items()},
+            {index: kept.neurons.get(index, list(range(len(s)))) for index, s in importance.neurons.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to narrow a model.
+
+    `choose`: what stays, for a task. `keep`: the part of it that turns importance into a selection. `options`: groups
+    of words of which a variant names one each; the first is the default. `calibrated`: whether it reads calibration,
+    and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks stay whole unless said
+    otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases to o and down, and
+    takes `remove_groups`, with these words.
+    """
+
+    choose: Callable[[Task], Chosen]
+    keep: Callable[[Task, Importance], Kept]
+    options: tuple[tuple[str, ...], ...] = ()
+    calibrated: bool = True
+    least_tokens: int = 1
+    protect: Callable[[int], str] = lambda blocks: ""
+    adds_biases: Callable[[frozenset[str]], bool] = lambda words: False
+    removes_groups: Callable[[frozenset[str]], bool] = lambda words: False
+
+
+def cpu64(scores: Tensor) -> Tensor:
+    """Scores as they are compared: float64 on the CPU."""
+    return scores.detach().to("cpu", torch.float64)

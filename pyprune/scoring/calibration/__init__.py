@@ -1,0 +1,32 @@
+"""Calibration and evaluation tokens: where they come from, which windows are drawn, and how they are told apart."""
+
+from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION
+from pyprune.scoring.calibration.fingerprint import fingerprint
+from pyprune.scoring.calibration.sources import public_name, require_text, same_text
+from pyprune.scoring.calibration.windows import (
+    BOS_RULES,
+    PACKINGS,
+    Windows,
+    calibration,
+    check_window_options,
+    evaluation,
+    is_random,
+    random_windows,
+)
+
+__all__ = [
+    "BOS_RULES",
+    "CALIBRATION",
+    "EVALUATION",
+    "PACKINGS",
+    "Windows",
+    "calibration",
+    "check_window_options",
+    "evaluation",
+    "fingerprint",
+    "is_random",
+    "public_name",
+    "random_windows",
+    "require_text",
+    "same_text",
+]

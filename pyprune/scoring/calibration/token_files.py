@@ -1,0 +1,59 @@
+"""Token ids that were made elsewhere: tensors, NumPy files and safetensors files. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from pyprune.errors import InputError
+from pyprune.models.tensors import one_line
+
+SUFFIXES = (".npy", ".safetensors")
+
+
+def token_rows(ids: Any, name: str, mask: Any = None) -> list[numpy.ndarray]:
+    """Documents of ids: the rows of `[documents, tokens]`, or the one document `[tokens]`, int64.
+
+    `mask`: of the same shape, 0 where a token is padding, which is left out. InputError for anything but whole numbers
+    in one or two dimensions.
+    """
+    array = numpy.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iu" or not array.size:
+        kind = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"{name}: {kind} given; whole numbers [tokens] or [documents, tokens] are expected")
+    rows = numpy.atleast_2d(array).astype(numpy.int64)
+    if mask is None:
+        return list(rows)
+    kept = numpy.atleast_2d(numpy.asarray(mask)) != 0
+    if kept.shape != rows.shape:
+        raise InputError(f"{name}: a mask {list(kept.shape)} for ids {list(rows.shape)}; one shape is expected")
+    found = [row[keep] for row, keep in zip(rows, kept, strict=True) if keep.any()]
+    if not found:
+        raise InputError(f"{name}: the mask leaves no token; at least one is expected")
+    return found
+
+
+def read_token_file(path: str) -> list[numpy.ndarray]:
+    """The documents of a `.npy` file, or of the tensor `input_ids` (or the only one) of a safetensors file.
+
+    An `attention_mask` beside `input_ids` leaves padding out. InputError when the file cannot be read.
+    """
+    try:
+        tensors = {"input_ids": numpy.load(path, allow_pickle=False)} if path.endswith(".npy") else _safetensors(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; a readable file of token ids is expected") from None
+    except Exception as error:  # each format has errors of its own; one that wants unpickling is among NumPy's
+        raise InputError(f"{path}: not a file of token ids ({one_line(error)[:200]})") from None
+    mask = tensors.pop("attention_mask", None)
+    if "input_ids" not in tensors and len(tensors) != 1:
+        raise InputError(f"{path}: holds {', '.join(tensors) or 'nothing'}; a tensor named input_ids is expected")
+    return token_rows(tensors.get("input_ids", next(iter(tensors.values()))), Path(path).name, mask)
+
+
+def _safetensors(path: str) -> dict[str, numpy.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)

@@ -1,0 +1,152 @@
+"""Two scores of one model side by side: how far their orders agree, and what would go under each.
+
+Importance depends on the data: the same criterion on two calibration sets can drop different blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pyprune.pruning import Pruning, depth
+from pyprune.scoring.agreement import RankCorrelation, rank_correlation, ranks
+from pyprune.scoring.scores import Scores, json_number
+
+Unit = tuple[str, int]
+USUAL_RATIO = 0.2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A unit's place under two scores, 1 the most removable; equal scores share the mean of their places."""
+
+    unit: Unit
+    place_a: float
+    place_b: float
+    score_a: float
+    score_b: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`a` and `b`, their rank correlation, the units that go under each, and all shared units, those that differ most
+    first."""
+
+    a: Scores
+    b: Scores
+    correlation: RankCorrelation
+    dropped_a: list[Unit]
+    dropped_b: list[Unit]
+    differences: list[Difference]
+
+    @property
+    def both(self) -> list[Unit]:
+        """What goes under either score."""
+        return [unit for unit in self.dropped_a if unit in self.dropped_b]
+
+    @property
+    def only_a(self) -> list[Unit]:
+        return [unit for unit in self.dropped_a if unit not in self.dropped_b]
+
+    @property
+    def only_b(self) -> list[Unit]:
+        return [unit for unit in self.dropped_b if unit not in self.dropped_a]
+
+    @property
+    def overlap(self) -> float:
+        """The share of the units dropped under the larger of both choices that both drop, 0 to 1."""
+        return len(self.both) / max(len(self.dropped_a), len(self.dropped_b))
+
+    @property
+    def overlap_by_chance(self) -> float:
+        """The overlap to expect of two choices of this size made blindly among the shared units."""
+        return min(len(self.dropped_a), len(self.dropped_b)) / self.correlation.units
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: units as `[unit, index]`; None for a correlation that does not exist."""
+        return {
+            "a": _described(self.a),
+            "b": _described(self.b),
+            "spearman": self.correlation.spearman,
+            "kendall": self.correlation.kendall,
+            "units": self.correlation.units,
+            "dropped": {"a": _listed(self.dropped_a), "b": _listed(self.dropped_b)},
+            "both": _listed(self.both),
+            "only_a": _listed(self.only_a),
+            "only_b": _listed(self.only_b),
+            "overlap": self.overlap,
+            "overlap_by_chance": self.overlap_by_chance,
+            "differences": [
+                {
+                    "unit": found.unit[0],
+                    "index": found.unit[1],
+                    "place_a": found.place_a,
+                    "place_b": found.place_b,
+                    "score_a": json_number(found.score_a),
+                    "score_b": json_number(found.score_b),
+                }
+                for found in self.differences
+            ],
+        }
+
+
+def contrast(
+    a: Scores,
+    b: Scores,
+    *,
+    ratio: float | None = None,
+    count: int | None = None,
+    protect: Iterable[int] | str | None = None,
+) -> Contrast:
+    """How the scores `a` and `b` agree, and what `depth` would remove by each.
+
+    ratio, count, protect: as in `pyprune.depth`; without ratio and count, a ratio of 20%. InputError as there, and when
+    the scores share fewer than two units.
+    """
+    if ratio is None and count is None:
+        ratio = USUAL_RATIO
+    correlation = rank_correlation(a, b)
+    protected = protect if protect is None or isinstance(protect, str) else list(protect)
+    dropped = [dropped_units(scores, depth(scores, ratio=ratio, count=count, protect=protected)) for scores in (a, b)]
+    return Contrast(a, b, correlation, *dropped, _differences(a, b))
+
+
+def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:
+    """The scored units that a pruning takes away, in the order of the model."""
+    whole, halves = set(pruning.blocks), {"mha": set(pruning.mha), "ffn": set(pruning.ffn)}
+    gone = [(kind, index) for kind, index in scores.units if index in whole or index in halves.get(kind, ())]
+    return sorted(gone, key=lambda unit: (unit[1], unit[0] != "mha"))
+
+
+def named(scores: Scores) -> str:
+    """Scores in a few words: the calibration source and whatever else tells them apart."""
+    options = "".join(f", {name} {value}" for name, value in scores.options.items())
+    source = scores.calibration.get("source")
+    return scores.criterion + options + (f" on {source}" if source else "")
+
+
+def _differences(a: Scores, b: Scores) -> list[Difference]:
+    others = dict(zip(b.units, b.values, strict=True))
+    shared = [(unit, value) for unit, value in zip(a.units, a.values, strict=True) if unit in others]
+    one, two = [value for _, value in shared], [others[unit] for unit, _ in shared]
+    found = [
+        Difference(unit, *places, value, others[unit])
+        for (unit, value), places in zip(shared, zip(ranks(one), ranks(two), strict=True), strict=True)
+    ]
+    return sorted(found, key=lambda one: (-abs(one.place_a - one.place_b), one.unit[1], one.unit[0]))
+
+
+def _described(scores: Scores) -> dict[str, Any]:
+    return {
+        "model": scores.model,
+        "criterion": scores.criterion,
+        "unit": scores.unit,
+        "options": scores.options,
+        "baseline": None if scores.baseline is None else json_number(scores.baseline),
+        "calibration": scores.calibration,
+    }
+
+
+def _listed(units: list[Unit]) -> list[list[Any]]:
+    return [list(unit) for unit in units]

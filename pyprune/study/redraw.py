@@ -1,0 +1,105 @@
+"""Figures and pages from result files alone: nothing is measured, no model is loaded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.files import read_json, whole_directory, write_bytes, write_text
+from pyprune.scoring.contrast import Contrast, contrast, named
+from pyprune.scoring.scores import Scores
+from pyprune.study import report
+from pyprune.study.contrast_plot import side_by_side
+from pyprune.study.destination import require_directory, require_figure
+from pyprune.study.page import html_page, html_table, inline_figure
+from pyprune.study.score_plots import chosen, chosen_bars, heat_map
+
+RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
+"""What draws a directory from results of each format."""
+
+
+def redraw(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], **amount: Any) -> list[Path]:
+    """Draw `files` into `out` and return what was written.
+
+    One file of a known format (a comparison's results.json): its directory with figures and page. Scores: into a .png,
+    the bars of one or the map of several; else into a directory with the bars of each, of several the map, of two both
+    side by side, and a page. amount: `ratio`, `count`, `protect` as in `pyprune.depth`, marked in the scores' figures.
+    InputError for anything else, and when `out` is taken.
+    """
+    figure = str(out).lower().endswith(".png")
+    target = require_figure(out) if figure else require_directory(out)
+    data = [read_json(path) for path in files]
+    formats = [content.get("format") if isinstance(content, dict) else None for content in data]
+    if any(formats):
+        return [_results(files, data, formats, out, amount)]
+    scores = [Scores.from_json(path) for path in files]
+    labels = _labels(files)
+    if figure:
+        write_bytes(target, _one_figure(scores, labels, amount))
+        return [target]
+    with whole_directory(out) as scratch:
+        names = _write_scores(scratch, scores, labels, amount)
+    return [target / name for name in names]
+
+
+def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any, amount: dict[str, Any]) -> Path:
+    if len(files) > 1:
+        raise InputError(f"report: {len(files)} files with results of {formats[0]}; one, or scores alone, are expected")
+    if formats[0] not in RENDERERS:
+        raise InputError(f"{files[0]}: results of format {formats[0]!r}; {', '.join(RENDERERS)} are accepted")
+    if str(out).lower().endswith(".png"):
+        raise InputError(f"{out}: these results are drawn as several figures and a page; a directory is expected")
+    for name, value in amount.items():
+        raise InputError(f"--{name} {value}: belongs to scores, and {files[0]} holds none")
+    try:
+        RENDERERS[formats[0]](data[0], Path(out))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{files[0]}: not whole results of {formats[0]} ({type(error).__name__}: {error})") from None
+    return Path(out) / "index.html"
+
+
+def _one_figure(scores: list[Scores], labels: list[str], amount: dict[str, Any]) -> bytes:
+    return chosen_bars(scores[0], **amount) if len(scores) == 1 else _map(scores, labels, amount)
+
+
+def _map(scores: list[Scores], labels: list[str], amount: dict[str, Any]) -> bytes:
+    return heat_map(scores, labels, [chosen(one, **amount) for one in scores])
+
+
+def _write_scores(folder: Path, scores: list[Scores], labels: list[str], amount: dict[str, Any]) -> list[str]:
+    figures: dict[str, tuple[str, bytes]] = {}
+    parts = []
+    if len(scores) > 1:
+        rows = [
+            [one, other, *_agreement(contrast(a, b, **amount))]
+            for (one, a), (other, b) in itertools.combinations(zip(labels, scores, strict=True), 2)
+        ]
+        header = ["A", "B", "Spearman", "Kendall", "goes under A alone", "under both", "under B alone"]
+        parts += ["<h2>How far they agree</h2>", html_table(header, rows)]
+        figures["map.png"] = "Places under each", _map(scores, labels, amount)
+    if len(scores) == 2:
+        figures["both.png"] = "Side by side", side_by_side(contrast(*scores, **amount))
+    for label, one in zip(labels, scores, strict=True):
+        figures[f"bars-{label}.png"] = f"{label}: {named(one)}", chosen_bars(one, **amount)
+    for name, (title, image) in figures.items():
+        (folder / name).write_bytes(image)
+        parts.append(inline_figure(title, image))
+    title = "Scores of " + ", ".join(dict.fromkeys(one.model for one in scores))
+    write_text(folder / "index.html", html_page(title, parts))
+    return ["index.html", *figures]
+
+
+def _agreement(found: Contrast) -> list[str]:
+    numbers = ["none" if n is None else f"{n:.3f}" for n in (found.correlation.spearman, found.correlation.kendall)]
+    lists = (found.only_a, found.both, found.only_b)
+    return numbers + [", ".join(str(i) if kind == "block" else f"{kind} {i}" for kind, i in units) for units in lists]
+
+
+def _labels(files: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The files' bare names, numbered where two are the same."""
+    stems = [Path(path).stem for path in files]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{place}" for place, stem in enumerate(stems, start=1)]

@@ -1,0 +1,74 @@
+"""`pyprune export`: a pruning of a checkpoint, read where prune leaves it, in a file or on standard output."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from pyprune import cli, load
+from pyprune.commands import export
+from pyprune.pruning import Pruning, apply
+from pyprune.pruning.export import FORMATS
+
+
+@pytest.fixture
+def pruning(tmp_path):
+    path = tmp_path / "mine.json"
+    Pruning(model="org/model", blocks=(1, 2)).to_json(path)
+    return path
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_tools_in_the_help_are_those_that_can_be_written():
+    assert tuple(FORMATS) == export.TOOLS
+
+
+def test_a_list_goes_to_standard_output_or_to_a_file(capsys, pruning, tmp_path):
+    code, out, _ = run(capsys, "export", pruning, "--to", "modelopt")
+    assert (code, json.loads(out)) == (0, {"layers_to_drop": [2, 3]})
+    code, nothing, _ = run(capsys, "export", pruning, "--to", "modelopt", "--out", tmp_path / "new" / "list.json")
+    assert (code, nothing) == (0, "")
+    assert (tmp_path / "new" / "list.json").read_text("utf-8") == out
+
+
+def test_mergekit_reads_the_number_of_layers_from_the_original_model(capsys, tmp_path):
+    original, pruned = tmp_path / "original", tmp_path / "pruned"
+    decoder = load("shape:hidden=16,blocks=5,heads=2,kv_heads=1,head_dim=8,ffn=24,vocab=31")
+    decoder.save(original)
+    apply(load(str(original)), Pruning(blocks=(0, 3))).save(pruned)
+    for model in (original, pruned):  # a pruned checkpoint knows what it was made from
+        code, out, _ = run(capsys, "export", pruned, "--to", "mergekit", "--model", model)
+        assert code == 0
+        assert [part["sources"][0]["layer_range"] for part in yaml.safe_load(out)["slices"]] == [[1, 3], [4, 5]]
+
+
+def test_mergekit_needs_no_model_at_hand_where_the_layers_are_given(capsys, pruning):
+    code, out, _ = run(capsys, "export", pruning, "--to", "mergekit", "--model", "org/far-away", "--layers", "4")
+    assert code == 0
+    assert [part["sources"][0]["layer_range"] for part in yaml.safe_load(out)["slices"]] == [[0, 1], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--to", "onnx"], "'onnx'"),
+        ([], "--to"),
+        (["--to", "mergekit"], "--model is expected"),
+        (["--to", "mergekit", "--model", "smollm2-135m"], "mergekit reads Hugging Face checkpoints"),
+        (["--to", "mergekit", "--model", "a.gguf", "--layers", "4"], "mergekit reads Hugging Face checkpoints"),
+        (["--to", "mergekit", "--model", "org/m", "--layers", "2"], "names block 2; 0 to 1"),
+        (["--to", "optipfair", "--out", "."], ".: is a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, pruning, words, told):
+    code, out, err = run(capsys, "export", pruning, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert run(capsys, "export", pruning.parent / "none.json", "--to", "json")[0] == 2
