@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import pyprune
 from bench.gpu_check.environment import gpu_report
 from bench.gpu_check.race import quiet, race
 from bench.gpu_check.settings import Save, Settings
+from bench.naive import naive_scores
 from pyprune.models.transformers_model import to_transformers
 from pyprune.study.measure import speedup, spread
 
@@ -52,22 +50,3 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
         pairs = zip(found["pyprune"], found["naive"], strict=True)
         result["largest_relative_difference"] = max(abs(a - b) / b for a, b in pairs)
     return result
-
-
-@torch.inference_mode()
-def naive_scores(model: Any, ids: Tensor) -> list[float]:
-    """Perplexity of the whole model, then without each block in turn: one forward each, on the whole batch."""
-    layers = model.model.layers
-    try:
-        values = [_perplexity(model, ids)]
-        for gone in range(len(layers)):
-            model.model.layers = nn.ModuleList(layer for place, layer in enumerate(layers) if place != gone)
-            values.append(_perplexity(model, ids))
-    finally:
-        model.model.layers = layers
-    return values
-
-
-def _perplexity(model: Any, ids: Tensor) -> float:
-    logits = model(ids, use_cache=False).logits[:, :-1].float()
-    return math.exp(float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())))

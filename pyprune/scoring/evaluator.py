@@ -123,7 +123,7 @@ class Evaluator:
         plan = self._memory.split(min(samples, self._samples or samples), group, self._search)
         sizes = plan.samples, plan.candidates
         # Blocks that are read from a file are read once for each part: there only memory cuts.
-        if self._journal is not None and not hasattr(self._decoder.blocks, "sizes"):
+        if self._journal is not None and not self._decoder.streamed:
             most = parts.JOURNALED.get(self._decoder.device.type, parts.JOURNALED["cuda"]) / tokens
             wanted = parts.part_size(most, cost, stretch, tokens, plan.rows)
             sizes = min(sizes[0], wanted[0]), min(sizes[1], wanted[1])
