@@ -62,6 +62,11 @@ torch.library.register_autograd(
 # What each operator gives, for tracing (torch.compile, meta tensors): shapes and dtypes without values.
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits and losses: float32, and float64 where the definitions compute in it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @torch.library.register_fake("pyprune::norm_qkv_rope")
 def _(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
@@ -105,7 +110,7 @@ def _(
 
 @torch.library.register_fake("pyprune::norm_head")
 def _(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=_wide(x.dtype))
 
 
 @torch.library.register_fake("pyprune::linear_cross_entropy")
@@ -113,7 +118,7 @@ def _(
     x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0,
     bias: Tensor | None = None, ignore_index: int = -100,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty(targets.shape, dtype=torch.float32)
+    return x.new_empty(targets.shape, dtype=_wide(x.dtype))
 
 
 @torch.library.register_fake("pyprune::padded_linear")
@@ -127,4 +132,4 @@ def _(
     caches: list[Tensor], norm: Tensor, eps: float, head: Tensor, head_bias: Tensor | None, cos: Tensor, sin: Tensor,
     skip: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    return embedding.new_empty(tokens.shape[0], head.shape[0], dtype=torch.float32)
+    return embedding.new_empty(tokens.shape[0], head.shape[0], dtype=_wide(embedding.dtype))
