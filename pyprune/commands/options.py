@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 from pyprune.errors import InputError
 
 DTYPES = {
-    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
-    "fp16": "float16",
+    "float32": "float32", "fp32": "float32", "f32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "f16": "float16",
 }  # fmt: skip
 
 MOST = 2**31 - 1
-"""The greatest whole number that an option takes."""
+"""The greatest whole number that an option takes, unless it says otherwise."""
 
 MODEL_HELP = (
     "the model: a Hugging Face directory or hub name, a .gguf file, smollm2-135m (the installed demonstration model), "
@@ -74,9 +74,10 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             type=indices,
+            action="extend",
             default=[],
             metavar="I,J",
-            help=f"{what} to leave out, numbered from 0 (default: none)",
+            help=f"{what} to leave out, numbered from 0; given again, these too (default: none)",
         )
 
 
@@ -125,6 +126,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is finished in a journal beside --out, and go on from one that an interrupted run left there; "
+        "it is removed when --out is written (default: off)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables (default: off)")
 
@@ -148,7 +158,10 @@ def device(text: str) -> str:
 def share(text: str) -> float:
     from pyprune.pruning.amount import parse_ratio
 
-    return parse_ratio(text)
+    try:
+        return parse_ratio(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def words(text: str) -> list[str]:
@@ -170,10 +183,10 @@ def numbers(what: str, example: str) -> Callable[[str], list[int]]:
     return read
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= MOST:
-            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {MOST} is expected")
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {most} is expected")
         return int(text)
 
     return read
