@@ -18,7 +18,7 @@ from pyprune.cli import build_parser
 from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "compare", "report", "generate")
+COMMANDS = ("doctor", "score", "prune", "convert", "compare", "report", "generate")
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 
@@ -312,12 +312,20 @@ def test_prune_keeps_protected_blocks(capsys, tmp_path):
     assert json.loads(run(capsys, *words)[1])["pruning"]["blocks"] == [2]
 
 
-def test_a_model_that_lacks_halves_is_saved_and_loads_again(capsys, tmp_path):
+@pytest.mark.parametrize("way", [["--blocks", "1,3"], ["--depth", "2"]])
+@pytest.mark.parametrize("unit", ["mha", "ffn"])
+def test_halves_are_pruned_and_the_checkpoint_loads_with_its_record(way, unit, capsys, tmp_path):
     from pyprune.models import load
 
-    code, _, _ = run(capsys, "prune", TINY, "--blocks", "1,3", "--unit", "mha", "--out", str(tmp_path / "a"))
+    target = tmp_path / "halves"
+    code, out, _ = run(capsys, "prune", TINY, *FEW, *way, "--unit", unit, "--out", str(target), "--json")
     assert code == 0
-    assert [block.mha is None for block in load(tmp_path / "a").blocks] == [False, True, False, True]
+    gone = json.loads(out)["pruning"][unit]
+    assert len(gone) == 2
+    loaded = load(target)
+    assert [block.index for block in loaded.blocks if getattr(block, unit) is None] == gone
+    assert loaded.pruning[unit] == gone
+    assert json.loads((target / "config.json").read_text())["model_type"] == "pyprune_llama"
 
 
 @pytest.mark.parametrize("way", [["--depth", "2"], ["--width", "20%"], ["--width", "20%", "--method", "flap"]])

@@ -1,6 +1,6 @@
 """The commands, one file each: `add_options` says what --help teaches, `run` does it. Importing them is quick."""
 
-from pyprune.commands import compare, doctor, export, generate, plan, prune, report, score, search, tune
+from pyprune.commands import compare, convert, doctor, export, generate, plan, prune, report, score, search, tune
 
 COMMANDS = {
     "doctor": doctor,
@@ -8,6 +8,7 @@ COMMANDS = {
     "search": search,
     "prune": prune,
     "export": export,
+    "convert": convert,
     "compare": compare,
     "report": report,
     "generate": generate,

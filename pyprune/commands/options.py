@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from pyprune.errors import InputError
 
 DTYPES = {
-    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
-    "fp16": "float16",
+    "float32": "float32", "fp32": "float32", "f32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "f16": "float16",
 }  # fmt: skip
 
 MOST = 2**31 - 1
@@ -148,7 +148,10 @@ def device(text: str) -> str:
 def share(text: str) -> float:
     from pyprune.pruning.amount import parse_ratio
 
-    return parse_ratio(text)
+    try:
+        return parse_ratio(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def words(text: str) -> list[str]:

@@ -55,7 +55,11 @@ def add_options(commands: Any) -> None:
         metavar="P%",
         help="narrow FFN and heads by --method to the size of the depth row of P%%",
     )
-    add_unit(parser, "what --depth and --blocks remove (--blocks one kind)")
+    add_unit(
+        parser,
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves loads in transformers "
+        "after import pyprune",
+    )
     parser.add_argument(
         "--search",
         choices=("one-shot", "greedy", "window"),
