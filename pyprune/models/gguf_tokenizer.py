@@ -91,9 +91,7 @@ def _made(tokenizer: Any, decoder: Decoder) -> list[Field]:
             raise refused(f"its BPE has {key} {model[key]!r}")
     pre = _pre_tokenizer(data)
     if pre is None:
-        raise refused(
-            f"llama.cpp has no pre-tokenizer like its own; accepted are those of {', '.join(_PRE_TOKENIZERS)}"
-        )
+        raise refused(f"llama.cpp splits text otherwise; accepted are the ways of {', '.join(_PRE_TOKENIZERS)}")
     if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
         raise refused(f"ignore_merges is {model.get('ignore_merges')}, not so in llama.cpp's {pre}")
     tokens = {index: (token, _NORMAL) for token, index in model["vocab"].items()}
