@@ -135,6 +135,13 @@ BAD_INPUT = [
     (["prune", TINY, "--blocks", "1", "--protect", "0", "--out", "new"], "--protect 0: belongs to --depth"),
     (["prune", TINY, "--width", "3", "--out", "new"], "--width 3"),
     (["prune", TINY, "--width", "20%", "--unit", "mha", "--out", "new"], "--unit mha"),
+    (["prune", TINY, "--width", "20%", "--method", "magic", "--out", "new"], "method 'magic'"),
+    (["prune", TINY, "--width", "20%", "--method", "flap", "--variant", "x", "--out", "new"], "variant 'x'"),
+    (["prune", TINY, "--width", "20%", "--method", "magnitude-sp", "--text", "f", "--out", "new"], "--text f"),
+    (["prune", TINY, "--width", "20%", "--remove-groups", "2", "--out", "new"], "remove_groups 2"),
+    (["prune", TINY, "--depth", "1", "--method", "flap", "--out", "new"], "--method flap"),
+    (["prune", TINY, "--depth", "1", "--remove-groups", "2", "--out", "new"], "--remove-groups 2"),
+    (["prune", TINY, "--blocks", "1", "--variant", "x", "--out", "new"], "--variant x"),
     (["prune", TINY, "--width", "20%", "--pad-to", "0", "--out", "new"], "--pad-to: '0'"),
     (["prune", TINY, "--depth", "1", "--out", "taken.txt"], "taken.txt: is a file"),
     (["prune", TINY, "--depth", "1", "--out", "."], ".: is a directory that is not empty"),
@@ -321,17 +328,51 @@ def test_halves_are_pruned_and_the_checkpoint_loads_with_its_record(way, unit, c
     assert json.loads((target / "config.json").read_text())["model_type"] == "pyprune_llama"
 
 
-@pytest.mark.parametrize("way", [["--depth", "2"], ["--width", "20%"]])
-def test_what_no_checkpoint_can_express_is_refused_before_it_is_measured(way, capsys, tmp_path, monkeypatch, failing):
-    def refused(decoder):
-        raise InputError(f"{decoder.name}: cannot be saved")
-
+@pytest.mark.parametrize("way", [["--depth", "2"], ["--width", "20%"], ["--width", "20%", "--method", "flap"]])
+def test_what_no_checkpoint_can_express_is_refused_before_the_slow_part(way, capsys, tmp_path, failing, monkeypatch):
     failing(AssertionError("scoring began"))
-    monkeypatch.setattr("pyprune.pruning.width", lambda *_, **__: pytest.fail("narrowing began"))
-    monkeypatch.setattr("pyprune.models.ragged.checkpoint_config", refused)
+
+    def fail(*_, **__):
+        raise AssertionError("narrowing began")
+
+    def refuse(decoder):
+        raise InputError("a bias that cannot be saved")
+
+    monkeypatch.setattr("pyprune.pruning.width", fail)
+    monkeypatch.setattr("pyprune.models.ragged.checkpoint_config", refuse)
     code, _, err = run(capsys, "prune", TINY, *FEW, *way, "--out", str(tmp_path / "a"))
-    assert (code, "cannot be saved" in err) == (2, True)
+    assert (code, err) == (2, "pyprune: a bias that cannot be saved\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "made_by"),
+    [
+        (["flap", "--variant", "WIFN,AL-MM", "--remove-groups", "2"], "width flap WIFN,AL-MM"),
+        (["flap", "--align", "4", "--units", "neurons"], "width flap"),
+        (["llm-pruner", "--variant", "param_mix,global", "--protect", "0"], "width llm-pruner param_mix,global"),
+        (["head-gate"], "width head-gate"),
+        (["magnitude-sp"], "width magnitude-sp"),
+        (["wanda-sp", "--variant", "faithful"], "width wanda-sp faithful"),
+    ],
+)
+def test_every_width_method_saves_what_loads_again(words, made_by, capsys, tmp_path):
+    from pyprune.models import load
+    from pyprune.pruning import Pruning
+
+    command = ["prune", TINY, *FEW, "--width", "30%", "--method", *words, "--out", str(tmp_path / "a"), "--json"]
+    code, out, err = run(capsys, *command)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    loaded = load(tmp_path / "a")
+    assert told["after"]["parameters"] == loaded.parameters() < told["before"]["parameters"]
+    record = Pruning.from_json(tmp_path / "a" / "pruning.json")
+    assert record.made_by == made_by
+    assert loaded.pruning == record.to_dict() == told["pruning"]
+    if "--align" in words:
+        assert not any(block.ffn.width % 4 for block in loaded.blocks)
+    if "--protect" in words:
+        assert 0 not in record.neurons
 
 
 def test_pruned_width_is_padded_and_the_checkpoint_loads_with_its_record(capsys, tmp_path):

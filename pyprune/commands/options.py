@@ -148,7 +148,10 @@ def device(text: str) -> str:
 def share(text: str) -> float:
     from pyprune.pruning.amount import parse_ratio
 
-    return parse_ratio(text)
+    try:
+        return parse_ratio(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def words(text: str) -> list[str]:

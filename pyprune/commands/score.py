@@ -123,7 +123,8 @@ def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
 
 def _plot(path: str, scores: Any, found: Any, amount: dict[str, Any]) -> None:
     from pyprune.files import write_bytes
-    from pyprune.study.score_plots import chosen_bars, side_by_side
+    from pyprune.study.contrast_plot import side_by_side
+    from pyprune.study.score_plots import chosen_bars
 
     write_bytes(path, chosen_bars(scores, **amount) if found is None else side_by_side(found))
 

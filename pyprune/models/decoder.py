@@ -10,7 +10,7 @@ and either half can be absent. Weights are in torch's layout, `[out_features, in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,13 +170,13 @@ class Decoder:
 
     `config` is the Hugging Face configuration of the *original* model as a plain dict; a pruned decoder keeps it, so
     that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON), and
-    `compensation` the values that it added to biases, where they are known apart from them.
+    `compensation` what it added to biases, where that is known apart from them (`compensation.safetensors`).
     """
 
     name: str
     config: dict[str, Any]
     embedding: Tensor
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     norm: Tensor
     head: Linear
     tied: bool
@@ -239,6 +239,11 @@ class Decoder:
         """Number of parameters, a tied head counted once (the paper's #Param)."""
         return sum(tensor.numel() for _, tensor in self.tensors())
 
+    @property
+    def streamed(self) -> bool:
+        """Whether blocks are read from their file whenever they are run (`load(..., stream=True)`)."""
+        return hasattr(self.blocks, "sizes")
+
     def sizes(self) -> Decoder:
         """The same decoder for counting: where blocks are read from a file one at a time, theirs have sizes only."""
         return replace(self, blocks=getattr(self.blocks, "sizes", self.blocks))
@@ -276,8 +281,13 @@ class Decoder:
 
         embedding = change(self.embedding)
         head = Linear(embedding, self.head.bias) if self.tied else linear(self.head)
-        blocks = tuple(Block(block.index, mha(block.mha), ffn(block.ffn)) for block in self.blocks)
-        return replace(self, embedding=embedding, blocks=blocks, norm=change(self.norm), head=head)
+        changed = replace(self, embedding=embedding, norm=change(self.norm), head=head)
+        return changed.map_blocks(lambda block: Block(block.index, mha(block.mha), ffn(block.ffn)))
+
+    def map_blocks(self, change: Callable[[Block], Block]) -> Decoder:
+        """The same decoder with every block changed: now, or where blocks are streamed whenever one is read."""
+        streamed = getattr(self.blocks, "map", None)
+        return replace(self, blocks=streamed(change) if streamed else tuple(map(change, self.blocks)))
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Decoder:
         """The same decoder in another dtype or on another device; tensors already there are shared.

@@ -66,6 +66,8 @@ class Engine:
             raise InputError(f"max_len: {max_len} given; 1 or more is accepted")
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk: {prefill_chunk} given; 1 or more is accepted")
+        if decoder.streamed:
+            raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
         require_engine(decoder, max_batch, max_len, prefill_chunk)
         self.decoder = decoder
         self.max_batch = max_batch
