@@ -361,6 +361,17 @@ def test_llama_cpp_gives_the_tokens_of_transformers(with_tokenizer, tmp_path, ll
         assert llama_tokens(llama_cpp, tmp_path / "model.gguf", text) == decoder.tokenizer()(text)["input_ids"], text
 
 
+@pytest.mark.parametrize("pruning", [Pruning(blocks=[0]), Pruning(mha=[1])])
+def test_a_tokenizer_comes_back_whatever_the_architecture(with_tokenizer, tmp_path, pruning):
+    """transformers reads no tokenizer out of a file whose architecture it does not know, as deci."""
+    decoder = apply(with_tokenizer(byte_level_bpe(WORDS)), pruning)
+    decoder.save_gguf(tmp_path / "model.gguf")
+    again = load(tmp_path / "model.gguf")
+    assert again.tokenizer()(TEXT)["input_ids"] == decoder.tokenizer()(TEXT)["input_ids"]
+    again.save(tmp_path / "saved")
+    assert load(tmp_path / "saved").tokenizer()(TEXT)["input_ids"] == decoder.tokenizer()(TEXT)["input_ids"]
+
+
 def llama_tokens(api, path, text):
     params = api.llama_model_default_params()
     params.vocab_only = True
