@@ -1,24 +1,38 @@
-"""What memory can deliver at most: a streaming read of a buffer far larger than any cache, by all threads.
+"""What memory can deliver at most: streaming reads of a buffer as large as a 1B model's weights, by all threads.
 
 The readers are torch's sum, the C library's memchr (looking for a byte that is not there), and a loop of loads with the
 lines to come called ahead (csrc/cpu/ceiling.cpp): without the last one a decode step was quicker than the "limit". The
-quickest is the yardstick.
+quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is shared
+gives other rates over hundredths of a second than over seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import mmap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
+from pyprune.models.pages import Pages
 from pyprune.ops import native
 
-READ_BYTES = 1 << 30
+READ_BYTES = 5 << 29
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader that goes over its buffer `times` times, `bytes` in all."""
+
+    read: Callable[[], None]
+    times: int
+    bytes: int
+
+    def run(self) -> None:
+        for _ in range(self.times):
+            self.read()
 
 
 class MemoryReader:
@@ -26,12 +40,8 @@ class MemoryReader:
 
     def __init__(self, size: int = READ_BYTES) -> None:
         self.size, self.threads = size, torch.get_num_threads()
-        # On huge pages, where the system gives them: the limit is the memory's, not that of the address translation.
-        memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        self.data = torch.frombuffer(memory, dtype=torch.float32).fill_(1)
+        # On the pages that weights have: the limit is the memory's, not that of the address translation.
+        self.data = Pages().empty((size // 4,), torch.float32).fill_(1)
         self._pool = ThreadPoolExecutor(self.threads)
         self._memchr = ctypes.CDLL(None).memchr
         self._memchr.restype, self._memchr.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -54,6 +64,11 @@ class MemoryReader:
         """The native library's loop."""
         assert self._read is not None
         self._read(self.data.data_ptr(), self.size)
+
+    def reading(self, total: int) -> Reading:
+        """About `total` bytes by the quickest reader: whole rounds of the buffer, at least one."""
+        times = max(1, round(total / self.size))
+        return Reading(self.quickest(), times, times * self.size)
 
     def quickest(self, tries: int = 3) -> Callable[[], None]:
         """The reader with the least best time of `tries`."""

@@ -40,9 +40,10 @@ def test_decode(interleaved, benchmark, table, low, memory, all_peers, batch: in
             first[peer.name] = decoding.decode(STEPS)
             settings[peer.name] = peer.describe()
             sides[peer.name] = Side(partial(decoding.decode, STEPS), partial(decoding.prefill, prompts))
-        seconds = interleaved({**sides, "memory read": Side(memory.quickest())}, ROUNDS)
+        reading = memory.reading(STEPS * low.bytes_per_token())
+        seconds = interleaved({**sides, "memory read": Side(reading.run)}, ROUNDS)
 
-    read = memory.size / median(seconds["memory read"])
+    read = reading.bytes / median(seconds["memory read"])
     rates = {name: batch * STEPS / median(seconds[name]) for name in sides}
     ratios = benchmark.extra_info["ratio"]
     benchmark.extra_info.update(
@@ -52,7 +53,7 @@ def test_decode(interleaved, benchmark, table, low, memory, all_peers, batch: in
         decode_steps=STEPS,
         tokens_per_second=rates,
         bytes_per_token=low.bytes_per_token(),
-        read_bytes=memory.size,
+        read_bytes=reading.bytes,
         read_bytes_per_second=read,
         settings=settings,
         absent=absent,

@@ -165,6 +165,10 @@ BAD_INPUT = [
     (["generate", TINY, "--top-k", "0"], "--top-k: '0'"),
     (["generate", TINY, "--min-p", "1.5"], "--min-p: '1.5'"),
     (["generate", TINY, "--repetition-penalty", "0"], "--repetition-penalty: '0'"),
+    (["generate", TINY, "--top-k", "3"], "--top-k 3: has no effect at temperature 0"),
+    (["generate", TINY, "--top-p", "0.5", "--temperature", "0"], "--top-p 0.5: has no effect"),
+    (["generate", TINY, "--min-p", "0.5"], "--min-p 0.5: has no effect"),
+    (["generate", TINY, "--seed", str(2**63)], f"--seed: '{2**63}': an integer from 0 to {2**63 - 1}"),
     (["generate", TINY, "--prefill-chunk", "0"], "--prefill-chunk: '0'"),
     (["generate", TINY, "--logprobs"], "--logprobs: belongs to --json"),
     (["generate", TINY, "--stream", "--json"], "--stream: prints text as it comes; --json"),
@@ -404,6 +408,15 @@ def test_generate_prints_as_many_ids_as_asked_for_and_skipping_changes_them(caps
     found = json.loads(skipped[1])
     assert found["ids"] != [int(word) for word in out.split()]
     assert found["skip"] == {"blocks": [1], "mha": [], "ffn": [2]}
+    words = ("--max-new-tokens", "2", "--skip", "1", "--skip-ffn", "2", "--skip", "3,0", "--skip-ffn", "0", "--json")
+    again = run(capsys, "generate", TINY, *words)
+    assert json.loads(again[1])["skip"] == {"blocks": [0, 1, 3], "mha": [], "ffn": [2]}
+
+
+def test_generate_takes_every_seed_of_the_engine(capsys):
+    words = ("generate", TINY, "--max-new-tokens", "12", "--temperature", "1", "--json", "--seed")
+    texts = [json.loads(run(capsys, *words, str(seed))[1])["ids"] for seed in (2**63 - 1, 2**63 - 1, 2**63 - 2)]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_sampling_with_a_seed_repeats_itself(capsys):

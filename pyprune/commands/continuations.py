@@ -25,6 +25,12 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError("--stream: prints text as it comes; --json was given too")
     if options.stream and len(options.prompt or []) > 1:
         raise InputError(f"--stream: one --prompt is expected; {len(options.prompt)} were given")
+    for name in ("top_k", "top_p", "min_p"):
+        if options.temperature == 0 and getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise InputError(
+                f"{option}: has no effect at temperature 0, the likeliest token; --temperature is expected"
+            )
     if options.logprobs and not options.json:
         raise InputError("--logprobs: belongs to --json, which was not given")
 

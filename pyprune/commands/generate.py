@@ -80,7 +80,7 @@ def add_options(commands: Any) -> None:
         help="above 1, tokens that prompt or text hold already become less likely (default: 1)",
     )
     parser.add_argument(
-        "--seed", type=at_least(0), metavar="N", help="seed of the sampling (default: a new one each time)"
+        "--seed", type=at_least(0, 2**63 - 1), metavar="N", help="seed of the sampling (default: a new one each time)"
     )
     parser.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes (default: off)")
     parser.add_argument(

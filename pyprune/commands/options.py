@@ -16,7 +16,7 @@ DTYPES = {
 }  # fmt: skip
 
 MOST = 2**31 - 1
-"""The greatest whole number that an option takes."""
+"""The greatest whole number that an option takes, unless it says otherwise."""
 
 MODEL_HELP = (
     "the model: a Hugging Face directory or hub name, a .gguf file, smollm2-135m (the installed demonstration model), "
@@ -74,9 +74,10 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             type=indices,
+            action="extend",
             default=[],
             metavar="I,J",
-            help=f"{what} to leave out, numbered from 0 (default: none)",
+            help=f"{what} to leave out, numbered from 0; given again, these too (default: none)",
         )
 
 
@@ -125,6 +126,34 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="most memory that scoring takes beyond the weights, such as 800MB or 2GiB: the work is split to stay "
+        "within it, which does not change the result (default: what is free)",
+    )
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="of a Hugging Face directory or name, read each block's weights only when it is run, and the next "
+        "meanwhile: for models larger than memory (default: off)",
+    )
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is finished in a journal beside --out, and go on from one that an interrupted run left there; "
+        "it is removed when --out is written (default: off)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables (default: off)")
 
@@ -154,6 +183,14 @@ def share(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def size(text: str) -> int:
+    """A number of bytes from one like 800MB, 2GiB or 1500000."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?", text, re.ASCII)
+    if match is None or (match[3] and not match[2]) or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size such as 800MB or 2GiB is expected")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+
+
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
@@ -173,10 +210,10 @@ def numbers(what: str, example: str) -> Callable[[str], list[int]]:
     return read
 
 
-def at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= MOST:
-            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {MOST} is expected")
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: an integer from {least} to {most} is expected")
         return int(text)
 
     return read

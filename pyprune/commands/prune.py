@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import loaded, measured_scores, require_scorable, searched
+from pyprune.commands.inputs import join, loaded, measured_scores, remove_journal, require_scorable, searched
 from pyprune.commands.narrowing import (
     add_narrowing,
     measured_narrowing,
@@ -14,8 +14,18 @@ from pyprune.commands.narrowing import (
     rehearsed_narrowing,
     require_narrowable,
 )
-from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
-from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_json,
+    add_memory,
+    add_resume,
+    add_text,
+    add_unit,
+    at_least,
+    command,
+    indices,
+)
+from pyprune.commands.output import Bar, leading, print_json, print_table
 from pyprune.errors import InputError
 
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
@@ -81,6 +91,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
+    add_memory(parser)
+    add_resume(parser)
     add_json(parser)
 
 
@@ -108,6 +120,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.depth is not None and ranked is None:
         require_scorable(options, unit)
 
+    join()
     decoder = loaded(options.model)
     with Bar() as bar:
         if options.depth is not None:
@@ -124,8 +137,11 @@ def run(options: argparse.Namespace) -> None:
             rehearsed = rehearsed_narrowing(options, decoder, amount.ratio)
             _require_savable(pruning.apply(decoder, rehearsed | padding))
             chosen = measured_narrowing(options, decoder, amount.ratio, bar)
+        if not leading():
+            return
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
+    remove_journal(options)
     _tell_pruned(options, decoder, pruned)
 
 
@@ -143,6 +159,8 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
         if options.search not in (None, "one-shot"):
             raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
+    if options.resume and (options.depth is None or options.scores is not None):
+        raise InputError("--resume: belongs to --depth without --scores, which takes long")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):

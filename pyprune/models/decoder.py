@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.models.pages import Pages
 from pyprune.models.tensors import is_finite
+
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Linear:
         yield "weight", self.weight
         if self.bias is not None:
             yield "bias", self.bias
+
+    def map(self, change: Change) -> Linear:
+        return Linear(change(self.weight), None if self.bias is None else change(self.bias))
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class MHA:
             if getattr(self, name) is not None:
                 yield name, getattr(self, name)
 
+    def map(self, change: Change) -> MHA:
+        norms = [norm if norm is None else change(norm) for norm in (self.norm, self.q_norm, self.k_norm)]
+        q, k, v, o = (linear.map(change) for linear in (self.q, self.k, self.v, self.o))
+        return replace(self, norm=norms[0], q=q, k=k, v=v, o=o, q_norm=norms[1], k_norm=norms[2])
+
 
 @dataclass(frozen=True)
 class FFN:
@@ -89,6 +100,9 @@ class FFN:
             for part, tensor in getattr(self, name).tensors():
                 yield f"{name}.{part}", tensor
 
+    def map(self, change: Change) -> FFN:
+        return FFN(change(self.norm), self.gate.map(change), self.up.map(change), self.down.map(change))
+
 
 @dataclass(frozen=True)
 class Block:
@@ -104,6 +118,11 @@ class Block:
             if half is not None:
                 for part, tensor in half.tensors():
                     yield f"{name}.{part}", tensor
+
+    def map(self, change: Change) -> Block:
+        """The same block with `change` applied to every tensor."""
+        mha, ffn = (half if half is None else half.map(change) for half in (self.mha, self.ffn))
+        return Block(self.index, mha, ffn)
 
 
 @dataclass(frozen=True)
@@ -257,32 +276,12 @@ class Decoder:
             total += self.head.weight.numel() * self.head.weight.element_size()
         return total + self.embedding[0].numel() * self.embedding.element_size()
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Decoder:
+    def map(self, change: Change) -> Decoder:
         """The same decoder with `change` applied to every tensor (a tied head stays tied)."""
-
-        def linear(part: Linear) -> Linear:
-            return Linear(change(part.weight), None if part.bias is None else change(part.bias))
-
-        def optional(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else change(tensor)
-
-        def mha(part: MHA | None) -> MHA | None:
-            if part is None:
-                return None
-            return replace(
-                part, norm=change(part.norm), q=linear(part.q), k=linear(part.k), v=linear(part.v), o=linear(part.o),
-                q_norm=optional(part.q_norm), k_norm=optional(part.k_norm),
-            )  # fmt: skip
-
-        def ffn(part: FFN | None) -> FFN | None:
-            if part is None:
-                return None
-            return FFN(change(part.norm), linear(part.gate), linear(part.up), linear(part.down))
-
         embedding = change(self.embedding)
-        head = Linear(embedding, self.head.bias) if self.tied else linear(self.head)
+        head = Linear(embedding, self.head.bias) if self.tied else self.head.map(change)
         changed = replace(self, embedding=embedding, norm=change(self.norm), head=head)
-        return changed.map_blocks(lambda block: Block(block.index, mha(block.mha), ffn(block.ffn)))
+        return changed.map_blocks(lambda block: block.map(change))
 
     def map_blocks(self, change: Callable[[Block], Block]) -> Decoder:
         """The same decoder with every block changed: now, or where blocks are streamed whenever one is read."""
@@ -295,8 +294,10 @@ class Decoder:
         InputError naming the first tensor that float16 cannot hold, when it was finite before.
         """
 
+        pages = Pages()
+
         def move(tensor: Tensor) -> Tensor:
-            moved = tensor.to(device=device, dtype=dtype)
+            moved = pages.move(tensor, dtype, device)
             # Of the three dtypes only float16 has less range than another; where nothing narrows, nothing is checked.
             if moved.dtype == torch.float16 != tensor.dtype and not is_finite(moved) and is_finite(tensor):
                 part = next(part for part, one in self.tensors() if one is tensor)

@@ -18,7 +18,8 @@ def rope_from_config(config: dict[str, Any], where: str) -> Rope:
     """The rotary embedding that `config` (Hugging Face keys, with `rope_parameters`) describes.
 
     Kinds other than `default` are computed by transformers' own ROPE_INIT_FUNCTIONS. InputError for a kind it does not
-    know or parameters it cannot use, and for a rotation of only a part of each head.
+    know or parameters it cannot use, and for a rotation of only a part of each head. `default` turns whole heads and
+    takes no notice of a `partial_rotary_factor`, as transformers does in these families.
     """
     parameters = config["rope_parameters"]
     kind = parameters.get("rope_type", "default")

@@ -8,7 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ SHAPES: dict[str, Shape] = {
 
 _REQUIRED = ("hidden", "blocks", "heads", "kv_heads", "head_dim", "ffn", "vocab")
 _OPTIONAL = ("tied", "family", "window", "full_blocks")
+# Far beyond any model, and small enough that sizes multiply within 64 bits and a plan is made in seconds.
+_MOST = {
+    "hidden": 1 << 20, "blocks": 10_000, "heads": 1 << 14, "kv_heads": 1 << 14, "head_dim": 1 << 14, "ffn": 1 << 24,
+    "vocab": 1 << 24, "window": 1 << 40,
+}  # fmt: skip
 _ACCEPTED = (
     f"accepted: {', '.join(SHAPES)}, or {','.join(f'{key}=N' for key in _REQUIRED)};"
     " then [,tied=1][,family=NAME][,window=N][,full_blocks=N]"
@@ -88,6 +93,9 @@ def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> De
     shape = parse_shape(spec)
     dtype = dtype or shape.dtype
     _require_room(shape.parameters * dtype.itemsize, device, spec)
+    for size, most in _MOST.items():
+        if getattr(shape, size) > most:
+            raise InputError(f"{spec}: {size}={getattr(shape, size)} is too large; sizes up to {most} are expected")
     config: dict[str, Any] = {
         "model_type": shape.family,
         "vocab_size": shape.vocab,
@@ -184,7 +192,7 @@ class _RandomWeights(TensorSource):
 
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         if part.endswith("norm"):
-            return (1 + _random(part, shape, 0.1, torch.float32, device)).to(dtype)
+            return self.pages.move(1 + _random(part, shape, 0.1, torch.float32, device), dtype, device, share=False)
         if part.endswith("bias"):
             std = 0.5
         elif part == "embedding" and not self._shape.tied:
@@ -193,7 +201,9 @@ class _RandomWeights(TensorSource):
             std = 1 / sqrt(shape[1] * 2 * self._shape.blocks)
         else:
             std = 1 / sqrt(shape[1])
-        return _random(part, shape, std, dtype, device)
+        if device.type == "cpu":
+            return fill_uniform(self.pages.empty(shape, dtype), part, std)
+        return random_uniform_there(part, shape, std, dtype, device)
 
 
 def _random(name: str, shape: tuple[int, ...], std: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -211,12 +221,17 @@ def random_uniform_there(
 
 
 def random_uniform(name: str, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
+    """A tensor of values that `fill_uniform` writes."""
+    return fill_uniform(torch.empty(shape, dtype=dtype), name, std)
+
+
+def fill_uniform(tensor: Tensor, name: str, std: float) -> Tensor:
     """Uniform values of this standard deviation, mean 0, that depend on `name`, the shape's size and nothing else.
 
     Each chunk has a generator of its own, so that threads can share the work; 16 random bits a value are enough for a
     weight and quarter the time (drawing a 7B from a normal distribution takes minutes).
     """
-    values = torch.empty(prod(shape), dtype=dtype)
+    values = tensor.view(-1)
     scale = std * sqrt(3) / 2**15
 
     def fill(chunk: int) -> None:
@@ -227,4 +242,4 @@ def random_uniform(name: str, shape: tuple[int, ...], std: float, dtype: torch.d
 
     with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
         list(pool.map(fill, range(-(-len(values) // _CHUNK))))
-    return values.view(shape)
+    return tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.files import read_json
 from pyprune.models.mapped_file import MappedFile
+from pyprune.models.pages import Pages
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -42,8 +43,12 @@ class TensorSource(ABC):
     """Tensors by the part names of `Decoder.tensors` ("blocks.3.mha.q.weight"), under whatever names the source keeps
     them; `name_of` turns one into the other."""
 
+    shared = False
+    """Whether the tensors read are someone's, to be shared where nothing changes; else each is read for us alone."""
+
     def __init__(self, name_of: Callable[[str], str]) -> None:
         self.name_of = name_of
+        self.pages = Pages()
         self.taken: set[str] = set()
         self.shapes: dict[str, tuple[int, ...]] = {}  # of the parts that were asked for without their values
 
@@ -81,48 +86,43 @@ class TensorSource(ABC):
             )
 
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The tensor in `dtype` on `device`, its own memory where nothing has to change.
+        """The tensor in `dtype` on `device`; of a shared source the very one, where nothing has to change.
 
         InputError, naming tensor and file, when it is missing, has another shape, is not of a float type, or holds NaN
         or infinity (in the file or after the change of dtype).
         """
-        return self._take(part, shape, dtype, device, self.read)
+        return self._take(part, shape, dtype, device, self.shared)
 
     def take_mapped(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """As `take`, but left in its file where dtype and device allow it."""
-        return self._take(part, shape, dtype, device, self.read_mapped)
+        return self._take(part, shape, dtype, device, share=True)
 
-    def _take(
-        self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
-        read: Callable[[str], Tensor],
-    ) -> Tensor:  # fmt: skip
+    def _take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool) -> Tensor:
         name = self.name_of(part)
         if device.type == "meta":  # sizes are all that is asked for (`load_sizes`)
             self.taken.add(name)
             self.shapes[part] = shape
             return torch.empty(shape, dtype=dtype, device=device)
-        stored = self._read(name, read)
+        stored = self._read(name)
         where = f"{self.where(name)}: tensor {name}"
         self._check_shape(name, tuple(stored.shape), shape)
         if not stored.is_floating_point() or stored.element_size() == 1:
             raise InputError(f"{where} is {stored.dtype}; weights of 16, 32 or 64-bit floats are accepted")
         if stored.is_meta:
             raise InputError(f"{where} has no data (meta device); load the model's weights first")
-        tensor = stored.to(device=device, dtype=dtype)
+        # A file's tensors are copied at once: there they are aligned to 8 bytes only, and a mapped file that shrinks
+        # kills the process.
+        tensor = self.pages.move(stored, dtype, device, share=share)
         if not is_finite(tensor):
             if is_finite(stored):
                 raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")
             raise InputError(f"{where} holds NaN or infinite values; finite weights are expected")
         return tensor
 
-    def _read(self, name: str, read: Callable[[str], Tensor] | None = None) -> Tensor:
+    def _read(self, name: str) -> Tensor:
         if name not in self.names():
             raise InputError(f"{self.where(name)}: tensor {name} is missing")
         self.taken.add(name)
-        return (read or self.read)(name)
-
-    def read_mapped(self, name: str) -> Tensor:
-        """As `read`, in the file's own memory where the source is a file."""
         return self.read(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -156,6 +156,8 @@ class NoWeights(TensorSource):
 
 class StateDictSource(TensorSource):
     """The tensors of a loaded model, shared and not copied."""
+
+    shared = True
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
         super().__init__(name_of)
@@ -204,10 +206,6 @@ class SafetensorsSource(TensorSource):
         return self._handle(self._files[name]).shape(name)
 
     def read(self, name: str) -> Tensor:
-        # A copy: in the file tensors are aligned to 8 bytes only, and a mapped file that shrinks kills the process.
-        return self.read_mapped(name).clone()
-
-    def read_mapped(self, name: str) -> Tensor:
         try:
             return self._handle(self._files[name]).read(name)
         except ValueError as error:

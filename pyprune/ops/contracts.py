@@ -1,4 +1,4 @@
-"""Registers every schema of `schemas.py` with torch: its definition, its fake, and that it has no gradient."""
+"""Registers every schema of `schemas.py` with torch: its definition, its fake, and its gradient or that it has none."""
 
 from __future__ import annotations
 
@@ -28,12 +28,43 @@ def _without_gradient(name: str) -> Callable[..., Tensor]:
 
 for _name, _schema in {**SCHEMAS, **cuda_contracts.SCHEMAS}.items():
     LIBRARY.define(_name + _schema)
-    LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
+    if _name != "padded_linear":
+        LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
 for _name, _fake in cuda_contracts.FAKES.items():
     torch.library.register_fake(f"pyprune::{_name}", _fake)
 
 
+def _keep_for_gradients(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias: the plain definition's, by torch's GEMM in the weights' dtype."""
+    x, weight = ctx.saved_tensors
+    # The dispatcher drops a bias that is not given, and its place in `needs_input_grad` with it.
+    (out, inner), count, wanted = weight.shape, x.shape[:-1].numel(), ctx.needs_input_grad
+    rows = gradient.reshape(count, out)
+    low = rows.to(weight.dtype)
+    return (
+        (low @ weight).to(x.dtype).view(x.shape) if wanted[0] else None,
+        low.T @ x.reshape(count, inner).to(weight.dtype) if wanted[1] else None,
+        rows.sum(0).to(ctx.bias_dtype) if wanted[2:] == (True,) else None,
+    )
+
+
+torch.library.register_autograd(
+    "pyprune::padded_linear", _linear_gradients, setup_context=_keep_for_gradients, lib=LIBRARY
+)
+
+
 # What each operator gives, for tracing (torch.compile, meta tensors): shapes and dtypes without values.
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits and losses: float32, and float64 where the definitions compute in it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("pyprune::norm_qkv_rope")
@@ -79,7 +110,7 @@ def _(
 
 @torch.library.register_fake("pyprune::norm_head")
 def _(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=_wide(x.dtype))
 
 
 @torch.library.register_fake("pyprune::linear_cross_entropy")
@@ -87,7 +118,7 @@ def _(
     x: Tensor, weight: Tensor, targets: Tensor, norm: Tensor | None = None, eps: float = 0.0,
     bias: Tensor | None = None, ignore_index: int = -100,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty(targets.shape, dtype=torch.float32)
+    return x.new_empty(targets.shape, dtype=_wide(x.dtype))
 
 
 @torch.library.register_fake("pyprune::padded_linear")
@@ -101,4 +132,4 @@ def _(
     caches: list[Tensor], norm: Tensor, eps: float, head: Tensor, head_bias: Tensor | None, cos: Tensor, sin: Tensor,
     skip: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    return embedding.new_empty(tokens.shape[0], head.shape[0], dtype=torch.float32)
+    return embedding.new_empty(tokens.shape[0], head.shape[0], dtype=_wide(embedding.dtype))

@@ -19,7 +19,7 @@ from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import Attention
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
-from pyprune.runtime.inputs import Prompts, check_ids, prompts
+from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor, require_whole
 from pyprune.runtime.pieces import Piece, pieces
 from pyprune.runtime.sampling import Sampling, log_probability, uniforms
 from pyprune.runtime.sequence import activation_dtype, embed
@@ -37,9 +37,10 @@ class Engine:
     """Prefill and decode with a static KV cache, leaving out the blocks and halves that `skip` names.
 
     decoder: the model; its weights are used in place. max_batch: sequences at a time, 1 to 64. max_len: cache rows a
-    sequence may use, prompt and new tokens together (default: the model's context, at most 4096). prefill_chunk: prompt
-    tokens, over the whole batch, that run at once; it bounds the memory of prefill. The cache has Hugging Face's
-    layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the weights' dtype.
+    sequence may use, prompt and new tokens together (default: the model's context, at most 4096; beyond the context it
+    runs on as transformers does). prefill_chunk: prompt tokens, over the whole batch, that run at once; it bounds the
+    memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
+    weights' dtype.
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
@@ -55,17 +56,11 @@ class Engine:
     def __init__(
         self, decoder: Decoder, max_batch: int = 1, max_len: int | None = None, prefill_chunk: int = PREFILL_CHUNK
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_len", max_len), ("prefill_chunk", prefill_chunk)):
-            if value is not None and not hasattr(value, "__index__"):
-                raise InputError(f"{name}: {value!r} given; a whole number is accepted")
-        if not 1 <= max_batch <= MAX_BATCH:
-            raise InputError(f"max_batch: {max_batch} given; 1 to {MAX_BATCH} is accepted")
+        max_batch = require_whole("max_batch", max_batch, 1, MAX_BATCH)
         if max_len is None:
             max_len = min(decoder.max_positions, DEFAULT_LENGTH)
-        if max_len < 1:
-            raise InputError(f"max_len: {max_len} given; 1 or more is accepted")
-        if prefill_chunk < 1:
-            raise InputError(f"prefill_chunk: {prefill_chunk} given; 1 or more is accepted")
+        max_len = require_whole("max_len", max_len, 1)
+        prefill_chunk = require_whole("prefill_chunk", prefill_chunk, 1)
         if decoder.streamed:
             raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
         require_engine(decoder, max_batch, max_len, prefill_chunk)
@@ -135,11 +130,12 @@ class Engine:
         skip: what to leave out from this token on; None keeps what was left out before ([] leaves out nothing).
         InputError for a full cache, and for a change of `skip` that the KV rule forbids (see the class).
         """
+        require_tensor("tokens", tokens, f"integers [{len(self._lengths)}]")
         if tokens.shape != self._lengths.shape or not len(tokens):
             raise InputError(
                 f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
             )
-        check_ids(tokens.unsqueeze(1), self.decoder.vocab_size)
+        check_ids(tokens, self.decoder.vocab_size, "tokens", "[batch]")
         tokens = tokens.to(self.decoder.device, torch.int64).contiguous()
         if self._longest is None:
             self._longest = int(self._lengths.max())

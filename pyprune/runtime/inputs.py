@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,31 +20,61 @@ class Prompts:
 
 
 def prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> Prompts:
-    """Prompts without their padding. InputError for ids outside the vocabulary, an empty prompt, a mask with a gap."""
+    """Prompts without their padding. InputError for ids outside the vocabulary, an empty prompt, a mask with a gap, and
+    anything but tensors."""
+    require_tensor("input_ids", input_ids, "integers [batch, tokens]")
+    if attention_mask is not None:
+        require_tensor("attention_mask", attention_mask, "1 and 0 in the shape of input_ids")
     ids, lengths = without_padding(input_ids, attention_mask)
     check_ids(ids, vocab_size)
     return Prompts(ids, lengths.tolist())
 
 
-def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """InputError when a token id lies outside the vocabulary, or when ids are not whole numbers in `[B, T]`."""
-    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise InputError(f"input_ids: {ids.dtype} {list(ids.shape)} given; integers [batch, tokens] are accepted")
+def is_whole(value: Any) -> bool:
+    """Whether `value` is one whole number of Python, NumPy or torch; True and False are none here."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+
+
+def require_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int. InputError for anything but a whole number from `least` to `most`."""
+    if not is_whole(value):
+        raise InputError(f"{name}: {value!r} given; a whole number is accepted")
+    if value < least or (most is not None and value > most):
+        raise InputError(f"{name}: {value} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
+    return value.__index__()
+
+
+def require_tensor(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: a {type(value).__name__} given; a tensor, {expected}, is accepted")
+
+
+def check_ids(ids: Tensor, vocab_size: int, name: str = "input_ids", form: str = "[batch, tokens]") -> None:
+    """InputError when a token id lies outside the vocabulary, or when ids are not whole numbers of the form."""
+    if ids.dim() != form.count(",") + 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"{name}: {ids.dtype} {list(ids.shape)} given; integers {form} are accepted")
     if not ids.numel():
-        raise InputError(f"input_ids: shape {list(ids.shape)} given; at least one token is expected")
+        raise InputError(f"{name}: shape {list(ids.shape)} given; at least one token is expected")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
-        raise InputError(f"input_ids: token id {low if low < 0 else high} given; 0 to {vocab_size - 1} are accepted")
+        raise InputError(f"{name}: token id {low if low < 0 else high} given; 0 to {vocab_size - 1} are accepted")
 
 
 def bool_mask(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The mask as bool, on the ids' device; InputError when its shape is not that of the ids."""
+    """The mask as bool, on the ids' device; InputError when its shape is not that of the ids, or for a value that is
+    neither 1 nor 0 (of an additive mask, say)."""
     if attention_mask.shape != input_ids.shape:
         raise InputError(
             f"attention_mask: shape {list(attention_mask.shape)} given; "
             f"that of input_ids, {list(input_ids.shape)}, is accepted"
         )
-    return attention_mask.to(input_ids.device) != 0
+    mask = attention_mask.to(input_ids.device)
+    other = (mask != 0) & (mask != 1)
+    if bool(other.any()):
+        raise InputError(f"attention_mask: {mask[other][0].item()} given; 1 (a token) and 0 (padding) are accepted")
+    return mask != 0
 
 
 def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

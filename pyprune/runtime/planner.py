@@ -12,6 +12,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, workspace_bytes
+from pyprune.runtime.inputs import is_whole
 from pyprune.runtime.skip import Skip, plan
 
 
@@ -60,9 +61,9 @@ def plan_memory(
     """
     decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
     length = default_length(decoder) if length is None else length
-    if not 1 <= batch <= MAX_BATCH:
+    if not is_whole(batch) or not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")
-    if not 1 <= length <= decoder.max_positions:
+    if not is_whole(length) or not 1 <= length <= decoder.max_positions:
         raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
     runs = plan(decoder, skip)
     cache = cache_bytes(decoder, batch, length)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.runtime.inputs import require_whole
+
+MOST_SEED = 2**63 - 1
+
+FILTERS = ("top_k", "top_p", "min_p")
+"""What cuts the distribution that a temperature gives; a greedy choice has none."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,20 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.top_k is not None:
+            require_whole("top_k", self.top_k, 1)
         # The bounds keep every score finite in float32.
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
-            raise InputError(f"temperature: {self.temperature} given; 0 (greedy), or 1e-6 to 1e6 is accepted")
-        if self.top_k is not None and (not hasattr(self.top_k, "__index__") or self.top_k < 1):
-            raise InputError(f"top_k: {self.top_k} given; a whole number from 1 is accepted")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: {self.top_p} given; more than 0 and at most 1 is accepted")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p: {self.min_p} given; 0 to 1 is accepted")
-        if not 1e-3 <= self.repetition_penalty <= 1e3:
-            raise InputError(f"repetition_penalty: {self.repetition_penalty} given; 0.001 to 1000 is accepted")
+        for name, accepted, good in (
+            ("temperature", "0 (greedy), or 1e-6 to 1e6", lambda value: value == 0 or 1e-6 <= value <= 1e6),
+            ("top_p", "more than 0 and at most 1", lambda value: 0 < value <= 1),
+            ("min_p", "0 to 1", lambda value: 0 <= value <= 1),
+            ("repetition_penalty", "0.001 to 1000", lambda value: 1e-3 <= value <= 1e3),
+        ):
+            value, optional = getattr(self, name), name in ("top_p", "min_p")
+            if not (optional and value is None) and not (is_number(value) and good(value)):
+                raise InputError(f"{name}: {value!r} given; {accepted} is accepted")
+        if self.temperature == 0 and (unused := [name for name in FILTERS if getattr(self, name) is not None]):
+            warnings.warn(f"temperature 0 takes the likeliest token: no effect of {', '.join(unused)}", stacklevel=4)
 
     @property
     def penalizes(self) -> bool:
@@ -89,6 +101,10 @@ class Sampling:
         return scores
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def uniforms(seed: int | None, batch: int, steps: int, device: torch.device) -> Tensor:
     """The numbers that decide what is sampled, float64 `[batch, steps]` in [0, 1).
 
@@ -96,10 +112,9 @@ def uniforms(seed: int | None, batch: int, steps: int, device: torch.device) -> 
     generator, so that `torch.manual_seed` holds. InputError for a seed that is not a whole number from 0 to 2^63 - 1.
     """
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
-        raise InputError(f"seed: {seed!r} given; a whole number from 0 to {2**63 - 1} is accepted")
-    rows = [np.random.default_rng((seed.__index__(), b)).random(steps) for b in range(batch)]
+        seed = int(torch.randint(MOST_SEED, ()))
+    seed = require_whole("seed", seed, 0, MOST_SEED)
+    rows = [np.random.default_rng((seed, b)).random(steps) for b in range(batch)]
     return torch.from_numpy(np.stack(rows)).to(device)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.runtime.inputs import is_whole
 
 
 class HasSkipSets(Protocol):
@@ -96,6 +97,6 @@ def _indices(values: Any) -> frozenset[int]:
         raise InputError(f"skip: {values!r} is not a list of block indices")
     values = list(values)
     for value in values:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        if not is_whole(value):
             raise InputError(f"skip: {value!r} is not a block index; whole numbers are accepted")
     return frozenset(value.__index__() for value in values)

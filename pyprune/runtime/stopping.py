@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.runtime.inputs import is_whole
 
 StopIds = None | int | Iterable[int] | Iterable[Iterable[int]]
 """Nothing, one token id, ids for all sequences, or a list of ids for each sequence."""
@@ -16,7 +17,7 @@ StopIds = None | int | Iterable[int] | Iterable[Iterable[int]]
 
 def token_limits(max_new_tokens: int | Iterable[int], batch: int) -> list[int]:
     """The most new tokens of each sequence. InputError for anything but a positive number, or `batch` of them."""
-    if _is_whole(max_new_tokens):
+    if is_whole(max_new_tokens):
         limits = [max_new_tokens.__index__()] * batch
     else:
         limits = _whole_numbers(max_new_tokens, "max_new_tokens")
@@ -33,8 +34,8 @@ def stop_ids(eos_token_id: StopIds, batch: int, device: torch.device) -> Tensor 
     """The ids that end each sequence, `[1 or B, ids]` filled up with -1; None without any."""
     if eos_token_id is None:
         return None
-    given = [eos_token_id] if _is_whole(eos_token_id) else _listed(eos_token_id, "eos_token_id")
-    if given and not any(_is_whole(value) for value in given):
+    given = [eos_token_id] if is_whole(eos_token_id) else _listed(eos_token_id, "eos_token_id")
+    if given and not any(is_whole(value) for value in given):
         rows = [_whole_numbers(value, "eos_token_id") for value in given]
         if len(rows) != batch:
             raise InputError(
@@ -46,12 +47,6 @@ def stop_ids(eos_token_id: StopIds, batch: int, device: torch.device) -> Tensor 
     if not longest:
         return None
     return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], device=device)
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
 
 
 def _listed(values: Any, name: str) -> list[Any]:
@@ -66,6 +61,6 @@ def _listed(values: Any, name: str) -> list[Any]:
 def _whole_numbers(values: Any, name: str) -> list[int]:
     listed = _listed(values, name)
     for value in listed:
-        if not _is_whole(value) or not -(2**63) <= value.__index__() < 2**63:
+        if not is_whole(value) or not -(2**63) <= value.__index__() < 2**63:
             raise InputError(f"{name}: {value!r} given; whole numbers of at most 64 bits are accepted")
     return [value.__index__() for value in listed]

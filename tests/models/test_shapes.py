@@ -10,6 +10,7 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models import load, shapes, to_transformers
+from pyprune.models.load import load_sizes
 from pyprune.models.shapes import SHAPES, parse_shape, random_uniform, random_uniform_there
 
 SMALL = "shape:hidden=64,blocks=4,heads=4,kv_heads=2,head_dim=16,ffn=171,vocab=257"
@@ -140,6 +141,16 @@ def test_more_weights_than_memory_are_refused_before_any_is_made(monkeypatch, si
     with pytest.raises(InputError, match=re.escape(f"{spec}: {needed} bytes")) as caught:
         load(spec)
     assert f"cpu has {there} bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", ["hidden=1048577", "blocks=10001", "heads=16385", "head_dim=99999999", "ffn=16777217", "vocab=9" + "0" * 17]
+)
+def test_sizes_beyond_any_model_are_refused_where_nothing_is_made(size):
+    key, _, value = size.partition("=")
+    spec = re.sub(rf"\b{key}=\d+", size, SMALL)
+    with pytest.raises(InputError, match=f"{key}={value} is too large; sizes up to [0-9]+ are expected"):
+        load_sizes(spec)
 
 
 def test_memory_needed_is_that_of_the_dtype(monkeypatch):

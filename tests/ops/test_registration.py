@@ -13,6 +13,7 @@ import torch
 
 from pyprune import ops
 from pyprune.errors import InputError
+from pyprune.ops.definitions import DEFINITIONS
 from tests.ops.inputs import norm, random, weight
 from tests.ops.test_attention import CASES, poisoned, qkv_arguments
 from tests.ops.test_step import step_arguments
@@ -41,6 +42,26 @@ def arguments(name: str, rows: int) -> tuple:
 def test_opcheck(name: str, rows: int):
     torch.manual_seed(0)
     torch.library.opcheck(getattr(ops, name), arguments(name, rows))
+
+
+def changed(value, change):
+    """`value`, or each item of a list, with `change` made to those that are tensors."""
+    if isinstance(value, (list, tuple)):
+        return [changed(one, change) for one in value]
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
+def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    args = changed(arguments(name, 4), lambda one: one.to(dtype) if one.is_floating_point() else one)
+    traced = getattr(ops, name)(*changed(args, lambda one: one.to("meta")))
+    if (name, dtype) == ("decode_step", torch.float64):  # its definition calls the others, and the library's refuse it
+        assert traced.dtype == dtype
+    else:
+        expected = DEFINITIONS[name](*args)
+        assert (traced.dtype, traced.shape) == (expected.dtype, expected.shape)
 
 
 @pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))

@@ -152,6 +152,9 @@ def test_the_largest_batch_runs(tiny):
         (dict(max_batch=65), "max_batch: 65"),
         (dict(max_len=0), "max_len: 0"),
         (dict(prefill_chunk=0), "prefill_chunk: 0"),
+        (dict(max_batch=1.5), "max_batch: 1.5 given; a whole number"),
+        (dict(max_len="9"), "max_len: '9' given; a whole number"),
+        (dict(prefill_chunk=True), "prefill_chunk: True given; a whole number"),
     ],
 )
 def test_sizes_out_of_range_are_refused(tiny, make: dict, message: str):
@@ -182,6 +185,13 @@ def test_sizes_out_of_range_are_refused(tiny, make: dict, message: str):
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), repetition_penalty=0.0), "repetition_penalty: 0.0"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=1.0, seed=-1), "seed: -1"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), skip=[7]), "block 7"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), skip=torch.zeros(4, 2)), "skip: .* whole numbers"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), skip=torch.tensor([1.0])), "skip: .* whole numbers"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature="1"), "temperature: '1'"),
+        (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=1.0, seed=1.5), "seed: 1.5"),
+        (dict(input_ids=[[1, 2]]), "input_ids: a list given; a tensor"),
+        (dict(input_ids=torch.ones(1, 2, dtype=torch.long), attention_mask=[[1, 1]]), "attention_mask: a list given"),
+        (dict(input_ids=torch.ones(1, 2, dtype=torch.long), attention_mask=torch.tensor([[0.0, -1e9]])), "mask: -1"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), temperature=-1.0), "temperature"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.ones(1, 3)), "attention_mask: shape"),
         (dict(input_ids=torch.ones(1, 4, dtype=torch.long), attention_mask=torch.zeros(1, 4)), "all padding"),
@@ -232,8 +242,13 @@ def test_ids_may_be_of_any_integer_type(tiny):
 def test_a_token_outside_the_vocabulary_is_not_decoded(tiny):
     engine = Engine(tiny, max_len=20)
     engine.prefill(ids(1, 4))
-    with pytest.raises(InputError, match="token id 131"):
-        engine.decode(torch.tensor([131]))
+    for bad, message in (
+        (torch.tensor([131]), "tokens: token id 131"),
+        (torch.tensor([1.0]), r"tokens: torch.float32 \[1\] given; integers \[batch\]"),
+        ([1], "tokens: a list given; a tensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            engine.decode(bad)
 
 
 @pytest.mark.real_model

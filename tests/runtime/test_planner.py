@@ -235,6 +235,9 @@ def test_a_plan_takes_what_the_engine_takes_unless_told_otherwise(tiny):
     [
         ({"batch": 0}, "batch 0: 1 to 64"),
         ({"batch": 65}, "batch 65: 1 to 64"),
+        ({"batch": 1.5}, "batch 1.5: 1 to 64"),
+        ({"batch": True}, "batch True: 1 to 64"),
+        ({"length": "12"}, "length 12: 1 to 2048"),
         ({"length": 0}, "length 0: 1 to 2048"),
         ({"length": 2049}, "length 2049: 1 to 2048, the context of shape:tiny"),
         ({"dtype": "int8"}, "dtype int8"),

@@ -62,12 +62,27 @@ def test_top_k_keeps_just_k_even_of_equals(top_k: int):
     [
         dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5),
         dict(min_p=-0.1), dict(min_p=1.1), dict(min_p=float("nan")), dict(repetition_penalty=0.0),
-        dict(repetition_penalty=float("inf")),
+        dict(repetition_penalty=float("inf")), dict(temperature="1"), dict(temperature=None), dict(temperature=True),
+        dict(top_k=True), dict(top_k=2.5), dict(top_k="3"), dict(top_p="0.5"), dict(min_p=[0.5]),
+        dict(repetition_penalty=None),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(bad: dict):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("unused", [dict(top_k=3), dict(top_p=0.5), dict(min_p=0.1), dict(top_k=3, min_p=0.1)], ids=str)
+def test_what_a_greedy_choice_ignores_is_said(unused: dict):
+    with pytest.warns(UserWarning, match=f"no effect of {', '.join(unused)}$"):
+        Sampling(0.0, **unused)
+
+
+def test_a_plain_greedy_choice_and_sampling_warn_of_nothing(recwarn):
+    Sampling()
+    Sampling(0.0, repetition_penalty=1.2)
+    Sampling(0.7, top_k=3, top_p=0.5, min_p=0.1)
+    assert not recwarn.list
 
 
 def random_logits(rows: int = 6, vocab: int = 97) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.pages import Pages
 from pyprune.models.records import is_whole
 from pyprune.models.rope import context_length, rope_from_config
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
@@ -267,9 +268,7 @@ class Family:
             return read_block(source, index, sizes[index], hidden, windows[index], dtype, device)
 
         if stream:
-            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
-        else:
-            blocks = tuple(block(index) for index in range(len(sizes)))
+            source.pages = Pages(together=False)
         tied = bool(config.get("tie_word_embeddings"))
         # As transformers reads it: a tied model may keep its one table under either name; two tables are tied only if
         # they are equal.
@@ -284,6 +283,10 @@ class Family:
                 config = {**config, "tie_word_embeddings": False}
             elif tied:
                 head = embedding
+        if stream:
+            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
+        else:
+            blocks = tuple(block(index) for index in range(len(sizes)))
         rope = rope_from_config(config, where)
         return Decoder(
             name=name,
