@@ -417,3 +417,10 @@ def test_heads_of_another_size_are_refused(decoder_of, tmp_path):
     blocks = (decoder.blocks[0], replace(decoder.blocks[1], mha=mha), *decoder.blocks[2:])
     with pytest.raises(InputError, match="block 1: heads of 20; the RoPE of the model is for 10"):
         replace(decoder, blocks=blocks).save(tmp_path / "saved")
+
+
+def test_a_family_without_models_of_ours_is_refused_as_before(decoder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyprune.models.ragged.MODEL_TYPES", ("mistral",))
+    with pytest.raises(InputError, match="not uniform: block 0 has no FFN"):
+        variants(decoder_of("llama"))["halves"].save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
