@@ -20,8 +20,8 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--criterion",
         metavar="NAME",
-        help="ppl (exact), first-order-ppl, taylor, magnitude, weight-norm, block-influence, angular, "
-        f"relative-magnitude, first, last, middle, every, random (default: {DEFAULT})",
+        help="ppl (exact), first-order-ppl, second-order-ppl, taylor, magnitude, weight-norm, "
+        f"block-influence, angular, relative-magnitude, first, last, middle, every, random (default: {DEFAULT})",
     )
     parser.add_argument(
         "--protect",
@@ -66,7 +66,7 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report",
         choices=("ppl", "loss"),
-        help="first-order-ppl: predicted perplexity, or change of the loss in nats (default: ppl)",
+        help="first-order-ppl, second-order-ppl: predicted perplexity, or change of the loss in nats (default: ppl)",
     )
 
 

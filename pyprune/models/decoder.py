@@ -10,7 +10,7 @@ and either half can be absent. Weights are in torch's layout, `[out_features, in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -195,7 +195,7 @@ class Decoder:
     name: str
     config: dict[str, Any]
     embedding: Tensor
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     norm: Tensor
     head: Linear
     tied: bool
@@ -258,6 +258,11 @@ class Decoder:
         """Number of parameters, a tied head counted once (the paper's #Param)."""
         return sum(tensor.numel() for _, tensor in self.tensors())
 
+    @property
+    def streamed(self) -> bool:
+        """Whether blocks are read from their file whenever they are run (`load(..., stream=True)`)."""
+        return hasattr(self.blocks, "sizes")
+
     def sizes(self) -> Decoder:
         """The same decoder for counting: where blocks are read from a file one at a time, theirs have sizes only."""
         return replace(self, blocks=getattr(self.blocks, "sizes", self.blocks))
@@ -275,8 +280,13 @@ class Decoder:
         """The same decoder with `change` applied to every tensor (a tied head stays tied)."""
         embedding = change(self.embedding)
         head = Linear(embedding, self.head.bias) if self.tied else self.head.map(change)
-        blocks = tuple(block.map(change) for block in self.blocks)
-        return replace(self, embedding=embedding, blocks=blocks, norm=change(self.norm), head=head)
+        changed = replace(self, embedding=embedding, norm=change(self.norm), head=head)
+        return changed.map_blocks(lambda block: block.map(change))
+
+    def map_blocks(self, change: Callable[[Block], Block]) -> Decoder:
+        """The same decoder with every block changed: now, or where blocks are streamed whenever one is read."""
+        streamed = getattr(self.blocks, "map", None)
+        return replace(self, blocks=streamed(change) if streamed else tuple(map(change, self.blocks)))
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Decoder:
         """The same decoder in another dtype or on another device; tensors already there are shared.
@@ -284,7 +294,7 @@ class Decoder:
         InputError naming the first tensor that float16 cannot hold, when it was finite before.
         """
 
-        pages = Pages()
+        pages = Pages(plain=self.streamed)
 
         def move(tensor: Tensor) -> Tensor:
             moved = pages.move(tensor, dtype, device)

@@ -18,6 +18,7 @@ from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import Family, family_of
 from pyprune.models.families.family import hf_name
 from pyprune.models.gguf_file import load_gguf
+from pyprune.models.pages import Pages
 from pyprune.models.ragged import is_ragged, ragged_from_dict
 from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
@@ -34,19 +35,24 @@ _HUB_CONFIG = ["config.json", "original_config.json", "pruning.json"]
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "vocab.txt"]
 
 
-def load(spec: Any, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu") -> Decoder:
+def load(
+    spec: Any, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", *, stream: bool = False
+) -> Decoder:
     """Read a model as a `Decoder`.
 
     `spec`: a Hugging Face directory or hub name, a `.gguf` file, `smollm2-135m`, `shape:NAME`, a loaded transformers
     PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified), or a Decoder.
     `dtype` None keeps the checkpoint's own: the configuration's, as transformers does, else the embedding's; float32
-    for a quantised GGUF file.
+    for a quantised GGUF file. `stream`: of a Hugging Face directory or hub name, read each block only when it is
+    run, and the next one meanwhile (`Decoder.blocks` is then a `StreamedBlocks`): to score models larger than memory.
 
     Raises InputError, one line naming the value or the file and the tensor, for anything that cannot be read: a spec of
     no known kind, an unsupported family, a file cut short, a tensor that is missing, misshapen, or not finite.
     """
     wanted = None if dtype is None else as_dtype(dtype)
     place = require_device(device)
+    if stream:
+        return _read_streamed(spec, wanted, place)
     if isinstance(spec, Decoder):
         return spec.to(wanted, place)
     if isinstance(spec, torch.nn.Module):
@@ -63,7 +69,7 @@ def load_sizes(spec: Any, dtype: torch.dtype | str | None = None) -> Decoder:
     """
     wanted, meta = None if dtype is None else as_dtype(dtype), torch.device("meta")
     if isinstance(spec, (Decoder, torch.nn.Module)):
-        return as_decoder(spec).map(lambda tensor: torch.empty_like(tensor, dtype=wanted, device=meta))
+        return as_decoder(spec).sizes().map(lambda tensor: torch.empty_like(tensor, dtype=wanted, device=meta))
     return _read(spec, wanted, meta)
 
 
@@ -87,6 +93,16 @@ def _read(spec: Any, wanted: torch.dtype | None, place: torch.device) -> Decoder
         raise InputError(f"{text}: no such file or directory; {ACCEPTED}")
     files = _HUB_CONFIG if place.type == "meta" else _HUB_FILES
     return _load_directory(_download(text, files), text, wanted, place)
+
+
+def _read_streamed(spec: Any, wanted: torch.dtype | None, place: torch.device) -> Decoder:
+    text = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__
+    local = Path(text).is_dir()
+    named = text != DEMO_MODEL and not Path(text).exists() and _HUB_NAME.fullmatch(text)
+    if not isinstance(spec, (str, os.PathLike)) or not (local or named):
+        raise InputError(f"{text}: cannot be streamed; a Hugging Face directory or hub name in safetensors is expected")
+    path = Path(text) if local else _download(text, _HUB_FILES)
+    return _load_directory(path, path.resolve().name if local else text, wanted, place, stream=True)
 
 
 def as_decoder(model: Any) -> Decoder:
@@ -129,7 +145,9 @@ def _own_dtype(config: dict[str, Any], embedding: Callable[[], torch.dtype], whe
     return own
 
 
-def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: torch.device) -> Decoder:
+def _load_directory(
+    path: Path, name: str, dtype: torch.dtype | None, device: torch.device, stream: bool = False
+) -> Decoder:
     file = path / "config.json"
     if not file.is_file():
         raise InputError(f"{path}: no config.json; {ACCEPTED}")
@@ -138,8 +156,12 @@ def _load_directory(path: Path, name: str, dtype: torch.dtype | None, device: to
         raise InputError(f"{file}: not a JSON object; a model configuration is expected")
     family, config, sizes = _described(raw, str(file))
     source = NoWeights() if device.type == "meta" else SafetensorsSource(path, hf_name)
+    if stream:
+        source.pages = Pages(plain=True)
     dtype = dtype or _own_dtype(config, lambda: SafetensorsSource(path, hf_name).own_dtype("embedding"), str(file))
-    decoder = family.decoder(config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes)
+    decoder = family.decoder(
+        config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes, stream=stream
+    )
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = path / "generation_config.json"
     decoder = replace(
@@ -193,15 +215,15 @@ def _with_pruning(decoder: Decoder, path: Path) -> Decoder:
             f"{record_file}: leaves {len(kept)} of {original['num_hidden_layers']} blocks, but the checkpoint holds"
             f" {len(decoder.blocks)}"
         )
-    blocks = tuple(replace(block, index=index) for block, index in zip(decoder.blocks, kept, strict=True))
+    decoder = decoder.map_blocks(lambda block: replace(block, index=kept[block.index]))
     windows = family.windows(original)
-    for block in blocks:
+    for block in decoder.sizes().blocks:
         if block.mha is not None and block.mha.window != windows[block.index]:
             raise InputError(
                 f"{original_file}: block {block.index} has a window of {windows[block.index]}; in config.json it has"
                 f" {block.mha.window}"
             )
-    return replace(decoder, blocks=blocks, config=original, pruning=record)
+    return replace(decoder, config=original, pruning=record)
 
 
 def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
+from pyprune.models.mapped_file import MappedFile
 from pyprune.models.pages import Pages
 
 DTYPES: dict[str, torch.dtype] = {
@@ -49,6 +50,7 @@ class TensorSource(ABC):
         self.name_of = name_of
         self.pages = Pages()
         self.taken: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of the parts that were asked for without their values
 
     @abstractmethod
     def names(self) -> Iterable[str]:
@@ -60,7 +62,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """The tensor as stored."""
+        """The tensor as stored, in the source's own memory where it has one."""
 
     def has(self, part: str) -> bool:
         return self.name_of(part) in self.names()
@@ -69,27 +71,50 @@ class TensorSource(ABC):
         """The dtype in which the source keeps `part`."""
         return self._read(self.name_of(part)).dtype
 
+    def require(self, part: str, shape: tuple[int, ...]) -> None:
+        """InputError, naming tensor and file, when it is missing or has another shape; it is read later."""
+        name = self.name_of(part)
+        if name not in self.names():
+            raise InputError(f"{self.where(name)}: tensor {name} is missing")
+        self._check_shape(name, self.shape(name), shape)
+        self.taken.add(name)
+
+    def _check_shape(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if found != shape:
+            raise InputError(
+                f"{self.where(name)}: tensor {name} has shape {list(found)}; the configuration asks for {list(shape)}"
+            )
+
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The tensor in `dtype` on `device`; of a shared source the very one, where nothing has to change.
 
         InputError, naming tensor and file, when it is missing, has another shape, is not of a float type, or holds NaN
         or infinity (in the file or after the change of dtype).
         """
+        return self._take(part, shape, dtype, device, self.shared)
+
+    def take_mapped(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """As `take`, but left in its file where dtype and device allow it."""
+        return self._take(part, shape, dtype, device, True)
+
+    def _take(
+        self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, shared: bool
+    ) -> Tensor:
         name = self.name_of(part)
         if device.type == "meta":  # sizes are all that is asked for (`load_sizes`)
             self.taken.add(name)
+            self.shapes[part] = shape
             return torch.empty(shape, dtype=dtype, device=device)
         stored = self._read(name)
         where = f"{self.where(name)}: tensor {name}"
-        if tuple(stored.shape) != shape:
-            raise InputError(f"{where} has shape {list(stored.shape)}; the configuration asks for {list(shape)}")
+        self._check_shape(name, tuple(stored.shape), shape)
         if not stored.is_floating_point() or stored.element_size() == 1:
             raise InputError(f"{where} is {stored.dtype}; weights of 16, 32 or 64-bit floats are accepted")
         if stored.is_meta:
             raise InputError(f"{where} has no data (meta device); load the model's weights first")
         # A file's tensors are copied at once: there they are aligned to 8 bytes only, and a mapped file that shrinks
         # kills the process.
-        tensor = self.pages.move(stored, dtype, device, share=self.shared)
+        tensor = self.pages.move(stored, dtype, device, shared)
         if not is_finite(tensor):
             if is_finite(stored):
                 raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")
@@ -101,6 +126,10 @@ class TensorSource(ABC):
             raise InputError(f"{self.where(name)}: tensor {name} is missing")
         self.taken.add(name)
         return self.read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that is there."""
+        return tuple(self.read(name).shape)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -114,8 +143,8 @@ def is_finite(tensor: Tensor) -> bool:
 class NoWeights(TensorSource):
     """A configuration without its weights: it gives sizes alone, on the meta device. A tied head is one table."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda part: part)
+    def __init__(self, name_of: Callable[[str], str] = lambda part: part) -> None:
+        super().__init__(name_of)
 
     def names(self) -> Iterable[str]:
         return ("embedding",)
@@ -154,17 +183,17 @@ class SafetensorsSource(TensorSource):
         super().__init__(name_of)
         self._directory = directory
         self._files: dict[str, Path] = {}
-        self._open: dict[Path, object] = {}
+        self._open: dict[Path, MappedFile] = {}
         for file in weight_files(directory):
-            for name in self._handle(file).keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+            for name in self._handle(file).names():
                 self._files[name] = file
 
-    def _handle(self, file: Path):  # noqa: ANN202 - safetensors publishes no type for it
-        from safetensors import SafetensorError, safe_open
+    def _handle(self, file: Path) -> MappedFile:
+        from safetensors import SafetensorError
 
         if file not in self._open:
             try:
-                self._open[file] = safe_open(file, framework="pt")
+                self._open[file] = MappedFile(file)
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file}: not a whole safetensors file ({one_line(error)})") from None
         return self._open[file]
@@ -175,12 +204,13 @@ class SafetensorsSource(TensorSource):
     def where(self, name: str) -> str:
         return str(self._files.get(name, self._directory))
 
-    def read(self, name: str) -> Tensor:
-        from safetensors import SafetensorError
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._handle(self._files[name]).shape(name)
 
+    def read(self, name: str) -> Tensor:
         try:
-            return self._handle(self._files[name]).get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
+            return self._handle(self._files[name]).read(name)
+        except ValueError as error:
             raise InputError(f"{self.where(name)}: tensor {name} cannot be read ({one_line(error)})") from None
 
 

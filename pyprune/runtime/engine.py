@@ -61,6 +61,8 @@ class Engine:
             max_len = min(decoder.max_positions, DEFAULT_LENGTH)
         max_len = require_whole("max_len", max_len, 1)
         prefill_chunk = require_whole("prefill_chunk", prefill_chunk, 1)
+        if decoder.streamed:
+            raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
         require_engine(decoder, max_batch, max_len, prefill_chunk)
         self.decoder = decoder
         self.max_batch = max_batch

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
-from pyprune.scoring import first_order, magnitude, similarity, static, taylor
+from pyprune.scoring import magnitude, similarity, static, taylor
 from pyprune.scoring.aggregation import REDUCTIONS
 from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.first_order import predicted_perplexities
 from pyprune.scoring.measured import Measured
 from pyprune.scoring.perplexity import perplexity_scores
 from pyprune.scoring.removals import RANKED, units_of
@@ -162,6 +163,7 @@ def _criterion(
 
 _TOKENS = OneOf(("mean", "last"))
 _SUMMED = OneOf(REDUCTIONS)
+_REPORTS = OneOf(("ppl", "loss"))
 _BLOCKS = ("block",)
 _PPL_OPTIONS = {
     name: None
@@ -173,7 +175,8 @@ CRITERIA: dict[str, Criterion] = {
     one.name: one
     for one in (
         Criterion("ppl", "tokens", perplexity_scores, _PPL_OPTIONS),
-        _criterion("first-order-ppl", "gradients", first_order.first_order, report=OneOf(("ppl", "loss"))),
+        _criterion("first-order-ppl", "gradients", partial(predicted_perplexities, 1), report=_REPORTS),
+        _criterion("second-order-ppl", "gradients", partial(predicted_perplexities, 2), report=_REPORTS),
         _criterion(
             "taylor",
             "gradients",

@@ -1,9 +1,14 @@
-"""First-order perplexity: what removing each unit would do to the loss, predicted from one backward pass.
+"""Perplexity without each unit, predicted from one backward pass.
 
 A unit adds its update u = f(x) to the residual stream. Removing it changes the stream behind it from x_out to
-x_out - u, so to first order the loss by
+x_out - u, so to first order the summed loss L by
 
-    delta L = -<dL/dx_out, u>.
+    delta L = -<dL/dx_out, u> = -sum_t a_t,   a_t = <dL/dx_t, u_t> at token t.
+
+Updates are far from small, and the terms of many tokens cancel. The second order, with the empirical Fisher information
+in the Hessian's place and tokens taken one by one, keeps them apart at no cost:
+
+    delta L = sum_t (-a_t + a_t^2 / 2).
 
 One forward and one backward pass (plus the forward pass that checkpointing repeats) give all units at once, where exact
 perplexities need one forward pass each.
@@ -16,15 +21,17 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import Decoder
+from pyprune.ops import definitions
 from pyprune.runtime.differentiable import BlockGradients
-from pyprune.scoring.gradients import Batch, batches, per_block, predicted
+from pyprune.scoring.gradients import Batch, batches, per_block, predicted_positions
 from pyprune.scoring.losses import exp_mean, targets_of
 from pyprune.scoring.measured import Measured, Progress, Steps, Unit
 from pyprune.scoring.removals import RANKED
 
 
 @torch.inference_mode(False)
-def first_order(
+def predicted_perplexities(
+    order: int,
     decoder: Decoder,
     input_ids: Tensor,
     mask: Tensor | None,
@@ -33,12 +40,10 @@ def first_order(
     report: str = "ppl",
     progress: Progress | None = None,
 ) -> Measured:
-    """The perplexity without each unit as predicted, exp(L + delta L), or with report "loss" delta L itself in nats.
-
-    The baseline is the exact perplexity of the whole model, or 0.
-    """
-    total = int(predicted(input_ids, mask).sum())
-    given = batches(input_ids, mask, len(input_ids), lambda positions: 1 / total)
+    """The perplexity without each unit as predicted to first or second order, or with report "loss" the change of the
+    mean loss in nats. The baseline is the exact perplexity of the whole model, or 0."""
+    total = int(predicted_positions(input_ids, mask).sum())
+    given = batches(input_ids, mask, len(input_ids), lambda positions: 1.0)
     steps = Steps(progress, len(decoder.blocks))
     changes: dict[Unit, float] = {}
     loss = 0.0
@@ -48,26 +53,31 @@ def first_order(
                 loss += _summed_loss(decoder, found.states[2], one)
             for kind in RANKED[unit]:
                 if kind == "block" or getattr(found.block, kind) is not None:
+                    slopes = token_slopes(found, kind)
+                    change = -slopes if order == 1 else slopes.square() / 2 - slopes
                     key = kind, found.block.index
-                    changes[key] = changes.get(key, 0.0) + predicted_change(found, kind)
+                    changes[key] = changes.get(key, 0.0) + float(change.sum()) / total
         steps.advance()
     if report == "loss":
         return Measured(changes, 0.0)
     return Measured({key: exp_mean(loss / total + change, 1) for key, change in changes.items()}, exp_mean(loss, total))
 
 
-def predicted_change(found: BlockGradients, kind: str) -> float:
-    """-<dL/dx_out, x_out - x_in>, x_in and x_out before and behind the "block", its "mha" or its "ffn"."""
+def token_slopes(found: BlockGradients, kind: str) -> Tensor:
+    """<dL/dx_t, x_out - x_in> of each token, float64 `[N, T]`; x_in and x_out before and behind the "block", its "mha"
+    or its "ffn"."""
     before, behind = {"block": (0, 2), "mha": (0, 1), "ffn": (1, 2)}[kind]
     update = found.states[behind].double() - found.states[before].double()
-    return -float((found.slopes[behind].double() * update).sum())
+    return (found.slopes[behind].double() * update).sum(-1)
 
 
 def _summed_loss(decoder: Decoder, x: Tensor, batch: Batch) -> float:
     """Summed negative log-likelihood of a batch with final states x `[N, T, hidden]`."""
     targets = targets_of(batch.input_ids, batch.mask).to(x.device).contiguous()
+    # The kernels know no float64, which only float64 weights lead to.
+    cross_entropy = definitions.linear_cross_entropy if x.dtype == torch.float64 else ops.linear_cross_entropy
     with torch.no_grad():
-        losses = ops.linear_cross_entropy(
+        losses = cross_entropy(
             x[:, :-1].contiguous(), decoder.head.weight, targets, decoder.norm, decoder.eps, decoder.head.bias
         )
     return float(losses.double().sum())

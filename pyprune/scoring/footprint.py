@@ -51,11 +51,12 @@ def split(
     """
     samples, tokens = shape
     blocks = len(decoder.blocks)
+    held = streamed_bytes(decoder)
     slots = schedule(blocks, present_places(decoder), removals).slots
     rows = ROWS.get(decoder.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:
-        return plan_bytes(decoder, slots, samples, tokens, rows, padded)
+        return plan_bytes(decoder, slots, samples, tokens, rows, padded) + held
 
     if limit is None:
         return Split(samples, len(removals), rows, needed(slots, samples, rows))
@@ -70,6 +71,14 @@ def split(
         f"memory: {_mib(limit)} MiB given; one sample of {tokens} tokens of {decoder.name} needs"
         f" {_mib(needed(1, 1, tokens) + (1 << 20))} MiB beyond the model"
     )
+
+
+def streamed_bytes(decoder: Decoder) -> int:
+    """Bytes of the weights that stand in memory beside the model's own where blocks are streamed: the two largest."""
+    if not decoder.streamed:
+        return 0
+    sizes = (sum(t.numel() * t.element_size() for _, t in block.tensors()) for block in decoder.sizes().blocks)
+    return sum(sorted(sizes)[-2:])
 
 
 def _even_parts(count: int) -> list[int]:

@@ -38,7 +38,7 @@ def batches(
     """Samples in groups of `group`, each scaled by `scale` of the positions that its group predicts, in batches of up
     to `together` samples (as many as ROWS holds when None). Samples that predict nothing are left out."""
     together = together or max(1, ROWS // input_ids.shape[1])
-    counts = predicted(input_ids, mask)
+    counts = predicted_positions(input_ids, mask)
     some = counts.nonzero().flatten().tolist()
     found = []
     for start in range(0, len(input_ids), group):
@@ -50,7 +50,7 @@ def batches(
     return found
 
 
-def predicted(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
     """How many tokens of each sample are predicted, int64 `[S]`."""
     if mask is None:
         return torch.full((len(input_ids),), input_ids.shape[1] - 1)

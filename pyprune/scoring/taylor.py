@@ -13,7 +13,7 @@ from torch import Tensor
 from pyprune.models.decoder import Decoder
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.aggregation import is_weight, neuron_sums, unit_values, weights_of
-from pyprune.scoring.gradients import Batch, batches, per_block, predicted
+from pyprune.scoring.gradients import Batch, batches, per_block, predicted_positions
 from pyprune.scoring.measured import Measured, Progress, Steps, Unit
 from pyprune.scoring.removals import RANKED
 
@@ -45,7 +45,7 @@ def taylor(
     variant "faithful", as the paper's code: g is the sum of the gradients of the mean losses of batches of `batch`
     samples, so that a token of a shorter last batch, or of a batch with more padding, counts more.
     """
-    counts = predicted(input_ids, mask)
+    counts = predicted_positions(input_ids, mask)
     total, samples = int(counts.sum()), int((counts > 0).sum())
     one_by_one = 1 if salience in ("per-sample", "second", "mixed") else None
     if variant == "faithful":

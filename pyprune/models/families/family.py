@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,8 @@ from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.models.records import is_whole
 from pyprune.models.rope import context_length, rope_from_config
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
-from pyprune.models.tensors import TensorSource, one_line
+from pyprune.models.streaming import StreamedBlocks
+from pyprune.models.tensors import NoWeights, TensorSource, one_line
 
 # Hugging Face's names of a Decoder's parts: all families that descend from Llama share them.
 _HF_TOP = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head.weight": "lm_head.weight"}
@@ -88,6 +89,61 @@ def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
         "head_dim": sizes.head_dim,
         "intermediate_size": sizes.width,
     }
+
+
+def read_block(
+    source: TensorSource, index: int, size: BlockSizes, hidden: int, window: int, dtype: torch.dtype,
+    device: torch.device,
+) -> Block:  # fmt: skip
+    """One block of a source, at its place there, with the halves that its sizes speak of."""
+
+    def take(part: str, *shape: int) -> Tensor:
+        return source.take(f"blocks.{index}.{part}", shape, dtype, device)
+
+    def linear(part: str, out: int, inner: int, biased: bool) -> Linear:
+        weight = take(f"{part}.weight", out, inner)
+        return Linear(weight, take(f"{part}.bias", out) if biased else None)
+
+    def mha() -> MHA:
+        biased, head_dim = size.attention_bias.split(), size.head_dim
+        norms = [take(f"mha.{n}", head_dim) if size.qk_norm else None for n in ("q_norm", "k_norm")]
+        return MHA(
+            norm=take("mha.norm", hidden),
+            q=linear("mha.q", size.heads * head_dim, hidden, "q" in biased),
+            k=linear("mha.k", size.kv_heads * head_dim, hidden, "k" in biased),
+            v=linear("mha.v", size.kv_heads * head_dim, hidden, "v" in biased),
+            o=linear("mha.o", hidden, size.heads * head_dim, "o" in biased),
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=head_dim,
+            q_norm=norms[0],
+            k_norm=norms[1],
+            window=window,
+        )
+
+    def ffn() -> FFN:
+        biased = size.ffn_bias.split()
+        return FFN(
+            norm=take("ffn.norm", hidden),
+            gate=linear("ffn.gate", size.width, hidden, "gate" in biased),
+            up=linear("ffn.up", size.width, hidden, "up" in biased),
+            down=linear("ffn.down", hidden, size.width, "down" in biased),
+        )
+
+    return Block(index, mha() if size.heads else None, ffn() if size.width else None)
+
+
+def _streamed(
+    read: Callable[[int], Block], source: TensorSource, sizes: Sequence[BlockSizes], hidden: int,
+    windows: Sequence[int], dtype: torch.dtype,
+) -> StreamedBlocks:  # fmt: skip
+    """Blocks that `read` reads when they are run; that the source has all of their tensors is seen now."""
+    outline = NoWeights(source.name_of)
+    meta = torch.device("meta")
+    blocks = [read_block(outline, i, size, hidden, windows[i], dtype, meta) for i, size in enumerate(sizes)]
+    for part, shape in outline.shapes.items():
+        source.require(part, shape)
+    return StreamedBlocks(read, blocks)
 
 
 class Family:
@@ -192,54 +248,30 @@ class Family:
 
     def decoder(
         self, config: dict[str, Any], source: TensorSource, *, name: str, where: str, dtype: torch.dtype,
-        device: torch.device, sizes: Sequence[BlockSizes] | None = None,
+        device: torch.device, sizes: Sequence[BlockSizes] | None = None, stream: bool = False,
     ) -> Decoder:  # fmt: skip
         """Read a decoder of this family from `source`, `config` being checked already. `sizes`: those of each block;
-        None for `self.sizes(config)`."""
+        None for `self.sizes(config)`. stream: blocks are read when they are run, and an embedding of its own stays in
+        its file."""
         hidden, windows = config["hidden_size"], self.windows(config)
+        sizes = self.sizes(config) if sizes is None else sizes
 
         def take(part: str, *shape: int) -> Tensor:
             return source.take(part, shape, dtype, device)
 
-        def linear(part: str, out: int, inner: int, biased: bool) -> Linear:
-            weight = take(f"{part}.weight", out, inner)
-            return Linear(weight, take(f"{part}.bias", out) if biased else None)
+        def block(index: int) -> Block:
+            return read_block(source, index, sizes[index], hidden, windows[index], dtype, device)
 
-        def mha(index: int, size: BlockSizes) -> MHA:
-            half, biased, head_dim = f"blocks.{index}.mha", size.attention_bias.split(), size.head_dim
-            norms = [take(f"{half}.{n}", head_dim) if size.qk_norm else None for n in ("q_norm", "k_norm")]
-            return MHA(
-                norm=take(f"{half}.norm", hidden),
-                q=linear(f"{half}.q", size.heads * head_dim, hidden, "q" in biased),
-                k=linear(f"{half}.k", size.kv_heads * head_dim, hidden, "k" in biased),
-                v=linear(f"{half}.v", size.kv_heads * head_dim, hidden, "v" in biased),
-                o=linear(f"{half}.o", hidden, size.heads * head_dim, "o" in biased),
-                heads=size.heads,
-                kv_heads=size.kv_heads,
-                head_dim=head_dim,
-                q_norm=norms[0],
-                k_norm=norms[1],
-                window=windows[index],
-            )
-
-        def ffn(index: int, size: BlockSizes) -> FFN:
-            half, biased = f"blocks.{index}.ffn", size.ffn_bias.split()
-            return FFN(
-                norm=take(f"{half}.norm", hidden),
-                gate=linear(f"{half}.gate", size.width, hidden, "gate" in biased),
-                up=linear(f"{half}.up", size.width, hidden, "up" in biased),
-                down=linear(f"{half}.down", hidden, size.width, "down" in biased),
-            )
-
-        blocks = tuple(
-            Block(index, mha(index, size) if size.heads else None, ffn(index, size) if size.width else None)
-            for index, size in enumerate(self.sizes(config) if sizes is None else sizes)
-        )
+        if stream:
+            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
+        else:
+            blocks = tuple(block(index) for index in range(len(sizes)))
         tied = bool(config.get("tie_word_embeddings"))
         # As transformers reads it: a tied model may keep its one table under either name; two tables are tied only if
         # they are equal.
         table = "head.weight" if tied and not source.has("embedding") else "embedding"
-        embedding = take(table, config["vocab_size"], hidden)
+        take_table = source.take_mapped if stream and not tied else source.take
+        embedding = take_table(table, (config["vocab_size"], hidden), dtype, device)
         head = embedding
         if not tied or source.has("head.weight"):
             head = take("head.weight", config["vocab_size"], hidden)

@@ -1,0 +1,52 @@
+"""A model larger than memory is scored: its blocks are read one at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyprune import load, perplexity, score
+
+SHAPE = "shape:hidden=256,blocks=24,heads=4,kv_heads=4,head_dim=64,ffn=1536,vocab=300"
+CONFINED = Path(__file__).parent / "confined_scoring.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("streamed") / "model"
+    load(SHAPE).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def samples() -> torch.Tensor:
+    return torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(2))
+
+
+def test_scores_are_those_of_the_model_in_memory(checkpoint, samples):
+    streamed, whole = load(checkpoint, stream=True), load(checkpoint)
+    assert score(streamed, samples).to_dict() == score(whole, samples).to_dict()
+    assert perplexity(streamed, samples) == perplexity(whole, samples)
+    assert score(streamed, samples, unit="mha+ffn").units == score(whole, samples, unit="mha+ffn").units
+
+
+def test_a_checkpoint_several_times_the_memory_limit_is_scored_under_it(checkpoint, samples):
+    """24 blocks of 5.8 MB, under a hard limit (RLIMIT_DATA) of 40 MiB beyond what the process had before."""
+    assert (checkpoint / "model.safetensors").stat().st_size > 3 * (40 << 20)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(CONFINED), str(checkpoint), json.dumps(samples.tolist()), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    confined = run("stream")
+    assert confined.returncode == 0, confined.stderr
+    assert json.loads(confined.stdout) == pytest.approx(score(load(checkpoint), samples).values, rel=1e-6)
+    # The limit is real: the whole model does not load under it.
+    refused = run("whole")
+    assert refused.returncode != 0
+    assert "memory" in refused.stderr.lower()
