@@ -37,7 +37,8 @@ class Linear:
             yield "bias", self.bias
 
     def map(self, change: Change) -> Linear:
-        return Linear(change(self.weight), None if self.bias is None else change(self.bias))
+        weight, bias = change(self.weight), None if self.bias is None else change(self.bias)
+        return self if weight is self.weight and bias is self.bias else Linear(weight, bias)
 
 
 @dataclass(frozen=True)
