@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyprune.pruning import Pruning, apply, depth, index_map, pad, width
     from pyprune.runtime import Engine
     from pyprune.runtime.huggingface import accelerate, restore
+    from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
     from pyprune.scoring import Scores, SearchResult, perplexity, score, search
 
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "MemoryPlan",
     "NativeLibraryWarning",
+    "PaddedLinear",
     "Pruning",
     "Scores",
     "SearchResult",
@@ -56,6 +58,7 @@ _ROOMS = {
     "runtime": ("Engine",),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
+    "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
 }
 

@@ -79,6 +79,12 @@ def require_free_file(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def user_cache(name: str) -> Path:
+    """The file of this name in pyprune's folder of the user's cache directory, whether or not it is there."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "pyprune" / name
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with whole_file(path) as scratch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from types import SimpleNamespace
@@ -14,10 +13,8 @@ import torch
 import pyprune
 from bench.ceilings import MemoryReader
 from bench.peers import Absent, HuggingFace, HuggingFaceCompiled, LlamaCpp, PyPrune, hugging_face, llama_cpp, opened
-from bench.peers.gguf_file import write_gguf
 from bench.rounds import Side, interleave
 from bench.tables import aligned, interval_text
-from pyprune.errors import InputError
 from pyprune.models.transformers_model import to_transformers
 from pyprune.study.measure import speedup
 
@@ -60,31 +57,6 @@ def test_llama_cpp_decodes_the_same_tokens_from_the_same_logits(smollm2, tmp_pat
         exact = plain.double()(ids).logits[:, -1]
         theirs = torch.from_numpy(decoding.logits(batch).astype(np.float64))
     assert (theirs - exact).abs().max() <= 2 * (own - exact).abs().max() + 1e-5
-
-
-# --- the file that llama.cpp reads --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tied", [0, 1])
-def test_a_gguf_file_holds_every_bit(tmp_path, dtype, tied):
-    spec = f"shape:hidden=48,blocks=2,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131,tied={tied}"
-    decoder = pyprune.load(spec, dtype=dtype)
-    write_gguf(decoder, tmp_path / "model.gguf")
-    read = pyprune.load(tmp_path / "model.gguf")
-    assert read.dtype == dtype
-    assert (read.tied, read.eps, read.max_positions) == (decoder.tied, pytest.approx(decoder.eps), 2048)
-    assert torch.equal(read.rope.inv_freq, decoder.rope.inv_freq)
-    ours, theirs = dict(decoder.tensors()), dict(read.tensors())
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_gguf_file_of_a_ragged_model_is_refused(tiny, tmp_path):
-    ragged = dataclasses.replace(tiny, blocks=(dataclasses.replace(tiny.blocks[0], ffn=None), *tiny.blocks[1:]))
-    with pytest.raises(InputError, match="block 0"):
-        write_gguf(ragged, tmp_path / "model.gguf")
-    assert not list(tmp_path.iterdir())
 
 
 # --- absent peers -------------------------------------------------------------------------------------------------

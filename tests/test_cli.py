@@ -15,9 +15,10 @@ import pytest
 
 from pyprune import cli
 from pyprune.cli import build_parser
+from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "compare", "report", "generate")
+COMMANDS = ("doctor", "score", "prune", "convert", "compare", "report", "generate")
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 
@@ -134,6 +135,13 @@ BAD_INPUT = [
     (["prune", TINY, "--blocks", "1", "--protect", "0", "--out", "new"], "--protect 0: belongs to --depth"),
     (["prune", TINY, "--width", "3", "--out", "new"], "--width 3"),
     (["prune", TINY, "--width", "20%", "--unit", "mha", "--out", "new"], "--unit mha"),
+    (["prune", TINY, "--width", "20%", "--method", "magic", "--out", "new"], "method 'magic'"),
+    (["prune", TINY, "--width", "20%", "--method", "flap", "--variant", "x", "--out", "new"], "variant 'x'"),
+    (["prune", TINY, "--width", "20%", "--method", "magnitude-sp", "--text", "f", "--out", "new"], "--text f"),
+    (["prune", TINY, "--width", "20%", "--remove-groups", "2", "--out", "new"], "remove_groups 2"),
+    (["prune", TINY, "--depth", "1", "--method", "flap", "--out", "new"], "--method flap"),
+    (["prune", TINY, "--depth", "1", "--remove-groups", "2", "--out", "new"], "--remove-groups 2"),
+    (["prune", TINY, "--blocks", "1", "--variant", "x", "--out", "new"], "--variant x"),
     (["prune", TINY, "--width", "20%", "--pad-to", "0", "--out", "new"], "--pad-to: '0'"),
     (["prune", TINY, "--depth", "1", "--out", "taken.txt"], "taken.txt: is a file"),
     (["prune", TINY, "--depth", "1", "--out", "."], ".: is a directory that is not empty"),
@@ -309,12 +317,66 @@ def test_prune_keeps_protected_blocks(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("way", [["--blocks", "1,3"], ["--depth", "2"]])
-def test_halves_that_no_checkpoint_can_express_are_refused_before_scoring(way, capsys, tmp_path, failing):
+@pytest.mark.parametrize("unit", ["mha", "ffn"])
+def test_halves_are_pruned_and_the_checkpoint_loads_with_its_record(way, unit, capsys, tmp_path):
+    from pyprune.models import load
+
+    target = tmp_path / "halves"
+    code, out, _ = run(capsys, "prune", TINY, *FEW, *way, "--unit", unit, "--out", str(target), "--json")
+    assert code == 0
+    gone = json.loads(out)["pruning"][unit]
+    assert len(gone) == 2
+    loaded = load(target)
+    assert [block.index for block in loaded.blocks if getattr(block, unit) is None] == gone
+    assert loaded.pruning[unit] == gone
+    assert json.loads((target / "config.json").read_text())["model_type"] == "pyprune_llama"
+
+
+@pytest.mark.parametrize("way", [["--depth", "2"], ["--width", "20%"], ["--width", "20%", "--method", "flap"]])
+def test_what_no_checkpoint_can_express_is_refused_before_the_slow_part(way, capsys, tmp_path, failing, monkeypatch):
     failing(AssertionError("scoring began"))
-    code, _, err = run(capsys, "prune", TINY, *way, "--unit", "mha", "--out", str(tmp_path / "a"))
-    assert code == 2
-    assert "has no attention" in err
+
+    def fail(*_, **__):
+        raise AssertionError("narrowing began")
+
+    def refuse(decoder):
+        raise InputError("a bias that cannot be saved")
+
+    monkeypatch.setattr("pyprune.pruning.width", fail)
+    monkeypatch.setattr("pyprune.models.ragged.checkpoint_config", refuse)
+    code, _, err = run(capsys, "prune", TINY, *FEW, *way, "--out", str(tmp_path / "a"))
+    assert (code, err) == (2, "pyprune: a bias that cannot be saved\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "made_by"),
+    [
+        (["flap", "--variant", "WIFN,AL-MM", "--remove-groups", "2"], "width flap WIFN,AL-MM"),
+        (["flap", "--align", "4", "--units", "neurons"], "width flap"),
+        (["llm-pruner", "--variant", "param_mix,global", "--protect", "0"], "width llm-pruner param_mix,global"),
+        (["head-gate"], "width head-gate"),
+        (["magnitude-sp"], "width magnitude-sp"),
+        (["wanda-sp", "--variant", "faithful"], "width wanda-sp faithful"),
+    ],
+)
+def test_every_width_method_saves_what_loads_again(words, made_by, capsys, tmp_path):
+    from pyprune.models import load
+    from pyprune.pruning import Pruning
+
+    command = ["prune", TINY, *FEW, "--width", "30%", "--method", *words, "--out", str(tmp_path / "a"), "--json"]
+    code, out, err = run(capsys, *command)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    loaded = load(tmp_path / "a")
+    assert told["after"]["parameters"] == loaded.parameters() < told["before"]["parameters"]
+    record = Pruning.from_json(tmp_path / "a" / "pruning.json")
+    assert record.made_by == made_by
+    assert loaded.pruning == record.to_dict() == told["pruning"]
+    if "--align" in words:
+        assert not any(block.ffn.width % 4 for block in loaded.blocks)
+    if "--protect" in words:
+        assert 0 not in record.neurons
 
 
 def test_pruned_width_is_padded_and_the_checkpoint_loads_with_its_record(capsys, tmp_path):

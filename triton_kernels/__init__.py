@@ -3,6 +3,7 @@
     rows           many rows: RMSNorm, SiLU product and residual around torch's own GEMMs
     products       device code: a tile of x W^T for few rows, as a GEMV or on the tensor cores
     skinny_linear  few rows: projection with its norm, bias, SiLU product and residual; split-K
+    wide_linear    many rows at odd sizes: the same, as a GEMM with masked ends
     qkv_rope       norm, Q/K/V projection, q/k-norm, RoPE, append to the KV cache
     attention      split-KV attention and its reduction
     cross_entropy  linear + cross-entropy by vocabulary tiles

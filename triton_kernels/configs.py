@@ -64,7 +64,7 @@ class Architecture:
     shared_bytes: int  # shared memory that one program may have
     single: dict[int, Tile]
     pair: dict[int, Tile]
-    loss: Tile  # many rows of linear + cross-entropy: a full GEMM tile
+    loss: Tile  # many rows: a full GEMM tile
     stretch: int  # KV rows that one program of split attention takes
     keys: int  # KV rows that it takes at a time, for 256 bytes a row
     attention_stages: int
@@ -127,6 +127,14 @@ def few_rows_tile(arch: Architecture, rows: int, dtype: torch.dtype, pair: bool)
     """The tile for `rows` (1 to 64) activation rows against weights of `dtype`."""
     padded = rows if rows <= GEMV_ROWS else next(size for size in (16, 32, 64) if rows <= size)
     return widened((arch.pair if pair else arch.single)[padded], dtype)
+
+
+def many_rows_tile(arch: Architecture, dtype: torch.dtype, pair: bool) -> Tile:
+    """The tile of a full GEMM against weights of `dtype`; two weights at once share the sums' registers."""
+    tile = widened(arch.loss, dtype)
+    if dtype.itemsize == 4:  # no matrix units: told how many registers it may take, ptxas does not spill two words
+        tile = replace(tile, registers=255)
+    return replace(tile, columns=max(tile.columns // 2, 16)) if pair else tile
 
 
 def widened(tile: Tile, dtype: torch.dtype) -> Tile:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
 from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, unit
-from pyprune.triton_kernels.products import tile_products
+from pyprune.triton_kernels.products import banded, tile_products
 from pyprune.triton_kernels.rows import padded_rows, rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
 
@@ -28,13 +28,8 @@ def loss_tiles_kernel(x, x_units, norm, a, a_units, bias, targets, maxima, sums,
                       STAGES: tl.constexpr,
                       ):  # fmt: skip
     """One tile of vocabulary (`a` is the head's weight) for one tile of rows. Grid: (row tiles x vocabulary tiles,)."""
-    row_tiles = tl.cdiv(M, BLOCK_M)
-    band = BAND * tl.cdiv(V, BLOCK_N)
-    first = tl.program_id(0) // band * BAND
-    height = tl.minimum(row_tiles - first, BAND)
-    within = tl.program_id(0) % band
-    tile = within // height
-    m = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_tile, tile = banded(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(V, BLOCK_N), BAND)
+    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     a_rows = a + tl.minimum(n, V - 1).to(tl.int64) * (a_units * W_UNIT)
     x_rows = x + tl.minimum(m, M - 1).to(tl.int64) * (x_units * X_UNIT)

@@ -192,6 +192,15 @@ def operators(
     }
 
 
+def reads_weights(launch: Launch) -> bool:
+    """Whether it takes a projection's weight, alone or beside a second one."""
+    return any(argument in launch.arguments for argument in WEIGHTS[:2])
+
+
+def _weight_load(launches: list[Launch], arch: int) -> int:
+    return usage(next(filter(reads_weights, launches)), arch, WEIGHTS).weight_load
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pyprune.triton_kernels.inspect", description=__doc__.split("\n")[0]
@@ -211,12 +220,13 @@ def main(argv: list[str] | None = None) -> None:
                 padded = operators(rows, DTYPES[dtype], ODD, ODD)
                 odd = operators(rows, DTYPES[dtype], ODD, ODD, padded=False)
                 for name in calls:
-                    lists = zip(*(recorded(arch, version[name]) for version in (calls, padded, odd)), strict=True)
-                    for plain, even, uneven in lists:
-                        used = usage(plain, arch)
+                    plain, even, uneven = (recorded(arch, version[name]) for version in (calls, padded, odd))
+                    known = {one.kernel.__name__ for one in plain}
+                    for one in [*plain, *(other for other in even if other.kernel.__name__ not in known)]:
+                        used = usage(one, arch)
                         loads = ""
-                        if any(argument in plain.arguments for argument in WEIGHTS[:2]):
-                            widths = [usage(launch, arch, WEIGHTS).weight_load for launch in (even, uneven)]
+                        if reads_weights(one):
+                            widths = [_weight_load(launches, arch) for launches in (even, uneven)]
                             loads = f"{widths[0]:4} / {widths[1]}"
                         print(
                             f"{name:27} {used.kernel.removesuffix('_kernel'):22} {rows:4}  sm_{arch} {dtype:5}  "

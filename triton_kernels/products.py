@@ -37,6 +37,16 @@ def is_live(skip, unit):
 
 
 @triton.jit
+def banded(tile, row_tiles, column_tiles, BAND: tl.constexpr):
+    """(row tile, column tile) of a program: BAND row tiles pass over the columns together, row tiles the faster."""
+    band = BAND * column_tiles
+    first = tile // band * BAND
+    height = tl.minimum(row_tiles - first, BAND)
+    within = tile % band
+    return first + within % height, within // height
+
+
+@triton.jit
 def _within_threads(values, VEC: tl.constexpr):
     """Sums the VEC neighbours that one thread has loaded: [A, B, K] -> [A, B, K / VEC] without a shuffle."""
     A: tl.constexpr = values.shape[0]

@@ -1,6 +1,7 @@
 """The operators that are a projection with something fused around it. Contracts: pyprune/ops/contracts.py.
 
-Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM.
+Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM, and
+at odd sizes `wide_linear`'s.
 Not yet run on hardware.
 """
 
@@ -14,6 +15,7 @@ from pyprune.triton_kernels import checks, rows
 from pyprune.triton_kernels.configs import FEW_ROWS
 from pyprune.triton_kernels.launch import unit as alignment
 from pyprune.triton_kernels.skinny_linear import skinny_linear
+from pyprune.triton_kernels.wide_linear import takes, wide_linear
 
 
 def gemm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,6 +43,8 @@ def linear_residual(
     base, out = base.contiguous(), torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     if flat.shape[0] <= FEW_ROWS:
         skinny_linear("linear_residual", flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
+    elif takes(weight):
+        wide_linear(flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
     else:
         rows.add_residual(gemm(flat, weight, bias), base, out, skip, unit)
     return out
@@ -64,6 +68,8 @@ def norm_gate_up(
         skinny_linear("norm_gate_up", flat, gate, gate_bias, out, norm, eps, up, up_bias, skip=skip, unit_index=unit)
     else:
         h = rows.rms_norm(flat, norm, eps, gate.dtype)
+        if takes(gate):
+            return wide_linear(h, gate, gate_bias, out, up, up_bias, skip=skip, unit_index=unit)
         rows.silu_product(gemm(h, gate, gate_bias), gemm(h, up, up_bias), out, skip, unit)
     return out
 
@@ -87,6 +93,9 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     checks.matrix(weight, flat.shape[1], "weight", weight)
     checks.vector(bias, weight.shape[0], "bias", weight)
     shape = (*x.shape[:-1], weight.shape[0])
-    if flat.shape[0] > FEW_ROWS:
+    if flat.shape[0] > FEW_ROWS and not takes(weight):
         return gemm(flat, weight, bias).to(x.dtype).view(shape)
-    return skinny_linear("padded_linear", flat, weight, bias, torch.empty(shape, dtype=x.dtype, device=x.device))
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    if flat.shape[0] > FEW_ROWS:
+        return wide_linear(flat, weight, bias, out)
+    return skinny_linear("padded_linear", flat, weight, bias, out)

@@ -23,9 +23,9 @@ def _bias(bias, n, N):
 
 
 @triton.jit
-def _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps,
-            NORM: tl.constexpr, PAIR: tl.constexpr,
-            ):  # fmt: skip
+def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps,
+           NORM: tl.constexpr, PAIR: tl.constexpr,
+           ):  # fmt: skip
     """Sums of products -> inverse RMS, biases, SiLU product, residual -> out [M, N]."""
     inside = (n < N)[:, None] & (m < M)[None, :]
     offsets = m.to(tl.int64)[None, :] * N + n[:, None]
@@ -69,7 +69,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
         x_rows, norm, a_rows, b_rows, lo, hi, PAIR, True, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
     )
     if parts is None:
-        _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
     else:
         kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
         inside = (n < N)[:, None] & (m < kept)[None, :]
@@ -103,7 +103,7 @@ def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, 
             acc_b += tl.load(parts + offsets + M * N, mask=inside, other=0.0)
         if NORM:
             squares += tl.load(part_squares + split * M + m, mask=m < kept, other=0.0)
-    _finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+    finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
 
 
 def skinny_linear(

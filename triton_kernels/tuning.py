@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_json
+from pyprune.files import read_json, user_cache, write_json
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import Config, Shape, nearest
 
@@ -64,10 +64,7 @@ _loaded: Tuning = {}
 def location() -> Path:
     """The file that is read, whether or not it is there."""
     named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "pyprune" / "tuning.json"
+    return Path(named) if named else user_cache("tuning.json")
 
 
 def load() -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.peers.gguf_file import write_gguf
 from bench.peers.peer import Decoding, Peer
 from pyprune.models.decoder import Decoder
 from pyprune.models.tensors import one_line
@@ -55,7 +54,7 @@ class LlamaCpp(Peer):
             if known is decoder:
                 return path
         path = self._folder / f"{len(self._files)}.gguf"
-        write_gguf(decoder, path)
+        decoder.save_gguf(path, tokenizer=False)
         self._files.append((decoder, path))
         return path
 

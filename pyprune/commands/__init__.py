@@ -1,15 +1,34 @@
 """The commands, one file each: `add_options` says what --help teaches, `run` does it. Importing them is quick."""
 
-from pyprune.commands import compare, doctor, export, generate, plan, prune, report, score, search, tune
+from pyprune.commands import (
+    advise_width,
+    compare,
+    convert,
+    doctor,
+    export,
+    generate,
+    pad,
+    plan,
+    prune,
+    report,
+    score,
+    search,
+    sweep,
+    tune,
+)
 
 COMMANDS = {
     "doctor": doctor,
     "score": score,
     "search": search,
     "prune": prune,
+    "pad": pad,
+    "advise-width": advise_width,
     "export": export,
+    "convert": convert,
     "compare": compare,
     "report": report,
+    "sweep": sweep,
     "generate": generate,
     "plan": plan,
     "tune": tune,

@@ -82,8 +82,8 @@ def chosen_criterion(options: argparse.Namespace, unit: str) -> tuple[Any, dict[
     return criterion, given
 
 
-def refuse_criterion(options: argparse.Namespace, reason: str) -> None:
-    """InputError for any of these options, --protect aside, where nothing is scored."""
+def refuse_criterion(options: argparse.Namespace, reason: str, but: tuple[str, ...] = ()) -> None:
+    """InputError for any of these options, --protect and those named aside, where nothing is scored."""
     for name in ("criterion", *_OPTIONS):
-        if getattr(options, name) is not None:
+        if name not in but and getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 from pyprune.commands.criterion import chosen_criterion
@@ -17,6 +19,34 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
         require_texts(options)
     elif options.text is not None:
         raise InputError(f"--text {options.text}: criterion {criterion.name} looks at no text")
+    if options.resume and criterion.name != "ppl":
+        raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl does")
+    journal_beside(options)
+
+
+def join(device: Any = "cpu") -> None:
+    """Come together with the other processes that torchrun has started, if it has: before the slow part, so that what
+    happens to one in it is known to all."""
+    if "RANK" in os.environ:
+        from pyprune.scoring.distributed import team_of
+
+        team_of(torch_device(device))
+
+
+def journal_beside(options: argparse.Namespace) -> Path | None:
+    """The journal of --resume, None without; InputError where there is no --out that it could stand beside."""
+    if not options.resume:
+        return None
+    if options.out is None:
+        raise InputError("--resume: the journal stands beside --out, which was not given")
+    out = Path(options.out).absolute()
+    return out.with_name(f"{out.name}.journal")
+
+
+def remove_journal(options: argparse.Namespace) -> None:
+    """Remove the journal of --resume, now that the result is written."""
+    if options.resume:
+        journal_beside(options).unlink(missing_ok=True)
 
 
 def require_texts(options: argparse.Namespace) -> None:
@@ -43,6 +73,10 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from pyprune import scoring
 
     criterion, given = chosen_criterion(options, unit)
+    if options.resume:
+        given["resume"] = journal_beside(options)
+    if options.memory is not None:
+        given["memory"] = options.memory
     if criterion.needs != "nothing":
         given |= _windows(options, decoder)
     return scoring.score(
@@ -77,6 +111,8 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
         unit=unit,
         protect=options.protect,
         criterion=criterion.name,
+        resume=journal_beside(options),
+        memory=options.memory,
         progress=partial(bar, f"searching, {method}"),
         **_windows(options, decoder),
         **given,
@@ -89,13 +125,17 @@ def _windows(options: argparse.Namespace, decoder: Any) -> dict[str, Any]:
 
 
 def chosen_device(options: argparse.Namespace) -> Any:
-    """The torch device of --device; InputError when it is not there."""
+    """The torch device of --device, with several processes on a machine each its own GPU; InputError when it is not
+    there."""
     from pyprune.models.load import require_device
 
-    return require_device(options.device)
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return require_device(device)
 
 
-def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
+def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
     """The decoder, without what transformers says while it loads one."""
     from transformers.utils import logging
 
@@ -103,7 +143,7 @@ def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device)
+    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
 def loaded_sizes(spec: str, dtype: str | None) -> Any:
@@ -114,6 +154,13 @@ def loaded_sizes(spec: str, dtype: str | None) -> Any:
 
     logging.set_verbosity_error()
     return load_sizes(spec, dtype)
+
+
+def torch_device(name: Any) -> Any:
+    """torch's device of that name."""
+    import torch
+
+    return torch.device(name)
 
 
 def torch_dtype(name: str) -> Any:

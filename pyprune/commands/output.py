@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+
+def leading() -> bool:
+    """Whether this process is the one that tells and writes, of those that torchrun has started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Bar:
@@ -14,7 +20,7 @@ class Bar:
     def __enter__(self) -> Bar:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and leading():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -6,16 +6,26 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import (
-    calibration_windows,
-    loaded,
-    measured_scores,
-    require_scorable,
-    require_texts,
-    searched,
+from pyprune.commands.inputs import join, loaded, measured_scores, remove_journal, require_scorable, searched
+from pyprune.commands.narrowing import (
+    add_narrowing,
+    measured_narrowing,
+    refuse_narrowing,
+    rehearsed_narrowing,
+    require_narrowable,
 )
-from pyprune.commands.options import MODEL_HELP, add_json, add_text, add_unit, at_least, command, indices
-from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_json,
+    add_memory,
+    add_resume,
+    add_text,
+    add_unit,
+    at_least,
+    command,
+    indices,
+)
+from pyprune.commands.output import Bar, leading, print_json, print_table
 from pyprune.errors import InputError
 
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
@@ -27,13 +37,15 @@ def add_options(commands: Any) -> None:
         commands,
         "prune",
         "remove blocks, halves or width, and save the smaller checkpoint",
-        "Remove whole blocks, or halves of them, or a share of every block's width, and save the smaller checkpoint, "
+        "Remove whole blocks, or halves of them, or heads and FFN neurons (width), and save the smaller checkpoint, "
         "which plain transformers can load where it can express it. Exactly one of --depth, --blocks and --width says "
         "what goes. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
         "the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",
+        "pyprune prune smollm2-135m --width 20% --method flap --align 64 --out smollm2-flap20",
+        "pyprune prune smollm2-135m --width 20% --method llm-pruner --variant param_mix,global --out smollm2-taylor20",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     ways = parser.add_mutually_exclusive_group(required=True)
@@ -51,12 +63,12 @@ def add_options(commands: Any) -> None:
     ways.add_argument(
         "--width",
         metavar="P%",
-        help="narrow every block's FFN and heads by Wanda-sp to the size of the depth row of P%%",
+        help="narrow FFN and heads by --method to the size of the depth row of P%%",
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves cannot be saved yet "
-        "(see generate --skip-mha)",
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves loads in transformers "
+        "after import pyprune",
     )
     parser.add_argument(
         "--search",
@@ -74,10 +86,13 @@ def add_options(commands: Any) -> None:
         "--scores", metavar="FILE", help="scores that score --out wrote, instead of scoring now (default: score now)"
     )
     add_criterion(parser)
+    add_narrowing(parser)
     add_text(parser)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
+    add_memory(parser)
+    add_resume(parser)
     add_json(parser)
 
 
@@ -101,10 +116,11 @@ def run(options: argparse.Namespace) -> None:
     if ranked is not None and options.unit is not None and ranked.unit != options.unit:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
     if options.width is not None:
-        require_texts(options)
+        require_narrowable(options)
     elif options.depth is not None and ranked is None:
         require_scorable(options, unit)
 
+    join()
     decoder = loaded(options.model)
     with Bar() as bar:
         if options.depth is not None:
@@ -118,23 +134,33 @@ def run(options: argparse.Namespace) -> None:
             else:
                 chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
-            chosen = _narrowing(options, decoder, amount.ratio, bar)
+            rehearsed = rehearsed_narrowing(options, decoder, amount.ratio)
+            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            chosen = measured_narrowing(options, decoder, amount.ratio, bar)
+        if not leading():
+            return
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
+    remove_journal(options)
     _tell_pruned(options, decoder, pruned)
 
 
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
     if options.depth is None:
-        for name in ("protect", "scores", "search"):
+        narrows = options.width is not None  # which takes --protect and --variant too
+        for name in ("scores", "search", *(() if narrows else ("protect",))):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
-        refuse_criterion(options, "belongs to --depth, which was not given")
+        refuse_criterion(options, "belongs to --depth, which was not given", but=("variant",) if narrows else ())
+    if options.width is None:
+        refuse_narrowing(options, "belongs to --width, which was not given")
     if options.scores is not None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
         if options.search not in (None, "one-shot"):
             raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
+    if options.resume and (options.depth is None or options.scores is not None):
+        raise InputError("--resume: belongs to --depth without --scores, which takes long")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):
@@ -153,30 +179,9 @@ def _rehearsal(decoder: Any, unit: str) -> Any:
 
 def _require_savable(decoder: Any) -> None:
     """Raise InputError now when a checkpoint cannot express the decoder."""
-    from pyprune.models.families import family_of
+    from pyprune.models.ragged import checkpoint_config
 
-    family_of(decoder.config["model_type"], decoder.name).plain_config(decoder)
-
-
-def _narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
-    from pyprune import pruning
-    from pyprune.pruning.budget import UniformSizes, depth_row, width_for
-
-    sizes = UniformSizes.of(pruning.pad(decoder, 1))
-    groups, width = width_for(sizes, depth_row(sizes, ratio))
-    # Any groups and neurons of that number: a size that cannot be saved is told before the slow part.
-    layers = [block.index for block in decoder.blocks]
-    rehearsed = pruning.Pruning(
-        kv_groups={index: list(range(groups, sizes.kv_groups)) for index in layers if groups < sizes.kv_groups},
-        neurons={index: list(range(width, sizes.width)) for index in layers if width < sizes.width},
-    )
-    if decoder.pruning is None:
-        _require_savable(pruning.apply(decoder, rehearsed))
-    windows = calibration_windows(options, decoder)
-    bar("Wanda-sp", 0, 1)
-    chosen = pruning.width(decoder, method="wanda-sp", ratio=ratio, calibration=windows.input_ids)
-    bar("Wanda-sp", 1, 1)
-    return chosen
+    checkpoint_config(decoder)
 
 
 def _tell_pruned(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:

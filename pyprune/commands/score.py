@@ -6,18 +6,29 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import chosen_amount, chosen_device, loaded, measured_scores, require_scorable
+from pyprune.commands.inputs import (
+    chosen_amount,
+    chosen_device,
+    join,
+    loaded,
+    measured_scores,
+    remove_journal,
+    require_scorable,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
     add_amount,
     add_device,
     add_dtype,
     add_json,
+    add_memory,
+    add_resume,
+    add_stream,
     add_text,
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.commands.output import Bar, leading, print_json, print_table
 from pyprune.errors import InputError
 
 SHOWN_DIFFERENCES = 8
@@ -35,6 +46,7 @@ def add_options(commands: Any) -> None:
         "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
         "pyprune score boolq.json --against sms.json --count 6 --plot boolq-sms.png",
+        "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
     add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
@@ -58,6 +70,9 @@ def add_options(commands: Any) -> None:
         metavar="FILE.png",
         help="figure of the scores, a bar a unit, or with --against of both (default: none)",
     )
+    add_memory(parser)
+    add_stream(parser)
+    add_resume(parser)
     add_json(parser)
 
 
@@ -77,9 +92,12 @@ def run(options: argparse.Namespace) -> None:
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
     scores = _given(options) if options.model.endswith(".json") else _measured(options)
+    if not leading():
+        return None
     found = None if other is None else _contrast(scores, other, amount)
     if options.out is not None:
         scores.to_json(options.out)
+        remove_journal(options)
     if options.plot is not None:
         _plot(options.plot, scores, found, amount)
     if options.json:
@@ -110,7 +128,9 @@ def _given(options: argparse.Namespace) -> Any:
 def _measured(options: argparse.Namespace) -> Any:
     unit = options.unit or "block"
     require_scorable(options, unit)
-    decoder = loaded(options.model, options.dtype, chosen_device(options))
+    device = chosen_device(options)
+    join(device)
+    decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         return measured_scores(options, decoder, unit, bar)
 
@@ -123,7 +143,8 @@ def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
 
 def _plot(path: str, scores: Any, found: Any, amount: dict[str, Any]) -> None:
     from pyprune.files import write_bytes
-    from pyprune.study.score_plots import chosen_bars, side_by_side
+    from pyprune.study.contrast_plot import side_by_side
+    from pyprune.study.score_plots import chosen_bars
 
     write_bytes(path, chosen_bars(scores, **amount) if found is None else side_by_side(found))
 

@@ -6,17 +6,20 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, chosen_criterion
-from pyprune.commands.inputs import chosen_device, loaded, require_texts, searched
+from pyprune.commands.inputs import chosen_device, join, journal_beside, loaded, remove_journal, require_texts, searched
 from pyprune.commands.options import (
     MODEL_HELP,
     add_device,
     add_dtype,
     add_json,
+    add_memory,
+    add_resume,
+    add_stream,
     add_text,
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.commands.output import Bar, leading, print_json, print_table
 
 
 def add_options(commands: Any) -> None:
@@ -57,6 +60,9 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
     )
+    add_memory(parser)
+    add_stream(parser)
+    add_resume(parser)
     add_json(parser)
 
 
@@ -70,11 +76,17 @@ def run(options: argparse.Namespace) -> None:
         require_file(options.out)
     chosen_criterion(options, options.unit or "block")
     require_texts(options)
-    decoder = loaded(options.model, options.dtype, chosen_device(options))
+    journal_beside(options)
+    device = chosen_device(options)
+    join(device)
+    decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         found = searched(options, decoder, options.method, amount, bar)
+    if not leading():
+        return None
     if options.out is not None:
         found.to_json(options.out)
+        remove_journal(options)
     if options.json:
         return print_json(found.to_dict())
     rows, gone = [], 0

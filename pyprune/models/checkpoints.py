@@ -18,6 +18,8 @@ from pyprune.models.records import removed_blocks
 from pyprune.models.tokenizers import load_tokenizer
 
 MAX_SHARD = "5GB"
+COMPENSATION = "compensation.safetensors"
+"""What a pruning added to biases, beside its `pruning.json`."""
 
 
 def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None:
@@ -25,7 +27,8 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
     it, else after `import pyprune` (`ragged.checkpoint_config`).
 
     Safetensors (shards of 5 GB with an index, a tied head once), `config.json`, `generation_config.json`, the
-    tokenizer's files where there is a tokenizer, and for a pruned decoder `pruning.json` and `original_config.json`.
+    tokenizer's files where there is a tokenizer, and for a pruned decoder `pruning.json` and `original_config.json`,
+    with `compensation.safetensors` where the pruning added to biases.
     The directory appears whole or not at all. InputError, before anything is written, when it exists and is not empty,
     and when no configuration can express the decoder.
     """
@@ -43,6 +46,8 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
         if decoder.pruning is not None:
             write_json(scratch / "pruning.json", decoder.pruning)
             write_json(scratch / "original_config.json", decoder.config)
+        if decoder.compensation:
+            _save_file({name: _owned(tensor) for name, tensor in decoder.compensation.items()}, scratch / COMPENSATION)
 
 
 def _token_ids(config: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ class Decoder:
 
     `config` is the Hugging Face configuration of the *original* model as a plain dict; a pruned decoder keeps it, so
     that original indices and sizes stay known. `pruning` is the record of what was removed (`Pruning` as JSON), and
-    `compensation` the values that it added to biases, where they are known apart from them.
+    `compensation` what it added to biases, where that is known apart from them (`compensation.safetensors`).
     """
 
     name: str
@@ -295,7 +295,7 @@ class Decoder:
         InputError naming the first tensor that float16 cannot hold, when it was finite before.
         """
 
-        pages = Pages(plain=self.streamed)
+        pages = Pages(together=not self.streamed)
 
         def move(tensor: Tensor) -> Tensor:
             moved = pages.move(tensor, dtype, device)
@@ -322,3 +322,11 @@ class Decoder:
         from pyprune.models.checkpoints import save_checkpoint
 
         save_checkpoint(self, directory)
+
+    def save_gguf(
+        self, path: str | os.PathLike[str], dtype: torch.dtype | str | None = None, tokenizer: bool = True
+    ) -> None:
+        """Write a GGUF file for llama.cpp, matrices in `dtype` (None: as they are); whole or not at all."""
+        from pyprune.models.gguf_writer import save_gguf
+
+        save_gguf(self, path, dtype, tokenizer)

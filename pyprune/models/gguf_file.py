@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +16,30 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder, TokenizerSource
+from pyprune.models.decoder import Decoder, Linear, TokenizerSource
 from pyprune.models.families import Family, family_of_gguf
 from pyprune.models.families.family import gguf_name
+from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_halves
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import TensorSource, one_line
 
 # Tensors in these types keep their type; all others are quantised and become float32.
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Frequency divisors that llama.cpp's converter computes for Llama 3's RoPE.
-_ROPE_DIVISORS = "rope_freqs.weight"
-# Metadata under the architecture's name that says nothing about the computation, or is used below. Any other rope key,
-# and the keys of _OTHER_MATH, would change it.
-_ROPE_KEYS = {"freq_base", "dimension_count", "scaling.type", "scaling.factor", "scaling.original_context_length",
-              "scaling.finetuned", "scale_linear"}  # fmt: skip
+# Metadata under the architecture's name that would change the computation.
 _OTHER_MATH = ("expert_count", "expert_used_count", "attention.sliding_window", "attention.clamp_kqv",
                "attention.scale", "logit_scale", "embedding_scale", "residual_scale")  # fmt: skip
+RAGGED = "deci"
+"""llama.cpp's architecture of Llama's blocks in sizes of their own, made for Nemotron's pruned models."""
+_COUNTS = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+
+
+def import_gguf(path: str | os.PathLike[str]) -> Any:
+    """The package `gguf`; InputError naming the file that needs it where it is absent."""
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(f"{path}: GGUF files need the gguf package; pip install gguf") from None
+    return gguf
 
 
 class GGUFFile:
@@ -38,10 +49,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import gguf
-        except ImportError:
-            raise InputError(f"{path}: reading GGUF needs the gguf package; pip install gguf") from None
+        gguf = import_gguf(path)
         self.path = path
         try:
             self._reader = _quick_reader(gguf)(path)
@@ -60,6 +68,24 @@ class GGUFFile:
 
     def metadata_keys(self) -> list[str]:
         return list(self._reader.fields)
+
+    def typed_value(self, key: str) -> tuple[Any, list[Any]]:
+        """The metadata value, long arrays too, and its types in `gguf`'s terms: of the value, of an array's items."""
+        field = self._reader.get_field(key)
+        if len(field.types) < 2 or field.data:
+            return field.contents(), field.types
+        start = int(field.offset + sum(part.nbytes for part in field.parts))  # of an array that was stepped over
+        data, item = self._reader.data, field.types[1]
+        count = struct.unpack_from("=Q", data, start + 4)[0]
+        start += 12
+        if item in self._reader.gguf_scalar_to_np:
+            return np.frombuffer(data, self._reader.gguf_scalar_to_np[item], count, start).tolist(), field.types
+        strings = []
+        for _ in range(count):
+            length = struct.unpack_from("=Q", data, start)[0]
+            strings.append(bytes(data[start + 8 : start + 8 + length]).decode())
+            start += 8 + length
+        return strings, field.types
 
     def dequantized(self, name: str) -> Tensor:
         """The tensor in its own float type, or float32 where it is quantised: bit for bit what `gguf.dequantize` gives.
@@ -112,18 +138,38 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype | None, device: torch.de
     InputError for another architecture, for tensors or metadata that the decoder cannot honour, and as `GGUFFile`.
     """
     file = GGUFFile(path)
-    family = family_of_gguf(file.value("general.architecture"), str(path))
-    config = _config(file, family)
-    source = _GGUFSource(file, family, config)
+    architecture = file.value("general.architecture")
+    family = family_of_gguf(architecture, str(path))
+    config, sizes = _config(file, family, architecture)
+    source = _GGUFSource(file, family, sizes)
     own = _own_dtype(file)
     decoder = family.decoder(
         {**config, "dtype": str(own).removeprefix("torch.")},
-        source, name=name, where=str(path), dtype=dtype or own, device=device,
+        source, name=name, where=str(path), dtype=dtype or own, device=device, sizes=sizes,
     )  # fmt: skip
-    unused = sorted(set(file.tensors) - source.taken - {_ROPE_DIVISORS})
+    unused = sorted(set(file.tensors) - source.taken - {DIVISORS})
     if unused:
-        raise InputError(f"{path}: tensor {unused[0]} is not part of the {family.gguf_architectures[0]} architecture")
+        raise InputError(f"{path}: tensor {unused[0]} is not part of the {architecture} architecture")
+    if architecture == RAGGED and device.type != "meta":
+        decoder = without_stand_ins(decoder)
     return replace(decoder, tokenizer_source=_tokenizer_source(file))
+
+
+def without_stand_ins(decoder: Decoder) -> Decoder:
+    """The decoder without the halves of zeros that `gguf_writer` puts where llama.cpp cannot do without."""
+
+    def zero(*linears: Linear) -> bool:
+        return all(linear.bias is None and not linear.weight.any() for linear in linears)
+
+    blocks = []
+    for block in decoder.blocks:
+        mha, ffn = block.mha, block.ffn
+        if mha is not None and mha.heads == 1 and zero(mha.q, mha.k, mha.v, mha.o):
+            mha = None
+        if ffn is not None and ffn.width == 1 and zero(ffn.gate, ffn.up, ffn.down):
+            ffn = None
+        blocks.append(replace(block, mha=mha, ffn=ffn))
+    return replace(decoder, blocks=tuple(blocks))
 
 
 def _tokenizer_source(file: GGUFFile) -> TokenizerSource | None:
@@ -139,12 +185,13 @@ def _own_dtype(file: GGUFFile) -> torch.dtype:
 
 
 class _GGUFSource(TensorSource):
-    def __init__(self, file: GGUFFile, family: Family, config: dict[str, Any]) -> None:
+    def __init__(self, file: GGUFFile, family: Family, sizes: Sequence[BlockSizes]) -> None:
         super().__init__(gguf_name)
         self._file = file
-        self._permuted: dict[str, int] = {}
+        self._permuted: dict[str, int] = {}  # the heads of rows that are interleaved
         if family.gguf_permutes_qk:
-            self._permuted = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+            for place, size in enumerate(sizes):
+                self._permuted |= {f"blk.{place}.attn_q": size.heads, f"blk.{place}.attn_k": size.kv_heads}
 
     def names(self) -> Any:
         return self._file.tensors.keys()
@@ -154,22 +201,14 @@ class _GGUFSource(TensorSource):
 
     def read(self, name: str) -> Tensor:
         tensor = self._file.dequantized(name)
-        heads = self._permuted.get(name.split(".")[-2])
+        heads = self._permuted.get(name.rpartition(".")[0])
         if heads is None or tensor.shape[0] % (2 * heads):
             return tensor  # a wrong number of rows is reported by take()
         return rotary_halves(tensor, heads)
 
 
-def rotary_halves(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k `[heads*head_dim, ...]` from llama.cpp's order (the two rows that rotate together are neighbours)
-    to Hugging Face's (they are half a head apart)."""
-    pairs = rows.view(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.transpose(1, 2).reshape(rows.shape)
-
-
-def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
-    """The Hugging Face configuration that the file's metadata describes."""
-    architecture = family.gguf_architectures[0]
+def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str, Any], list[BlockSizes]]:
+    """The Hugging Face configuration that the file's metadata describes, and each block's sizes."""
     where = str(file.path)
 
     def value(key: str, default: Any = None) -> Any:
@@ -187,7 +226,12 @@ def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
     for key in _OTHER_MATH:
         if value(key, 0):
             raise InputError(f"{where}: {architecture}.{key} = {value(key)} is not supported")
-    hidden, heads = value("embedding_length"), value("attention.head_count")
+    if architecture == RAGGED:
+        heads, kv_heads, width = _greatest(file)
+    else:
+        heads, width = value("attention.head_count"), value("feed_forward_length")
+        kv_heads = value("attention.head_count_kv", heads)
+    hidden = value("embedding_length")
     if not heads:
         raise InputError(f"{where}: {architecture}.attention.head_count is 0; at least one head is expected")
     head_dim = value("attention.key_length", value("rope.dimension_count", hidden // heads))
@@ -201,16 +245,16 @@ def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
         "model_type": family.model_types[0],
         "vocab_size": value("vocab_size", int(embedding.shape[-1])),
         "hidden_size": hidden,
-        "intermediate_size": value("feed_forward_length"),
+        "intermediate_size": width,
         "num_hidden_layers": value("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": value("context_length"),
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "rope_parameters": _rope_parameters(file, architecture, value("context_length"), head_dim),
+        "rope_parameters": rope_parameters(file, architecture, value("context_length"), head_dim),
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
@@ -218,59 +262,63 @@ def _config(file: GGUFFile, family: Family) -> dict[str, Any]:
     for ours, theirs in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
         config[ours] = file.value(f"tokenizer.ggml.{theirs}_token_id")
 
-    def biases(half: str, names: tuple[str, ...]) -> str:
-        return " ".join(name for name in names if gguf_name(f"blocks.0.{half}.{name}.bias") in file.tensors)
-
-    sizes = BlockSizes(
-        heads=heads,
-        kv_heads=config["num_key_value_heads"],
-        head_dim=head_dim,
-        width=config["intermediate_size"],
-        attention_bias=biases("mha", ("q", "k", "v", "o")),
-        ffn_bias=biases("ffn", ("gate", "up", "down")),
-        qk_norm=gguf_name("blocks.0.mha.q_norm") in file.tensors,
-    )
     family.check(config, where)
+    sizes = _sizes(file, architecture, config)
+    default = family.sizes({**config, "num_hidden_layers": 1})[0]
     try:
-        return family.sized_config(config, sizes)
+        if architecture == RAGGED or not sizes:
+            return family.sized_config(config, default), sizes
+        if family.gguf_optional_biases and sizes[0].qk_norm == default.qk_norm:
+            # Biases that a plain configuration cannot state are stated by `sizes` alone.
+            with contextlib.suppress(InputError):
+                return family.sized_config(config, sizes[0]), sizes
+            return family.sized_config(config, default), sizes
+        return family.sized_config(config, sizes[0]), sizes
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
 
-def _rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: int) -> dict[str, Any]:
-    """transformers' `rope_parameters` for the file's RoPE; InputError for one that they cannot express."""
-    where, prefix = str(file.path), f"{architecture}.rope."
-    given = {key.removeprefix(prefix): file.value(key) for key in file.metadata_keys() if key.startswith(prefix)}
-    for key, value in given.items():
-        if key not in _ROPE_KEYS:
-            raise InputError(f"{where}: {prefix}{key} = {value} is not supported")
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": given.get("freq_base", 10000.0)}
-    factor = float(given.get("scaling.factor") or given.get("scale_linear") or 1.0)
-    kind = given.get("scaling.type") or ("linear" if factor != 1.0 else "none")
-    if kind == "linear":
-        parameters.update(rope_type="linear", factor=factor)
-    elif kind == "yarn":
-        original = int(given.get("scaling.original_context_length") or context)
-        parameters.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
-    elif kind != "none":
-        raise InputError(f"{where}: {prefix}scaling.type {kind} is not supported; accepted: none, linear, yarn")
-    for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
-        if name in file.tensors:
-            raise InputError(f"{where}: tensor {name} is not supported")
-    if _ROPE_DIVISORS not in file.tensors:
-        return parameters
-    if parameters["rope_type"] != "default":
-        raise InputError(f"{where}: tensor {_ROPE_DIVISORS} together with {prefix}scaling.type {kind} is not supported")
-    divisors = file.dequantized(_ROPE_DIVISORS).float().flatten().tolist()
-    if len(divisors) != head_dim // 2 or not all(0 < d < float("inf") for d in divisors):
-        raise InputError(f"{where}: tensor {_ROPE_DIVISORS} must hold {head_dim // 2} positive numbers")
-    # LongRoPE with the same divisors at every length says exactly this, in a form that can be saved.
-    return {
-        **parameters,
-        "rope_type": "longrope",
-        "short_factor": divisors,
-        "long_factor": divisors,
-        "factor": 1.0,
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": context,
-    }
+def _greatest(file: GGUFFile) -> tuple[int, int, int]:
+    """Heads and KV heads of the block that has most, and the greatest FFN width."""
+    lists = [file.value(f"{RAGGED}.{key}") for key in _COUNTS]
+    for key, found in zip(_COUNTS, lists, strict=True):
+        if not isinstance(found, list) or not found:
+            raise InputError(f"{file.path}: {RAGGED}.{key} is {found}; a list of one number a block is expected")
+    kv_heads, heads = max(zip(lists[1], lists[0], strict=False))
+    return heads, kv_heads, max(lists[2])
+
+
+def _sizes(file: GGUFFile, architecture: str, config: dict[str, Any]) -> list[BlockSizes]:
+    """Each block's sizes; InputError for the two kinds of blocks that only Nemotron's files have."""
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    counts = []
+    for key, name in zip(_COUNTS, names, strict=True):
+        found = file.value(f"{architecture}.{key}")
+        if isinstance(found, list) and len(found) != config["num_hidden_layers"]:
+            raise InputError(f"{file.path}: {architecture}.{key} has {len(found)} numbers; one a block is expected")
+        counts.append(found if isinstance(found, list) else [config[name]] * config["num_hidden_layers"])
+    sizes: list[BlockSizes] = []
+    for place, (heads, kv_heads, width) in enumerate(zip(*counts, strict=True)):
+        where = f"{file.path}: block {place}"
+        if heads and not kv_heads:
+            raise InputError(f"{where}: {heads} heads and no KV heads (linear attention) are not supported")
+        if heads and not width:
+            raise InputError(f"{where}: attention without an FFN, which llama.cpp leaves out, is not supported")
+        if heads and heads % kv_heads:
+            raise InputError(f"{where}: {heads} heads are not a multiple of {kv_heads} KV heads")
+
+        def there(half: str, *names: str, place: int = place) -> str:
+            return " ".join(name for name in names if gguf_name(f"blocks.{place}.{half}.{name}.bias") in file.tensors)
+
+        sizes.append(
+            BlockSizes(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=config["head_dim"],
+                width=width,
+                attention_bias=there("mha", "q", "k", "v", "o"),
+                ffn_bias=there("ffn", "gate", "up", "down"),
+                qk_norm=gguf_name(f"blocks.{place}.mha.q_norm") in file.tensors,
+            )
+        )
+    return sizes

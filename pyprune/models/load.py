@@ -13,12 +13,12 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
+from pyprune.models.checkpoints import COMPENSATION
 from pyprune.models.decoder import Decoder
 from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import Family, family_of
 from pyprune.models.families.family import hf_name
 from pyprune.models.gguf_file import load_gguf
-from pyprune.models.pages import Pages
 from pyprune.models.ragged import is_ragged, ragged_from_dict
 from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
@@ -156,8 +156,6 @@ def _load_directory(
         raise InputError(f"{file}: not a JSON object; a model configuration is expected")
     family, config, sizes = _described(raw, str(file))
     source = NoWeights() if device.type == "meta" else SafetensorsSource(path, hf_name)
-    if stream:
-        source.pages = Pages(plain=True)
     dtype = dtype or _own_dtype(config, lambda: SafetensorsSource(path, hf_name).own_dtype("embedding"), str(file))
     decoder = family.decoder(
         config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes, stream=stream
@@ -223,7 +221,19 @@ def _with_pruning(decoder: Decoder, path: Path) -> Decoder:
                 f"{original_file}: block {block.index} has a window of {windows[block.index]}; in config.json it has"
                 f" {block.mha.window}"
             )
-    return replace(decoder, config=original, pruning=record)
+    added = path / COMPENSATION
+    values = _tensors(added) if record.get("compensation") and decoder.device.type != "meta" and added.is_file() else {}
+    return replace(decoder, config=original, pruning=record, compensation=values)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: {one_line(error)}; a safetensors file is expected") from None
 
 
 def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:

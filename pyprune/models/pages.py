@@ -25,11 +25,11 @@ LINE = 64  # bytes; every tensor begins on a line of the cache
 
 
 class Pages:
-    """A supply of tensors for one model's weights. Elsewhere than on Linux they are torch's ordinary ones."""
+    """A supply of tensors for one model's weights. Elsewhere than on Linux they are torch's ordinary ones, and so they
+    are where not `together`: weights that come and go one by one must not hold each other's memory."""
 
-    def __init__(self, plain: bool = False) -> None:
-        """plain: torch's ordinary memory anyhow, for weights that are read once."""
-        self._plain = plain
+    def __init__(self, together: bool = True) -> None:
+        self._together = together and hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("PYPRUNE_HUGE_PAGES") != "0"
         self._lock = Lock()
         self._chunk: mmap.mmap | None = None
         self._next = self._end = 0  # places in the chunk
@@ -39,7 +39,7 @@ class Pages:
         """A contiguous tensor with memory of its own on the CPU, its values undefined."""
         count = prod(shape)
         size = count * dtype.itemsize
-        if not size or self._plain or not hasattr(mmap, "MADV_HUGEPAGE") or os.environ.get("PYPRUNE_HUGE_PAGES") == "0":
+        if not size or not self._together:
             return torch.empty(shape, dtype=dtype)
         with self._lock:
             if self._chunk is None or self._next + size > self._end:

@@ -8,18 +8,18 @@ from typing import Any
 from pyprune.errors import InputError
 
 _INDICES = ("blocks", "mha", "ffn")
-_LAYERS = {"kv_groups": "num_key_value_heads", "neurons": "intermediate_size"}
+_LAYERS = {"kv_groups": "num_key_value_heads", "heads": "num_attention_heads", "neurons": "intermediate_size"}
 _NAMES = ("model", "made_by")
-_ACCEPTED = (*_INDICES, *_LAYERS, "pad_to", *_NAMES)
+_ACCEPTED = (*_INDICES, *_LAYERS, "pad_to", "compensation", *_NAMES)
 _SHARED = ("hidden_size", "vocab_size", "head_dim", "rms_norm_eps")
 
 
 def check_record(record: Mapping[str, Any], original: Mapping[str, Any], where: str) -> None:
     """InputError, naming `where`, key and value, unless `record` is a pruning of the model that `original` configures.
 
-    Lists of indices below the original's sizes, none twice; `kv_groups` and `neurons` as objects from a block index to
-    such a list; `pad_to` null or a whole number from 1. A key that is absent removes nothing. The configuration has
-    been checked (`Family.check`).
+    Lists of indices below the original's sizes, none twice; `kv_groups`, `heads` and `neurons` as objects from a block
+    index to such a list; `compensation` as one from a bias to digests; `pad_to` null or a whole number from 1. A key
+    that is absent removes nothing. The configuration has been checked (`Family.check`).
     """
     blocks = original["num_hidden_layers"]
     for key in record:
@@ -38,6 +38,9 @@ def check_record(record: Mapping[str, Any], original: Mapping[str, Any], where: 
     pad_to = record.get("pad_to")
     if pad_to is not None and not (is_whole(pad_to) and pad_to >= 1):
         raise InputError(f"{where}: pad_to is {pad_to!r}; null or a whole number from 1 is expected")
+    added = record.get("compensation", {})
+    if not isinstance(added, Mapping) or not all(isinstance(digests, list) for digests in added.values()):
+        raise InputError(f"{where}: compensation is {added!r}; an object from a bias to digests is expected")
     for key in _NAMES:
         if not isinstance(record.get(key, ""), str):
             raise InputError(f"{where}: {key} is {record[key]!r}; a string is expected")

@@ -62,7 +62,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """The tensor as stored, in the source's own memory where it has one."""
+        """The tensor as stored."""
 
     def has(self, part: str) -> bool:
         return self.name_of(part) in self.names()
@@ -95,11 +95,9 @@ class TensorSource(ABC):
 
     def take_mapped(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """As `take`, but left in its file where dtype and device allow it."""
-        return self._take(part, shape, dtype, device, True)
+        return self._take(part, shape, dtype, device, share=True)
 
-    def _take(
-        self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, shared: bool
-    ) -> Tensor:
+    def _take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool) -> Tensor:
         name = self.name_of(part)
         if device.type == "meta":  # sizes are all that is asked for (`load_sizes`)
             self.taken.add(name)
@@ -114,7 +112,7 @@ class TensorSource(ABC):
             raise InputError(f"{where} has no data (meta device); load the model's weights first")
         # A file's tensors are copied at once: there they are aligned to 8 bytes only, and a mapped file that shrinks
         # kills the process.
-        tensor = self.pages.move(stored, dtype, device, shared)
+        tensor = self.pages.move(stored, dtype, device, share=share)
         if not is_finite(tensor):
             if is_finite(stored):
                 raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")

@@ -30,7 +30,8 @@ def to_transformers(decoder: Decoder, attn_implementation: str = "sdpa") -> Any:
     if decoder.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     # Its frequencies are buffers that no checkpoint holds: made anew, off the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(decoder.device)
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(rotary.config).to(decoder.device)
     if decoder.generation_config is not None:
         model.generation_config = GenerationConfig.from_dict(decoder.generation_config)
     return model.eval()

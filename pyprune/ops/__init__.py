@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyprune.ops import contracts, definitions, gpu, native
+from pyprune.ops.strides import pad_stride
 
 native.load()
 gpu.choose()
@@ -30,5 +31,6 @@ __all__ = [
     "norm_gate_up",
     "norm_head",
     "norm_qkv_rope",
+    "pad_stride",
     "padded_linear",
 ]

@@ -1,4 +1,4 @@
-"""Registers every schema of `schemas.py` with torch: its definition, its fake, and that it has no gradient."""
+"""Registers every schema of `schemas.py` with torch: its definition, its fake, and its gradient or that it has none."""
 
 from __future__ import annotations
 
@@ -28,9 +28,35 @@ def _without_gradient(name: str) -> Callable[..., Tensor]:
 
 for _name, _schema in {**SCHEMAS, **cuda_contracts.SCHEMAS}.items():
     LIBRARY.define(_name + _schema)
-    LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
+    if _name != "padded_linear":
+        LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
 for _name, _fake in cuda_contracts.FAKES.items():
     torch.library.register_fake(f"pyprune::{_name}", _fake)
+
+
+def _keep_for_gradients(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias: the plain definition's, by torch's GEMM in the weights' dtype."""
+    x, weight = ctx.saved_tensors
+    # The dispatcher drops a bias that is not given, and its place in `needs_input_grad` with it.
+    (out, inner), count, wanted = weight.shape, x.shape[:-1].numel(), ctx.needs_input_grad
+    rows = gradient.reshape(count, out)
+    low = rows.to(weight.dtype)
+    return (
+        (low @ weight).to(x.dtype).view(x.shape) if wanted[0] else None,
+        low.T @ x.reshape(count, inner).to(weight.dtype) if wanted[1] else None,
+        rows.sum(0).to(ctx.bias_dtype) if wanted[2:] == (True,) else None,
+    )
+
+
+torch.library.register_autograd(
+    "pyprune::padded_linear", _linear_gradients, setup_context=_keep_for_gradients, lib=LIBRARY
+)
 
 
 # What each operator gives, for tracing (torch.compile, meta tensors): shapes and dtypes without values.

@@ -106,6 +106,11 @@ def few_row_routes(others: dict[str, Callable[..., Tensor]]) -> dict[str, Callab
     }
 
 
+def runs_kernels(dtype: torch.dtype) -> bool:
+    """Whether kernels take activations of `dtype` on a GPU."""
+    return _chosen != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 def recordable() -> bool:
     """Whether a step of the chosen operators can be recorded in a CUDA graph; the definitions wait for the device."""
     return _chosen != "definitions"

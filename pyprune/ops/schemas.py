@@ -10,7 +10,8 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
 * `skip` is a bool vector with one flag a unit (a block's half, say) and `unit` the index of this one. Where the flag is
   set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and touch no cache.
 * A wrong shape, dtype, device or index is a RuntimeError that names the argument and what is expected.
-* There are no gradients: where one would be recorded (grad mode on, an input that requires grad) it is a RuntimeError.
+* Only `padded_linear` has gradients, the definition's; elsewhere, where one would be recorded (grad mode on, an input
+  that requires grad), it is a RuntimeError.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
     record = after.to_dict() if after else None
-    return replace(decoder, blocks=blocks, pruning=record, compensation=after.compensation)
+    values = after.compensation.tensors() if after.compensation.complete() else {}
+    return replace(decoder, blocks=blocks, pruning=record, compensation=values)
 
 
 def pad(decoder: Decoder, multiple: int) -> Decoder:

@@ -67,10 +67,7 @@ class Compensation(Mapping[str, "Tensor"]):
         tensors = []
         for digest, tensor in self._parts[name].items():
             if tensor is None:
-                raise InputError(
-                    f"pruning: the values added to {name} (SHA-256 {digest[:12]}...) are not known, only that they were"
-                    f" added; a {FILE} beside the pruning's JSON is expected"
-                )
+                raise _unknown(name, digest)
             tensors.append(tensor)
         return torch.stack(tensors).sum(0) if len(tensors) > 1 else tensors[0]
 
@@ -116,15 +113,25 @@ class Compensation(Mapping[str, "Tensor"]):
         """Whether every addition's values are known."""
         return all(tensor is not None for part in self._parts.values() for tensor in part.values())
 
-    def to_bytes(self) -> bytes:
-        """The safetensors form: an addition under its bias's name, further ones with ".1", ".2" behind it."""
-        from safetensors.torch import save
+    def tensors(self) -> dict[str, Tensor]:
+        """The safetensors form: an addition under its bias's name, further ones with ".1", ".2" behind it.
 
-        tensors: dict[str, Any] = {}
+        InputError where values are not known.
+        """
+        found = {}
         for name, part in self._parts.items():
-            for place, tensor in enumerate(part.values()):
-                tensors[f"{name}.{place}" if place else name] = tensor
-        return save(tensors)
+            for place, (digest, tensor) in enumerate(part.items()):
+                if tensor is None:
+                    raise _unknown(name, digest)
+                found[f"{name}.{place}" if place else name] = tensor
+        return found
+
+    def with_values(self, tensors: Mapping[str, Tensor]) -> Compensation:
+        """The same, with the values that are among these (`tensors()` of the same additions)."""
+        found = {digest: values for values in tensors.values() for digest, values in _digested(values).items()}
+        return Compensation(
+            {name: {d: found.get(d) if t is None else t for d, t in part.items()} for name, part in self._parts.items()}
+        )
 
     def read_values(self, path: str | os.PathLike[str]) -> Compensation:
         """The same, with the values that the file holds; without a file, as it is.
@@ -140,14 +147,11 @@ class Compensation(Mapping[str, "Tensor"]):
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: {' '.join(str(error).split())}; a safetensors file is expected") from None
-        found = {
-            digest: value for value in tensors.values() for digest, value in _part("blocks.0.o.bias", value).items()
-        }
-        for name, part in self._parts.items():
-            for digest in part:
-                if digest not in found:
-                    raise InputError(f"{path}: belongs to another pruning: it lacks what is added to {name}")
-        return Compensation({n: {digest: found[digest] for digest in part} for n, part in self._parts.items()})
+        found = self.with_values(tensors)
+        if not found.complete():
+            lacking = next(name for name, part in found._parts.items() if None in part.values())
+            raise InputError(f"{path}: belongs to another pruning: it lacks what is added to {lacking}")
+        return found
 
 
 def block_of(name: str) -> int:
@@ -175,8 +179,21 @@ def _part(name: object, value: object) -> dict[str, Tensor | None]:
         raise InputError(f"pruning: compensation of {name}: infinite or NaN; finite values are expected")
     if not bool(value.any()):
         return {}
-    tensor = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return dict(_digested(value))
+
+
+def _digested(values: Tensor) -> dict[str, Tensor]:
+    import torch
+
+    tensor = values.detach().to("cpu", torch.float32, copy=True).contiguous()
     return {hashlib.sha256(tensor.numpy().tobytes()).hexdigest(): tensor}
+
+
+def _unknown(name: str, digest: str) -> InputError:
+    return InputError(
+        f"pruning: the values added to {name} (SHA-256 {digest[:12]}...) are not known, only that they were added;"
+        f" a {FILE} beside the pruning's JSON is expected"
+    )
 
 
 def _either(one: Mapping[str, Tensor | None], other: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -155,7 +155,9 @@ class Pruning:
         with contextlib.ExitStack() as files:
             text = files.enter_context(whole_file(path))
             if self.compensation:
-                values = self._compensation_bytes()
+                from safetensors.torch import save
+
+                values = save(self.compensation.tensors())
                 if beside.exists() and beside.read_bytes() != values and not _owns(path, beside):
                     raise InputError(f"{beside}: belongs to another pruning; a folder of its own is expected")
                 files.enter_context(whole_file(beside)).write_bytes(values)
@@ -174,11 +176,6 @@ class Pruning:
         except InputError as error:
             raise InputError(f"{Path(path)}: {error}") from None
         return replace(pruning, compensation=pruning.compensation.read_values(Path(path).parent / FILE))
-
-    def _compensation_bytes(self) -> bytes:
-        for name in self.compensation:
-            _ = self.compensation[name]  # InputError where values are not known
-        return self.compensation.to_bytes()
 
     @classmethod
     def from_skip(cls, skip: object) -> Pruning:
@@ -281,7 +278,7 @@ def recorded(decoder: Decoder) -> Pruning:
     if not decoder.pruning:
         return Pruning(model=decoder.name)
     record = Pruning.from_dict(decoder.pruning)
-    return replace(record, compensation=record.compensation | Compensation.of(decoder.compensation))
+    return replace(record, compensation=record.compensation.with_values(decoder.compensation))
 
 
 def original_name(decoder: Decoder) -> str:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.files import require_free_file
 from pyprune.models.decoder import Decoder
+from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.removals import Removal
 
 FORMAT = "pyprune scoring journal 1"
@@ -36,6 +38,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], subject: dict[str, Any]) -> None:
         self.path = require_free_file(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._writing = threading.Lock()
         self._found: dict[tuple[Removal, int], float] = {}
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -75,8 +78,10 @@ class Journal:
         self.add_entry(entry_of(removals, first, losses))
 
     def add_entry(self, entry: dict[str, Any]) -> None:
-        self._write(entry)
-        self._take(entry)
+        """Keep what `entry_of` made, here or in another process; may be called from any thread."""
+        with self._writing:
+            self._write(entry)
+            self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:
         for removal, row in zip(entry["without"], entry["nll"], strict=True):
@@ -131,7 +136,7 @@ def entry_of(removals: Sequence[Removal], first: int, losses: Tensor) -> dict[st
     return {"first": first, "without": [sorted(removal) for removal in removals], "nll": losses.tolist()}
 
 
-def subject_of(decoder: Decoder, calibration: dict[str, Any], mask: Tensor | None, work: str) -> dict[str, Any]:
+def subject_of(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str) -> dict[str, Any]:
     """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype and tokens."""
     return {
         "work": work,
@@ -139,7 +144,7 @@ def subject_of(decoder: Decoder, calibration: dict[str, Any], mask: Tensor | Non
         "weights": _weights(decoder),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "device": decoder.device.type,
-        "calibration": calibration["sha256"],
+        "calibration": fingerprint(input_ids)["sha256"],
         "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
     }
 

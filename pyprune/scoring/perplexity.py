@@ -7,6 +7,7 @@ summed tile by tile without being stored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.evaluation import evaluation
 from pyprune.scoring.evaluator import Evaluator, Progress
 from pyprune.scoring.removals import WHOLE, Removal, removal_of, units_of
 from pyprune.scoring.scores import Scores
@@ -31,15 +33,20 @@ def perplexity_scores(
     *,
     calibration: dict[str, Any] | None = None,
     memory: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    distributed: bool | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """The perplexity without each unit, on checked samples; `score`'s criterion "ppl".
 
     unit: "block", "mha", "ffn" or "mha+ffn". memory: bytes that may be taken beyond the model; what is free when None.
+    resume, distributed: as in `evaluation`.
     """
     found = units_of(decoder, unit)
     removals = [WHOLE, *(removal_of(decoder, [one]) for one in found)]
-    values = perplexities(decoder, input_ids, mask, removals, memory=memory, progress=progress)
+    given = {"memory": memory, "resume": resume, "distributed": distributed}
+    with evaluation(decoder, input_ids, mask, f"score ppl {unit}", **given) as evaluator:
+        values = evaluator.perplexities(removals, progress)
     sizes = decoder.sizes()
     return Scores(
         model=original_name(decoder),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
+
+
+class WorkerLost(RuntimeError):
+    """Another process that shares the work has died, failed or left, so the result cannot come."""
 
 
 class Team:
@@ -11,13 +18,25 @@ class Team:
     rank, size = 0, 1
 
     def check(self) -> None:
-        """Raise WorkerLost when another process has died or failed."""
+        """Raise WorkerLost when another process has died, failed or left."""
+
+    def agree(self, subject: str) -> None:
+        """Raise InputError when another process works on something else than `subject` says."""
 
     def add_up(self, *tensors: Tensor) -> None:
         """Make each tensor the sum over all processes, in place."""
 
     def as_first(self, *tensors: Tensor) -> None:
         """Make each tensor the one of rank 0, in place."""
+
+    def tell_first(self, entry: dict[str, Any]) -> None:
+        """Hand a finished part to rank 0."""
+
+    def listen(self, take: Callable[[dict[str, Any]], None]) -> None:
+        """In rank 0: call `take`, from a thread, with what the others tell."""
+
+    def fail(self, why: str) -> None:
+        """Let the others know that this process cannot go on."""
 
 
 ALONE = Team()

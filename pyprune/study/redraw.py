@@ -13,9 +13,10 @@ from pyprune.files import read_json, whole_directory, write_bytes, write_text
 from pyprune.scoring.contrast import Contrast, contrast, named
 from pyprune.scoring.scores import Scores
 from pyprune.study import report
+from pyprune.study.contrast_plot import side_by_side
 from pyprune.study.destination import require_directory, require_figure
 from pyprune.study.page import html_page, html_table, inline_figure
-from pyprune.study.score_plots import chosen, chosen_bars, heat_map, side_by_side
+from pyprune.study.score_plots import chosen, chosen_bars, heat_map
 
 RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
 """What draws a directory from results of each format."""

@@ -106,7 +106,7 @@ def test_what_a_family_does_not_have_is_refused(write, architecture, changes, me
 
 
 def test_other_architectures_are_refused_with_those_accepted(write_gguf):
-    with pytest.raises(InputError, match="architecture qwen2moe is not supported; accepted: llama, qwen2, qwen3"):
+    with pytest.raises(InputError, match="architecture qwen2moe is not supported; accepted: llama, deci, qwen2, qwen3"):
         load(write_gguf(architecture="qwen2moe"))
 
 

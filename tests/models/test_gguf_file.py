@@ -13,7 +13,8 @@ from gguf_samples import GGUF_SIZES, gguf_tensors
 from pyprune.errors import InputError
 from pyprune.models import load, to_transformers
 from pyprune.models.families.family import gguf_name, hf_name
-from pyprune.models.gguf_file import GGUFFile, rotary_halves
+from pyprune.models.gguf_file import GGUFFile
+from pyprune.models.gguf_rope import rotary_halves
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -107,7 +107,7 @@ def test_elsewhere_tensors_are_torchs_own(monkeypatch, elsewhere):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(mmap, "mmap", no_room if elsewhere == "no room" else None)  # None fails when it is called
-    for place, tensor in enumerate(filled(Pages(plain=elsewhere == "plain"), torch.bfloat16)):
+    for place, tensor in enumerate(filled(Pages(together=elsewhere != "plain"), torch.bfloat16)):
         assert bool((tensor == place + 1).all())
 
 

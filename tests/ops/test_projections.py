@@ -150,13 +150,13 @@ def test_not_a_number_is_never_hidden(isa: str, rows: int):
 
 @pytest.mark.parametrize("rows", [4, 70])
 def test_a_gradient_is_refused_with_any_number_of_rows_and_never_silently_lost(rows: int):
-    x, w = random(rows, 61), torch.nn.Parameter(weight(37, 61, torch.float32))
-    with pytest.raises(RuntimeError, match=r"padded_linear has no gradient"):
-        ops.padded_linear(x, w)
-    with pytest.raises(RuntimeError, match=r"padded_linear has no gradient"):
-        ops.padded_linear(x.requires_grad_(), w.detach())
+    x, w, residual = random(rows, 61), torch.nn.Parameter(weight(37, 61, torch.float32)), random(rows, 37)
+    with pytest.raises(RuntimeError, match=r"linear_residual has no gradient"):
+        ops.linear_residual(x, w, None, residual)
+    with pytest.raises(RuntimeError, match=r"linear_residual has no gradient"):
+        ops.linear_residual(x.requires_grad_(), w.detach(), None, residual)
     with torch.no_grad():
-        assert not ops.padded_linear(x, w).requires_grad
+        assert not ops.linear_residual(x, w, None, residual).requires_grad
 
 
 @pytest.mark.parametrize("residual", [random(2, 3, 37), random(37), random(6, 1)])

@@ -393,6 +393,21 @@ def test_pruned_models_of_every_family_generate(decoder, ids, reference, method)
     assert torch.equal(new[sure, 0], logits.argmax(-1)[sure])
 
 
+@pytest.mark.parametrize("method", ["flap", "llm-pruner", "head-gate"])
+def test_a_saved_ragged_model_loads_again_with_a_record_that_makes_it_anew(decoder, ids, method, tmp_path):
+    heads = Pruning(heads={1: [0, 2, 4]})  # one of each group of two
+    pruned = apply(
+        decoder, heads | width(decoder, method, target_parameters=target(decoder), calibration=ids, units="neurons")
+    )
+    pruned.save(tmp_path / "saved")
+    again = pyprune.load(tmp_path / "saved")
+    record = Pruning.from_json(tmp_path / "saved" / "pruning.json")
+    assert again.pruning == pruned.pruning == record.to_dict()
+    assert again.blocks[1].mha.group == 1
+    for remade in (again, apply(decoder, record), apply(again, record)):
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(remade.tensors(), pruned.tensors(), strict=True))
+
+
 @pytest.mark.parametrize("method", ["llm-pruner", "head-gate"])
 def test_a_narrowed_model_is_narrowed_again_in_original_indices(ids, method):
     decoder = pyprune.load(SHAPE)

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import pyprune
-from pyprune.runtime.huggingface import rows
+from pyprune.runtime import rows
 from tests.runtime.test_accelerate import FAMILIES, calls, generate, ids, pair, small_model
 
 __all__ = ["calls"]

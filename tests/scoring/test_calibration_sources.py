@@ -296,7 +296,13 @@ def test_texts_are_the_same_by_name_or_by_the_content_of_plain_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "public"), [("a/b/words.txt", "words.txt"), ("hf:org/name:en", "hf:org/name:en"), ("demo:sms", "demo:sms")]
+    ("text", "public"),
+    [
+        ("a/b/words.txt", "words.txt"),
+        ("hf:org/name:en", "hf:org/name:en:train"),
+        ("hf:/home/me/corpus/:test", "hf:corpus:test"),
+        ("demo:sms", "demo:sms"),
+    ],
 )
 def test_a_text_is_published_without_its_folders(text, public):
     assert texts.public_name(text) == public

@@ -10,6 +10,7 @@ import torch
 from pyprune import InputError, Pruning, SearchResult, apply, load, perplexity, score, search
 from pyprune.scoring.footprint import FIXED, plan_bytes
 from pyprune.scoring.removals import WHOLE, removal_of, units_of
+from pyprune.scoring.similarity import window_distances
 from pyprune.scoring.states import StateStore
 
 S, T = 3, 11
@@ -164,6 +165,25 @@ def test_the_window_is_the_cheapest_of_all(seven, samples, count: int, protect):
     assert [tuple(index for _, index in choice.units) for choice in found.steps[0].choices] == windows
     assert [choice.score for choice in found.steps[0].choices] == pytest.approx(list(expected.values()), rel=1e-6)
     assert found.pruning() == Pruning(model=seven.name, blocks=best, made_by="window ppl block")
+
+
+def test_windows_by_angular_distance_are_told_in_perplexity(seven, samples):
+    found = search(seven, samples, "window", count=3, criterion="angular", tokens="last")
+    distances = window_distances(seven, samples, 3, tokens="last")
+    assert {c.units[0][1]: c.score for c in found.steps[0].choices} == distances
+    best = min(distances, key=distances.get)
+    assert found.order == [("block", n) for n in range(best, best + 3)]
+    assert found.scores == pytest.approx([perplexity(without(seven, found.order), samples)], rel=1e-6)
+
+
+def test_one_shot_goes_by_any_criterion(seven, samples):
+    found = search(seven, samples, "one-shot", count=3, criterion="magnitude", power=2, unit="ffn", memory=1 << 30)
+    ranking = score(seven, criterion="magnitude", power=2, unit="ffn").order()
+    assert found.order == ranking[:3]
+    assert found.scores == pytest.approx(
+        [perplexity(without(seven, ranking[:n]), samples) for n in (1, 2, 3)], rel=1e-6
+    )
+    assert found.pruning().made_by == "one-shot magnitude ffn"
 
 
 def test_windows_of_a_pruned_model_are_neighbours_in_it(seven, samples):

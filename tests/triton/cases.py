@@ -24,7 +24,7 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import configs, model_cases, tune  # noqa: E402
+from pyprune.triton_kernels import configs, model_cases, tune, wide_linear  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
@@ -76,6 +76,38 @@ def test_every_projection_is_as_exact_as_pytorch_at_odd_sizes(rows: int, dtype: 
         check("norm_head", [x, n, 1e-5, w, b], dtype)
         check("norm_gate_up", [x, n, 1e-5, w, up, b, random(out, dtype=dtype)], dtype)
         check("norm_gate_up", [x, n, 1e-5, w, up, None, None], dtype)
+
+
+@pytest.mark.parametrize("rows", [65, 130])
+def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: int):
+    for out, inner in ((5, 257), (37, 61), (205, 33), (40, 24)):  # the last is for torch's GEMM
+        x, w, b = random(rows, inner), weight(out, inner, torch.float32), random(out)
+        up, n = weight(out, inner, torch.float32), norm(inner, torch.float32)
+        check("padded_linear", [x, w, b], torch.float32)
+        check("linear_residual", [x, w, b, random(rows, out)], torch.float32)
+        check("norm_gate_up", [x, n, 1e-5, w, up, b, random(out)], torch.float32)
+        assert wide_linear.takes(w) == (out != 40)
+    arch = configs.architecture(DEVICE)
+    for pair in (False, True):
+        tile = configs.many_rows_tile(arch, torch.float32, pair)
+        counts = [-(-rows // tile.rows) * -(-out // tile.columns) for out in (5, 205)]
+        splits = [configs.splits_for(arch, count, 257, tile)[0] for count in counts]
+        assert splits[0] > 1 or not INTERPRETED
+        assert splits[1] == 1 or not INTERPRETED
+
+
+def test_what_lies_behind_the_end_of_k_is_never_read_for_many_rows_either():
+    store, ups = torch.full((37, 80), NAN), torch.full((37, 80), NAN)
+    store[:, :61], ups[:, :61] = weight(37, 61, torch.float32), weight(37, 61, torch.float32)
+    rows = torch.full((70, 64), NAN)
+    rows[:, :61] = random(70, 61)
+    w, up, x = store[:, :61], ups[:, :61], rows[:, :61]
+    torch.testing.assert_close(run("padded_linear", x, w), x @ w.T, rtol=1e-4, atol=1e-5)
+    n = norm(61, torch.float32)
+    args = [x, n, 1e-5, w, up, None, None]
+    torch.testing.assert_close(run("norm_gate_up", *args), DEFINITIONS["norm_gate_up"](*args), rtol=1e-4, atol=1e-5)
+    w[4, -1] = NAN
+    assert run("padded_linear", x, w).isnan().sum() == 70
 
 
 def test_the_sizes_above_reach_the_split_and_the_unsplit_form():

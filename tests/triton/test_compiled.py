@@ -100,6 +100,41 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
 
 
 @pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize(
+    ("operator", "dtype", "rows"),
+    [("padded_linear", BF16, 1024), ("norm_gate_up", BF16, 1024), ("linear_residual", BF16, 96),
+     ("norm_gate_up", FP32, 70)],
+    ids=name,
+)  # fmt: skip
+def test_odd_widths_of_many_rows_fit_and_spill_nothing(operator: str, dtype: torch.dtype, rows: int, capability: int):
+    found = set()
+    for one in inspect.recorded(capability, inspect.operators(rows, dtype, 4096, ODD, activations=dtype)[operator]):
+        found.add(fits(operator, one, capability))
+    assert "wide_linear_kernel" in found
+    assert ("sum_splits_kernel" in found) == (operator == "linear_residual")
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(capability: int):
+    for padded, expected in ((True, 16), (False, 2)):
+        for operator in ("padded_linear", "norm_gate_up"):  # 7155 values a row in both
+            call = inspect.operators(1024, BF16, ODD, ODD, padded, activations=BF16)[operator]
+            main = next(filter(inspect.reads_weights, inspect.recorded(capability, call)))
+            assert main.arguments["K"] == ODD
+            assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == expected
+
+
+def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors():
+    calls = inspect.operators(96, BF16, 4096, ODD, activations=BF16)
+    for operator in ("padded_linear", "linear_residual"):
+        main = next(filter(inspect.reads_weights, inspect.recorded(90, calls[operator])))
+        assert main.grid[1] > 1
+        assert main.grid[0] * main.grid[1] >= configs.SM_90.processors
+        steps = main.arguments["steps"] * main.arguments["BLOCK_K"]
+        assert (main.grid[1] - 1) * steps < main.arguments["K"] <= main.grid[1] * steps
+
+
+@pytest.mark.parametrize("capability", [86, 90])
 def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
     # Triton alone sees only multiples of 16 values: 7160 is one of 8.
     weight = inspect.weight(inspect.HIDDEN, ODD, torch.bfloat16)

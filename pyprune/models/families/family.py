@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.pages import Pages
 from pyprune.models.records import is_whole
 from pyprune.models.rope import context_length, rope_from_config
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
@@ -156,8 +157,12 @@ class Family:
     """Values of `model_type` that `sized_config` gives; empty: the same."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
+    gguf_architecture: ClassVar[str] = ""
+    """The one that a uniform model is written as; empty: none is known."""
     gguf_permutes_qk: ClassVar[bool] = False
     """Whether llama.cpp's converter interleaves the rows of q and k of each head (its own form of RoPE)."""
+    gguf_optional_biases: ClassVar[bool] = False
+    """Whether llama.cpp takes a bias on any projection of any block, there or not."""
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         """Which of q, k, v, o have a bias."""
@@ -263,9 +268,7 @@ class Family:
             return read_block(source, index, sizes[index], hidden, windows[index], dtype, device)
 
         if stream:
-            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
-        else:
-            blocks = tuple(block(index) for index in range(len(sizes)))
+            source.pages = Pages(together=False)
         tied = bool(config.get("tie_word_embeddings"))
         # As transformers reads it: a tied model may keep its one table under either name; two tables are tied only if
         # they are equal.
@@ -280,6 +283,10 @@ class Family:
                 config = {**config, "tie_word_embeddings": False}
             elif tied:
                 head = embedding
+        if stream:
+            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
+        else:
+            blocks = tuple(block(index) for index in range(len(sizes)))
         rope = rope_from_config(config, where)
         return Decoder(
             name=name,

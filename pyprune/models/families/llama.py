@@ -15,8 +15,10 @@ class Llama(Family):
 
     model_types = ("llama",)
     written_as = ("llama", "mistral")
-    gguf_architectures = ("llama",)
+    gguf_architectures = ("llama", "deci")
+    gguf_architecture = "llama"
     gguf_permutes_qk = True
+    gguf_optional_biases = True
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v o" if config.get("attention_bias") else ""

@@ -18,6 +18,7 @@ class Mistral(Family):
     """
 
     model_types = ("mistral",)
+    gguf_architecture = "llama"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return ""

@@ -22,6 +22,7 @@ class Qwen2(Family):
 
     model_types = ("qwen2",)
     gguf_architectures = ("qwen2",)
+    gguf_architecture = "qwen2"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v"

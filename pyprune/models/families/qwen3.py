@@ -16,6 +16,7 @@ class Qwen3(Qwen2):
 
     model_types = ("qwen3",)
     gguf_architectures = ("qwen3",)
+    gguf_architecture = "qwen3"
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v o" if config.get("attention_bias") else ""

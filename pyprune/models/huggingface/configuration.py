@@ -11,6 +11,7 @@ The classes stand on PreTrainedConfig alone: they are made while transformers' A
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -51,6 +52,16 @@ class RaggedConfig(PreTrainedConfig):
         from pyprune.models.huggingface.modeling import register
 
         register()
+
+    def common(self) -> RaggedConfig:
+        """A copy without what layers have of their own: transformers' RoPE functions ask for the number of heads, of
+        which a configuration whose layers differ gives none."""
+        common = copy.copy(self)
+        common.per_layer_config = None
+        return common
+
+    def validate_rope(self) -> None:
+        super(RaggedConfig, self.common()).validate_rope()
 
     def validate_architecture(self) -> None:
         """ValueError for a layer whose KV heads do not divide its heads; heads need not divide the hidden size."""

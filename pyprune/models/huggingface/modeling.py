@@ -60,7 +60,7 @@ class RaggedModel:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(ragged_layers(config, self.parts.layer))
         self.norm = self.parts.norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = self.parts.rotary(config=config)
+        self.rotary_emb = self.parts.rotary(config=config.common())
         self.gradient_checkpointing = False
         self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         self.post_init()

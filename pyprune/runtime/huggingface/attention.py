@@ -17,7 +17,7 @@ from pyprune.runtime.huggingface.cache import place
 from pyprune.runtime.huggingface.families import Family
 from pyprune.runtime.huggingface.mask import Causal, causal
 from pyprune.runtime.huggingface.operators import call
-from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_weights
+from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_linear, plain_weights
 from pyprune.runtime.huggingface.rotation import Rotation
 
 # What a model may pass on to attention without changing what it computes.
@@ -94,9 +94,7 @@ def plain_attention(
     if rotation[0].shape[-1] != attn.head_dim or not _is_neutral(kwargs):
         return None
     parts = attn._modules
-    linears = [
-        plain_weights(parts[name], nn.Linear, dtype, device) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-    ]
+    linears = [plain_linear(parts[name], dtype, device) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     if None in linears:
         return None
     head_norms: list[Tensor | None] = [None, None]

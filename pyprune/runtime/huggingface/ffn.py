@@ -10,7 +10,7 @@ from transformers.activations import SiLUActivation
 from pyprune import ops
 from pyprune.runtime.huggingface.families import Family
 from pyprune.runtime.huggingface.operators import call
-from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_weights
+from pyprune.runtime.huggingface.plain import Weights, is_plain, plain_linear, plain_weights
 
 
 class FFN(NamedTuple):
@@ -36,6 +36,6 @@ def plain_ffn(layer: nn.Module, family: Family, x: Tensor) -> FFN | None:
     if not is_plain(mlp, family.mlp) or (scale := plain_weights(norm, family.norm, dtype, device)) is None:
         return None
     parts = mlp._modules
-    linears = [plain_weights(parts[name], nn.Linear, dtype, device) for name in ("gate_proj", "up_proj", "down_proj")]
+    linears = [plain_linear(parts[name], dtype, device) for name in ("gate_proj", "up_proj", "down_proj")]
     silu = is_plain(parts["act_fn"], SiLUActivation) or is_plain(parts["act_fn"], nn.SiLU)
     return None if None in linears or not silu else FFN(scale[0], norm.variance_epsilon, *linears)

@@ -13,7 +13,7 @@ from pyprune.runtime.huggingface.classes import Accelerated
 from pyprune.runtime.huggingface.ffn import plain_ffn
 from pyprune.runtime.huggingface.plain import any_global_hook
 from pyprune.runtime.huggingface.rotation import Rotation
-from pyprune.runtime.huggingface.rows import worth_it
+from pyprune.runtime.rows import worth_it
 
 
 class Layer(Accelerated):

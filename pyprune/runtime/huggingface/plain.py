@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyprune.runtime.padded_linear import PaddedLinear
+
 OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 
 Weights = tuple[Tensor, Tensor | None]  # weight, and bias where there is one
@@ -37,6 +39,13 @@ def plain_weights(
         if type(tensor) is not nn.Parameter or tensor.dtype != dtype or tensor.device != device:
             return None
     return weight, bias
+
+
+def plain_linear(module: nn.Module | None, dtype: torch.dtype, device: torch.device) -> Weights | None:
+    """`plain_weights` of an nn.Linear, accelerated or not, or of a PaddedLinear."""
+    kind = type(module)
+    known = kind is nn.Linear or kind is PaddedLinear or getattr(kind, "original", None) is nn.Linear
+    return plain_weights(module, kind, dtype, device) if known else None
 
 
 def any_global_hook() -> bool:

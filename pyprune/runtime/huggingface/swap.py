@@ -10,11 +10,14 @@ from torch import nn
 from pyprune.errors import InputError
 from pyprune.runtime.huggingface.classes import Accelerated, accelerated_class, original_class
 from pyprune.runtime.huggingface.families import families
-from pyprune.runtime.huggingface.head import Head
 from pyprune.runtime.huggingface.layer import Layer
+from pyprune.runtime.huggingface.linear import Linear
 from pyprune.runtime.huggingface.rotation import Rotary
 
 Model = TypeVar("Model", bound=nn.Module)
+
+ADAPTED = ".base_layer"
+"""What PEFT's adapter layers call the layer that they are wrapped around."""
 
 
 def accelerate(model: Model) -> Model:
@@ -43,7 +46,7 @@ def restore(model: Model) -> Model:
 
     A model that was never accelerated stays as it is. InputError for anything but a torch module.
     """
-    for module in _modules(model):
+    for module in _modules(model).values():
         module.__class__ = original_class(type(module))
     return model
 
@@ -53,17 +56,19 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module], type[
     layers = {family.layer for family in families()}
     rotaries = {family.rotary for family in families()}
     causal_lms = {family.causal_lm for family in families()}
-    for module in _modules(model):
+    for name, module in _modules(model).items():
         original = original_class(type(module))
         if original in layers:
             yield module, original, Layer
         elif original in rotaries:
             yield module, original, Rotary
         elif original in causal_lms and original_class(type(module.lm_head)) is nn.Linear:
-            yield module.lm_head, nn.Linear, Head
+            yield module.lm_head, nn.Linear, Linear
+        elif original is nn.Linear and name.endswith(ADAPTED):
+            yield module, nn.Linear, Linear
 
 
-def _modules(model: nn.Module) -> list[nn.Module]:
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         raise InputError(f"accelerate, restore: {type(model).__name__} given; a model of transformers is accepted")
-    return list(model.modules())
+    return dict(model.named_modules())

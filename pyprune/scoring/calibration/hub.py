@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ class DatasetName(NamedTuple):
     split: str
 
     def __str__(self) -> str:
-        return PREFIX + ":".join(part for part in self if part is not None)
+        """The name as it is published: of a folder on this machine only the last part."""
+        name = os.path.basename(self.name.rstrip(os.sep)) if os.path.isabs(self.name) else self.name
+        return PREFIX + ":".join(part for part in (name, self.config, self.split) if part is not None)
 
 
 def parse_name(text: str) -> DatasetName:

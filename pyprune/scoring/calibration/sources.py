@@ -95,7 +95,9 @@ def same_text(one: Text, other: Text) -> bool:
 def public_name(text: Text) -> str:
     """What a text is called without the folders it lies in."""
     name = os.fspath(text)
-    return name if name.startswith((hub.PREFIX, demonstrations.PREFIX)) else Path(name).name
+    if name.startswith(hub.PREFIX):
+        return str(hub.parse_name(name))
+    return name if name.startswith(demonstrations.PREFIX) else Path(name).name
 
 
 def read_text(path: Text) -> str:

@@ -13,8 +13,10 @@ from pyprune.scoring.searches.candidates import Candidates, place_of
 from pyprune.scoring.searches.result import Choice, Step
 
 
-def greedy(evaluator: Evaluator, candidates: Candidates, progress: Progress | None = None) -> tuple[float, list[Step]]:
-    """The perplexity of the whole model, and the steps: one unit each."""
+def greedy(
+    evaluator: Evaluator, candidates: Candidates, ranker: None = None, progress: Progress | None = None
+) -> tuple[float, list[Step]]:
+    """The perplexity of the whole model, and the steps: one unit each. ranker: none, rounds go by perplexity."""
     decoder, left = candidates.decoder, dict(candidates.units)
     most, baseline, removed = candidates.most(), None, WHOLE
     steps: list[Step] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.criteria import criterion_named
-from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.evaluation import evaluation
+from pyprune.scoring.evaluator import Progress
 from pyprune.scoring.perplexity import check_samples
 from pyprune.scoring.score import score
 from pyprune.scoring.searches.candidates import Candidates
@@ -41,6 +43,8 @@ def search(
     attention_mask: Tensor | None = None,
     calibration: dict[str, Any] | None = None,
     memory: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    distributed: bool | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> SearchResult:
@@ -49,9 +53,10 @@ def search(
     method: "one-shot" ranks all units once (Shortened LLaMA, section 3.2); "greedy" scores what is left again after
     each removal (SLEB for blocks, BlockPruner for "mha+ffn"); "window" removes the blocks in a row that cost least
     together (Gromov et al.). Exactly one of count (units) and ratio (share of all parameters; the number of units that
-    comes nearest) is given. unit, attention_mask, calibration, memory and progress as in `score`; states that later
-    rounds begin with are kept in what memory leaves. protect as in `pyprune.depth`. criterion: what is gone by, of any
-    kind for "one-shot", "ppl", "angular" or "block-influence" for "window"; options: its own.
+    comes nearest) is given. unit, attention_mask, calibration, memory, resume, distributed and progress as in `score`
+    by "ppl"; states that later rounds begin with are kept in what memory leaves. protect as in `pyprune.depth`.
+    criterion: what is gone by, of any kind for "one-shot", "ppl", "angular" or "block-influence" for "window"; options:
+    its own.
 
     Raises InputError for an unknown method, unit or criterion, an amount that cannot be had, and as `score` does.
     """
@@ -61,14 +66,14 @@ def search(
     if method == "window":
         windows_of(candidates)
     ids, mask = check_samples(decoder, input_ids, attention_mask)
-    evaluator = Evaluator(decoder, ids, mask, memory=memory, search=method == "greedy")
-    if method == "greedy":
-        baseline, steps = greedy(evaluator, candidates, progress)
-    else:
-        limits = {} if "memory" not in criterion_named(criterion).options else {"memory": memory}
-        rank = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, {**limits, **options})
-        run = {"one-shot": one_shot, "window": window}[method]
-        baseline, steps = run(evaluator, candidates, None if criterion == "ppl" else rank, progress)
+    ranker = None
+    if criterion != "ppl":
+        limits = {"memory": memory} if "memory" in criterion_named(criterion).options else {}
+        ranker = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, {**limits, **options})
+    work = f"search {method} {criterion} {unit}"
+    given = {"memory": memory, "resume": resume, "distributed": distributed, "search": method == "greedy"}
+    with evaluation(decoder, ids, mask, work, **given) as evaluator:
+        baseline, steps = _RUN[method](evaluator, candidates, ranker, progress)
     return SearchResult(
         model=original_name(decoder),
         method=method,
@@ -114,3 +119,4 @@ def _ranked_windows(
 
 
 _RANKERS = {"one-shot": _ranked, "window": _ranked_windows}
+_RUN = {"one-shot": one_shot, "greedy": greedy, "window": window}

@@ -1,4 +1,4 @@
-"""The LM head: a linear that streams its weights once for few rows."""
+"""A linear that streams its weights once for few rows: the LM head, and what an adapter (LoRA) is wrapped around."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pyprune import ops
 from pyprune.runtime.huggingface.classes import Accelerated
 from pyprune.runtime.huggingface.operators import call
 from pyprune.runtime.huggingface.plain import plain_weights
-from pyprune.runtime.huggingface.rows import worth_it
+from pyprune.runtime.rows import worth_it
 
 
-class Head(Accelerated):
+class Linear(Accelerated):
     """Accelerated nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:

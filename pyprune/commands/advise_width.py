@@ -1,0 +1,81 @@
+"""`pyprune advise-width`: what to round an FFN width to on this machine, what it costs and what it gains."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.options import add_device, add_dtype, add_json, at_least, command, numbers
+from pyprune.commands.output import Bar, console, print_json, print_table
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "advise-width",
+        "what to round an FFN width to on this machine",
+        "Time the linears of an FFN at a width and at the multiples above it, with torch's linear and pyprune's, and "
+        "say which is quickest here within the noise, what the zeros cost and what they gain. The measurement is kept "
+        "in $PYPRUNE_WIDTHS, else pyprune/widths.json in the user's cache directory, and used again. On a GPU it has "
+        "never run.",
+        "pyprune advise-width 7155",
+        "pyprune advise-width 1229 --hidden 576 --rows 1 --dtype fp32 --json",
+    )
+    parser.add_argument("width", type=at_least(1), metavar="WIDTH", help="the FFN width as it was pruned")
+    parser.add_argument("--hidden", type=at_least(1), default=4096, metavar="H", help="hidden size (default: 4096)")
+    parser.add_argument(
+        "--rows",
+        type=numbers("numbers of rows", "1,16,1024"),
+        default=[1, 16, 1024],
+        metavar="M,N",
+        help="rows of activations, batch times tokens (default: 1,16,1024)",
+    )
+    add_dtype(parser, "bf16", "dtype of weights and activations")
+    add_device(parser)
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured before (default: off)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Say what to round a width to here, from measured times."""
+    from pyprune.study.width_advice import advise, location
+
+    with Bar() as bar:
+        advice = advise(
+            options.width,
+            options.hidden,
+            options.rows,
+            options.dtype,
+            options.device,
+            again=options.again,
+            progress=bar,
+        )
+    if options.json:
+        return print_json(advice.to_json())
+    question = advice.question
+    for side in advice.seconds:
+        rows = []
+        for width, multiple in advice.choices.items():
+            cost = advice.cost(width)
+            gains = [gain_text(advice.gain(side, count, width)) for count in question.rows]
+            mark = " *" if width == advice.best else ""
+            rows.append([f"{width}{mark}", str(multiple), f"{cost['bytes'] / 2**10:.0f} ({cost['share']:.2%})", *gains])
+        header = [
+            "width",
+            "multiple",
+            "KiB a block",
+            *(f"{count} row{'s' if count > 1 else ''}" for count in question.rows),
+        ]
+        size = f"FFN {options.width} x {options.hidden} in {options.dtype}"
+        print_table(header, rows, f"{side}: {size} on {question.device}, times faster than as it is")
+    told = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
+    if advice.best == options.width:
+        told = f"Leave {options.width} as it is: no multiple is measurably quicker here."
+    console().print(f"{told} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def gain_text(gain: dict[str, Any]) -> str:
+    """The median, and its 95 % interval where there are rounds enough."""
+    if gain["low"] is None:
+        return f"{gain['median']:.2f}"
+    return f"{gain['median']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})"

@@ -1,0 +1,82 @@
+"""`pyprune convert`: write a model in another format, GGUF or a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from pyprune.commands.inputs import loaded
+from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, command
+from pyprune.commands.output import print_json, print_table
+from pyprune.errors import InputError
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "convert",
+        "write a model as GGUF for llama.cpp, or as a Hugging Face checkpoint",
+        "Write a model, pruned or not, in another format. A GGUF file has the architecture of its family where all "
+        "blocks are alike, and llama.cpp's deci where they are not; sliding windows, the q/k-norm of a Qwen3 whose "
+        "blocks differ, and RoPE that depends on the length cannot be expressed there and are refused.",
+        "pyprune convert smollm2-depth20 --to gguf --out smollm2-depth20.gguf --dtype bf16",
+        "pyprune convert model.gguf --to hf --out model",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--to", choices=("gguf", "hf"), required=True, help="the format: a .gguf file or a Hugging Face directory"
+        " (required)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        required=True,
+        help="the .gguf file (an old one is replaced), or a new or empty directory (required)",
+    )
+    add_dtype(parser, None, "dtype of the matrices (default: the checkpoint's own)")
+    parser.add_argument(
+        "--no-tokenizer",
+        action="store_true",
+        help="gguf: leave out the tokenizer, where it is of a kind that cannot be written (default: off)",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write a model in another format."""
+    from pyprune.files import read_json
+    from pyprune.study.destination import require_directory, require_file
+
+    if options.to == "hf":
+        require_directory(options.out)
+        if options.no_tokenizer:
+            raise InputError("--no-tokenizer: belongs to --to gguf")
+    elif not options.out.lower().endswith(".gguf"):
+        raise InputError(f"--out {options.out}: a name that ends in .gguf is expected")
+    else:
+        require_file(options.out)
+    decoder = loaded(options.model, options.dtype if options.to == "hf" else None)
+    if options.to == "hf":
+        decoder.save(options.out)
+        config = read_json(os.path.join(options.out, "config.json"))
+        kind, files = config["model_type"], [entry.path for entry in os.scandir(options.out)]
+    else:
+        from pyprune.models.gguf_writer import chosen_architecture
+
+        # Not loaded in that dtype: norms and biases stay as they are.
+        decoder.save_gguf(options.out, options.dtype, tokenizer=not options.no_tokenizer)
+        kind, files = chosen_architecture(decoder)[0].name, [options.out]
+    found = {
+        "model": decoder.name,
+        "out": options.out,
+        "format": options.to,
+        "architecture": kind,
+        "dtype": options.dtype or str(decoder.dtype).removeprefix("torch."),
+        "blocks": len(decoder.blocks),
+        "bytes": sum(os.path.getsize(file) for file in files),
+    }
+    if options.json:
+        return print_json(found)
+    rows = [[name, str(found[name])] for name in ("architecture", "dtype", "blocks")]
+    print_table(["", ""], [*rows, ["MB", f"{found['bytes'] / 1e6:.1f}"]], f"{decoder.name}, written to {options.out}")

@@ -1,0 +1,93 @@
+"""`pyprune sweep`: time, bandwidth and FLOP/s of a linear against its width."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from statistics import median
+from typing import Any
+
+from pyprune.commands.options import MOST, add_device, add_dtype, add_json, at_least, command, numbers
+from pyprune.commands.output import Bar, console, print_json, print_table
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "sweep",
+        "time, bandwidth and FLOP/s of a linear against its width",
+        "Time one linear of a width-pruned FFN at every width of a range, both as gate/up (hidden -> width) and as "
+        "down (width -> hidden): torch's as it is, torch's with the weight padded to a multiple, and pyprune's. The "
+        "results (every raw sample, the machine), a table and the saw-tooth with the widths of the paper's Table 1 "
+        "marked are written to a directory; a sweep that was stopped goes on where it was. On a GPU it has never run.",
+        "pyprune sweep --widths 7000:7300 --hidden 4096 --rows 1,8,64,1024 --dtype bf16 --out sweep-7155",
+        "pyprune sweep --widths 1100:1200:4 --hidden 576 --rows 1,64 --rounds 5",
+    )
+    parser.add_argument(
+        "--widths",
+        type=widths,
+        metavar="A:B[:S]",
+        required=True,
+        help="FFN widths from A to B by steps of S (required)",
+    )
+    parser.add_argument("--hidden", type=at_least(1), default=4096, metavar="H", help="hidden size (default: 4096)")
+    parser.add_argument(
+        "--rows",
+        type=numbers("numbers of rows", "1,64"),
+        default=[1, 8, 64, 1024],
+        metavar="M,N",
+        help="rows of activations, batch times tokens (default: 1,8,64,1024)",
+    )
+    add_dtype(parser, "bf16", "dtype of weights and activations")
+    parser.add_argument(
+        "--multiple", type=at_least(1), default=64, metavar="N", help="what torch's weights are padded to (default: 64)"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=9, metavar="N", help="timed rounds of every width (default: 9)"
+    )
+    add_device(parser)
+    parser.add_argument("--out", metavar="DIR", help="new or empty directory for JSON, CSV and PNG (default: not kept)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Time a linear at every width of a range, and say what padding and pyprune gain."""
+    from pyprune.study.sweep import Settings
+    from pyprune.study.sweep import sweep as run_sweep
+
+    start, stop, step = options.widths
+    settings = Settings(
+        start, stop, step, options.hidden, tuple(options.rows), options.dtype, options.multiple, options.rounds,
+        options.device,
+    )  # fmt: skip
+    with Bar() as bar:
+        found = run_sweep(settings, options.out, bar)
+    if options.json:
+        return print_json({**found.results, "table": found.table()})
+    lines, rows = found.table(), []
+    for role, count, side in dict.fromkeys((line["role"], line["rows"], line["side"]) for line in lines):
+        own = [line for line in lines if (line["role"], line["rows"], line["side"]) == (role, count, side)]
+        gains = [line["ratio_to_torch"] for line in own]
+        rows.append(
+            [
+                role, str(count), side, f"{1e3 * median(line['seconds'] for line in own):.3f}",
+                f"{min(line['bytes_per_s'] for line in own) / 1e9:.1f} to "
+                f"{max(line['bytes_per_s'] for line in own) / 1e9:.1f}",
+                f"{min(line['flop_per_s'] for line in own) / 1e9:.1f} to "
+                f"{max(line['flop_per_s'] for line in own) / 1e9:.1f}",
+                f"{min(gains):.2f} to {max(gains):.2f}x",
+            ]
+        )  # fmt: skip
+    header = ["linear", "rows", "side", "median, ms", "GB/s", "GFLOP/s", "faster than torch"]
+    print_table(header, rows, f"Widths {start} to {stop} by {step}, hidden size {options.hidden}: over all widths")
+    if options.out is not None:
+        console().print(f"Written: {os.path.join(options.out, 'sweep.png')}", markup=False, highlight=False)
+
+
+def widths(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"([0-9]+):([0-9]+)(?::([0-9]+))?", text, re.ASCII)
+    found = [int(part or 1) for part in match.groups()] if match else []
+    if not found or not all(1 <= number <= MOST for number in found) or found[1] < found[0]:
+        raise argparse.ArgumentTypeError(f"{text!r}: widths from 1 such as 7000:7300 or 7000:7300:4 are expected")
+    return found[0], found[1], found[2]

@@ -1,0 +1,94 @@
+"""Figures and pages from result files alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyprune.errors import InputError
+from pyprune.files import write_json
+from pyprune.scoring import Scores
+from pyprune.study.redraw import redraw
+from pyprune.study.report import render
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three files of scores, of one model."""
+    paths = []
+    for name, values in (("novels", [9, 1, 2, 8]), ("mail <b>", [9, 2, 1, 8]), ("code", [7, 8, 2, 1])):
+        paths.append(tmp_path / f"{name}.json")
+        units = [("block", index) for index in range(4)]
+        scores = Scores("model", "ppl", "block", 1.0, units, values, {}, 100, [20] * 4)
+        scores.to_json(paths[-1])
+    return paths
+
+
+def test_a_comparison_is_drawn_again_from_its_results_byte_for_byte(results, tmp_path):
+    render(results, tmp_path / "first")
+    written = redraw([tmp_path / "first" / "results.json"], tmp_path / "again")
+    assert written == [tmp_path / "again" / "index.html"]
+    for name in ("results.json", "table.csv", "index.html", "figure1.png", "figure2.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+
+def test_one_figure_is_the_bars_of_one_or_the_map_of_several(files, tmp_path):
+    for given in (files[:1], files):
+        path = tmp_path / f"{len(given)}.png"
+        assert redraw(given, path, count=1) == [path]
+        assert path.read_bytes().startswith(PNG)
+    assert (tmp_path / "1.png").read_bytes() != (tmp_path / "3.png").read_bytes()
+
+
+def test_a_directory_holds_the_bars_of_each_and_what_several_make_together(files, tmp_path):
+    bars = {f"bars-{path.stem}.png" for path in files}
+    for count, more in ((1, set()), (2, {"map.png", "both.png"}), (3, {"map.png"})):
+        out = tmp_path / f"report {count}"
+        written = redraw(files[:count], out, count=1)
+        expected = {"index.html", *more, *(f"bars-{path.stem}.png" for path in files[:count])}
+        assert {path.name for path in written} == {path.name for path in out.iterdir()} == expected
+    assert bars < {path.name for path in (tmp_path / "report 3").iterdir()}
+
+
+def test_the_page_names_what_goes_under_each_pair_and_escapes_names(files, tmp_path):
+    redraw(files, tmp_path / "out", count=1)
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert "<td>novels</td><td>mail &lt;b&gt;</td><td>0.800</td><td>0.667</td><td>1</td><td></td><td>2</td>" in page
+    assert "mail <b>" not in page
+    assert page.count("data:image/png;base64,") == 4
+
+
+def test_files_of_one_name_are_told_apart(files, tmp_path):
+    (tmp_path / "other").mkdir()
+    again = tmp_path / "other" / "novels.json"
+    again.write_bytes(files[0].read_bytes())
+    names = {path.name for path in redraw([files[0], again], tmp_path / "out")}
+    assert {"bars-novels-1.png", "bars-novels-2.png"} < names
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, results, tmp_path):
+    write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "new.json", {**results, "format": "pyprune-comparison/9"})
+    write_json(tmp_path / "torn.json", {"format": results["format"], "rows": []})
+    write_json(tmp_path / "list.json", [1])
+    refusals = [
+        (["results.json", "novels.json"], "out", {}, "2 files with results of pyprune-comparison/1"),
+        (["new.json"], "out", {}, "format 'pyprune-comparison/9'; pyprune-comparison/1 are accepted"),
+        (["torn.json"], "out", {}, "torn.json: not whole results"),
+        (["list.json"], "out", {}, "list.json: .*object is expected"),
+        (["none.json"], "out", {}, "none.json: No such file"),
+        (["results.json"], "out.png", {}, "a directory is expected"),
+        (["results.json"], "out", {"count": 2}, "--count 2: belongs to scores"),
+        (["novels.json"], "novels.json", {}, "is a file"),
+        (["novels.json"], "out", {"count": 9}, "1 to 4 units"),
+        (["novels.json"], "out.png", {"protect": "9"}, "protect 9"),
+    ]
+    for names, out, amount, told in refusals:
+        with pytest.raises(InputError, match=told):
+            redraw([tmp_path / name for name in names], tmp_path / out, **amount)
+        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out.png").exists()
+    assert json.loads((tmp_path / "novels.json").read_text("utf-8"))["model"] == "model"

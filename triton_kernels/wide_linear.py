@@ -1,0 +1,94 @@
+"""Projections of many rows at sizes that GEMM libraries have no fast kernel for: x W^T with odd K or N, fused.
+
+Tiles are those of a full GEMM; the end of K is masked, so a weight whose rows are padded comes in wide loads at any K,
+and gate and up pass together, their SiLU product taken in registers. Where tiles are fewer than processors K is split,
+and `sum_splits_kernel` adds the parts in a fixed order. Not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyprune.triton_kernels import configs
+from pyprune.triton_kernels.launch import architecture, cdiv, launch, unit
+from pyprune.triton_kernels.products import banded, is_live, tile_products
+from pyprune.triton_kernels.rows import padded_rows
+from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
+
+_BAND = 8  # row tiles that pass over a tile of weights together, so that it is read from memory once and stays in L2
+
+
+@triton.jit(do_not_specialize=["unit", "M", "steps"])
+def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, residual, out, parts, skip, unit, M, N, K,
+                       steps, X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BAND: tl.constexpr, BLOCK_M: tl.constexpr,
+                       BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
+                       ):  # fmt: skip
+    """One tile of rows and columns over one split of K. Grid: (row tiles x column tiles, splits)."""
+    PAIR: tl.constexpr = b is not None
+    live = is_live(skip, unit)
+    split = tl.program_id(1)
+    row_tile, column_tile = banded(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), BAND)
+    n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    # Indices are clamped instead of masked: the last row is read again and its result never stored.
+    column = tl.minimum(n, N - 1).to(tl.int64)
+    a_rows = a + column * (a_units * W_UNIT)
+    b_rows = b + column * (b_units * W_UNIT) if PAIR else a_rows
+    x_rows = x + tl.minimum(m, M - 1).to(tl.int64) * (x_units * X_UNIT)
+    lo = split * steps * BLOCK_K
+    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped unit reads no weights
+    acc_a, acc_b, squares = tile_products(
+        x_rows, None, a_rows, b_rows, lo, hi, PAIR, False, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
+    )
+    if parts is None:
+        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, 0.0, False, PAIR)
+    else:
+        kept = tl.where(live, M, 0)
+        inside = (n < N)[:, None] & (m < kept)[None, :]
+        first = split.to(tl.int64) * (2 if PAIR else 1) * M
+        tl.store(parts + (first + m)[None, :] * N + n[:, None], acc_a, mask=inside)
+        if PAIR:
+            tl.store(parts + (first + M + m)[None, :] * N + n[:, None], acc_b, mask=inside)
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether a weight [out, in] is for these kernels: sizes that are no multiples of 16 bytes, where GEMM libraries
+    fall to kernels for any alignment. For all others the products are torch's own."""
+    size = 16 // weight.element_size()
+    return any(length % size for length in weight.shape)
+
+
+def wide_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, up: Tensor | None = None,
+    up_bias: Tensor | None = None, residual: Tensor | None = None, skip: Tensor | None = None, unit_index: int = 0,
+) -> Tensor:  # fmt: skip
+    """out [M, N] = x weight^T + bias for x [M, K] of any number of rows; `up` and `residual` as in `skinny_linear`."""
+    (rows, inner), columns, device = x.shape, weight.shape[0], x.device
+    if rows == 0 or columns == 0:
+        return out
+    if x.dtype != weight.dtype or (inner and unit(x) == 1 < unit(weight)):
+        x = padded_rows(rows, inner, weight.dtype, device).copy_(x)
+    arch, pair = architecture(device), up is not None
+    tile = configs.many_rows_tile(arch, weight.dtype, pair)
+    tiles = cdiv(rows, tile.rows) * cdiv(columns, tile.columns)
+    splits, steps = configs.splits_for(arch, tiles, inner, tile)
+    parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32) if splits > 1 else None
+    x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
+    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, parts=parts, skip=skip, unit=unit_index,
+                  M=rows, N=columns, K=inner)  # fmt: skip
+    launch(
+        wide_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
+        x_units=x.stride(0) // x_unit, a=weight, a_units=weight.stride(0) // w_unit, b=up,
+        b_units=up.stride(0) // w_unit if pair else 0, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BAND=_BAND,
+        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(),
+        STAGES=tile.stages,
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            sum_splits_kernel, (cdiv(columns, 128), cdiv(rows, 4)), device, 4, 1, **shared, part_squares=None, eps=0.0,
+            splits=splits, PAIR=pair, NORM=False, BLOCK_M=4, BLOCK_N=128,
+        )  # fmt: skip
+    return out
