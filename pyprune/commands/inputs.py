@@ -75,6 +75,8 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     criterion, given = chosen_criterion(options, unit)
     if options.resume:
         given["resume"] = journal_beside(options)
+    if options.memory is not None:
+        given["memory"] = options.memory
     if criterion.needs != "nothing":
         given |= _windows(options, decoder)
     return scoring.score(
@@ -110,6 +112,7 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
         protect=options.protect,
         criterion=criterion.name,
         resume=journal_beside(options),
+        memory=options.memory,
         progress=partial(bar, f"searching, {method}"),
         **_windows(options, decoder),
         **given,
@@ -132,7 +135,7 @@ def chosen_device(options: argparse.Namespace) -> Any:
     return require_device(device)
 
 
-def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
+def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
     """The decoder, without what transformers says while it loads one."""
     from transformers.utils import logging
 
@@ -140,7 +143,7 @@ def loaded(spec: str, dtype: str | None = None, device: Any = "cpu") -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device)
+    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
 def loaded_sizes(spec: str, dtype: str | None) -> Any:

@@ -126,6 +126,25 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="most memory that scoring takes beyond the weights, such as 800MB or 2GiB: the work is split to stay "
+        "within it, which does not change the result (default: what is free)",
+    )
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="of a Hugging Face directory or name, read each block's weights only when it is run, and the next "
+        "meanwhile: for models larger than memory (default: off)",
+    )
+
+
 def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
@@ -162,6 +181,14 @@ def share(text: str) -> float:
         return parse_ratio(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size(text: str) -> int:
+    """A number of bytes from one like 800MB, 2GiB or 1500000."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?", text, re.ASCII)
+    if match is None or (match[3] and not match[2]) or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size such as 800MB or 2GiB is expected")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
 
 
 def words(text: str) -> list[str]:

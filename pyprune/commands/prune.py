@@ -14,7 +14,17 @@ from pyprune.commands.narrowing import (
     rehearsed_narrowing,
     require_narrowable,
 )
-from pyprune.commands.options import MODEL_HELP, add_json, add_resume, add_text, add_unit, at_least, command, indices
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_json,
+    add_memory,
+    add_resume,
+    add_text,
+    add_unit,
+    at_least,
+    command,
+    indices,
+)
 from pyprune.commands.output import Bar, leading, print_json, print_table
 from pyprune.errors import InputError
 
@@ -81,6 +91,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
+    add_memory(parser)
     add_resume(parser)
     add_json(parser)
 

@@ -21,7 +21,9 @@ from pyprune.commands.options import (
     add_device,
     add_dtype,
     add_json,
+    add_memory,
     add_resume,
+    add_stream,
     add_text,
     add_unit,
     command,
@@ -68,6 +70,8 @@ def add_options(commands: Any) -> None:
         metavar="FILE.png",
         help="figure of the scores, a bar a unit, or with --against of both (default: none)",
     )
+    add_memory(parser)
+    add_stream(parser)
     add_resume(parser)
     add_json(parser)
 
@@ -115,6 +119,8 @@ def _given(options: argparse.Namespace) -> Any:
     for name in ("text", "field", "unit", "dtype", "out"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+    if options.resume:
+        raise InputError(f"--resume: {reason}")
     refuse_criterion(options, reason)
     if options.protect is not None and options.against is None and options.plot is None:
         raise InputError(f"--protect {options.protect}: {reason}; it also goes with --against or --plot")
@@ -126,7 +132,7 @@ def _measured(options: argparse.Namespace) -> Any:
     require_scorable(options, unit)
     device = chosen_device(options)
     join(device)
-    decoder = loaded(options.model, options.dtype, device)
+    decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         return measured_scores(options, decoder, unit, bar)
 

@@ -12,7 +12,9 @@ from pyprune.commands.options import (
     add_device,
     add_dtype,
     add_json,
+    add_memory,
     add_resume,
+    add_stream,
     add_text,
     add_unit,
     command,
@@ -58,6 +60,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
     )
+    add_memory(parser)
+    add_stream(parser)
     add_resume(parser)
     add_json(parser)
 
@@ -75,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     journal_beside(options)
     device = chosen_device(options)
     join(device)
-    decoder = loaded(options.model, options.dtype, device)
+    decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         found = searched(options, decoder, options.method, amount, bar)
     if not leading():

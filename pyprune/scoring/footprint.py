@@ -68,8 +68,8 @@ def split(
         if needed(min(part, slots), 1, tokens) <= limit:
             return Split(1, part, tokens, needed(min(part, slots), 1, tokens))
     raise InputError(
-        f"memory: {_mib(limit)} MiB given; one sample of {tokens} tokens of {decoder.name} needs"
-        f" {_mib(needed(1, 1, tokens) + (1 << 20))} MiB beyond the model"
+        f"memory: {limit / 1e6:.1f} MB given; one sample of {tokens} tokens of {decoder.name} needs"
+        f" {needed(1, 1, tokens) / 1e6 + 0.1:.1f} MB beyond the model"
     )
 
 
@@ -84,10 +84,6 @@ def streamed_bytes(decoder: Decoder) -> int:
 def _even_parts(count: int) -> list[int]:
     """Sizes of the largest part when `count` is cut into 1, 2, 3 .. parts as evenly as can be."""
     return list(dict.fromkeys(-(-count // parts) for parts in range(1, count + 1)))
-
-
-def _mib(size: int) -> int:
-    return size >> 20
 
 
 def _row_bytes(decoder: Decoder, tokens: int, padded: bool) -> int:

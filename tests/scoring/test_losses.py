@@ -92,8 +92,8 @@ def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny,
 
 
 def test_too_little_memory_is_told_with_what_is_needed(tiny, samples):
-    with pytest.raises(InputError, match=r"memory: 1 MiB given; one sample of 13 tokens of .* needs \d+ MiB"):
-        score(tiny, samples, memory=1 << 20, progress=lambda *_: pytest.fail("work was done"))
+    with pytest.raises(InputError, match=r"memory: 1.0 MB given; one sample of 13 tokens of .* needs \d+\.\d MB"):
+        score(tiny, samples, memory=10**6, progress=lambda *_: pytest.fail("work was done"))
 
 
 def test_padding_stays_with_its_sample_in_every_split(tiny, samples):
