@@ -18,7 +18,9 @@ from pyprune.cli import build_parser
 from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "convert", "compare", "report", "generate")
+COMMANDS = (
+    "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate",
+)  # fmt: skip
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 

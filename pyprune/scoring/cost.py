@@ -60,9 +60,9 @@ class Costs:
         )
         return sum(halves) + plan.slots * self.head
 
-    def of_states(self, states: int, place: int | None) -> int:
-        """What so many states take in the half at a place, or in the head where that is None."""
-        return states * (self.head if place is None else self.halves[place])
+    def at(self, place: int | None) -> int:
+        """What the half at a place takes, or the head where that is None."""
+        return self.head if place is None else self.halves[place]
 
     def apart(self, removals: Iterable[Removal]) -> list[int]:
         """What each candidate takes after it has left what all of them begin with."""

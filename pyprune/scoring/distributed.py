@@ -27,7 +27,7 @@ from pyprune.errors import InputError
 from pyprune.scoring.lifeline import Lifeline
 from pyprune.scoring.team import ALONE, Team, WorkerLost
 
-PATIENCE = 1800.0
+PATIENCE = 600.0
 """Seconds in which all processes have to come together: one may load its model much faster than another."""
 
 

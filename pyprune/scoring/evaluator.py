@@ -93,7 +93,7 @@ class Evaluator:
             spent += self._run(part, removals, costs, computed, steps)
         both = torch.tensor([spent.blocks, spent.heads], dtype=torch.float64)
         self._team.add_up(computed, both)
-        self.passes += Passes(*both.tolist())
+        self.passes += Passes(*(both / samples).tolist())
         self.naive += naive_passes(self._decoder, removals)
         steps.finish()
         return Losses(known + computed, predicted_positions(self._ids, self._mask))
@@ -145,18 +145,18 @@ class Evaluator:
     def _run(
         self, part: _Part, removals: Sequence[Removal], costs: numpy.ndarray, computed: Tensor, steps: _Steps
     ) -> Passes:
-        """Compute a part and keep what came out; what it cost, over all samples."""
+        """Compute a part and keep what came out; what it cost, summed over its samples."""
         self._team.check()
         chosen, candidates = slice(part.cells.start, part.cells.stop), list(part.cells.candidates)
         group = [removals[i] for i in candidates]
         stored = None if part.store is None else part.store.has
         plan = schedule(len(self._decoder.blocks), self._present, group, stored)
         samples = chosen.stop - chosen.start
-        scale = samples * float(costs[candidates].sum()) / self._costs.of_schedule(plan)
+        scale = float(costs[candidates].sum()) / self._costs.of_schedule(plan)
 
-        def advance(states: int, place: int | None) -> None:
+        def advance(sequences: int, place: int | None) -> None:
             self._team.check()
-            steps.advance(scale * self._costs.of_states(states, place))
+            steps.advance(scale * sequences * self._costs.at(place))
 
         seen = None if self._mask is None else self._mask[chosen]
         ids = self._ids[chosen]
@@ -164,8 +164,7 @@ class Evaluator:
         computed[candidates, chosen] = found.by_sample
         if self._journal is not None:
             self._journal.add(group, chosen.start, found.by_sample)
-        share = samples / self._ids.shape[0]
-        return Passes(plan.half_passes / 2 * share, plan.slots * share)
+        return Passes(samples * plan.half_passes / 2, samples * plan.slots)
 
 
 def share(progress: Progress | None, turn: int, turns: int) -> Progress | None:

@@ -26,6 +26,7 @@ from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.removals import Removal
 
 FORMAT = "pyprune scoring journal 1"
+_START = f'{{"entry": {{"format": "{FORMAT}"'.encode()
 
 
 class Journal:
@@ -97,6 +98,8 @@ class Journal:
     def _read(self, subject: dict[str, Any]) -> None:
         with open(self._file, "rb", closefd=False) as file:
             lines = file.read().splitlines(keepends=True)
+        if lines and not (lines[0].startswith(_START) or _START.startswith(lines[0])):
+            raise InputError(f"{self.path}: not a {FORMAT}; another file name is expected")
         entries = [_entry(line) for line in lines]
         if entries and entries[-1] is None:  # it was cut off
             os.ftruncate(self._file, sum(map(len, lines[:-1])))
@@ -114,8 +117,6 @@ class Journal:
             self._take(entry)
 
     def _require(self, subject: dict[str, Any], header: dict[str, Any]) -> None:
-        if header.get("format") != FORMAT:
-            raise InputError(f"{self.path}: not a {FORMAT}; another file name is expected")
         for name, value in subject.items():
             if header.get(name) != value:
                 raise InputError(
@@ -141,11 +142,11 @@ def subject_of(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: s
     return {
         "work": work,
         "model": decoder.name,
-        "weights": _weights(decoder),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "device": decoder.device.type,
         "calibration": fingerprint(input_ids)["sha256"],
         "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
+        "weights": _weights(decoder),
     }
 
 

@@ -22,7 +22,7 @@ from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
 
 Advance = Callable[[int, int | None], None]
-"""Told what is done: how many states went through the half at a place, or through the head where that is None."""
+"""Told what is done, often: how many sequences went through the half at a place, or the head where that is None."""
 
 IGNORED = -100
 
@@ -63,7 +63,7 @@ def losses(
     """
     blocks = decoder.blocks
     plan = schedule(len(blocks), present_places(decoder), removals, None if store is None else store.has)
-    run = _Pass(decoder, input_ids, mask, plan, rows, advance or (lambda states, place: None))
+    run = _Pass(decoder, input_ids, mask, plan, rows, advance or (lambda sequences, place: None))
     todo = range(plan.first, len(blocks))
     for place, block in zip(todo, blocks[plan.first :] if plan.first else blocks, strict=True):
         step = plan.steps[place]
@@ -108,7 +108,7 @@ class _Pass:
         for first, last in _stretches(half.run):
             for part, seen, _ in self._parts(first, last):
                 part.copy_(run(part, seen))
-            self._advance(last - first, place)
+                self._advance(len(part), place)
 
     def losses(self) -> Tensor:
         """The summed loss of every slot on every sample, float64 `[slots, S]`.
@@ -123,7 +123,7 @@ class _Pass:
                 targets = self._targets[torch.tensor(places, device=self._targets.device) % samples]
                 found = ops.linear_cross_entropy(part[:, :-1].contiguous(), head.weight, targets, norm, eps, head.bias)
                 totals[places] = found.double().sum(1).cpu()
-            self._advance(1, None)
+                self._advance(len(part), None)
         return totals.view(slots, samples)
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:

@@ -1,0 +1,300 @@
+"""Several processes get what one gets, and learn at once when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from pyprune import InputError, Scores, load, score, search
+from pyprune.scoring import parts
+from pyprune.scoring.calibration import calibration
+from pyprune.scoring.distributed import team_of
+from pyprune.scoring.lifeline import Lifeline
+from pyprune.scoring.team import ALONE, WorkerLost
+
+SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("samples", [1, 2, 5, 10])
+def test_every_cell_belongs_to_one_process_and_all_have_as_much_to_do(samples: int, size: int):
+    costs = [29 - n % 30 for n in range(30)]
+    todo = numpy.ones((samples, len(costs)), dtype=bool)
+    todo[0, 3:9] = False  # finished by an earlier run
+    shares = [parts.share(todo, costs, rank, size) for rank in range(size)]
+    assert (sum(share.astype(int) for share in shares) == todo).all()
+    work = [float((share * numpy.asarray(costs)).sum()) for share in shares]
+    assert max(work) - min(work) <= 2 * max(costs)
+    for share in shares:
+        # Whole samples first: at most the first and the last one of a process are shared with others.
+        rows = [tuple(row) for row, full in zip(share, todo, strict=True) if row.any() and (row != full).any()]
+        assert len(rows) <= 2
+
+
+def test_parts_cover_their_stretch_once():
+    cells = numpy.zeros((7, 5), dtype=bool)
+    cells[1:6] = True
+    cells[3, 2:] = False
+    found = [part for stretch in parts.stretches(cells) for part in parts.cut(stretch, 2, 3)]
+    seen = numpy.zeros((7, 5), dtype=int)
+    for part in found:
+        assert part.stop - part.start <= 2
+        assert len(part.candidates) <= 3
+        seen[part.start : part.stop, list(part.candidates)] += 1
+    assert (seen == cells).all()
+
+
+WORK = """
+import json, sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from pyprune import load, score, search
+from pyprune.scoring.calibration import calibration
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3,
+                        timeout=timedelta(seconds=100))
+decoder = load(%r)
+ids = calibration(decoder, None, 5, 13, 0).input_ids
+mask = torch.ones_like(ids)
+mask[2, :4] = 0
+late = time.sleep if rank == 2 else lambda seconds: None
+late(3)  # slow is not dead
+found = [score(decoder, ids, attention_mask=mask, unit=unit).to_dict() for unit in ("block", "mha+ffn")]
+found.append(search(decoder, ids, "greedy", count=3, unit="mha+ffn", memory=40 << 20,
+                    progress=lambda done, total: late(0.1)).to_dict())
+found.append(score(decoder, ids, distributed=False).to_dict())
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(found, file)
+dist.destroy_process_group()
+"""
+
+
+def run_ranks(script: str, folder: Path, size: int) -> list[subprocess.Popen]:
+    return [
+        subprocess.Popen([sys.executable, "-c", script, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+
+
+def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
+    processes = run_ranks(WORK % SHAPE, tmp_path, 3)
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert ranks[0][:3] == ranks[1][:3] == ranks[2][:3]  # to the bit
+    decoder = load(SHAPE)
+    ids = calibration(decoder, None, 5, 13, 0).input_ids
+    mask = torch.ones_like(ids)
+    mask[2, :4] = 0
+    for unit, found in zip(("block", "mha+ffn"), ranks[0], strict=False):
+        alone, together = score(decoder, ids, attention_mask=mask, unit=unit), Scores.from_dict(found)
+        assert together.order() == alone.order()
+        assert together.values == pytest.approx(alone.values, rel=1e-6)
+        assert together.baseline == pytest.approx(alone.baseline, rel=1e-6)
+    alone = search(decoder, ids, "greedy", count=3, unit="mha+ffn").to_dict()
+    assert ranks[0][2]["order"] == alone["order"]
+    assert [step["score"] for step in ranks[0][2]["steps"]] == pytest.approx(
+        [step["score"] for step in alone["steps"]], rel=1e-6
+    )
+    assert ranks[0][2]["naive"] == alone["naive"]
+    assert ranks[0][2]["cost"]["head_passes"] == alone["cost"]["head_passes"]
+
+
+def test_torchrun_runs_the_command_line_and_rank_0_alone_tells_and_writes(tmp_path):
+    command = [SHAPE, "--unit", "mha", "--samples", "5", "--seq-len", "13", "--out", str(tmp_path / "s.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
+         "-m", "pyprune", "score", *command, "--resume", "--json"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed, written = Scores.from_dict(json.loads(done.stdout)), Scores.from_json(tmp_path / "s.json")
+    assert printed == written
+    assert os.listdir(tmp_path) == ["s.json"]  # neither a journal nor what a second writer left
+    decoder = load(SHAPE)
+    alone = score(decoder, calibration(decoder, None, 5, 13, 0).input_ids, unit="mha")
+    assert written.order() == alone.order()
+    assert written.values == pytest.approx(alone.values, rel=1e-6)
+
+
+DIES = """
+import os, signal, sys, time
+from pyprune.cli import main
+from pyprune.scoring import evaluator
+
+rank = sys.argv[1]
+os.environ.update(RANK=rank, WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="%d")
+run = evaluator.losses
+
+def losses(*given, advance, **more):
+    def slowly(sequences, place):
+        time.sleep(0.2)
+        if rank == "1" and place == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        advance(sequences, place)
+    return run(*given, advance=slowly, **more)
+
+evaluator.losses = losses
+code = main(["score", %r, "--samples", "60", "--seq-len", "13", "--json"])
+print("ended", time.time(), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_a_killed_process_ends_the_others_with_its_name(tmp_path):
+    processes = run_ranks(DIES % (free_port(), SHAPE), tmp_path, 3)
+    try:
+        processes[1].wait(100)
+        died = time.monotonic()
+        for process in (processes[0], processes[2]):
+            _, errors = process.communicate(timeout=15)
+            assert process.returncode == 1
+            assert f"rank 1 (process {processes[1].pid}) has died" in errors
+        assert time.monotonic() - died < 15
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[1].returncode == -signal.SIGKILL
+
+
+OTHERS = """
+import sys
+import torch
+import torch.distributed as dist
+from pyprune import load, score
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meet", rank=rank, world_size=2)
+score(load(%r), torch.full((2, 9), rank))
+"""
+
+
+def test_processes_that_score_different_tokens_are_told(tmp_path):
+    errors = [process.communicate(timeout=100)[1] for process in run_ranks(OTHERS % SHAPE, tmp_path, 2)]
+    assert "InputError: rank 1 was given other weights, tokens or options than rank 0" in errors[1]
+    assert "WorkerLost: rank 1 (process " in errors[0]
+    assert "failed: rank 1 was given other weights" in errors[0]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert team_of(torch.device("cpu")) is ALONE
+    assert team_of(torch.device("cpu"), False) is ALONE
+    with pytest.raises(InputError, match="distributed: True given"):
+        team_of(torch.device("cpu"), True)
+
+
+@pytest.fixture
+def three():
+    """Lifelines as three processes have them, and the address at which the first one listens."""
+    said = queue.Queue()
+    invitation: list[str] = []
+
+    def tell(text: str) -> str:
+        if text:
+            invitation.append(text)
+            for _ in range(2):
+                said.put(text)
+            return text
+        return said.get(timeout=10)
+
+    found: dict[int, Lifeline] = {}
+
+    def connect(rank: int) -> None:
+        found[rank] = Lifeline(rank, 3, tell, "127.0.0.1", patience=10)
+
+    threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    while not invitation:
+        time.sleep(0.01)
+    address, port, _ = json.loads(invitation[0])
+    with socket.create_connection((address, port)) as stranger:  # is sent away, and disturbs nobody
+        stranger.sendall(b'{"rank": 2, "token": "guessed", "process": 1}\n')
+        connect(2)
+    for thread in threads:
+        thread.join()
+    yield [found[rank] for rank in range(3)]
+    for lifeline in found.values():
+        lifeline.close()
+
+
+def waiting(lifeline: Lifeline) -> threading.Thread:
+    thread = threading.Thread(target=lifeline.wait_for_all)
+    thread.start()
+    return thread
+
+
+def test_nobody_goes_on_before_all_have_arrived(three):
+    for _ in range(3):
+        threads = [waiting(three[0]), waiting(three[2])]
+        time.sleep(0.05)
+        assert all(thread.is_alive() for thread in threads)
+        three[1].wait_for_all()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_connection_that_ends_is_a_death_to_all_others(three, gone: int):
+    three[gone]._closing = True  # what is left of it in this process keeps quiet
+    for line in three[gone]._peers.values():  # as the system does when it ends the process
+        line.close()
+    for rank in {0, 1, 2} - {gone}:
+        with pytest.raises(WorkerLost, match=rf"rank {gone} \(process \d+\) has died"):
+            three[rank].wait_for_all()
+        with pytest.raises(WorkerLost):
+            three[rank].check()
+
+
+def test_a_failure_is_passed_on_in_its_own_words(three):
+    three[2].close("no memory left")
+    for rank in (0, 1):
+        with pytest.raises(WorkerLost, match=r"rank 2 \(process \d+\) failed: no memory left"):
+            three[rank].wait_for_all()
+
+
+def test_who_leaves_early_is_missed_by_those_who_wait(three):
+    three[1].close()
+    with pytest.raises(WorkerLost, match="has left before the work was done"):
+        three[0].wait_for_all()
+
+
+def test_finished_parts_reach_the_first_process_before_it_goes_on(three):
+    taken = []
+    three[0].on_entry = taken.append
+    threads = [waiting(three[0])]
+    for rank in (1, 2):
+        for number in range(3):
+            three[rank].send_entry({"rank": rank, "number": number})
+        threads.append(waiting(three[rank]))
+    for thread in threads:
+        thread.join(10)
+    assert sorted((entry["rank"], entry["number"]) for entry in taken) == [(r, n) for r in (1, 2) for n in range(3)]
+
+
+def test_who_does_not_come_is_named():
+    with pytest.raises(WorkerLost, match=r"rank 1, 2 did not come within 0 s"):
+        Lifeline(0, 3, lambda text: text, "127.0.0.1", patience=0.2)
