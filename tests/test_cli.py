@@ -18,7 +18,9 @@ from pyprune.cli import build_parser
 from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
-COMMANDS = ("doctor", "score", "prune", "convert", "compare", "report", "generate")
+COMMANDS = (
+    "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate",
+)  # fmt: skip
 FEW = ["--samples", "2", "--seq-len", "8"]
 
 
@@ -54,6 +56,8 @@ def test_the_examples_of_each_command_can_be_pasted(command):
     assert len(examples) >= 2
     for example in examples:
         program, *words = shlex.split(example)
+        if program == "torchrun":
+            program, *words = words[words.index("-m") + 1 :]
         assert program == "pyprune"
         assert build_parser().parse_args(words).command == command
 

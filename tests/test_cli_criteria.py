@@ -32,7 +32,7 @@ def test_help_names_every_criterion_and_every_option_of_one(command: str):
     assert [name.partition(" ")[0] for name in named.split(", ")] == list(CRITERIA)
     for name, criterion in CRITERIA.items():
         for key, accepted in criterion.options.items():
-            if key not in ("memory", "seed"):
+            if accepted is not None and key not in ("memory", "seed"):
                 choices = option(command, f"--{key}").choices
                 assert choices is None or set(accepted) == set(choices), (name, key)
 

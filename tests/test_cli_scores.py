@@ -73,6 +73,7 @@ BAD_INPUT = [
     (["score", "a.json", "--protect", "1"], "--protect 1: belongs to scoring"),
     (["score", "a.json", "--text", "a.txt"], "--text a.txt: belongs to scoring, and a.json holds scores already"),
     (["score", "a.json", "--criterion", "taylor"], "--criterion taylor: belongs to scoring"),
+    (["score", "a.json", "--resume"], "--resume: belongs to scoring"),
     (["score", "a.json", "--out", "c.json"], "--out c.json: belongs to scoring"),
     (["score", "a.json", "--against", "b.json", "--count", "9"], "1 to 4 units"),
     (["score", "a.json", "--against", "b.json", "--count", "1", "--ratio", "20%"], "not allowed with"),

@@ -12,11 +12,8 @@ from transformers import AutoModelForCausalLM
 import pyprune
 from pyprune.study import linears, width_advice
 from pyprune.study.width_advice import Advice, candidates
-from tests import test_cli
 from tests.runtime.test_accelerate import ids, small_model
 from tests.test_cli import run
-
-COMMANDS = ("pad", "advise-width", "sweep")
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +27,6 @@ def odd(tmp_path: Path) -> Path:
     """A checkpoint of FFN width 71 as another tool leaves it: no pruning.json."""
     small_model("llama with biases").save_pretrained(tmp_path / "odd")
     return tmp_path / "odd"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_options_and_examples_are_explained(command: str):
-    test_cli.test_every_option_is_explained_with_its_default(command)
-    test_cli.test_the_two_examples_of_each_command_can_be_pasted(command)
 
 
 def test_a_padded_checkpoint_of_another_tool_is_the_same_function_and_comes_back_exactly(odd, tmp_path, capsys):

@@ -26,7 +26,7 @@ def add_options(commands: Any) -> None:
         commands,
         "compare",
         "measure depth and width pruning of one model side by side",
-        "Prune one model in depth (by perplexity) and in width (by Wanda-sp, as it comes and padded) to the same "
+        "Prune one model in depth (by perplexity) and in width (by --methods, as it comes and padded) to the same "
         "number of parameters, and measure perplexity on held-out text, latency and throughput of all of them under "
         "Hugging Face transformers and under pyprune, interleaved. Latency is the time for M prompts to become M*L "
         "new tokens, in seconds; throughput is M*L divided by it. --out writes raw samples, CSV, figures and a page.",
@@ -40,6 +40,13 @@ def add_options(commands: Any) -> None:
         default=["20%"],
         metavar="P%,Q%",
         help="shares of all parameters to remove (default: 20%%)",
+    )
+    parser.add_argument(
+        "--methods",
+        type=words,
+        default=["wanda-sp"],
+        metavar="A,B",
+        help="width methods, a row each: wanda-sp, flap, llm-pruner, magnitude-sp, head-gate (default: wanda-sp)",
     )
     parser.add_argument(
         "--batch",
@@ -87,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
         comparison = run(
             options.model,
             ratios=options.ratios,
+            methods=options.methods,
             batches=options.batch,
             protocol=options.protocol,
             dtype=torch_dtype(options.dtype),

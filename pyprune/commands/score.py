@@ -119,6 +119,8 @@ def _given(options: argparse.Namespace) -> Any:
     for name in ("text", "field", "unit", "dtype", "out"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+    if options.resume:
+        raise InputError(f"--resume: {reason}")
     refuse_criterion(options, reason)
     if options.protect is not None and options.against is None and options.plot is None:
         raise InputError(f"--protect {options.protect}: {reason}; it also goes with --against or --plot")

@@ -37,7 +37,8 @@ class Linear:
             yield "bias", self.bias
 
     def map(self, change: Change) -> Linear:
-        return Linear(change(self.weight), None if self.bias is None else change(self.bias))
+        weight, bias = change(self.weight), None if self.bias is None else change(self.bias)
+        return self if weight is self.weight and bias is self.bias else Linear(weight, bias)
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ class Decoder:
         InputError naming the first tensor that float16 cannot hold, when it was finite before.
         """
 
-        pages = Pages()
+        pages = Pages(together=not self.streamed)
 
         def move(tensor: Tensor) -> Tensor:
             moved = pages.move(tensor, dtype, device)

@@ -60,18 +60,27 @@ def tokenizer_fields(decoder: Decoder) -> Sequence[Field]:
     if source is None:
         return NO_TOKENIZER
     if source.gguf_file is not None:
-        return _copied(Path(source.path) / source.gguf_file)
+        return copied_fields(GGUFFile(Path(source.path) / source.gguf_file))
     return _made(load_tokenizer(decoder), decoder)
 
 
-def _copied(path: Path) -> list[Field]:
-    file = GGUFFile(path)
+def copied_fields(file: GGUFFile) -> list[Field]:
+    """The fields of a file's tokenizer, as they are."""
     fields = []
     for key in file.metadata_keys():
         if key.startswith("tokenizer."):
             value, types = file.typed_value(key)
             fields.append(Field(key, value, types[0].name, types[1].name if len(types) > 1 else None))
     return fields
+
+
+def add_field(writer: Any, field: Field) -> None:
+    """Add an entry to the metadata of a GGUFWriter."""
+    from gguf import GGUFValueType
+
+    kind = field.kind or {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32"}[type(field.value)]
+    item = None if field.item is None else GGUFValueType[field.item]
+    writer.add_key_value(field.key, field.value, GGUFValueType[kind], item)
 
 
 def _made(tokenizer: Any, decoder: Decoder) -> list[Field]:
@@ -91,9 +100,7 @@ def _made(tokenizer: Any, decoder: Decoder) -> list[Field]:
             raise refused(f"its BPE has {key} {model[key]!r}")
     pre = _pre_tokenizer(data)
     if pre is None:
-        raise refused(
-            f"llama.cpp has no pre-tokenizer like its own; accepted are those of {', '.join(_PRE_TOKENIZERS)}"
-        )
+        raise refused(f"llama.cpp splits text otherwise; accepted are the ways of {', '.join(_PRE_TOKENIZERS)}")
     if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
         raise refused(f"ignore_merges is {model.get('ignore_merges')}, not so in llama.cpp's {pre}")
     tokens = {index: (token, _NORMAL) for token, index in model["vocab"].items()}

@@ -24,7 +24,7 @@ from pyprune.models.families import family_of
 from pyprune.models.families.family import gguf_name
 from pyprune.models.gguf_file import RAGGED, import_gguf
 from pyprune.models.gguf_rope import DIVISORS, rope_metadata, rotary_neighbours
-from pyprune.models.gguf_tokenizer import NO_TOKENIZER, Field, tokenizer_fields
+from pyprune.models.gguf_tokenizer import NO_TOKENIZER, Field, add_field, tokenizer_fields
 from pyprune.models.sizes import BlockSizes, uniform_sizes
 from pyprune.models.tensors import as_dtype, is_finite
 
@@ -79,9 +79,9 @@ def save_gguf(
         try:
             _add_metadata(gguf, writer, decoder, blocks, architecture, stored)
             for key, value in rope.items():
-                _add(gguf, writer, Field(f"{architecture.name}.rope.{key}", value))
+                add_field(writer, Field(f"{architecture.name}.rope.{key}", value))
             for field in fields:
-                _add(gguf, writer, field)
+                add_field(writer, field)
             names = [] if divisors is None else [(DIVISORS, divisors)]
             tensors = [*names, *_tensors(replace(decoder, blocks=blocks))]
             for name, tensor in tensors:
@@ -194,14 +194,6 @@ def _add_metadata(
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(decoder.eps)
     writer.add_vocab_size(decoder.vocab_size)
-
-
-def _add(gguf: Any, writer: Any, field: Field) -> None:
-    kind = (
-        field.kind or {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32", list: "ARRAY"}[type(field.value)]
-    )
-    item = None if field.item is None else gguf.GGUFValueType[field.item]
-    writer.add_key_value(field.key, field.value, gguf.GGUFValueType[kind], item)
 
 
 def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,7 @@ from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import Family, family_of
 from pyprune.models.families.family import hf_name
 from pyprune.models.gguf_file import load_gguf
+from pyprune.models.offloaded import OffloadedSource, execution_device, is_offloaded
 from pyprune.models.ragged import is_ragged, ragged_from_dict
 from pyprune.models.records import check_original, check_record, removed_blocks
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
@@ -41,7 +42,8 @@ def load(
     """Read a model as a `Decoder`.
 
     `spec`: a Hugging Face directory or hub name, a `.gguf` file, `smollm2-135m`, `shape:NAME`, a loaded transformers
-    PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified), or a Decoder.
+    PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified; where accelerate has
+    offloaded some, blocks are streamed), or a Decoder.
     `dtype` None keeps the checkpoint's own: the configuration's, as transformers does, else the embedding's; float32
     for a quantised GGUF file. `stream`: of a Hugging Face directory or hub name, read each block only when it is
     run, and the next one meanwhile (`Decoder.blocks` is then a `StreamedBlocks`): to score models larger than memory.
@@ -109,7 +111,7 @@ def as_decoder(model: Any) -> Decoder:
     """A Decoder as it is, a PreTrainedModel read where its weights lie, and anything else as `load` reads it."""
     if isinstance(model, Decoder):
         return model
-    return load(model, device=getattr(model, "device", "cpu"))
+    return load(model, device=execution_device(model) if isinstance(model, torch.nn.Module) else "cpu")
 
 
 def require_device(device: torch.device | str) -> torch.device:
@@ -243,13 +245,16 @@ def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{label}: not a transformers PreTrainedModel; {ACCEPTED}, a PreTrainedModel, a Decoder")
     family, config, sizes = _described(model.config.to_dict(), label)
-    source = StateDictSource(label, model.state_dict(), hf_name)
+    away = is_offloaded(model)
+    source = OffloadedSource(label, model, hf_name) if away else StateDictSource(label, model.state_dict(), hf_name)
     own = source.own_dtype("embedding")  # the weights tell: a model that was cast keeps its old configuration
     config["dtype"] = str(own).removeprefix("torch.")
     dtype = dtype or _own_dtype(config, lambda: own, label)
     path = Path(model.config._name_or_path or label)
     name = path.name if path.is_absolute() else str(path)
-    decoder = family.decoder(config, source, name=name, where=label, dtype=dtype, device=device, sizes=sizes)
+    decoder = family.decoder(
+        config, source, name=name, where=label, dtype=dtype, device=device, sizes=sizes, stream=away
+    )
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = getattr(model, "generation_config", None)
     return replace(

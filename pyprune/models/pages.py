@@ -14,6 +14,7 @@ import mmap
 import os
 from contextlib import suppress
 from math import prod
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Pages:
 
     def __init__(self, together: bool = True) -> None:
         self._together = together and hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("PYPRUNE_HUGE_PAGES") != "0"
+        self._lock = Lock()
         self._chunk: mmap.mmap | None = None
         self._next = self._end = 0  # places in the chunk
         self._given = 0
@@ -39,11 +41,15 @@ class Pages:
         size = count * dtype.itemsize
         if not size or not self._together:
             return torch.empty(shape, dtype=dtype)
-        if self._chunk is None or self._next + size > self._end:
-            self._open(size)
-        start, self._next = self._next, _up(self._next + size, LINE)
-        self._given += size
-        return torch.frombuffer(self._chunk, dtype=dtype, count=count, offset=start).view(shape)
+        with self._lock:
+            if self._chunk is None or self._next + size > self._end:
+                try:
+                    self._open(size)
+                except OSError:  # no room for a whole chunk, perhaps for this tensor
+                    return torch.empty(shape, dtype=dtype)
+            start, self._next = self._next, _up(self._next + size, LINE)
+            self._given += size
+            return torch.frombuffer(self._chunk, dtype=dtype, count=count, offset=start).view(shape)
 
     def copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """`tensor`'s values on these pages, contiguous, in another dtype where one is given."""
@@ -60,9 +66,10 @@ class Pages:
 
     def _open(self, size: int) -> None:
         """Begin a chunk with room for `size` bytes: as much as was given out so far, so that little is left over."""
-        self._close()
         room = _up(max(size, min(self._given, CHUNK)), HUGE_PAGE)
-        self._chunk = mmap.mmap(-1, room + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        chunk = mmap.mmap(-1, room + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._close()
+        self._chunk = chunk
         with suppress(OSError):  # a kernel without them
             self._chunk.madvise(mmap.MADV_HUGEPAGE)
         address = torch.frombuffer(self._chunk, dtype=torch.uint8).data_ptr()

@@ -22,6 +22,8 @@ from pyprune.models.sizes import BlockSizes, attention_in_cache, windows_of
 from pyprune.models.tensors import one_line
 
 PREFIX = "pyprune_"
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""The families that have models of ours (`models.huggingface`)."""
 ATTENTION, MLP = "attention", "mlp"  # transformers' names of the halves, in `skip`
 _MHA_LINEARS, _FFN_LINEARS = ("q", "k", "v", "o"), ("gate", "up", "down")
 PROJECTIONS = tuple(f"{name}_proj" for name in (*_MHA_LINEARS, *_FFN_LINEARS))
@@ -39,6 +41,8 @@ def checkpoint_config(decoder: Decoder) -> dict[str, Any]:
     try:
         return family.plain_config(decoder)
     except InputError:
+        if decoder.config["model_type"] not in MODEL_TYPES:
+            raise
         return _ragged_config(decoder, family)
 
 

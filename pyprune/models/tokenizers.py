@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,33 @@ def _state(source: TokenizerSource) -> tuple[tuple[str, int, int], ...]:
 def _read(source: TokenizerSource, state: tuple[tuple[str, int, int], ...]) -> Any:
     from transformers import AutoTokenizer
 
-    options = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    path = Path(source.path) / (source.gguf_file or "")
     try:
-        return AutoTokenizer.from_pretrained(source.path, **options)
+        if source.gguf_file is None:
+            return AutoTokenizer.from_pretrained(source.path)
+        with gguf_for_transformers(path) as readable:
+            return AutoTokenizer.from_pretrained(readable.parent, gguf_file=readable.name)
     except Exception as error:  # each tokenizer library has exceptions of its own
-        path = Path(source.path) / (source.gguf_file or "")
         raise InputError(f"{path}: its tokenizer cannot be read ({one_line(error)})") from None
+
+
+@contextlib.contextmanager
+def gguf_for_transformers(path: Path) -> Iterator[Path]:
+    """The GGUF file, or where transformers does not know its architecture, one of Llama's with its tokenizer alone."""
+    from pyprune.models.gguf_file import RAGGED, GGUFFile, import_gguf
+    from pyprune.models.gguf_tokenizer import add_field, copied_fields
+
+    file = GGUFFile(path)
+    if file.value("general.architecture") != RAGGED:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        readable = Path(folder) / "tokenizer.gguf"
+        writer = import_gguf(path).GGUFWriter(readable, "llama")
+        for field in copied_fields(file):
+            add_field(writer, field)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        yield readable

@@ -208,50 +208,76 @@ def quotas(
     InputError when no width of 1 up to the present one does, or when the nearest ones are off by more than 0.5 %.
     """
     check_target(target_parameters, parameters, align)
-    if units == "neurons":
+    widths = [block.width for block in costs]
+    if units != "both":
         groups = [block.kv_groups for block in costs]
     elif removed_groups is not None:
         groups = [max(min(block.kv_groups, 1), block.kv_groups - removed_groups) for block in costs]
     else:
         groups = group_share(costs, parameters - target_parameters)
-    widths = [block.width for block in costs]
+    if not sum(block.groups if units == "heads" else block.neurons for block in costs):
+        lacking, other = ("attention", "neurons") if units == "heads" else ("FFN", "heads")
+        raise InputError(f"units {units!r}: none of these {len(costs)} blocks has {lacking}; {other!r} is accepted")
     untouched = parameters - sum(block.groups + block.neurons for block in costs)
-
-    def actual() -> int:
-        pairs = zip(costs, groups, widths, strict=True)
-        return untouched + sum(n * block.per_group + width * block.per_neuron for block, n, width in pairs)
-
+    slack = TOLERANCE * target_parameters
     if units == "heads":
-        left = target_parameters - untouched - sum(block.neurons for block in costs)
-        every = sum(block.groups for block in costs)
+        left, every = (
+            target_parameters - untouched - sum(block.neurons for block in costs),
+            sum(b.groups for b in costs),
+        )
         exact = [block.kv_groups * left / every for block in costs]
-        for spread in (False, *(() if alike else (True,))):
-            groups = [min(max(min(1, block.kv_groups), n), block.kv_groups)
-                      for block, n in zip(costs, _rounded(exact, spread), strict=True)]  # fmt: skip
-            if _within(actual(), target_parameters):
-                break
+        ends = [(min(block.kv_groups, 1), block.kv_groups) for block in costs]
+        groups = _fitted(exact, ends, [block.per_group for block in costs], left, slack, spread=not alike)
+        kept = f"{_range(groups)} KV groups"
     else:
         left = target_parameters - untouched - sum(n * block.per_group for n, block in zip(groups, costs, strict=True))
-        every = sum(block.neurons for block in costs)
-        step = align or 1
+        step, every = align or 1, sum(block.neurons for block in costs)
         exact = [block.width * left / (every * step) for block in costs]
-        for spread in (False, *(() if alike or align is None else (True,))):
-            widths = [step * n for n in _rounded(exact, spread)]
-            if align is not None and 0 <= left <= every:
-                # The nearest multiple may lie outside what there is although the exact width does not.
-                widths = [min(max(width, step), block.width // step * step) if block.width else 0
-                          for width, block in zip(widths, costs, strict=True)]  # fmt: skip
-            if _within(actual(), target_parameters):
-                break
+        # The nearest multiple may lie outside what there is although the exact width does not.
+        inside = align is not None and 0 <= left <= every
+        ends = [(min(block.width // step, 1), block.width // step) for block in costs] if inside else None
+        per_step = [step * block.per_neuron for block in costs]
+        spread = align is not None and not alike
+        widths = [step * n for n in _fitted(exact, ends, per_step, left, slack, spread)]
         for block, n, width in zip(costs, groups, widths, strict=True):
             if block.width and not 1 <= width <= block.width:
                 raise InputError(
                     f"target of {target_parameters} parameters: with {n} of {block.kv_groups} KV groups the FFN width"
                     f" would be {width}; 1 to {block.width} is accepted"
                 )
-    kept = f"{_range(groups)} KV groups" if units == "heads" else f"FFN width {_range(widths)}"
-    require_near(actual(), target_parameters, kept, align)
-    return list(zip(groups, widths, strict=True))
+        kept = f"FFN width {_range(widths)}"
+    sizes = list(zip(groups, widths, strict=True))
+    actual = untouched + sum(n * b.per_group + width * b.per_neuron for b, (n, width) in zip(costs, sizes, strict=True))
+    require_near(actual, target_parameters, kept, align)
+    return sizes
+
+
+def _fitted(
+    exact: Sequence[float],
+    ends: Sequence[tuple[int, int]] | None,
+    costs: Sequence[int],
+    left: int,
+    slack: float,
+    spread: bool,
+) -> list[int]:
+    """Whole numbers nearest to `exact` and between `ends`, so that they cost `left` parameters.
+
+    Where that is missed by more than `slack`, and with `spread`, such that every partial sum is nearest instead.
+    """
+    for by_sums in (False, True) if spread else (False,):
+        counts = _rounded(exact, by_sums)
+        if ends is not None:
+            counts = [min(max(count, low), high) for count, (low, high) in zip(counts, ends, strict=True)]
+        if abs(sum(count * cost for count, cost in zip(counts, costs, strict=True)) - left) <= slack:
+            break
+    return counts
+
+
+def _rounded(exact: Sequence[float], by_sums: bool) -> list[int]:
+    if not by_sums:
+        return [_nearest(value) for value in exact]
+    sums = [0, *(_nearest(total) for total in itertools.accumulate(exact))]
+    return [after - before for before, after in itertools.pairwise(sums)]
 
 
 def group_share(costs: Sequence[BlockCosts], excess: int) -> list[int]:
@@ -273,24 +299,12 @@ def check_target(target_parameters: int, parameters: int, align: int | None) -> 
 
 def require_near(actual: int, target: int, kept: str, align: int | None = None) -> None:
     """Raise InputError, naming what is reachable, when `actual` parameters lie more than 0.5 % from the target."""
-    if not _within(actual, target):
+    if abs(actual - target) > TOLERANCE * target:
         asked = f"target of {target} parameters" if align is None else f"align {align}"
         raise InputError(
             f"{asked}: the nearest {kept} gives {actual} parameters, {abs(actual - target) / target:.2%} from the"
             f" target of {target}; within {TOLERANCE:.1%} is expected"
         )
-
-
-def _within(actual: int, target: int) -> bool:
-    return abs(actual - target) <= TOLERANCE * target
-
-
-def _rounded(exact: Sequence[float], spread: bool) -> list[int]:
-    """The nearest whole numbers, or with `spread` such that every partial sum is nearest to the exact one."""
-    if not spread:
-        return [_nearest(value) for value in exact]
-    sums = [0, *(_nearest(total) for total in itertools.accumulate(exact))]
-    return [after - before for before, after in itertools.pairwise(sums)]
 
 
 def _range(values: Sequence[int]) -> str:

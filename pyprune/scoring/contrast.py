@@ -122,8 +122,9 @@ def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:
 def named(scores: Scores) -> str:
     """Scores in a few words: the calibration source and whatever else tells them apart."""
     options = "".join(f", {name} {value}" for name, value in scores.options.items())
-    source = scores.calibration.get("source")
-    return scores.criterion + options + (f" on {source}" if source else "")
+    source, seed = scores.calibration.get("source"), scores.calibration.get("seed")
+    draw = "" if seed is None else f", seed {seed}"  # two draws of one text are told apart
+    return scores.criterion + options + (f" on {source}{draw}" if source else "")
 
 
 def _differences(a: Scores, b: Scores) -> list[Difference]:

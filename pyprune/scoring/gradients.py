@@ -16,6 +16,7 @@ from torch import Tensor
 from pyprune.models.decoder import Decoder
 from pyprune.runtime import memory
 from pyprune.runtime.differentiable import HEAD_ROWS, BlockGradients, block_gradients
+from pyprune.scoring.footprint import FIXED
 
 ROWS = 1280
 """Rows whose activations are in memory together in a backward pass (one sample, where that is longer)."""
@@ -95,6 +96,7 @@ def needed_bytes(decoder: Decoder, given: list[Batch], wanted: Callable[[str], b
             0 if block.mha is None else block.mha.heads * (6 * block.mha.head_dim + 3 * tokens))
         for block in blocks
     )  # fmt: skip
-    activations = rows * (widest + 8 * decoder.hidden_size) * size
+    # The last term: what criteria make of states and slopes in float64.
+    activations = rows * ((widest + 8 * decoder.hidden_size) * size + 4 * decoder.hidden_size * 8)
     head = (4 * HEAD_ROWS * decoder.vocab_size + decoder.head.weight.numel() * (size != decoder.dtype.itemsize)) * size
-    return states + gradients + activations + head
+    return states + gradients + activations + head + FIXED

@@ -23,7 +23,8 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.load import require_device
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning
-from pyprune.pruning.budget import UniformSizes, depth_count, depth_row, width_for
+from pyprune.pruning.budget import depth_count
+from pyprune.pruning.width import METHODS, rehearsal
 from pyprune.runtime import Engine, memory
 from pyprune.runtime.engine import MAX_BATCH
 from pyprune.scoring import calibration as texts
@@ -31,6 +32,7 @@ from pyprune.scoring.scores import Scores
 from pyprune.study import machine
 from pyprune.study.destination import require_directory
 from pyprune.study.device import synchroniser
+from pyprune.study.findings import WIDTH_METHOD
 from pyprune.study.measure import interleave
 from pyprune.study.progress import Progress, silent
 from pyprune.study.protocols import Protocol, protocol_named
@@ -50,6 +52,14 @@ class Row:
     ratio: str | None
     decoder: Decoder
     pruning: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RatioPrunings:
+    """The prunings of one ratio; `widths`: method -> as it comes, and padded."""
+
+    depth: Pruning
+    widths: dict[str, tuple[Pruning, Pruning]]
 
 
 @dataclass(frozen=True)
@@ -83,24 +93,26 @@ def compare(
     progress: Progress = silent,
     device: torch.device | str = "cpu",
     *,
+    methods: Sequence[str] = (WIDTH_METHOD,),
     field: str | None = None,
     packing: str = "packed",
     bos: str = "none",
 ) -> Comparison:
-    """Compare the model with its depth-pruned, Wanda-sp-pruned and padded forms, in quality, latency and throughput.
+    """Compare the model with its depth-pruned, width-pruned and padded forms, in quality, latency and throughput.
 
-    For each ratio (share of all parameters): blocks removed by PPL; FFN width and heads narrowed by Wanda-sp to the
-    depth row's parameter count; the same padded to `pad_multiple`. Scores and Wanda's statistics are taken in the
-    checkpoint's dtype on `samples` x `seq_len` calibration tokens (`text` and its rules as in
-    `pyprune.scoring.calibration`), perplexity on held-out text and all timings in
-    `dtype`, each row under Hugging Face transformers and under pyprune, interleaved. With `out`, the report is written
-    there. All of it runs on `device`; on a GPU every run is timed from an idle device to an idle device.
+    For each ratio (share of all parameters): blocks removed by PPL; for each of the width `methods`
+    (`pyprune.width`, its default variant) FFN width and heads narrowed to the depth row's parameter count, and the same
+    padded to `pad_multiple`. Scores and the methods' statistics are taken in the checkpoint's dtype on `samples` x
+    `seq_len` calibration tokens (`text` and its rules as in `pyprune.scoring.calibration`), perplexity on held-out text
+    and all timings in `dtype`, each row under Hugging Face transformers and under pyprune, interleaved. With `out`, the
+    report is written there. All of it runs on `device`; on a GPU every run is timed from an idle device to an idle one.
     Raises InputError for any bad option before the model is loaded, and when the rows do not fit into memory.
     Source: the paper's Table 2 and Figures 1 and 2.
     """
     taken = protocol_named(protocol)
     names = ratio_names(ratios)
     check_batches(batches, taken)
+    check_methods(methods)
     if pad_multiple < 2:
         raise InputError(f"pad multiple {pad_multiple}: an integer of at least 2 is expected")
     texts.check_window_options(samples, seq_len, seed, packing, bos)
@@ -119,8 +131,8 @@ def compare(
     decoder = load(spec, device=place)
     progress("loading", 1, 1)
     check_positions(decoder, taken, seq_len)
-    check_ratios(decoder, names)
-    check_memory(decoder, len(names), max(batches), taken, dtype)
+    check_ratios(decoder, names, methods)
+    check_memory(decoder, len(names), max(batches), taken, dtype, len(methods))
     progress("tokenising", 0, 2)
     tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
     calibration = texts.calibration(
@@ -131,7 +143,7 @@ def compare(
     progress("tokenising", 2, 2)
     prompts = prompts_from(evaluation.input_ids, max(batches), taken.input_tokens)
 
-    prunings, scores = plan(decoder, names, calibration, pad_multiple, progress)
+    prunings, scores = plan(decoder, names, methods, calibration, pad_multiple, progress)
     rows = make_rows(decoder.to(dtype=dtype), prunings)
     described = []
     for row in rows:
@@ -152,6 +164,7 @@ def compare(
         "packing": packing,
         "bos": bos,
         "pad_multiple": pad_multiple,
+        "methods": list(methods),
         "device": str(place),
     }
     results = {
@@ -204,14 +217,22 @@ def check_batches(batches: Sequence[int], protocol: Protocol) -> None:
             raise InputError(f"batch {batch}: 1 to {prompts} prompts are accepted under the protocol {protocol.name}")
 
 
-def check_ratios(decoder: Decoder, ratios: Sequence[str]) -> None:
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise InputError for no or repeated width methods, or one that there is not."""
+    _require_different("methods", methods)
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(f"method {method!r}: {', '.join(METHODS)} are accepted")
+
+
+def check_ratios(decoder: Decoder, ratios: Sequence[str], methods: Sequence[str]) -> None:
     """Raise InputError when some ratio has no depth-pruned form of this model, or no width of the same size."""
-    sizes = UniformSizes.of(pruning.pad(decoder, 1))
     for name in ratios:
         ratio = pruning.parse_amount(name).ratio
         assert ratio is not None
         depth_count(decoder, ratio)
-        width_for(sizes, depth_row(sizes, ratio))
+        for method in methods:
+            rehearsal(decoder, method, ratio=ratio)
 
 
 def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
@@ -224,9 +245,12 @@ def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:
         )
 
 
-def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> None:
+def check_memory(
+    decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype, methods: int = 1
+) -> None:
     """Raise InputError, with both numbers, when all rows and their caches together will not fit into free memory."""
-    needed, available = needed_bytes(decoder, ratios, batch, protocol, dtype), memory.available(decoder.device)
+    needed = needed_bytes(decoder, ratios, batch, protocol, dtype, methods)
+    available = memory.available(decoder.device)
     if available is not None and needed > available:
         raise InputError(
             f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available on "
@@ -235,18 +259,20 @@ def check_memory(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, 
         )
 
 
-def needed_bytes(decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype) -> int:
+def needed_bytes(
+    decoder: Decoder, ratios: int, batch: int, protocol: Protocol, dtype: torch.dtype, methods: int = 1
+) -> int:
     """An upper estimate of what the comparison allocates beyond the loaded model.
 
-    For timing: the model in `dtype`, two narrowed copies a ratio, and for all rows a cache and logits; the depth row
-    shares the original's weights. Scoring plans its own memory.
+    For timing: the model in `dtype`, two narrowed copies a ratio and width method, and for all rows a cache and logits;
+    the depth row shares the original's weights. Scoring plans its own memory.
     """
     parameters, size = decoder.parameters(), dtype.itemsize
-    rows = 1 + 3 * ratios
+    rows = 1 + ratios * (1 + 2 * methods)
     length = protocol.input_tokens + max(protocol.output_tokens)
     caches = rows * batch * length * kv_bytes(decoder) // decoder.dtype.itemsize * size
     logits = 2 * max(batch, 8) * protocol.evaluation_window * decoder.vocab_size * 4
-    copies = (0 if decoder.dtype == dtype else 1) + 2 * ratios
+    copies = (0 if decoder.dtype == dtype else 1) + 2 * ratios * methods
     return copies * parameters * size + caches + logits
 
 
@@ -262,8 +288,13 @@ def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
 
 
 def plan(
-    decoder: Decoder, ratios: Sequence[str], calibration: texts.Windows, pad_multiple: int, progress: Progress = silent
-) -> tuple[dict[str, tuple[Pruning, Pruning, Pruning]], Scores]:
+    decoder: Decoder,
+    ratios: Sequence[str],
+    methods: Sequence[str],
+    calibration: texts.Windows,
+    pad_multiple: int,
+    progress: Progress = silent,
+) -> tuple[dict[str, RatioPrunings], Scores]:
     """The depth, width and padded prunings of each ratio, and the scores that chose the blocks.
 
     The model is scored in its checkpoint's dtype (on a CPU with float32 activations), whatever dtype is timed. Width
@@ -278,33 +309,38 @@ def plan(
         progress=partial(progress, "scoring"),
     )
     prunings = {}
-    for done, ratio in enumerate(ratios):
-        progress("Wanda-sp", done, len(ratios))
+    for ratio in ratios:
         depth = pruning.depth(scores, decoder, ratio=pruning.parse_amount(ratio).ratio)
-        target = pruning.apply(decoder, depth).parameters()
-        width = pruning.width(decoder, method="wanda-sp", target_parameters=target, calibration=calibration.input_ids)
-        prunings[ratio] = depth, width | Pruning(pad_to=1), width | Pruning(pad_to=pad_multiple)
-    progress("Wanda-sp", len(ratios), len(ratios))
+        target, widths = pruning.apply(decoder, depth).parameters(), {}
+        for method in methods:
+            label = f"{method} {ratio}"
+            progress(label, 0, 1)
+            width = pruning.width(
+                decoder,
+                method,
+                target_parameters=target,
+                calibration=calibration.input_ids if METHODS[method].calibrated else None,
+                progress=partial(progress, label),
+            )
+            widths[method] = width | Pruning(pad_to=1), width | Pruning(pad_to=pad_multiple)
+            progress(label, 1, 1)
+        prunings[ratio] = RatioPrunings(depth, widths)
     return prunings, scores
 
 
-def make_rows(decoder: Decoder, prunings: dict[str, tuple[Pruning, Pruning, Pruning]]) -> list[Row]:
-    """The original and, for each ratio, its three pruned forms, all in the decoder's dtype."""
+def make_rows(decoder: Decoder, prunings: dict[str, RatioPrunings]) -> list[Row]:
+    """The original and, for each ratio, its pruned forms, all in the decoder's dtype."""
     rows = [Row(REFERENCE_ROW, "original", None, decoder, None)]
-    for ratio, (depth, width, padded) in prunings.items():
-        name = f"wanda-sp {ratio}"
-        rows += [
-            Row(f"depth {ratio}", "depth", ratio, pruning.apply(decoder, depth), depth.to_dict()),
-            Row(name, "wanda-sp", ratio, pruning.apply(decoder, width), width.to_dict()),
+    for ratio, made in prunings.items():
+        shorter = pruning.apply(decoder, made.depth)
+        rows.append(Row(f"depth {ratio}", "depth", ratio, shorter, made.depth.to_dict()))
+        for method, (width, padded) in made.widths.items():
+            name = f"{method} {ratio}"
+            wider = pruning.apply(decoder, padded)
+            rows.append(Row(name, method, ratio, pruning.apply(decoder, width), width.to_dict()))
             # The long list of neurons stands once, in the row that it repeats.
-            Row(
-                f"{name}, padded",
-                "wanda-sp padded",
-                ratio,
-                pruning.apply(decoder, padded),
-                {"as": name, "pad_to": padded.pad_to},
-            ),
-        ]
+            told = {"as": name, "pad_to": padded.pad_to}
+            rows.append(Row(f"{name}, padded", f"{method} padded", ratio, wider, told))
     return rows
 
 
@@ -405,6 +441,8 @@ def command(
     words += ["--pad-to", str(options["pad_multiple"])]
     for name, usual in (("field", None), ("packing", "packed"), ("bos", "none")):
         words += [f"--{name}", options[name]] if options[name] != usual else []
+    if options["methods"] != [WIDTH_METHOD]:
+        words += ["--methods", ",".join(options["methods"])]
     words += ["--device", options["device"]] if options["device"] != "cpu" else []
     for name, path in (("--text", text), ("--eval-text", eval_text)):
         words += [name, texts.public_name(path)] if path is not None else []

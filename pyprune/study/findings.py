@@ -10,6 +10,14 @@ from pyprune.study.table import REFERENCE_ROW, engines, ratios, table
 FEW_RUNS = 6
 """Fewer have no 95 % interval of their median."""
 WIDTH_METHOD = "wanda-sp"
+NAMES = {
+    "wanda-sp": "Wanda-sp",
+    "flap": "FLAP",
+    "llm-pruner": "LLM-Pruner",
+    "magnitude-sp": "Magnitude-sp",
+    "head-gate": "Head-gate",
+}
+"""The width methods as they are written in sentences."""
 
 
 def findings(results: dict[str, Any]) -> list[str]:
@@ -20,7 +28,8 @@ def findings(results: dict[str, Any]) -> list[str]:
     for row in dict.fromkeys(line["row"] for line in lines):
         for engine in engines(results):
             found.append(speed_sentence([line for line in lines if (line["row"], line["engine"]) == (row, engine)]))
-    found.extend(paper_sentence(lines, engine) for engine in engines(results))
+    for method in results["settings"].get("methods", [WIDTH_METHOD]):
+        found.extend(paper_sentence(lines, engine, method) for engine in engines(results))
     for ratio in ratios(results):
         found.extend(quality_sentences([row for row in results["rows"] if row["ratio"] == ratio]))
     return found
@@ -88,9 +97,9 @@ def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def paper_sentence(lines: Sequence[dict[str, Any]], engine: str) -> str:
+def paper_sentence(lines: Sequence[dict[str, Any]], engine: str, method: str = WIDTH_METHOD) -> str:
     """Whether this machine shows what the paper saw on GPUs: width pruning that is no faster, or slower."""
-    width = [line for line in lines if line["engine"] == engine and line["method"] == WIDTH_METHOD]
+    width, name = [line for line in lines if line["engine"] == engine and line["method"] == method], NAMES[method]
     slower = sum(against_original(line) == "slower" for line in width)
     faster = sum(against_original(line) == "faster" for line in width)
     if not width:
@@ -98,17 +107,17 @@ def paper_sentence(lines: Sequence[dict[str, Any]], engine: str) -> str:
     if width[0]["speedup_low"] is None:
         gains = ", ".join(f"{line['speedup']:.2f}x at batch {line['batch']}" for line in width)
         return (
-            f"The paper's GPU result that width pruning brings no speed, under {engine} on this machine: Wanda-sp ran "
+            f"The paper's GPU result that width pruning brings no speed, under {engine} on this machine: {name} ran "
             f"at {gains} of the original's speed, too few runs to decide."
         )
     if faster == len(width):
         return (
             f"Under {engine} this machine does not show the paper's GPU result that width pruning brings no speed: "
-            f"Wanda-sp is faster than the original in {len(width)} of {_count(len(width), 'setting')}."
+            f"{name} is faster than the original in {len(width)} of {_count(len(width), 'setting')}."
         )
     return (
         f"The paper's GPU result that width pruning brings no speed, under {engine} on this machine: of "
-        f"{_count(len(width), 'setting')}, Wanda-sp is slower than the original in {slower}, faster in {faster}, "
+        f"{_count(len(width), 'setting')}, {name} is slower than the original in {slower}, faster in {faster}, "
         f"undecided in {len(width) - slower - faster}."
     )
 

@@ -6,7 +6,7 @@ import base64
 from html import escape
 from typing import Any
 
-from pyprune.study.findings import findings
+from pyprune.study.findings import NAMES, WIDTH_METHOD, findings
 from pyprune.study.table import table
 
 STYLE = """
@@ -76,9 +76,10 @@ def introduction(results: dict[str, Any]) -> str:
     """What was compared and how, in two sentences."""
     protocol, options = results["protocol"], results["settings"]
     lengths = " and ".join(str(length) for length in protocol["output_tokens"])
+    methods = " and by ".join(NAMES[method] for method in options.get("methods", [WIDTH_METHOD]))
     return (
         f"The model, the same with whole blocks removed (least perplexity on the calibration text without them), and "
-        f"with its FFN and heads narrowed by Wanda-sp to the same number of parameters, as it comes and with the FFN "
+        f"with its FFN and heads narrowed by {methods} to the same number of parameters, as it comes and with the FFN "
         f"width padded to a multiple of {options['pad_multiple']}. Protocol {protocol['name']}: "
         f"{protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in {options['dtype']}, Hugging "
         f"Face transformers (sdpa attention, not compiled) and pyprune in turn."

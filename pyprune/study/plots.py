@@ -12,8 +12,16 @@ STYLE = {
     "depth": ("#0072B2", "s"),
     "wanda-sp": ("#D55E00", "^"),
     "wanda-sp padded": ("#009E73", "D"),
+    "flap": ("#CC79A7", "v"),
+    "flap padded": ("#882255", "v"),
+    "llm-pruner": ("#56B4E9", "P"),
+    "llm-pruner padded": ("#332288", "P"),
+    "magnitude-sp": ("#E69F00", "X"),
+    "magnitude-sp padded": ("#999933", "X"),
+    "head-gate": ("#F0E442", "*"),
+    "head-gate padded": ("#117733", "*"),
 }
-"""Colour (Okabe and Ito's palette, told apart by colour-blind readers) and marker of each method."""
+"""Colour (Okabe and Ito's palette, told apart by colour-blind readers, then Tol's) and marker of each method."""
 
 LINES = {"hf": (0, (4, 2)), "pyprune": "solid"}
 RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))

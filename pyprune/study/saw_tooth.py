@@ -13,7 +13,7 @@ from pyprune.study.linears import OURS, PADDED, ROLES, SIDES, TABLE_1, TORCH, fl
 STYLE = {
     TORCH: ("#D55E00", "torch, as it is"),
     PADDED: ("#009E73", "torch, weight padded to a multiple of {multiple}"),
-    OURS: ("#0072B2", "pyprune, as it is"),
+    OURS: ("#0072B2", "pyprune (PaddedLinear)"),
 }
 """Colour (Okabe and Ito's palette, told apart by colour-blind readers) and label of each side."""
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import mmap
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_moving_shares_what_stays_and_rounds_as_torch_does():
 @on_linux
 def test_the_system_is_asked_for_huge_pages_and_the_weights_lie_in_the_order_of_a_step():
     decoder = pyprune.load("shape:tiny")
-    tensors = [tensor for name, tensor in decoder.tensors() if not name.startswith("head")]  # that comes second
-    for tensor, following in itertools.pairwise(tensors[1:]):
+    tensors = [tensor for name, tensor in decoder.tensors() if name.startswith("blocks")]
+    for tensor, following in itertools.pairwise(tensors):
         assert 0 < following.data_ptr() - tensor.data_ptr() - tensor.nbytes + 1 <= 64
     assert "hg" in flags_at(tensors[0].data_ptr())
 
@@ -95,12 +96,38 @@ def resident() -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
 
-@pytest.mark.parametrize("elsewhere", ["no such advice", "switched off"])
+@pytest.mark.parametrize("elsewhere", ["no such advice", "switched off", "plain", "no room"])
 def test_elsewhere_tensors_are_torchs_own(monkeypatch, elsewhere):
     if elsewhere == "no such advice":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    else:
+    if elsewhere == "switched off":
         monkeypatch.setenv("PYPRUNE_HUGE_PAGES", "0")
-    monkeypatch.setattr(mmap, "mmap", None)  # would fail if it were called
-    for place, tensor in enumerate(filled(Pages(), torch.bfloat16)):
+
+    def no_room(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", no_room if elsewhere == "no room" else None)  # None fails when it is called
+    for place, tensor in enumerate(filled(Pages(together=elsewhere != "plain"), torch.bfloat16)):
         assert bool((tensor == place + 1).all())
+
+
+def test_threads_get_memory_of_their_own():
+    pages = Pages()
+
+    def fill(value: int) -> list[torch.Tensor]:
+        return [pages.empty((1 + 7 * place,), torch.float32).fill_(value) for place in range(300)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for value, tensors in enumerate(pool.map(fill, range(4))):
+            assert all(bool((tensor == value).all()) for tensor in tensors)
+
+
+def test_weights_that_are_read_once_get_none(tmp_path, monkeypatch):
+    pyprune.load("shape:tiny").save(tmp_path / "model")
+    opened = []
+    monkeypatch.setattr(Pages, "_open", lambda *_: opened.append(1) or (_ for _ in ()).throw(OSError))
+    streamed = pyprune.load(tmp_path / "model", stream=True)
+    assert len(list(streamed.to(torch.bfloat16).blocks)) == 4
+    assert not opened
+    pyprune.load(tmp_path / "model")
+    assert opened

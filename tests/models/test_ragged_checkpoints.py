@@ -22,6 +22,15 @@ IDS = torch.arange(26).view(2, 13) * 17 % 61
 OPTIONS = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the other process: the last bits of MKL's products depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def decoder_of(random_model):
     """A decoder of MODELS, without an end-of-text token."""
@@ -408,3 +417,10 @@ def test_heads_of_another_size_are_refused(decoder_of, tmp_path):
     blocks = (decoder.blocks[0], replace(decoder.blocks[1], mha=mha), *decoder.blocks[2:])
     with pytest.raises(InputError, match="block 1: heads of 20; the RoPE of the model is for 10"):
         replace(decoder, blocks=blocks).save(tmp_path / "saved")
+
+
+def test_a_family_without_models_of_ours_is_refused_as_before(decoder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyprune.models.ragged.MODEL_TYPES", ("mistral",))
+    with pytest.raises(InputError, match="not uniform: block 0 has no FFN"):
+        variants(decoder_of("llama"))["halves"].save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())

@@ -120,6 +120,15 @@ def test_heads_alone_that_do_not_hold_enough_are_refused_with_what_is_reachable(
         quotas(BLOCKS, SMOLLM.parameters, SMOLLM.without(8), units="heads")
 
 
+@pytest.mark.parametrize(
+    ("gone", "units", "named"), [("ffn", "both", "has FFN; 'heads'"), ("mha", "heads", "has attention; 'neurons'")]
+)
+def test_a_kind_that_no_block_has_cannot_be_narrowed(make_decoder, gone, units, named):
+    decoder = apply(make_decoder(), Pruning(**{gone: range(4)}))
+    with pytest.raises(InputError, match=named):
+        width(decoder, "magnitude-sp", ratio=0.3, units=units)
+
+
 def test_aligned_selections_hold_multiples_and_the_best(make_decoder):
     decoder = make_decoder(blocks=6, hidden=32, width=400, dtype=torch.float32)
     ids = torch.arange(22).view(2, 11)

@@ -101,4 +101,5 @@ def test_a_block_that_goes_whole_takes_both_of_its_scored_halves():
 
 def test_scores_are_named_by_criterion_options_and_source():
     assert named(A) == "ppl on novels.txt"
+    assert named(scores([1, 2], calibration={"source": "novels.txt", "seed": 3})) == "ppl on novels.txt, seed 3"
     assert named(scores([1, 2], criterion="magnitude", options={"power": 2})) == "magnitude, power 2"

@@ -9,6 +9,7 @@ import torch
 from plain import FAMILIES, SIZES, ids
 
 from pyprune import InputError, Pruning, Scores, apply, depth, load, score, to_transformers
+from pyprune.models.streaming import StreamedBlocks
 from pyprune.scoring.criteria import CRITERIA
 from pyprune.scoring.removals import RANKED
 
@@ -60,6 +61,23 @@ def test_gradients_are_taken_whatever_mode_the_caller_is_in(name: str):
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert score(decoder, given(name), name).values == expected
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_blocks_that_are_read_when_they_run_are_read_once_a_sweep(name: str):
+    decoder, reads = load(SIZES), []
+
+    def read(place: int):
+        reads.append(place)
+        return decoder.blocks[place]
+
+    shapes = decoder.map(lambda tensor: tensor.to("meta")).blocks
+    streamed = dataclasses.replace(decoder, blocks=StreamedBlocks(read, shapes))
+    assert score(streamed, given(name), name).values == score(decoder, given(name), name).values
+    there = list(range(BLOCKS))
+    weights = CRITERIA[name].needs != "nothing" or name in ("magnitude", "weight-norm")
+    back = there[::-1] if CRITERIA[name].needs == "gradients" else []
+    assert reads == (there + back if weights else [])
 
 
 @pytest.mark.parametrize("name", CRITERIA)

@@ -44,6 +44,30 @@ def test_rows_are_the_original_and_three_forms_for_each_ratio(comparison):
     ]  # fmt: skip
 
 
+def test_every_width_method_has_rows_of_the_same_size(tmp_path):
+    methods = ["magnitude-sp", "flap", "llm-pruner", "head-gate"]
+    results = compare(
+        "shape:tiny", ratios=["40%"], batches=[1], protocol=BRIEF, dtype=torch.float32, samples=2, seq_len=16,
+        pad_multiple=8, methods=methods, out=tmp_path / "report",
+    ).results  # fmt: skip
+    rows = {row["name"]: row for row in results["rows"]}
+    assert len(rows) == 2 + 2 * len(methods)
+    for method in methods:
+        assert rows[f"{method} 40%"]["parameters"] == pytest.approx(rows["depth 40%"]["parameters"], rel=0.005)
+        assert rows[f"{method} 40%, padded"]["ppl"] == pytest.approx(rows[f"{method} 40%"]["ppl"], rel=1e-5)
+    assert "--methods magnitude-sp,flap,llm-pruner,head-gate" in results["command"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "narrowed by Magnitude-sp and by FLAP and by LLM-Pruner and by Head-gate to the same number" in page
+
+
+@pytest.mark.parametrize(
+    ("methods", "named"), [(["magic"], "method 'magic'"), ([], "methods none"), (["flap", "flap"], "flap")]
+)
+def test_bad_width_methods_are_refused_before_loading(no_loading, methods, named):
+    with pytest.raises(InputError, match=named):
+        compare("shape:tiny", methods=methods, protocol=BRIEF)
+
+
 def test_width_matches_the_depth_rows_own_parameter_count(comparison):
     rows = {row["name"]: row for row in comparison.results["rows"]}
     for ratio in ("20%", "40%"):
@@ -153,6 +177,7 @@ def test_needed_memory_grows_with_rows_batch_and_dtype_and_covers_the_narrowed_c
     assert needed >= 2 * decoder.parameters() * 4
     assert needed_bytes(decoder, 2, 1, BRIEF, torch.float32) > needed
     assert needed_bytes(decoder, 1, 64, BRIEF, torch.float32) > needed
+    assert needed_bytes(decoder, 1, 1, BRIEF, torch.float32, methods=3) >= needed + 4 * decoder.parameters() * 4
 
 
 def test_a_context_too_short_for_the_protocol_is_refused():

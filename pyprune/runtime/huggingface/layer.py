@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pyprune.runtime.huggingface.attention import plain_attention
 from pyprune.runtime.huggingface.classes import Accelerated
@@ -14,6 +16,9 @@ from pyprune.runtime.huggingface.ffn import plain_ffn
 from pyprune.runtime.huggingface.plain import any_global_hook
 from pyprune.runtime.huggingface.rotation import Rotation
 from pyprune.runtime.rows import worth_it
+
+# transformers 5.24 calls a layer's argument `past_key_values` `cache`.
+CACHE = "cache" if "cache" in inspect.signature(LlamaDecoderLayer.forward).parameters else "past_key_values"
 
 
 class Layer(Accelerated):
@@ -30,6 +35,7 @@ class Layer(Accelerated):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        cache = kwargs.pop("cache", past_key_values)
         x, attention, ffn = hidden_states, None, None
         if _operators_may_run(x, position_embeddings):
             attention = plain_attention(self, self.family, x, position_embeddings, kwargs)
@@ -37,7 +43,7 @@ class Layer(Accelerated):
         given = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "use_cache": use_cache,
             "position_embeddings": position_embeddings,
             **kwargs,
@@ -47,7 +53,7 @@ class Layer(Accelerated):
         if attention is None:
             x = x + self.self_attn(hidden_states=self.input_layernorm(x), **given)[0]
         else:
-            x = attention(x, position_embeddings, attention_mask, past_key_values, kwargs)
+            x = attention(x, position_embeddings, attention_mask, cache, kwargs)
         return x + self.mlp(self.post_attention_layernorm(x)) if ffn is None else ffn(x)
 
 

@@ -55,14 +55,14 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module], type[
     """What can be accelerated in `model`, accelerated or not: module, original class, and what takes its place."""
     layers = {family.layer for family in families()}
     rotaries = {family.rotary for family in families()}
-    causal_lms = {family.causal_lm for family in families()}
+    causal_lms = tuple(family.causal_lm for family in families())
     for name, module in _modules(model).items():
         original = original_class(type(module))
         if original in layers:
             yield module, original, Layer
         elif original in rotaries:
             yield module, original, Rotary
-        elif original in causal_lms and original_class(type(module.lm_head)) is nn.Linear:
+        elif issubclass(original, causal_lms) and original_class(type(module.lm_head)) is nn.Linear:
             yield module.lm_head, nn.Linear, Linear
         elif original is nn.Linear and name.endswith(ADAPTED):
             yield module, nn.Linear, Linear
