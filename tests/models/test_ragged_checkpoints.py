@@ -101,6 +101,16 @@ def run_fresh(code, environment, *arguments):
     return subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True).stdout
 
 
+@pytest.fixture
+def one_thread():
+    """A matrix product's last bits depend on the number of threads: here, too, it is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_fresh_process_reads_the_same_tensors_logits_and_tokens(decoder_of, tmp_path, package_environment):
     """Every family, every way of pruning."""
     made = {}
