@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ def join(device: Any = "cpu") -> None:
     if "RANK" in os.environ:
         from pyprune.scoring.distributed import team_of
 
-        team_of(torch_device(device))
+        team = team_of(torch_device(device))
+
+        def terminated(*_: object) -> None:
+            team.check()  # torchrun ends all processes when one has died: then that is what is told
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, terminated)
 
 
 def journal_beside(options: argparse.Namespace) -> Path | None:

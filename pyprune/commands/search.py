@@ -60,6 +60,11 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
     )
+    parser.add_argument(
+        "--pruning-out",
+        metavar="FILE",
+        help="JSON file for what is removed, as generate --pruning and export take it (default: none)",
+    )
     add_memory(parser)
     add_stream(parser)
     add_resume(parser)
@@ -72,8 +77,9 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.destination import require_file
 
     amount = parse_amount(options.depth)
-    if options.out is not None:
-        require_file(options.out)
+    for path in (options.out, options.pruning_out):
+        if path is not None:
+            require_file(path)
     chosen_criterion(options, options.unit or "block")
     require_texts(options)
     journal_beside(options)
@@ -87,22 +93,22 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         found.to_json(options.out)
         remove_journal(options)
+    if options.pruning_out is not None:
+        found.pruning().to_json(options.pruning_out)
     if options.json:
         return print_json(found.to_dict())
+    _tell(decoder.name, found)
+    return None
+
+
+def _tell(name: str, found: Any) -> None:
     rows, gone = [], 0
     for place, step in enumerate(found.steps, start=1):
         gone += step.parameters
         units = ", ".join(f"{kind} {index}" for kind, index in step.removed)
-        rows.append(
-            [
-                str(place),
-                units,
-                f"{step.score:.6g}",
-                f"{step.score / found.baseline:.4g}x",
-                f"{gone / found.parameters:.1%}",
-            ]
-        )
-    title = f"{decoder.name}: {found.method} by {found.criterion}, whole model {found.baseline:.6g}"
+        change, share = f"{step.score / found.baseline:.4g}x", f"{gone / found.parameters:.1%}"
+        rows.append([str(place), units, f"{step.score:.6g}", change, share])
+    title = f"{name}: {found.method} by {found.criterion}, whole model {found.baseline:.6g}"
     print_table(["step", "removed", "ppl", "of the whole", "parameters gone"], rows, title)
     cost, naive = found.cost, found.naive
     print(
