@@ -17,6 +17,7 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed
+from pyprune.scoring.footprint import FEW_ROWS
 from pyprune.scoring.removals import Removal, present_places
 from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
@@ -107,7 +108,7 @@ class _Pass:
             self.states[target] = self.states[source]
         for first, last in _stretches(half.run):
             for part, seen, _ in self._parts(first, last):
-                part.copy_(run(part, seen))
+                part.copy_(_as_many(run, part, seen))
                 self._advance(len(part), place)
 
     def losses(self) -> Tensor:
@@ -134,6 +135,17 @@ class _Pass:
             places = list(range(begin, min(begin + self._sequences, last * samples)))
             seen = None if self._mask is None else self._mask[[place % samples for place in places]]
             yield flat[begin : begin + len(places)], seen, places
+
+
+def _as_many(run: Callable[[Tensor, Tensor | None], Tensor], part: Tensor, seen: Tensor | None) -> Tensor:
+    """Run a chunk; a small one several times over, so that its sequences come out as they would in a large one.
+
+    For few rows the operators have other kernels, with other last bits.
+    """
+    copies = FEW_ROWS // (part.shape[0] * part.shape[1]) + 1
+    if copies == 1:
+        return run(part, seen)
+    return run(part.repeat(copies, 1, 1), None if seen is None else seen.repeat(copies, 1))[: len(part)]
 
 
 def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> int:

@@ -18,5 +18,5 @@ len(load(directory, stream=True).blocks[0:1])
 sizes = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 limit = int(sizes["VmData"].split()[0]) * 1024 + (40 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-values = score(load(directory, stream=how == "stream"), samples, memory=36 << 20).values
+values = score(load(directory, stream=how == "stream"), samples, memory=38 << 20).values
 print(json.dumps(values))

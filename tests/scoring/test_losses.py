@@ -160,3 +160,15 @@ def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
         perplexity(apply(tiny, Pruning(blocks=sorted({p // 2 for p in window}))), samples) for window in windows
     ]
     assert perplexities(tiny, samples, None, windows) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [3, 13, 64])
+def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
+    """Few rows have kernels of their own; how the work is cut must not show, or several processes would not agree."""
+    ids = torch.randint(0, 131, (8, tokens), generator=torch.Generator().manual_seed(tokens))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[5, 0] = False
+    together = losses(tiny, ids, mask, ANY, rows=10_000).by_sample
+    for one in range(len(ids)):
+        alone = losses(tiny, ids[one : one + 1], mask[one : one + 1], ANY, rows=1).by_sample
+        assert alone[:, 0].tolist() == pytest.approx(together[:, one].tolist(), rel=1e-7)
