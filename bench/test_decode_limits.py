@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyprune
-from bench.peers import PyPrune
+from bench.peers import Decoding, PyPrune
 from bench.rounds import Side
 from bench.tables import interval_text
 from pyprune.models.decoder import Decoder
@@ -109,6 +109,44 @@ def test_skipped_blocks_save_their_bytes(interleaved, benchmark, table, request,
         }
         title = f"{decoder.name}, bf16, batch 1: skipped blocks"
         table(title, {f"of {blocks}": name, **cells})
+
+
+def test_long_caches_are_read_at_the_limit(interleaved, benchmark, table, smollm2, memory):
+    """Batch 16 with 1,900 tokens in each cache against 12: the bytes of the cache over the time that they add."""
+    decoder, batch, steps = smollm2.to(torch.bfloat16), 16, 8
+    row = sum(2 * b.mha.kv_heads * b.mha.head_dim * decoder.dtype.itemsize for b in decoder.blocks)
+    lengths = {"1900 tokens": 1900, "12 tokens": PROMPT}
+    # A prompt is read once, and every round goes on where the last one ended.
+    sides = {name: decoded_on(decoder, batch, length) for name, length in lengths.items()}
+    reading = memory.reading(steps * batch * row * 1900)
+    timed = {name: Side(partial(decoding.decode, steps)) for name, decoding in sides.items()}
+    seconds = interleaved({**timed, "memory read": Side(reading.run)}, ROUNDS)
+    read = reading.bytes / median(seconds["memory read"])
+    size = batch * row * (1900 - PROMPT)  # both grow alike
+    added = (median(seconds["1900 tokens"]) - median(seconds["12 tokens"])) / steps
+    benchmark.extra_info.update(
+        batch=batch,
+        decode_steps=steps,
+        cache_bytes_per_token=row,
+        cache_bytes_per_second=size / added,
+        read_bytes=reading.bytes,
+        read_bytes_per_second=read,
+    )
+    for name in lengths:
+        cells = {
+            "ms a step": f"{1e3 * median(seconds[name]) / steps:.1f}",
+            "cache, GB/s": f"{size / added / 1e9:.1f}" if name == "1900 tokens" else "",
+            "read limit, GB/s": f"{read / 1e9:.1f}",
+            "share": f"{size / added / read:.0%}" if name == "1900 tokens" else "",
+        }
+        table("SmolLM2, bf16, batch 16: what a long cache adds", {"": name, **cells})
+
+
+def decoded_on(decoder: Decoder, batch: int, length: int) -> Decoding:
+    """`batch` sequences that have read a prompt of `length` tokens and have room for 400 more."""
+    decoding = PyPrune().open(decoder, batch, length + 400)
+    decoding.prefill(torch.randint(0, decoder.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)))
+    return decoding
 
 
 def block_bytes(decoder: Decoder, position: int) -> int:

@@ -38,6 +38,7 @@ struct Dot {  // float32 and float16: both in memory order
   static constexpr int64_t chunk = 2 * kLanes;
   Vec a, b;
 
+  void in_registers() { keep(a.v), keep(b.v); }
   Dot() = default;
   explicit Dot(const W* p) : a(Vec::load(p)), b(Vec::load(p + kLanes)) {}
   Dot(const W* p, int64_t n)
@@ -63,6 +64,7 @@ struct Dot<bf16> {  // the processor multiplies pairs of bfloat16; activations a
   static constexpr int64_t chunk = 32;
   __m512bh bits;
 
+  void in_registers() { keep(bits); }
   Dot() = default;
   explicit Dot(const bf16* p) : bits((__m512bh)_mm512_loadu_si512(p)) {}
   Dot(const bf16* p, int64_t n) : bits((__m512bh)_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p)) {}
@@ -85,6 +87,7 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
   static constexpr int64_t chunk = 2 * kLanes;
   Vec even, odd;
 
+  void in_registers() { keep(even.v), keep(odd.v); }
   Dot() = default;
   explicit Dot(const bf16* p) { load_even_odd(p, even, odd); }
   Dot(const bf16* p, int64_t n) { load_even_odd(p, n, even, odd); }
@@ -193,13 +196,19 @@ inline void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x,
   for (int64_t i = 0, due = 0; i < whole; i += D::chunk) {
     ahead.step(chunks, due);
     D weights[R];
-    for (int r = 0; r < R; ++r) weights[r] = D(w[r] + i);
+    for (int r = 0; r < R; ++r) {
+      weights[r] = D(w[r] + i);
+      if constexpr (MT > 1) weights[r].in_registers();
+    }
     for (int m = 0; m < MT; ++m)
       D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
   }
   if (const int64_t left = k - whole; left > 0) {
     D weights[R];
-    for (int r = 0; r < R; ++r) weights[r] = D(w[r] + whole, left);
+    for (int r = 0; r < R; ++r) {
+      weights[r] = D(w[r] + whole, left);
+      if constexpr (MT > 1) weights[r].in_registers();
+    }
     for (int m = 0; m < MT; ++m)
       D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
   }
@@ -357,83 +366,6 @@ float highest_of(const float* x, int64_t n, float start) {
   return top;
 }
 
-// ---- attention over a stretch of the cache --------------------------------------------------------------------------
-
-// out[m] = sum_l weight[m][l] * value[l] for MT queries and DV vectors of a head: each value is converted once for all
-// queries, and there are sums enough under way to hide the time that one addition takes.
-template <class V, int MT, int DV>
-inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_t left, const float* weight,
-                         int64_t weight_stride, float* out, int64_t out_stride) {
-  Vec acc[MT][DV];
-  for (auto& row : acc)
-    for (auto& a : row) a = Vec::zero();
-  for (int64_t l = 0; l < length; ++l) {
-    Vec v[DV];
-    for (int d = 0; d < DV; ++d) v[d] = DV == 1 ? load_some(values + l * stride, left) : Vec::load(values + l * stride + d * kLanes);
-    for (int m = 0; m < MT; ++m) {
-      const Vec w = Vec::all(weight[m * weight_stride + l]);
-      for (int d = 0; d < DV; ++d) acc[m][d] = Vec::fma(w, v[d], acc[m][d]);
-    }
-  }
-  for (int m = 0; m < MT; ++m)
-    for (int d = 0; d < DV; ++d) {
-      if (DV == 1) store_some(acc[m][d], out + m * out_stride, left);
-      else acc[m][d].store(out + m * out_stride + d * kLanes);
-    }
-}
-
-constexpr int64_t kHeadVecs = Vec::width == 16 ? 4 : 2;  // vectors of a head at a time, beside kQueries queries
-constexpr int64_t kQueries = 4;
-
-template <class V, int MT>
-inline void weighted_sums(const V* values, int64_t stride, int64_t length, int64_t head_dim, const float* weight,
-                          float* out) {
-  int64_t d = 0;
-  for (; d + kHeadVecs * kLanes <= head_dim; d += kHeadVecs * kLanes)
-    weighted_sum<V, MT, kHeadVecs>(values + d, stride, length, 0, weight, length, out + d, head_dim);
-  for (; d < head_dim; d += kLanes)
-    weighted_sum<V, MT, 1>(values + d, stride, length, head_dim - d, weight, length, out + d, head_dim);
-}
-
-// Scores are one `linear` (the keys are its weights), then a softmax without division, then the weighted sum of values.
-// score: scratch, [m_count, length].
-void attend(const Const& keys, const Const& values, int64_t length, int64_t head_dim, const void* packed,
-            int64_t m_count, const int64_t* begin, const int64_t* end, float* score, float* maximum, float* sum,
-            float* out) {
-  linear(keys, length, head_dim, packed, m_count, score, length);
-  for (int64_t m = 0; m < m_count; ++m) {
-    float* row = score + m * length;
-    const int64_t from = begin[m] < 0 ? 0 : begin[m] < length ? begin[m] : length;
-    const int64_t to = end[m] < from ? from : end[m] < length ? end[m] : length;
-    const float highest = highest_of(row + from, to - from, kNothing);
-    const Vec shift = Vec::all(highest == kNothing ? 0.0f : highest);  // -inf - -inf would be NaN
-    Vec total = Vec::zero();
-    each(to - from, [&](int64_t l, int64_t left) {
-      const Vec e = exp(load_some(row + from + l, left) - shift);
-      store_some(e, row + from + l, left);
-      total = total + load_some(row + from + l, left);  // what was stored: lanes past the end are zero
-    });
-    for (int64_t l = 0; l < from; ++l) row[l] = 0.0f;
-    for (int64_t l = to; l < length; ++l) row[l] = 0.0f;
-    maximum[m] = highest;
-    sum[m] = total.sum();
-  }
-  with_type(values.type, [&](auto* t) {
-    const auto* v = static_cast<decltype(t)>(values.data);
-    using V = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
-    for (int64_t m = 0; m < m_count; m += kQueries) {
-      const float* weight = score + m * length;
-      float* home = out + m * head_dim;
-      switch (m_count - m) {
-        case 1: weighted_sums<V, 1>(v, values.stride, length, head_dim, weight, home); break;
-        case 2: weighted_sums<V, 2>(v, values.stride, length, head_dim, weight, home); break;
-        case 3: weighted_sums<V, 3>(v, values.stride, length, head_dim, weight, home); break;
-        default: weighted_sums<V, kQueries>(v, values.stride, length, head_dim, weight, home);
-      }
-    }
-  });
-}
-
 void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
   const float top = highest_of(logits, n, *maximum);
   const Vec shift = Vec::all(top == kNothing ? 0.0f : top);
@@ -456,6 +388,8 @@ void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
 }
 
 }  // namespace
+
+#include "attend.h"  // attention, by these products
 
 #define PYPRUNE_JOIN2(a, b) a##b
 #define PYPRUNE_JOIN(a, b) PYPRUNE_JOIN2(a, b)
