@@ -22,15 +22,6 @@ IDS = torch.arange(26).view(2, 13) * 17 % 61
 OPTIONS = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the other process: the last bits of MKL's products depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def decoder_of(random_model):
     """A decoder of MODELS, without an end-of-text token."""

@@ -29,7 +29,7 @@ def resident(field: str) -> int:
 
 def measure(spec: str, dtype: str | None, batch: int, length: int, skip: list[int]) -> dict[str, int | float]:
     """Load, generate up to the full length, and compare the most that was resident with the plan."""
-    # The libraries' own memory is not the model's: have it there before the count begins. Each dtype has a GEMM of its own.
+    # The libraries' own memory is not the model's: have it there before the count begins, the GEMM of each dtype too.
     for kind in {"bf16", dtype or "bf16"}:
         warm = pyprune.load(WARM_UP, kind)
         pyprune.Engine(warm, max_batch=4, max_len=100).generate(torch.zeros(4, 90, dtype=torch.long), max_new_tokens=2)
