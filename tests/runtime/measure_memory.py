@@ -1,9 +1,11 @@
-"""What a model and its engine really take on this machine, beside what the planner says: one line of JSON.
+r"""What a model and its engine really take on this machine, beside what the planner says: one line of JSON.
 
-    MALLOC_MMAP_THRESHOLD_=65536 python tests/runtime/measure_memory.py smollm2-135m --batch 16 --len 512
+    MALLOC_MMAP_THRESHOLD_=65536 ONEDNN_PRIMITIVE_CACHE_CAPACITY=0 \
+        python tests/runtime/measure_memory.py smollm2-135m --batch 16 --len 512
 
-Run it in a process of its own: bytes are the growth of its resident memory (Linux). With that variable glibc hands
-freed tensors back at once; without it glibc keeps some of them for later, which counts as resident too.
+Run it in a process of its own: bytes are the growth of its resident memory (Linux). With those variables
+glibc hands freed tensors back at once and oneDNN forgets the code that it compiled (about 7 MB); else both keep some,
+which counts as resident too.
 """
 
 from __future__ import annotations
