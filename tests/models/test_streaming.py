@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -47,13 +48,16 @@ def test_no_more_than_two_blocks_are_held_at_a_time(checkpoint):
     alive: list[weakref.ref] = []
     most = 0
     streamed = load(checkpoint, stream=True)
+    read = [threading.Event() for _ in streamed.blocks.sizes]
 
     def watched(place: int):
         block = streamed.blocks[place]
         alive.append(weakref.ref(block))
+        read[place].set()
         return block
 
-    for block in StreamedBlocks(watched, streamed.sizes().blocks):
+    for place, block in enumerate(StreamedBlocks(watched, streamed.sizes().blocks)):
+        assert read[min(place + 1, 4)].wait(timeout=60)  # the next block is read while the caller holds this one
         gc.collect()
         most = max(most, sum(ref() is not None for ref in alive))
         assert block.index >= 0
