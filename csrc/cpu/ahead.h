@@ -16,6 +16,18 @@ struct Ahead {
   static const char* of(const void* weights, int64_t block) {
     return static_cast<const char*>(weights) + (block > kDistance ? block : kDistance);
   }
+  // The same in whole blocks, for block `index` of `count` from `weights` on: past the last one it goes on at `next`, the
+  // memory that this thread reads then; null: what lies behind.
+  static const char* of(const void* weights, int64_t block, int64_t index, int64_t count, const void* next) {
+    const int64_t later = index + (block > 0 ? (kDistance + block - 1) / block : 1);
+    if (later < count || !next) return static_cast<const char*>(weights) + later * block;
+    return static_cast<const char*>(next) + (later - count) * block;
+  }
+  // Share `index` of `count` even ones.
+  Ahead part(int64_t index, int64_t count) const {
+    const int64_t from = lines * index / count;
+    return {next + from * 64, lines * (index + 1) / count - from};
+  }
   // `due` keeps the remainder from step to step; outside, so that an Ahead passes in two registers.
   void step(int64_t steps, int64_t& due) {
     for (due += lines; due >= steps; due -= steps, next += 64) __builtin_prefetch(next, 0, 2);

@@ -149,7 +149,7 @@ inline void multiply(const char* weights, int64_t stride, int64_t rows, int64_t 
 // them in its own way, and a thread that leaves them in use has the system save 8 KB at every switch and its core kept
 // from deep sleep. They are registers of their own: nothing has to be cleared between them and AVX.
 inline void linear(const void* weight, int64_t stride, int64_t rows, int64_t k, const void* packed, int64_t count,
-                   float* out, int64_t out_stride) {
+                   float* out, int64_t out_stride, const void* next) {
   const int64_t group_bytes = kRows * chunks(k) * kChunk;
   for (int64_t m = 0; m < count; m += kTogether) {
     const int64_t some = std::min(kTogether, count - m), groups = (some + kRows - 1) / kRows;
@@ -160,7 +160,8 @@ inline void linear(const void* weight, int64_t stride, int64_t rows, int64_t k, 
       if (r == 0 || height < kRows) configure(Shapes(height, x.last));
       const char* w = static_cast<const char*>(weight) + r * stride;
       float* home = out + m * out_stride + r;
-      const Ahead ahead{Ahead::of(w, kRows * stride), m ? 0 : height * stride / 64};
+      const char* later = Ahead::of(weight, kRows * stride, r / kRows, (rows + kRows - 1) / kRows, next);
+      const Ahead ahead{later, m ? 0 : height * stride / 64};
       switch (groups) {
         case 1: multiply<1>(w, stride, height, k, x, ahead, home, out_stride); break;
         case 2: multiply<2>(w, stride, height, k, x, ahead, home, out_stride); break;

@@ -22,10 +22,11 @@ inline void score_keys(const K* keys, int64_t stride, int64_t length, int64_t he
         row[r] = keys + (at < length ? at : length - 1) * stride;
       }
       Vec acc[MT][kRows];
-      for (auto& sums : acc)
-        for (auto& a : sums) a = Vec::zero();
+      repeat<MT * kRows>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / kRows][i % kRows] = Vec::zero(); });
       accumulate<K, kRows, MT>(row, {Ahead::of(row[0], block), block / 64}, head_dim, x, x_stride, acc);
-      for (int m = 0; m < MT; ++m) part[m][p] = Vec::fold4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
+      repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
+        part[m][p] = Vec::fold4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
+      });
     }
     for (int m = 0; m < MT; ++m) store_some(Vec::join(part[m]), out + m * length + l, length - l);
   }
@@ -33,7 +34,7 @@ inline void score_keys(const K* keys, int64_t stride, int64_t length, int64_t he
 
 void scores(const Const& keys, int64_t length, int64_t head_dim, const void* packed, int64_t m_count, float* out) {
 #if defined(__AMX_BF16__)
-  if (keys.type == DType::bf16) return linear(keys, length, head_dim, packed, m_count, out, length);
+  if (keys.type == DType::bf16) return linear(keys, length, head_dim, packed, m_count, out, length, nullptr);
 #endif
   with_type(keys.type, [&](auto* t) {
     using K = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
@@ -60,24 +61,25 @@ template <class V, int MT, int DV>
 inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_t left, const float* weight,
                          int64_t weight_stride, float* out, int64_t out_stride) {
   Vec acc[MT][DV];
-  for (auto& row : acc)
-    for (auto& a : row) a = Vec::zero();
+  repeat<MT * DV>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / DV][i % DV] = Vec::zero(); });
   for (int64_t l = 0; l < length; ++l) {
     const char* ahead = reinterpret_cast<const char*>(values + l * stride) + kDistance;
     if constexpr (DV > 1)
       for (int64_t byte = 0; byte < DV * kLanes * int64_t(sizeof(V)); byte += 64) __builtin_prefetch(ahead + byte, 0, 2);
     Vec v[DV];
-    for (int d = 0; d < DV; ++d) v[d] = DV == 1 ? load_some(values + l * stride, left) : Vec::load(values + l * stride + d * kLanes);
-    for (int m = 0; m < MT; ++m) {
+    repeat<DV>([&](auto d) ALWAYS_INLINE_LAMBDA {
+      v[d] = DV == 1 ? load_some(values + l * stride, left) : Vec::load(values + l * stride + d * kLanes);
+    });
+    repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
       const Vec w = Vec::all(weight[m * weight_stride + l]);
-      for (int d = 0; d < DV; ++d) acc[m][d] = Vec::fma(w, v[d], acc[m][d]);
-    }
+      repeat<DV>([&](auto d) ALWAYS_INLINE_LAMBDA { acc[m][d] = Vec::fma(w, v[d], acc[m][d]); });
+    });
   }
-  for (int m = 0; m < MT; ++m)
-    for (int d = 0; d < DV; ++d) {
-      if (DV == 1) store_some(acc[m][d], out + m * out_stride, left);
-      else acc[m][d].store(out + m * out_stride + d * kLanes);
-    }
+  repeat<MT * DV>([&](auto i) ALWAYS_INLINE_LAMBDA {
+    float* home = out + i / DV * out_stride + i % DV * kLanes;
+    if constexpr (DV == 1) store_some(acc[i / DV][i % DV], home, left);
+    else acc[i / DV][i % DV].store(home);
+  });
 }
 
 template <class V, int MT>

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "ahead.h"
+#include "repeat.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)  // bfloat16 weights go on tiles, the others as with AVX-512
 #include "amx.h"
@@ -19,6 +20,7 @@ using pyprune::cpu::Kernels;
 constexpr int64_t kLanes = Vec::width;
 constexpr int64_t kRows = 4;           // weight rows that a tile holds
 constexpr int64_t kMaxTile = Vec::width == 16 ? 6 : 2;  // activation rows of a tile: AVX-512 has 32 registers, not 16
+constexpr int64_t kMaxInTurn = 4, kInTurnBytes = 12288;  // activations that meet one weight row after the other
 
 // Calls f with a typed null pointer for `type`: f(static_cast<const T*>(nullptr)).
 template <class F>
@@ -48,11 +50,11 @@ struct Dot {  // float32 and float16: both in memory order
     Vec::load(x + kLanes).store(out + kLanes);
   }
   template <int R>
-  static void multiply(const Dot* w, const X* x, Vec* acc) {
+  ALWAYS_INLINE static void multiply(const Dot (&w)[R], const X* x, Vec (&acc)[R]) {
     const Vec xa = Vec::load(x);
-    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].a, xa, acc[r]);
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { acc[r] = Vec::fma(w[r].a, xa, acc[r]); });
     const Vec xb = Vec::load(x + kLanes);
-    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].b, xb, acc[r]);
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { acc[r] = Vec::fma(w[r].b, xb, acc[r]); });
   }
 };
 
@@ -73,9 +75,9 @@ struct Dot<bf16> {  // the processor multiplies pairs of bfloat16; activations a
     Vec::load(x + 16).store(out + 16);
   }
   template <int R>
-  static void multiply(const Dot* w, const X* x, Vec* acc) {
+  ALWAYS_INLINE static void multiply(const Dot (&w)[R], const X* x, Vec (&acc)[R]) {
     const __m512bh xs = (__m512bh)_mm512_loadu_si512(x);
-    for (int r = 0; r < R; ++r) acc[r].v = _mm512_dpbf16_ps(acc[r].v, w[r].bits, xs);
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { acc[r].v = _mm512_dpbf16_ps(acc[r].v, w[r].bits, xs); });
   }
 };
 
@@ -98,11 +100,11 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
     }
   }
   template <int R>
-  static void multiply(const Dot* w, const X* x, Vec* acc) {
+  ALWAYS_INLINE static void multiply(const Dot (&w)[R], const X* x, Vec (&acc)[R]) {
     const Vec xe = Vec::load(x);
-    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].even, xe, acc[r]);
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { acc[r] = Vec::fma(w[r].even, xe, acc[r]); });
     const Vec xo = Vec::load(x + kLanes);
-    for (int r = 0; r < R; ++r) acc[r] = Vec::fma(w[r].odd, xo, acc[r]);
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { acc[r] = Vec::fma(w[r].odd, xo, acc[r]); });
   }
 };
 
@@ -187,84 +189,91 @@ void pack(DType weight_type, const void* x, DType x_type, const void* norm, DTyp
 
 // ---- few rows: weights stream through once, activations stay in the cache -------------------------------------------
 
-// acc[r] += weight row w[r] times one activation row after the other, R weight rows at a time.
+// acc[m][r] += weight row w[r] times activation row m, R weight rows and MT activation rows at a time. All of `acc` stays in
+// registers: its places are constants, for where a loop names them the compiler may store every sum after every chunk
+// (GCC 12: tiles of two to four rows took twice the time of one of six).
 template <class W, int R, int MT>
-inline void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (*acc)[R]) {
+ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
   using D = Dot<W>;
   using X = typename D::X;
   const int64_t chunks = k / D::chunk, whole = chunks * D::chunk;
   for (int64_t i = 0, due = 0; i < whole; i += D::chunk) {
     ahead.step(chunks, due);
     D weights[R];
-    for (int r = 0; r < R; ++r) {
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA {
       weights[r] = D(w[r] + i);
       if constexpr (MT > 1) weights[r].in_registers();
-    }
-    for (int m = 0; m < MT; ++m)
-      D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
+    });
+    repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
+      D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + i, acc[m]);
+    });
   }
   if (const int64_t left = k - whole; left > 0) {
     D weights[R];
-    for (int r = 0; r < R; ++r) {
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA {
       weights[r] = D(w[r] + whole, left);
       if constexpr (MT > 1) weights[r].in_registers();
-    }
-    for (int m = 0; m < MT; ++m)
-      D::template multiply<R>(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
+    });
+    repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
+      D::multiply(weights, reinterpret_cast<const X*>(x + m * x_stride) + whole, acc[m]);
+    });
   }
 }
 
-// kRows weight rows against MT activation rows. Rows past the end repeat the last one, and their results are dropped.
-//
-// Memory is asked for in the order in which it lies. One activation row reads one weight row after the other, which the
-// processor foresees; several read kRows side by side, for fewer loads a product, and call the rows to come line by line,
-// spread evenly over the tiles: without that four rows side by side reached half of the read bandwidth, and sixteen
-// activation rows 14 GB/s instead of 22 (Zen 4, 2 cores, K = 1536, read 33 GB/s).
-template <class W, int MT>
+// kRows weight rows against MT activation rows, R weight rows at a time. Rows past the end repeat the last one, and their
+// results are dropped.
+template <class W, int MT, int R>
 inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, float* out,
                  int64_t out_stride, int64_t valid) {
   Vec acc[MT][kRows];
-  for (auto& row : acc)
-    for (auto& a : row) a = Vec::zero();
-  if constexpr (MT == 1) {
-    for (int r = 0; r < kRows; ++r) {
-      const Ahead row{ahead.next + ahead.lines * r / kRows * 64, ahead.lines * (r + 1) / kRows - ahead.lines * r / kRows};
-      accumulate<W, 1, 1>(w + r, row, k, x, x_stride, reinterpret_cast<Vec(*)[1]>(acc[0] + r));
-    }
-  } else {
-    accumulate<W, kRows, MT>(w, ahead, k, x, x_stride, acc);
-  }
-  for (int m = 0; m < MT; ++m) {
+  repeat<kRows / R>([&](auto part) ALWAYS_INLINE_LAMBDA {
+    Vec sums[MT][R];
+    repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { sums[i / R][i % R] = Vec::zero(); });
+    accumulate<W, R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
+    repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / R][part * R + i % R] = sums[i / R][i % R]; });
+  });
+  repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
     float sums[kRows];
     Vec::sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], sums);
     for (int64_t r = 0; r < valid; ++r) out[m * out_stride + r] = sums[r];
-  }
+  });
 }
 
+// Memory is asked for in the order in which it lies. A few activation rows that stay in the first cache read one weight
+// row after the other, and a single one leaves it to the processor to foresee the next lines. More of them read kRows
+// weight rows side by side, for fewer loads a product, and call those to come line by line, spread evenly over the tiles.
+// SmolLM2's decode step in ms, 2 cores of a Zen 4, each line from one process: 1 row in turn 7.4, with its lines called
+// 7.9, side by side 9.1; 4 rows in turn 7.6, side by side 9.0, side by side with nothing called 17.
 template <class W>
 void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, const char* x, int64_t x_stride,
-                  int64_t m_count, float* out, int64_t out_stride) {
+                  int64_t m_count, float* out, int64_t out_stride, const void* next_weights) {
+  const bool in_turn = m_count <= kMaxInTurn && m_count * x_stride <= kInTurnBytes;
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t valid = rows - r < kRows ? rows - r : kRows;
     const W* w[kRows];
     for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
-    const int64_t block = kRows * stride * int64_t(sizeof(W)), lines = block / 64;
-    const char* ahead = Ahead::of(w[0], block);
+    const int64_t block = kRows * stride * int64_t(sizeof(W));
+    const Ahead ahead{Ahead::of(weight, block, r / kRows, (rows + kRows - 1) / kRows, next_weights),
+                      m_count > 1 ? block / 64 : 0};
     const int64_t tiles = (m_count + kMaxTile - 1) / kMaxTile;  // 16 rows go as 6+5+5, not 6+6+4
     for (int64_t m = 0, t = 0; t < tiles; ++t) {
       const int64_t height = (m_count - m + tiles - t - 1) / (tiles - t);
-      const int64_t from = lines * t / tiles, to = lines * (t + 1) / tiles;
-      const Ahead next{ahead + from * 64, to - from};
+      const Ahead next = ahead.part(t, tiles);
       const char* xs = x + m * x_stride;
       float* o = out + m * out_stride + r;
+      const auto multiply = [&](auto mt) {
+        constexpr int MT = decltype(mt)::value;
+        if (MT == 1 || (MT <= kMaxInTurn && in_turn)) tile<W, MT, 1>(w, next, k, xs, x_stride, o, out_stride, valid);
+        else if constexpr (MT > 1) tile<W, MT, kRows>(w, next, k, xs, x_stride, o, out_stride, valid);
+      };
       switch (height) {
-        case 1: tile<W, 1>(w, next, k, xs, x_stride, o, out_stride, valid); break;
-        case 2: tile<W, 2>(w, next, k, xs, x_stride, o, out_stride, valid); break;
+        case 1: multiply(Number<1>{}); break;
+        case 2: multiply(Number<2>{}); break;
 #if defined(__AVX512F__)
-        case 3: tile<W, 3>(w, next, k, xs, x_stride, o, out_stride, valid); break;
-        case 4: tile<W, 4>(w, next, k, xs, x_stride, o, out_stride, valid); break;
-        case 5: tile<W, 5>(w, next, k, xs, x_stride, o, out_stride, valid); break;
-        case 6: tile<W, 6>(w, next, k, xs, x_stride, o, out_stride, valid); break;
+        case 3: multiply(Number<3>{}); break;
+        case 4: multiply(Number<4>{}); break;
+        case 5: multiply(Number<5>{}); break;
+        case 6: multiply(Number<6>{}); break;
 #endif
       }
       m += height;
@@ -273,14 +282,14 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
 }
 
 void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
-            int64_t out_stride) {
+            int64_t out_stride, const void* next) {
 #if defined(__AMX_BF16__)
   if (weight.type == DType::bf16)
-    return amx::linear(weight.data, weight.stride * 2, rows, k, packed, m_count, out, out_stride);
+    return amx::linear(weight.data, weight.stride * 2, rows, k, packed, m_count, out, out_stride, next);
 #endif
   with_type(weight.type, [&](auto* t) {
     linear_typed(static_cast<decltype(t)>(weight.data), weight.stride, rows, k, static_cast<const char*>(packed),
-                 packed_bytes(weight.type, k, 1), m_count, out, out_stride);
+                 packed_bytes(weight.type, k, 1), m_count, out, out_stride, next);
   });
 }
 

@@ -44,8 +44,10 @@ struct Kernels {
 
   // out[m][r] = sum_k weight[r][k] * x[m][k] for `rows` weight rows and all `m_count` packed rows, float32 accumulation.
   // The order of additions for one (m, r) depends on k alone: a result has the same bits whatever else is in the batch.
+  // `next` is the memory that this thread reads after these rows, null for what lies behind them: its first lines are
+  // called from memory while the last rows are multiplied.
   void (*linear)(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
-                 int64_t out_stride);
+                 int64_t out_stride, const void* next);
 
   // 1 / sqrt(mean(x^2) + eps)
   float (*inverse_rms)(const void* x, DType type, int64_t n, float eps);

@@ -24,6 +24,12 @@ inline int64_t block_rows(int64_t n, int64_t threads) {
   return std::clamp<int64_t>(even, 4, kBlock);
 }
 
+// The weights that a task reads first, all or the first stretch of them.
+struct Reads {
+  const void* data = nullptr;
+  int64_t bytes = 0;
+};
+
 // Activations as a matrix of contiguous rows.
 struct Matrix {
   Const view;
@@ -69,10 +75,13 @@ struct Project {
     const Const y = residual.data ? Const{residual.at(m * n + first), residual.type} : Const{};
     k.add(values, y.data, y.type, bias.data ? bias.at(first) : nullptr, bias.type, rows, out.at(m * n + first), out.type);
   }
-  void operator()(int64_t task) const {
+  Reads reads(int64_t task) const {
+    return {weight.row(task * block), std::min(block, n - task * block) * weight.stride * size_of(weight.type)};
+  }
+  void operator()(int64_t task, const void* next = nullptr) const {
     float results[kFewRows * kBlock];
     const int64_t first = task * block, rows = std::min(block, n - first);
-    k.linear({weight.row(first), weight.type, weight.stride}, rows, width, x, count, results, kBlock);
+    k.linear({weight.row(first), weight.type, weight.stride}, rows, width, x, count, results, kBlock, next);
     for (int64_t m = 0; m < count; ++m) finish(m, first, rows, results + m * kBlock);
   }
 };
@@ -94,11 +103,14 @@ struct GateUp {
     k.silu_mul(gates, ups, gate_bias.data ? gate_bias.at(first) : nullptr, up_bias.data ? up_bias.at(first) : nullptr,
                bias_type, rows, out.at(m * n + first), out.type);
   }
-  void operator()(int64_t task) const {
+  Reads reads(int64_t task) const {
+    return {gate.row(task * block), std::min(block, n - task * block) * gate.stride * size_of(gate.type)};
+  }
+  void operator()(int64_t task, const void* next = nullptr) const {
     float gates[kFewRows * kBlock], ups[kFewRows * kBlock];
     const int64_t first = task * block, rows = std::min(block, n - first);
-    k.linear({gate.row(first), gate.type, gate.stride}, rows, width, x, count, gates, kBlock);
-    k.linear({up.row(first), up.type, up.stride}, rows, width, x, count, ups, kBlock);
+    k.linear({gate.row(first), gate.type, gate.stride}, rows, width, x, count, gates, kBlock, up.row(first));
+    k.linear({up.row(first), up.type, up.stride}, rows, width, x, count, ups, kBlock, next);
     for (int64_t m = 0; m < count; ++m) finish(m, first, rows, gates + m * kBlock, ups + m * kBlock);
   }
 };
@@ -160,17 +172,33 @@ struct Qkv {
     k.from_float(high, n, home + (half + begin) * size_of(type), type);
   }
 
-  void operator()(int64_t task) const {
-    const int64_t unit = task / parts(), half = head_dim() / 2, n = half / parts(), begin = task % parts() * n;
+  // The pairs of one head that are a task's: elements [begin, begin + n) of both halves.
+  struct Piece {
+    Kind kind;
+    int64_t head, begin, n;
+  };
+  Piece piece(int64_t task) const {
+    const int64_t unit = task / parts(), n = head_dim() / 2 / parts();
     const Kind kind = unit < heads ? query : unit < heads + kv_heads() ? key : value;
-    const int64_t head = kind == query ? unit : kind == key ? unit - heads : unit - heads - kv_heads();
-    const Const& w = weight[kind];
-    auto* results = reinterpret_cast<float*>(scratch<1>(count * 2 * n * 4));
-    for (int64_t part = 0; part < 2; ++part)
-      k.linear({w.row(head * head_dim() + part * half + begin), w.type, w.stride}, n, width, x, count,
-               results + part * n, 2 * n);
+    return {kind, kind == query ? unit : kind == key ? unit - heads : unit - heads - kv_heads(), task % parts() * n, n};
+  }
+  Const rows_of(const Piece& p, int64_t half) const {
+    const Const& w = weight[p.kind];
+    return {w.row(p.head * head_dim() + half * head_dim() / 2 + p.begin), w.type, w.stride};
+  }
+  Reads reads(int64_t task) const {
+    const Piece p = piece(task);
+    const Const low = rows_of(p, 0);
+    return {low.data, p.n * low.stride * size_of(low.type)};
+  }
+  void operator()(int64_t task, const void* next = nullptr) const {
+    const Piece p = piece(task);
+    const Const low = rows_of(p, 0), high = rows_of(p, 1);
+    auto* results = reinterpret_cast<float*>(scratch<1>(count * 2 * p.n * 4));
+    k.linear(low, p.n, width, x, count, results, 2 * p.n, high.data);
+    k.linear(high, p.n, width, x, count, results + p.n, 2 * p.n, next);
     for (int64_t m = 0; m < count; ++m)
-      finish(m, kind, head, begin, n, results + m * 2 * n, results + m * 2 * n + n);
+      finish(m, p.kind, p.head, p.begin, p.n, results + m * 2 * p.n, results + m * 2 * p.n + p.n);
   }
 };
 

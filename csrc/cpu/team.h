@@ -1,24 +1,34 @@
 // Threads that go through many stages together, with one fork and one join for all of them.
 //
-// Every member runs the same code. A stage's tasks are handed out on demand; a member leaves a stage when all of its
-// tasks are done, whoever did them. So the number of members that really arrive does not matter: one that the system
+// Every member runs the same code. A stage's tasks are handed out on demand, and none begins before all tasks of the stage
+// before are done, whoever did them. So the number of members that really arrive does not matter: one that the system
 // holds up delays the others by the tasks it has taken, not by a share fixed beforehand.
+//
+// A member takes its first tasks of a stage before it waits for the one before, and calls their weights from memory
+// meanwhile; and it takes more tasks before its last one, which so knows what to call next.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
 
+#include "ahead.h"
+#include "stages.h"
 #include "tensors.h"
 
 namespace pyprune::cpu {
 
 class Team {
+  struct alignas(64) Gate {
+    std::atomic<int64_t> taken{0}, done{0};
+  };
+
  public:
   explicit Team(int64_t stages) : gates_(stages), size_(torch::stable::get_num_threads()) {}
 
@@ -26,27 +36,36 @@ class Team {
    public:
     explicit Member(Team& team) : team_(team) {}
 
-    // This member's share of a stage; `prepare` runs before its first task, if it gets one. While a member holds a task
-    // the stage is not over, so what the stage reads is still there.
+    // This member's share of a stage; `prepare` runs before its first task, if it gets one. The stage may not be over when
+    // this returns: the next stage waits for it, and leaving the team does.
     template <class Stage, class Prepare>
     void run(Stage& stage, const Prepare& prepare) {
       Gate& gate = team_.gates_.at(next_++);
       const int64_t n = stage.tasks();
+      Share share = take(gate, n);
+      await(share.begin < share.end ? reads(stage, share.begin) : Reads{});
       bool prepared = false;
-      for (int64_t begin = gate.taken.load(std::memory_order_relaxed); begin < n;) {
-        const int64_t end = begin + std::max<int64_t>(1, (n - begin) / (2 * team_.size_));  // less and less
-        if (!gate.taken.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      while (share.begin < share.end) {
+        Share further{};
         try {
           if (!prepared) prepare();
           prepared = true;
-          for (int64_t task = begin; task < end; ++task) stage(task);
+          for (int64_t task = share.begin; task < share.end; ++task) {
+            const bool last = task + 1 == share.end;
+            if (last) further = take(gate, n);
+            const int64_t following = last ? further.begin : task + 1, end = last ? further.end : share.end;
+            perform(stage, task, following < end ? reads(stage, following).data : nullptr);
+          }
         } catch (...) {  // the others must not wait for ever
           team_.failed_.store(true, std::memory_order_relaxed);
+          gate.done.fetch_add(further.end - further.begin, std::memory_order_release);
+          further = {};
         }
-        gate.done.fetch_add(end - begin, std::memory_order_release);
-        begin = gate.taken.load(std::memory_order_relaxed);
+        gate.done.fetch_add(share.end - share.begin, std::memory_order_release);
+        share = further.begin < further.end ? further : take(gate, n);
       }
-      for (int64_t spins = 0; gate.done.load(std::memory_order_acquire) < n; ++spins) rest(spins);
+      before_ = &gate;
+      tasks_before_ = n;
     }
     template <class Stage>
     void run(Stage& stage) {
@@ -54,8 +73,49 @@ class Team {
     }
 
    private:
+    struct Share {
+      int64_t begin = 0, end = 0;
+    };
+
+    // Tasks that nobody has taken, less and less at a time; none where all are.
+    Share take(Gate& gate, int64_t n) const {
+      for (int64_t begin = gate.taken.load(std::memory_order_relaxed); begin < n;) {
+        const int64_t end = begin + std::max<int64_t>(1, (n - begin) / (2 * team_.size_));
+        if (gate.taken.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end};
+      }
+      return {};
+    }
+
+    // Calls the first lines of what comes, then the others as long as the stage before is not over.
+    void await(Reads coming) const {
+      const auto* line = static_cast<const char*>(coming.data);
+      const char* end = line + coming.bytes;
+      for (const char* first = line + std::min(coming.bytes, kDistance); line < first; line += 64)
+        __builtin_prefetch(line, 0, 2);
+      for (int64_t spins = 0; before_ && before_->done.load(std::memory_order_acquire) < tasks_before_;) {
+        if (line < end) __builtin_prefetch(line, 0, 2), line += 64;
+        else rest(spins++);
+      }
+    }
+
+    // A stage whose tasks read weights says which, and is told what comes after each.
+    template <class Stage>
+    static constexpr bool kReads = std::is_invocable_v<const Stage&, int64_t, const void*>;
+    template <class Stage>
+    static Reads reads(const Stage& stage, int64_t task) {
+      if constexpr (kReads<Stage>) return stage.reads(task);
+      else return {};
+    }
+    template <class Stage>
+    static void perform(const Stage& stage, int64_t task, const void* next) {
+      if constexpr (kReads<Stage>) stage(task, next);
+      else stage(task);
+    }
+
     Team& team_;
     size_t next_ = 0;
+    const Gate* before_ = nullptr;
+    int64_t tasks_before_ = 0;
   };
 
   // Calls work(member) on every thread of torch's pool.
@@ -71,10 +131,6 @@ class Team {
   int64_t size() const { return size_; }
 
  private:
-  struct alignas(64) Gate {
-    std::atomic<int64_t> taken{0}, done{0};
-  };
-
   // Spinning is quickest while every thread has a core of its own; where it has none, spinning keeps the others off.
   static void rest(int64_t spins) {
     if (spins < 4096) {

@@ -115,7 +115,7 @@ std::vector<float> product(Weight& w, const Rows& x, int64_t first, int64_t coun
   const Memory out(((count - 1) * stride + w.rows) * 4);
   std::fill(out.as<float>(), out.as<float>() + (count - 1) * stride + w.rows, 777.0f);
   w.watch();
-  table.linear(w.view(), w.rows, w.k, packed.as<void>(), count, out.as<float>(), stride);
+  table.linear(w.view(), w.rows, w.k, packed.as<void>(), count, out.as<float>(), stride, nullptr);
   amx_emulator::on_load = [](const void*, int) {};
 
   for (int64_t i = 0; i < int64_t(w.reads.size()) && watched; ++i)
@@ -201,7 +201,7 @@ void test_other_dtype(DType type) {
   for (int64_t m = 0; m < count; ++m)
     table.pack(type, x.values.data() + m * k, DType::f32, nullptr, DType::f32, 0.5f, k, m, count, packed.as<void>());
   std::vector<float> out(count * rows);
-  table.linear({weight.data(), type, k}, rows, k, packed.as<void>(), count, out.data(), rows);
+  table.linear({weight.data(), type, k}, rows, k, packed.as<void>(), count, out.data(), rows, nullptr);
   for (int64_t m = 0; m < count; ++m)
     for (int64_t r = 0; r < rows; ++r) {
       double exact = 0.0;
@@ -220,7 +220,7 @@ void test_packing() {
   const Memory packed(table.packed_bytes(DType::bf16, 40, 1));
   table.pack(DType::bf16, x.data(), DType::bf16, norm.data(), DType::bf16, 0.5f, 40, 0, 1, packed.as<void>());
   float out = 0.0f;
-  table.linear(w.view(), 1, 40, packed.as<void>(), 1, &out, 1);
+  table.linear(w.view(), 1, 40, packed.as<void>(), 1, &out, 1, nullptr);
   check(out == 120.0f, "a packed row lacks its norm or its scale");
   check(table.packed_together(DType::bf16) == 16 && table.packed_together(DType::f32) == 1, "rows that are packed together");
   ++cases;
@@ -229,9 +229,9 @@ void test_packing() {
 void test_nothing() {
   Weight w(5, 0, 4);
   float out[5] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
-  table.linear(w.view(), 5, 0, nullptr, 1, out, 5);
+  table.linear(w.view(), 5, 0, nullptr, 1, out, 5, nullptr);
   check(std::all_of(out, out + 5, [](float v) { return v == 0.0f; }), "no values of k do not give zero");
-  table.linear(w.view(), 5, 0, nullptr, 0, nullptr, 5);  // no activations: nothing is written
+  table.linear(w.view(), 5, 0, nullptr, 0, nullptr, 5, nullptr);  // no activations: nothing is written
   ++cases;
 }
 
