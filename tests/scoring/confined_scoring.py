@@ -1,4 +1,4 @@
-"""confined_scoring.py DIR IDS stream|whole: scores a checkpoint with 40 MiB of data beyond what the process has."""
+"""confined_scoring.py DIR IDS stream|whole: scores a checkpoint with 48 MiB of data beyond what the process has."""
 
 import json
 import resource
@@ -16,8 +16,8 @@ warm = load("shape:hidden=32,blocks=1,heads=1,kv_heads=1,head_dim=32,ffn=64,voca
 score(warm, samples)  # from here on libraries and threads are there
 len(load(directory, stream=True).blocks[0:1])
 sizes = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-limit = int(sizes["VmData"].split()[0]) * 1024 + (40 << 20)
+limit = int(sizes["VmData"].split()[0]) * 1024 + (48 << 20)
 # 10 MiB of it are left to what no plan counts: code that libraries compile, and the arenas of their threads.
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-values = score(load(directory, stream=how == "stream"), samples, memory=30 << 20).values
+values = score(load(directory, stream=how == "stream"), samples, memory=38 << 20).values
 print(json.dumps(values))
