@@ -44,8 +44,8 @@ def measure(spec: str, dtype: str | None, batch: int, length: int, skip: list[in
     decoder = pyprune.load(spec, dtype)
     gc.collect()
     loaded = resident("VmRSS")
+    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length)  # hands back what loading left
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: loading is not what is measured
-    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length)
     prompt = torch.randint(0, decoder.vocab_size, (batch, length - NEW_TOKENS + 1))
     engine.generate(prompt, max_new_tokens=NEW_TOKENS, skip=skip)
     most = resident("VmHWM") - process
