@@ -269,9 +269,10 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
       float* o = out + m * out_stride + r;
       const auto multiply = [&](auto mt) {
         constexpr int MT = decltype(mt)::value;
-        if (MT == 1 && in_pairs) tile<W, MT, 2>(w, next, k, xs, x_stride, o, out_stride, valid);
-        else if (MT == 1 || (MT <= kMaxInTurn && in_turn)) tile<W, MT, 1>(w, next, k, xs, x_stride, o, out_stride, valid);
-        else if constexpr (MT > 1) tile<W, MT, kRows>(w, next, k, xs, x_stride, o, out_stride, valid);
+        const auto by = [&](auto r) { tile<W, MT, decltype(r)::value>(w, next, k, xs, x_stride, o, out_stride, valid); };
+        if constexpr (MT == 1) in_pairs ? by(Number<2>{}) : by(Number<1>{});
+        else if constexpr (MT <= kMaxInTurn) in_turn ? by(Number<1>{}) : by(Number<kRows>{});
+        else by(Number<kRows>{});
       };
       switch (height) {
         case 1: multiply(Number<1>{}); break;
