@@ -142,6 +142,24 @@ def test_long_caches_are_read_at_the_limit(interleaved, benchmark, table, smollm
         table("SmolLM2, bf16, batch 16: what a long cache adds", {"": name, **cells})
 
 
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_weights_on_huge_pages(interleaved, benchmark, table, monkeypatch, batch: int):
+    """The same model twice, its weights on pages of 2 MiB one behind the other, and where the allocator has room."""
+    steps, sides = 64, {}
+    for name, setting in (("huge pages", "1"), ("the allocator's", "0")):
+        monkeypatch.setenv("PYPRUNE_HUGE_PAGES", setting)
+        sides[name] = decode_side(pyprune.load("smollm2-135m", dtype=torch.bfloat16), batch, steps)
+    seconds = interleaved(sides, 2 * ROUNDS)
+    benchmark.extra_info.update(batch=batch, decode_steps=steps)
+    ratio = interval_text(benchmark.extra_info["ratio"]["the allocator's"])
+    for name in sides:
+        cells = {
+            "ms a step": f"{1e3 * median(seconds[name]) / steps:.2f}",
+            "times as long as on huge pages": ratio if name != "huge pages" else "",
+        }
+        table("SmolLM2, bf16: where the weights lie", {"batch": str(batch), "weights on": name, **cells})
+
+
 def decoded_on(decoder: Decoder, batch: int, length: int) -> Decoding:
     """`batch` sequences that have read a prompt of `length` tokens and have room for 400 more."""
     decoding = PyPrune().open(decoder, batch, length + 400)

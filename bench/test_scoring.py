@@ -80,10 +80,13 @@ def test_greedy_removal_of_8_blocks_against_its_naive_form(interleaved, benchmar
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize(("work", "samples"), [("score", 10), ("greedy", 4)])
-def test_peak_memory_against_the_plan(benchmark, table, work: str, samples: int):
+@pytest.mark.parametrize(
+    ("work", "samples", "tokens"), [("score", 10, 128), ("score", 3, 64), ("score", 4, 8), ("greedy", 4, 128)]
+)
+def test_peak_memory_against_the_plan(benchmark, table, work: str, samples: int, tokens: int):
     """The growth of resident memory over the loaded model, in a process of its own."""
     command = [sys.executable, "-m", "bench.scoring_memory", "smollm2-135m", "--work", work, "--samples", str(samples)]
+    command += ["--seq-len", str(tokens)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
     def measure() -> None:
@@ -95,7 +98,7 @@ def test_peak_memory_against_the_plan(benchmark, table, work: str, samples: int)
     table(
         "peak memory above the weights, MB",
         {
-            "work": f"{work}, {samples} x 128 tokens",
+            "work": f"{work}, {samples} x {tokens} tokens",
             "measured": f"{info['measured'] / 1e6:.0f}",
             "planned": f"{info['planned'] / 1e6:.0f}",
             "measured / planned": f"{info['measured'] / info['planned']:.3f}",

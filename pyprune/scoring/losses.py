@@ -17,7 +17,7 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed
-from pyprune.scoring.footprint import FEW_ROWS
+from pyprune.scoring.footprint import FEW_ROWS, chunk_size
 from pyprune.scoring.removals import Removal, present_places
 from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
@@ -131,10 +131,12 @@ class _Pass:
         """The sequences of slots `first` .. `last`-1, a chunk at a time: states, their mask, their places in all."""
         samples = self.states.shape[1]
         flat = self.states.flatten(0, 1)
-        for begin in range(first * samples, last * samples, self._sequences):
-            places = list(range(begin, min(begin + self._sequences, last * samples)))
+        begin, end = first * samples, last * samples
+        while begin < end:
+            places = list(range(begin, begin + chunk_size(end - begin, self._sequences)))
+            begin = places[-1] + 1
             seen = None if self._mask is None else self._mask[[place % samples for place in places]]
-            yield flat[begin : begin + len(places)], seen, places
+            yield flat[places[0] : begin], seen, places
 
 
 def _as_many(run: Callable[[Tensor, Tensor | None], Tensor], part: Tensor, seen: Tensor | None) -> Tensor:

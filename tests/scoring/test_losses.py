@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
-from pyprune.scoring.footprint import plan_bytes, split
+from pyprune.scoring.footprint import chunk_size, plan_bytes, split
 from pyprune.scoring.losses import exp_mean, losses
 from pyprune.scoring.perplexity import perplexities
 from pyprune.scoring.removals import WHOLE, present_places, removal_of
@@ -160,6 +160,18 @@ def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
         perplexity(apply(tiny, Pruning(blocks=sorted({p // 2 for p in window}))), samples) for window in windows
     ]
     assert perplexities(tiny, samples, None, windows) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "sizes"), [(7, [6, 1]), (13, [12, 1]), (19, [16, 3]), (47, [20, 20, 6, 1]), (20, [20])]
+)
+def test_what_is_left_goes_in_chunks_of_few_different_sizes(left: int, sizes: list[int]):
+    found = []
+    while left:
+        found.append(chunk_size(left, 20))
+        left -= found[-1]
+    assert found == sizes
+    assert len({chunk_size(n, 1000) for n in range(1, 1001)}) == 20  # 2^k, 3 * 2^k and the whole chunk
 
 
 @pytest.mark.parametrize("tokens", [3, 13, 64])
