@@ -2,7 +2,8 @@
 
 At batch 1 a step is one reading of all weights. On pages of 4 KiB, each tensor where the allocator had room, the
 processor's own look-ahead ends with every page and addresses have to be looked up again; on pages of 2 MiB side by side
-the same step of SmolLM2 in bf16 was 1.08 to 1.10 times as fast (Zen 4, 2 cores, paired in one process).
+the same step of SmolLM2 in bf16 was 1.3 times as fast on 2 cores of a Zen 4
+(bench/test_decode_limits.py, `-k huge`).
 
 `PYPRUNE_HUGE_PAGES=0` leaves all this out: where memory is provided anew (a virtual machine whose host takes back what
 is free) huge pages make loading slower.
