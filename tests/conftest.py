@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 import pyprune
 from pyprune.models.decoder import Decoder
 
 TINY = "shape:hidden=48,blocks=5,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers in any order and alone; PYPRUNE_TEST_SEED draws others, to look for luck."""
+    torch.manual_seed(int(os.environ.get("PYPRUNE_TEST_SEED", "0")))
 
 
 @pytest.fixture(scope="session")
