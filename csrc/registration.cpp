@@ -1,5 +1,6 @@
 // The CPU kernels, registered under the schemas that pyprune/ops/schemas.py defines.
 #include "cpu/attention.h"
+#include "cpu/compression.h"
 #include "cpu/loss.h"
 #include "cpu/projections.h"
 #include "cpu/step.h"
@@ -12,5 +13,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("norm_head", TORCH_BOX(&pyprune::cpu::norm_head));
   m.impl("linear_cross_entropy", TORCH_BOX(&pyprune::cpu::linear_cross_entropy));
   m.impl("decode_step", TORCH_BOX(&pyprune::cpu::decode_step));
+  m.impl("compress_bfloat16", TORCH_BOX(&pyprune::cpu::compress_bfloat16));
+  m.impl("decompress_bfloat16", TORCH_BOX(&pyprune::cpu::decompress_bfloat16));
   m.impl("padded_linear", TORCH_BOX(&pyprune::cpu::padded_linear));
 }

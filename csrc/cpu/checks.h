@@ -44,7 +44,8 @@ inline void check_tables(const Tensor& cos, const Tensor& sin, int64_t half) {
 inline int64_t check_heads(const std::array<Const, 3>& weight, int64_t q_rows, int64_t k_rows, int64_t v_rows,
                            const Cache& keys) {
   STD_TORCH_CHECK(keys.head_dim % 2 == 0 && keys.head_dim > 0, "k_cache: an even head_dim is expected");
-  STD_TORCH_CHECK(weight[1].type == weight[0].type && weight[2].type == weight[0].type,
+  const DType type = value_type(weight[0].type);
+  STD_TORCH_CHECK(value_type(weight[1].type) == type && value_type(weight[2].type) == type,
                   "k_weight, v_weight: the dtype of q_weight is expected");
   const int64_t heads = q_rows / keys.head_dim, kv_rows = keys.heads * keys.head_dim;
   STD_TORCH_CHECK(q_rows == heads * keys.head_dim && k_rows == kv_rows && v_rows == kv_rows && keys.heads > 0 &&

@@ -61,6 +61,16 @@ inline Tensor float_weight(const Kernels& k, const Tensor& weight, const Const& 
   return out;
 }
 
+// A compressed weight as the bfloat16 matrix [n, width] that it stands for.
+inline Tensor decompressed(const Kernels& k, const Const& rows, int64_t n, int64_t width) {
+  Tensor out = torch::stable::empty({n, width}, ScalarType::BFloat16);
+  auto* data = static_cast<char*>(out.mutable_data_ptr());
+  parallel(n, n * width * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) k.to_bf16(rows.row(r), width, data + r * width * 2);
+  });
+  return out;
+}
+
 // Whether the instruction set in use multiplies bfloat16 itself: torch's bf16 GEMM has the units then, too.
 inline bool multiplies_bf16(const Kernels& k) { return std::strstr(k.name, "bf16") || std::strstr(k.name, "amx"); }
 
@@ -120,6 +130,10 @@ inline bool takes_onednn(const Tensor& weight) {
 // reached 210 (Xeon, AVX-512), and 380 with them where float32 reached 150 (EPYC, Zen 4; 2 cores each). torch's float16
 // GEMM is the slowest on both.
 inline Tensor matmul(const Kernels& k, const Tensor& x, const Tensor& weight, const Const& view) {
+  if (view.type == DType::bf12) {
+    const Tensor plain = decompressed(k, view, weight.size(0), x.size(1));
+    return matmul(k, x, plain, {plain.const_data_ptr(), DType::bf16, x.size(1)});
+  }
   if (view.type == DType::bf16 && multiplies_bf16(k)) return bf16_matmul(k, x, weight);
   if (takes_onednn(weight)) return onednn_linear(x, weight, "none");
   const int64_t rows = x.size(0), n = weight.size(0), width = weight.size(1);

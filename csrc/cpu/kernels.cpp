@@ -2,9 +2,11 @@
 // flags and another PYPRUNE_ISA; all that leaves it is the table at its end.
 #include "kernels.h"
 
+#include <cstdlib>
 #include <type_traits>
 
 #include "ahead.h"
+#include "bf12_row.h"
 #include "repeat.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)  // bfloat16 weights go on tiles, the others as with AVX-512
@@ -23,10 +25,10 @@ constexpr int64_t kMaxTile = Vec::width == 16 ? 6 : 2;  // activation rows of a 
 constexpr int64_t kMaxInTurn = 4, kInTurnBytes = 12288;  // activations that meet one weight row after the other
 constexpr int64_t kLongRow = 2048;  // values of a weight row beyond which a single activation row meets two at a time
 
-// Calls f with a typed null pointer for `type`: f(static_cast<const T*>(nullptr)).
+// Calls f with a typed null pointer for values of `type`: f(static_cast<const T*>(nullptr)).
 template <class F>
 inline auto with_type(DType type, F&& f) {
-  switch (type) {
+  switch (pyprune::cpu::value_type(type)) {
     case DType::bf16: return f(static_cast<const bf16*>(nullptr));
     case DType::f16: return f(static_cast<const f16*>(nullptr));
     default: return f(static_cast<const float*>(nullptr));
@@ -70,6 +72,7 @@ struct Dot<bf16> {  // the processor multiplies pairs of bfloat16; activations a
   void in_registers() { keep(bits); }
   Dot() = default;
   explicit Dot(const bf16* p) : bits((__m512bh)_mm512_loadu_si512(p)) {}
+  explicit Dot(Bits values) : bits((__m512bh)values) {}
   Dot(const bf16* p, int64_t n) : bits((__m512bh)_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p)) {}
   static void pack(const float* x, X* out) {
     Vec::load(x).store(out);
@@ -93,6 +96,11 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
   void in_registers() { keep(even.v), keep(odd.v); }
   Dot() = default;
   explicit Dot(const bf16* p) { load_even_odd(p, even, odd); }
+#if defined(__AVX2__)
+  explicit Dot(Bits values) { split_even_odd(values, even, odd); }
+#else
+  explicit Dot(const Bits& bits) { load_even_odd(bits.values, even, odd); }
+#endif
   Dot(const bf16* p, int64_t n) { load_even_odd(p, n, even, odd); }
   static void pack(const float* x, X* out) {
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -111,6 +119,10 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
 
 #endif
 
+static_assert(kInBits == Dot<bf16>::chunk);
+template <>
+struct Dot<bf12> : Dot<bf16> {};  // read a group at a time: see accumulate
+
 template <class W>
 constexpr int64_t padded(int64_t n) {
   return (n + Dot<W>::chunk - 1) / Dot<W>::chunk * Dot<W>::chunk;
@@ -118,7 +130,7 @@ constexpr int64_t padded(int64_t n) {
 
 int64_t packed_bytes(DType weight_type, int64_t n, int64_t count) {
 #if defined(__AMX_BF16__)
-  if (weight_type == DType::bf16) return amx::packed_bytes(n, count);
+  if (pyprune::cpu::value_type(weight_type) == DType::bf16) return amx::packed_bytes(n, count);
 #endif
   return with_type(weight_type, [&](auto* t) {
     using W = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
@@ -128,7 +140,7 @@ int64_t packed_bytes(DType weight_type, int64_t n, int64_t count) {
 
 int64_t packed_together([[maybe_unused]] DType weight_type) {
 #if defined(__AMX_BF16__)
-  if (weight_type == DType::bf16) return amx::kRows;
+  if (pyprune::cpu::value_type(weight_type) == DType::bf16) return amx::kRows;
 #endif
   return 1;
 }
@@ -165,7 +177,7 @@ inline void scaled(const Const& x, const Const& norm, float scale, int64_t i, in
 void pack(DType weight_type, const void* x, DType x_type, const void* norm, DType norm_type, float scale, int64_t n,
           int64_t m, [[maybe_unused]] int64_t count, void* packed) {
 #if defined(__AMX_BF16__)
-  if (weight_type == DType::bf16) {
+  if (pyprune::cpu::value_type(weight_type) == DType::bf16) {
     for (int64_t i = 0; i < n; i += amx::kDepth) {
       float part[amx::kDepth];
       bf16 values[amx::kDepth];
@@ -221,6 +233,40 @@ ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const c
   }
 }
 
+// The same for weights in 12 bits, with the same bits: a group of 64 values is so many chunks of bfloat16.
+template <int R, int MT>
+ALWAYS_INLINE void accumulate(const bf12* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
+  using D = Dot<bf16>;
+  const int64_t whole = k / kGroup, left = k % kGroup;
+  Bf12Row rows[R];
+  repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r] = Bf12Row(w[r], k); });
+  const auto add = [&](int64_t first, const Dot<bf16> (&weights)[R]) ALWAYS_INLINE_LAMBDA {
+    repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
+      D::multiply(weights, reinterpret_cast<const D::X*>(x + m * x_stride) + first, acc[m]);
+    });
+  };
+  for (int64_t g = 0, due = 0; g < whole; ++g) {
+    ahead.step(whole, due);
+    Bits bits[R][kParts];
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r].read(g * kGroup, bits[r]); });
+    repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA {
+      D weights[R];
+      repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { weights[r] = D(bits[r][part]); });
+      add(g * kGroup + part * D::chunk, weights);
+    });
+  }
+  if (left > 0) {
+    Bits bits[R][kParts];
+    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r].read(whole * kGroup, bits[r]); });
+    repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA {
+      if (part * D::chunk >= left) return;
+      D weights[R];
+      repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { weights[r] = D(bits[r][part]); });
+      add(whole * kGroup + part * D::chunk, weights);
+    });
+  }
+}
+
 // kRows weight rows against MT activation rows, R weight rows at a time. Rows past the end repeat the last one, and their
 // results are dropped.
 template <class W, int MT, int R>
@@ -230,7 +276,8 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
   repeat<kRows / R>([&](auto part) ALWAYS_INLINE_LAMBDA {
     Vec sums[MT][R];
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { sums[i / R][i % R] = Vec::zero(); });
-    accumulate<W, R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
+    if constexpr (std::is_same_v<W, bf12>) accumulate<R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
+    else accumulate<W, R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / R][part * R + i % R] = sums[i / R][i % R]; });
   });
   repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
@@ -249,10 +296,14 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
 // A single activation row adds to one sum at a time. Where a chunk takes two additions, a long row is not over before they
 // are, and two rows are taken side by side, their lines called: of the read limit, 7155 bfloat16 values a row without
 // bf16 units took 51 to 73 % in turn and take 94 % so, float32 81 to 92 and 95 %.
+//
+// Rows in 12 bits meet up to four activation rows in turn, whatever their length (linear_bf12). Weights that are `at_hand`, in
+// the cache, are not called.
 template <class W>
 void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, const char* x, int64_t x_stride,
-                  int64_t m_count, float* out, int64_t out_stride, const void* next_weights) {
-  const bool in_turn = m_count <= kMaxInTurn && m_count * x_stride <= kInTurnBytes;
+                  int64_t m_count, float* out, int64_t out_stride, const void* next_weights, bool at_hand = false) {
+  constexpr bool compressed = std::is_same_v<W, bf12>;
+  const bool in_turn = m_count <= kMaxInTurn && (compressed || m_count * x_stride <= kInTurnBytes);
   const bool in_pairs = m_count == 1 && Dot<W>::products > 1 && k > kLongRow;
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t valid = rows - r < kRows ? rows - r : kRows;
@@ -260,7 +311,7 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
     for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
     const int64_t block = kRows * stride * int64_t(sizeof(W));
     const Ahead ahead{Ahead::of(weight, block, r / kRows, (rows + kRows - 1) / kRows, next_weights),
-                      m_count > 1 || in_pairs ? block / 64 : 0};
+                      !at_hand && (m_count > 1 || in_pairs) ? block / 64 : 0};
     const int64_t tiles = (m_count + kMaxTile - 1) / kMaxTile;  // 16 rows go as 6+5+5, not 6+6+4
     for (int64_t m = 0, t = 0; t < tiles; ++t) {
       const int64_t height = (m_count - m + tiles - t - 1) / (tiles - t);
@@ -271,6 +322,7 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
         constexpr int MT = decltype(mt)::value;
         const auto by = [&](auto r) { tile<W, MT, decltype(r)::value>(w, next, k, xs, x_stride, o, out_stride, valid); };
         if constexpr (MT == 1) in_pairs ? by(Number<2>{}) : by(Number<1>{});
+        else if constexpr (compressed) by(Number<1>{});
         else if constexpr (MT <= kMaxInTurn) in_turn ? by(Number<1>{}) : by(Number<kRows>{});
         else by(Number<kRows>{});
       };
@@ -289,8 +341,74 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
   }
 }
 
+// ---- weights in 12 bits ---------------------------------------------------------------------------------------------
+
+// A row of n values in 12 bits as bfloat16, while `ahead` is called.
+void to_bf16(const void* bf12_row, int64_t n, bf16* out, Ahead ahead) {
+  Bf12Row row(bf12_row, n);
+  const int64_t whole = n / kGroup, left = n % kGroup;
+  Bits bits[kParts];
+  for (int64_t g = 0, due = 0; g < whole; ++g) {
+    ahead.step(whole, due);
+    row.read(g * kGroup, bits);
+    std::memcpy(out + g * kGroup, bits, sizeof(bits));
+  }
+  if (left > 0) {
+    row.read(whole * kGroup, bits);
+    std::memcpy(out + whole * kGroup, bits, left * sizeof(bf16));
+  }
+}
+
+void to_bf16_row(const void* bf12_row, int64_t n, void* out) { to_bf16(bf12_row, n, static_cast<bf16*>(out), {}); }
+
+// A thread's memory for weights that were made bfloat16; not scratch.h, whose code one instruction set must not share.
+inline bf16* at_hand(int64_t values) {
+  struct Memory {
+    bf16* data = nullptr;
+    int64_t values = 0;
+    ~Memory() { std::free(data); }
+  };
+  thread_local Memory memory;
+  if (memory.values < values) {
+    std::free(memory.data);
+    memory.data = static_cast<bf16*>(std::aligned_alloc(64, values * sizeof(bf16)));
+    memory.values = memory.data ? values : 0;
+  }
+  return memory.data;
+}
+
+// Few activation rows meet the weights as they are unpacked. More of them would have each weight unpacked several times, or
+// want more registers than there are: a few weight rows are made bfloat16 first and go the way of others.
+void linear_bf12(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
+                 int64_t out_stride, const void* next) {
+  const int64_t x_stride = padded<bf16>(k) * int64_t(sizeof(Dot<bf16>::X));
+#if defined(__AMX_BF16__)
+  constexpr int64_t together = amx::kRows;
+#else
+  constexpr int64_t together = kRows;
+  if (m_count <= (kMaxTile < kMaxInTurn ? kMaxTile : kMaxInTurn))
+    return linear_typed(static_cast<const bf12*>(weight.data), weight.stride, rows, k, static_cast<const char*>(packed),
+                        x_stride, m_count, out, out_stride, next);
+#endif
+  const int64_t stride = (k + kGroup - 1) / kGroup * kGroup;
+  bf16* values = at_hand(together * stride);
+  for (int64_t r = 0; r < rows; r += together) {
+    const int64_t some = rows - r < together ? rows - r : together;
+    const Ahead ahead{Ahead::of(weight.data, together * weight.stride, r / together, (rows + together - 1) / together, next),
+                      some * weight.stride / 64};
+    for (int64_t i = 0; i < some; ++i) to_bf16(weight.row(r + i), k, values + i * stride, ahead.part(i, some));
+#if defined(__AMX_BF16__)
+    amx::linear(values, stride * 2, some, k, packed, m_count, out + r, out_stride, nullptr);
+#else
+    linear_typed(values, stride, some, k, static_cast<const char*>(packed), x_stride, m_count, out + r, out_stride, nullptr,
+                 true);
+#endif
+  }
+}
+
 void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
             int64_t out_stride, const void* next) {
+  if (weight.type == DType::bf12) return linear_bf12(weight, rows, k, packed, m_count, out, out_stride, next);
 #if defined(__AMX_BF16__)
   if (weight.type == DType::bf16)
     return amx::linear(weight.data, weight.stride * 2, rows, k, packed, m_count, out, out_stride, next);
@@ -325,6 +443,11 @@ void scale_norm(const void* x, DType type, const void* norm, DType norm_type, fl
 }
 
 void to_float_row(const void* x, DType type, int64_t n, float* out) {
+  if (type == DType::bf12) {
+    bf16* values = at_hand((n + kGroup - 1) / kGroup * kGroup);
+    to_bf16(x, n, values, {});
+    return to_float_row(values, DType::bf16, n, out);
+  }
   with_type(type, [&](auto* t) {
     const auto* p = static_cast<decltype(t)>(x);
     each(n, [&](int64_t i, int64_t left) { store_some(load_some(p + i, left), out + i, left); });
@@ -417,6 +540,7 @@ namespace pyprune::cpu {
 extern const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA);
 const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA) = {
     PYPRUNE_TEXT(PYPRUNE_ISA), packed_bytes,   packed_together, pack,     linear, inverse_rms, scale_norm,
-    to_float_row,              from_float_row, add,             silu_mul, rotate, attend,      log_sum_exp,
+    to_float_row,              to_bf16_row,    from_float_row,  add,      silu_mul, rotate,    attend,
+    log_sum_exp,
 };
 }  // namespace pyprune::cpu

@@ -7,9 +7,12 @@
 
 namespace pyprune::cpu {
 
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+// bf12: rows of bfloat16 weights in 12 bits each (bf12.h). Their stride counts bytes, and only whole rows have a place.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, bf12 = 3 };
 
-inline constexpr int64_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+inline constexpr int64_t size_of(DType type) { return type == DType::f32 ? 4 : type == DType::bf12 ? 1 : 2; }
+// What the values are, however they are stored.
+inline constexpr DType value_type(DType type) { return type == DType::bf12 ? DType::bf16 : type; }
 
 // A row-major matrix or vector in memory that belongs to someone else. `stride` counts elements between rows.
 struct Const {
@@ -54,7 +57,9 @@ struct Kernels {
   // out = x * scale * norm, float32
   void (*scale_norm)(const void* x, DType type, const void* norm, DType norm_type, float scale, int64_t n, float* out);
 
+  // A row of n values as float32; one of bf12 as bfloat16 too.
   void (*to_float)(const void* x, DType type, int64_t n, float* out);
+  void (*to_bf16)(const void* bf12_row, int64_t n, void* out);
   void (*from_float)(const float* x, int64_t n, void* out, DType type);
   // out = x + y (+ bias), in `type`
   void (*add)(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,

@@ -14,7 +14,11 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   constexpr int64_t kTileRows = 1024, kTileVocab = 1024;
   const Kernels& k = kernels();
   const Rows rows(x, "x");
-  const Const w = matrix(weight, rows.width, "weight");
+  Const w = matrix(weight, rows.width, "weight");
+  if (w.type == DType::bf12) {
+    weight = decompressed(k, w, weight.size(0), rows.width);
+    w = matrix(weight, rows.width, "weight");
+  }
   const int64_t vocab = weight.size(0);
   const Const bias = vector(bias_tensor, vocab, "bias");
   STD_TORCH_CHECK(targets.is_cpu() && targets.scalar_type() == ScalarType::Long && targets.numel() == rows.count &&

@@ -74,7 +74,7 @@ Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, O
   const Const scale = vector(norm, rows.width, "norm");
   const Const g = matrix(gate, rows.width, "gate"), u = matrix(up, rows.width, "up");
   const int64_t n = gate.size(0);
-  STD_TORCH_CHECK(up.size(0) == n && u.type == g.type, "up: the shape and dtype of gate are expected");
+  STD_TORCH_CHECK(up.size(0) == n && value_type(u.type) == value_type(g.type), "up: the shape and dtype of gate are expected");
   const Const gb = vector(gate_bias, n, "gate_bias"), ub = vector(up_bias, n, "up_bias");
   STD_TORCH_CHECK(!gb.data || !ub.data || gb.type == ub.type, "up_bias: the dtype of gate_bias is expected");
   Tensor result = new_tensor(x, shape_with_last(x, n), x.scalar_type());

@@ -82,15 +82,13 @@ struct Vec {
 
 // Two vectors of bfloat16 weights from one load: a bfloat16 is the upper half of a float, so the odd elements of a
 // 32-bit lane need one AND and the even ones one shift. The activations are packed in the same even-odd order.
-inline void load_even_odd(const bf16* p, Vec& even, Vec& odd) {
-  const __m512i bits = _mm512_loadu_si512(p);
+inline void split_even_odd(__m512i bits, Vec& even, Vec& odd) {
   even.v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
   odd.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000))));
 }
+inline void load_even_odd(const bf16* p, Vec& even, Vec& odd) { split_even_odd(_mm512_loadu_si512(p), even, odd); }
 inline void load_even_odd(const bf16* p, int64_t n, Vec& even, Vec& odd) {
-  const __m512i bits = _mm512_maskz_loadu_epi16(n >= 32 ? ~__mmask32(0) : (__mmask32(1) << n) - 1, p);
-  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-  odd.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000))));
+  split_even_odd(_mm512_maskz_loadu_epi16(n >= 32 ? ~__mmask32(0) : (__mmask32(1) << n) - 1, p), even, odd);
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -163,10 +161,12 @@ struct Vec {
   }
 };
 
-inline void load_even_odd(const bf16* p, Vec& even, Vec& odd) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+inline void split_even_odd(__m256i bits, Vec& even, Vec& odd) {
   even.v = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
   odd.v = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(int(0xffff0000))));
+}
+inline void load_even_odd(const bf16* p, Vec& even, Vec& odd) {
+  split_even_odd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), even, odd);
 }
 inline void load_even_odd(const bf16* p, int64_t n, Vec& even, Vec& odd) {
   bf16 part[16] = {};

@@ -37,7 +37,7 @@ struct Step {
   }
   Const matrix_of(int64_t block, Field field) const {
     const Tensor& t = weight(block, field);
-    return {t.const_data_ptr(), dtype_of(t, "weights"), t.stride(0)};
+    return {t.const_data_ptr(), t.scalar_type() == ScalarType::Byte ? DType::bf12 : dtype_of(t, "weights"), t.stride(0)};
   }
   Const vector_of(int64_t block, Field field) const {
     if (!has(block, field)) return {};
@@ -154,7 +154,7 @@ Sizes check_blocks(const Step& s, const std::vector<Cache>& keys, const std::vec
       vector_in(b, ffn_norm, s.hidden, "FFN norm");
       const int64_t n = s.rows_of(b, gate);
       const Const g = matrix(s.weight(b, gate), s.hidden, "gate"), u = matrix(s.weight(b, up), s.hidden, "up");
-      STD_TORCH_CHECK(s.rows_of(b, up) == n && u.type == g.type, "up: the shape and dtype of gate are expected");
+      STD_TORCH_CHECK(s.rows_of(b, up) == n && value_type(u.type) == value_type(g.type), "up: the shape and dtype of gate are expected");
       matrix(s.weight(b, down), n, "down");
       STD_TORCH_CHECK(s.rows_of(b, down) == s.hidden, "down: ", s.hidden, " rows are expected");
       vector_in(b, gate_bias, n, "gate_bias"), vector_in(b, up_bias, n, "up_bias"), vector_in(b, down_bias, s.hidden, "down_bias");
@@ -173,7 +173,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
                    Optional head_bias, Tensor cos, Tensor sin, Optional skip) {
   const Kernels& kernel = kernels();
   STD_TORCH_CHECK(embedding.dim() == 2, "embedding: a matrix [vocabulary, hidden] is expected");
-  const int64_t batch = tokens.numel(), hidden = embedding.size(1), vocab = head.dim() == 2 ? head.size(0) : 0;
+  const int64_t batch = tokens.numel(), hidden = norm.numel(), vocab = head.dim() == 2 ? head.size(0) : 0;
   STD_TORCH_CHECK(1 <= batch && batch <= kFewRows, "tokens: 1 to ", kFewRows, " are expected, not ", batch);
   STD_TORCH_CHECK(layout.size() % fields == 0, "layout: ", int64_t(fields), " numbers a block are expected");
   const int64_t blocks = int64_t(layout.size()) / fields;

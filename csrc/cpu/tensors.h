@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "bf12.h"
 #include "stages.h"
 
 namespace pyprune::cpu {
@@ -38,8 +39,23 @@ inline void check_vector(const Tensor& t, int64_t n, const char* what) {
                   ": a contiguous CPU vector of ", n, " values is expected");
 }
 
-// A weight [n, k]; its rows may lie further apart than k (padded strides).
+// A compressed weight [n, bytes of a row] of k columns, as compress_bfloat16 gives it.
+inline Const compressed(const Tensor& t, int64_t k, const char* what) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.stride(1) == 1 && 0 < k && k <= kMostColumns &&
+                      t.size(1) >= bf12_row_bytes(k, 0), what, ": a compressed CPU matrix of ", k, " columns is expected");
+  const Const rows{t.const_data_ptr(), DType::bf12, t.stride(0)};
+  for (int64_t r = 0; r < t.size(0); r += std::max<int64_t>(1, t.size(0) - 1)) {  // the first and the last
+    Head head;
+    std::memcpy(&head, rows.row(r), sizeof(head));
+    STD_TORCH_CHECK(head.mark == kBf12Mark && bf12_row_bytes(k, head.exceptions) <= t.size(1), what,
+                    ": bytes of compress_bfloat16 for ", k, " columns are expected");
+  }
+  return rows;
+}
+
+// A weight [n, k]; its rows may lie further apart than k (padded strides). Bytes are a compressed one.
 inline Const matrix(const Tensor& t, int64_t k, const char* what) {
+  if (t.scalar_type() == ScalarType::Byte) return compressed(t, k, what);
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.size(1) == k && (k <= 1 || t.stride(1) == 1), what, ": a CPU matrix [*, ",
                   k, "] with contiguous rows is expected");
   return {t.const_data_ptr(), dtype_of(t, what), t.stride(0)};

@@ -17,12 +17,16 @@ norm_gate_up = torch.ops.pyprune.norm_gate_up.default
 norm_head = torch.ops.pyprune.norm_head.default
 linear_cross_entropy = torch.ops.pyprune.linear_cross_entropy.default
 padded_linear = torch.ops.pyprune.padded_linear.default
+compress_bfloat16 = torch.ops.pyprune.compress_bfloat16.default
+decompress_bfloat16 = torch.ops.pyprune.decompress_bfloat16.default
 decode_step = torch.ops.pyprune.decode_step.default
 
 __all__ = [
+    "compress_bfloat16",
     "contracts",
     "decode_attention",
     "decode_step",
+    "decompress_bfloat16",
     "definitions",
     "gpu",
     "linear_cross_entropy",

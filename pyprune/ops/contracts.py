@@ -36,6 +36,8 @@ for _name, _fake in cuda_contracts.FAKES.items():
 
 def _keep_for_gradients(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     x, weight, bias = inputs
+    if weight.dtype == torch.uint8:
+        raise RuntimeError("padded_linear: a compressed weight has no gradient: call it under torch.no_grad()")
     ctx.save_for_backward(x, weight)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -124,6 +126,17 @@ def _(
 @torch.library.register_fake("pyprune::padded_linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("pyprune::compress_bfloat16")
+def _(weight: Tensor) -> Tensor:
+    row = torch.library.get_ctx().new_dynamic_size()  # depends on the exponents
+    return weight.new_empty(weight.shape[0], row, dtype=torch.uint8)
+
+
+@torch.library.register_fake("pyprune::decompress_bfloat16")
+def _(compressed: Tensor, columns: int) -> Tensor:
+    return compressed.new_empty(compressed.shape[0], columns, dtype=torch.bfloat16)
 
 
 @torch.library.register_fake("pyprune::decode_step")

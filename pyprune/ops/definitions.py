@@ -30,7 +30,79 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+GROUP, EXPONENTS, MARK, IN_HEAD = 64, 15, 0xBF, 3  # of a compressed row: see csrc/cpu/bf12.h
+
+
+def _places() -> Tensor:
+    """Which byte of signs and mantissas each value of a group has."""
+    value = torch.arange(GROUP)
+    return value % 32 // 8 * 16 + value // 32 * 8 + value % 8
+
+
+def compress_bfloat16(weight: Tensor) -> Tensor:
+    _expect(
+        weight.dtype == torch.bfloat16 and weight.dim() == 2 and 0 < weight.shape[1] < 1 << 16,
+        "weight: a CPU bfloat16 matrix of 1 to 65535 columns is expected",
+    )
+    rows, columns = weight.shape
+    groups = -(-columns // GROUP)
+    bits = torch.zeros(rows, groups * GROUP, dtype=torch.int32)
+    bits[:, :columns] = weight.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
+    exponent = bits >> 7 & 0xFF
+    count = torch.zeros(rows, 256, dtype=torch.int64)
+    count.scatter_add_(1, exponent.to(torch.int64), torch.ones_like(exponent, dtype=torch.int64))
+    count[:, 0] = 0
+    base = count.unfold(1, EXPONENTS, 1).sum(2)[:, 1:].argmax(1, keepdim=True).to(torch.int32) + 1
+    code = torch.where(exponent == 0, EXPONENTS, exponent - base)
+    exception = (code < 0) | (code > EXPONENTS) | ((code == EXPONENTS) & (exponent != 0))
+    kept = torch.where(exception, 0, bits >> 8 & 0x80 | bits & 0x7F)
+    code = torch.where(exception, EXPONENTS, code)
+    places = _places()
+    ordered = torch.zeros(2, rows, groups, GROUP, dtype=torch.int32)
+    ordered[..., places] = torch.stack((kept, code)).view(2, rows, groups, GROUP)
+    nibbles = ordered[1, ..., :32] | ordered[1, ..., 32:] << 4
+    body = torch.cat((ordered[0], nibbles), dim=2).reshape(rows, -1)
+    numbers = exception.sum(1, dtype=torch.int32)
+    most = max(IN_HEAD, int(numbers.max()) if rows else 0)
+    behind = -(-4 * (most - IN_HEAD) // 16) * 16
+    listed = torch.zeros(rows, 4 * IN_HEAD + behind, dtype=torch.int32)
+    row, column = exception.nonzero(as_tuple=True)
+    start = 4 * (exception.cumsum(1)[row, column] - 1)
+    for byte, value in enumerate((column & 0xFF, column >> 8, bits[row, column] & 0xFF, bits[row, column] >> 8)):
+        listed[row, start + byte] = value.to(torch.int32)
+    head = torch.stack((base[:, 0], torch.full_like(numbers, MARK), numbers & 0xFF, numbers >> 8), dim=1)
+    return torch.cat((head, listed[:, : 4 * IN_HEAD], body, listed[:, 4 * IN_HEAD :]), dim=1).to(torch.uint8)
+
+
+def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
+    groups = -(-columns // GROUP)
+    end = 4 + 4 * IN_HEAD + groups * 96
+    good = compressed.dtype == torch.uint8 and compressed.dim() == 2 and columns > 0 and compressed.shape[1] >= end
+    _expect(
+        good and bool((compressed[:, 1] == MARK).all()),
+        f"compressed: bytes of compress_bfloat16 for {columns} columns are expected",
+    )
+    rows, wide = len(compressed), compressed.to(torch.int32)
+    body, places = wide[:, 4 + 4 * IN_HEAD : end].view(rows, groups, 96), _places()
+    kept = body[..., places]
+    code = torch.where(places < 32, body[..., GROUP + places % 32] & 15, body[..., GROUP + places % 32] >> 4)
+    exponent = torch.where(code == EXPONENTS, 0, code + wide[:, :1, None])
+    bits = ((kept & 0x80) << 8 | exponent << 7 | kept & 0x7F).view(rows, -1)
+    listed = torch.cat((wide[:, 4 : 4 + 4 * IN_HEAD], wide[:, end:]), dim=1)
+    listed = listed[:, : listed.shape[1] // 4 * 4].reshape(rows, -1, 4)
+    numbers = wide[:, 2] | wide[:, 3] << 8
+    row, slot = (torch.arange(listed.shape[1]) < numbers[:, None]).nonzero(as_tuple=True)
+    found = listed[row, slot]
+    bits[row, (found[:, 0] | found[:, 1] << 8).to(torch.int64)] = found[:, 2] | found[:, 3] << 8
+    return bits[:, :columns].to(torch.int16).view(torch.bfloat16)
+
+
+def _plain(weight: Tensor, columns: int) -> Tensor:
+    return decompress_bfloat16(weight, columns) if weight.dtype == torch.uint8 else weight
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight = _plain(weight, x.shape[-1])
     _expect(weight.dim() == 2 and weight.shape[1] == x.shape[-1], f"weight: a matrix [*, {x.shape[-1]}] is expected")
     _expect(bias is None or bias.shape == weight.shape[:1], f"bias: a vector of {weight.shape[0]} values is expected")
     return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
@@ -193,7 +265,7 @@ def decode_step(
     _expect(len(caches) == wanted, f"caches: {wanted} are expected, not {len(caches)}")
     _expect(skip is None or tuple(skip.shape) == (2 * blocks,), f"skip: a bool vector of {2 * blocks} is expected")
     places, cached, run = positions.unsqueeze(1), iter(caches), torch.ops.pyprune
-    x = embedding[tokens].to(_wide(embedding.dtype)).unsqueeze(1)
+    x = _plain(embedding[tokens], len(norm)).to(_wide(embedding.dtype)).unsqueeze(1)
     for unit in range(0, 2 * blocks, 2):
         start = unit // 2 * len(LAYOUT)
         part = dict(zip(LAYOUT, layout[start : start + len(LAYOUT)], strict=True))
@@ -223,6 +295,8 @@ DEFINITIONS = {
     "norm_head": norm_head,
     "linear_cross_entropy": linear_cross_entropy,
     "padded_linear": padded_linear,
+    "compress_bfloat16": compress_bfloat16,
+    "decompress_bfloat16": decompress_bfloat16,
     "decode_step": decode_step,
 }
 for _name, _function in DEFINITIONS.items():

@@ -4,6 +4,8 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
 `...` any leading dimensions. Common to all operators:
 
 * Weights are `[out, in]`, float32, bfloat16 or float16; rows may lie further apart than their length (padded strides).
+* On a CPU a bfloat16 weight may also be compressed: the bytes, uint8, that `compress_bfloat16` gives, and no others. It
+  means the weight that went in, and results have the same bits.
 * Activations are float32 or the weights' dtype; results have the activations' dtype unless said otherwise.
 * Any size is allowed; products are accumulated in float32. One row is as good as many: for few rows (up to 64) the
   weights are streamed once through fused kernels, for many rows the products are torch's own GEMM.
@@ -46,6 +48,12 @@ SCHEMAS = {
     "Tensor? bias=None, int ignore_index=-100) -> Tensor",
     # x [..., K] weight^T [O, K] + bias [O], any K and O. Gives [..., O].
     "padded_linear": "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    # weight [O, K] bfloat16, K up to 65535 -> bytes [O, S] of 12 bits a value, without loss, and the reverse. A row keeps
+    # sign and mantissa of each value, 4 bits for an exponent among 15 neighbours (or 0), and the values with any other
+    # exponent as exceptions; S, a multiple of 16, is 1.5 K, filled up to groups of 64 values, and 4 for each exception of
+    # the row that has most (csrc/cpu/bf12.h).
+    "compress_bfloat16": "(Tensor weight) -> Tensor",
+    "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
     # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding
     # [V, H], every block, final norm and head as `norm_head`. Activations are float32. layout: for each block the
     # numbers that LAYOUT names, each a place in `weights`, -1 where the block has none; a block without `mha_norm`

@@ -17,6 +17,7 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import Attention
+from pyprune.runtime.compressed import compressed, require_compressible, sizes_of
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
 from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor, require_whole
@@ -42,6 +43,10 @@ class Engine:
     memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
     weights' dtype.
 
+    compress: keep bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and few sequences
+    decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own, `decoder` with
+    their sizes only; the given decoder's memory is free once nobody else holds it.
+
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
     read it, the host never does, so that on a GPU one recorded step serves all of them without waiting).
@@ -50,11 +55,17 @@ class Engine:
     a sequence FFN halves may come and go and an MHA may be switched off, but an MHA that any cached token went without
     may not be switched on again; a device mask, which the host does not know, holds from one prefill to the next.
 
-    Raises InputError for sizes out of range, and for more cache and workspace at full length than there is memory.
+    Raises InputError for sizes out of range, for more cache and workspace (and compressed weights) at full length than
+    there is memory, and for `compress` with other weights than bfloat16 on a CPU.
     """
 
     def __init__(
-        self, decoder: Decoder, max_batch: int = 1, max_len: int | None = None, prefill_chunk: int = PREFILL_CHUNK
+        self,
+        decoder: Decoder,
+        max_batch: int = 1,
+        max_len: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        compress: bool = False,
     ) -> None:
         max_batch = require_whole("max_batch", max_batch, 1, MAX_BATCH)
         if max_len is None:
@@ -63,15 +74,21 @@ class Engine:
         prefill_chunk = require_whole("prefill_chunk", prefill_chunk, 1)
         if decoder.streamed:
             raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
-        require_engine(decoder, max_batch, max_len, prefill_chunk)
-        self.decoder = decoder
+        if compress:
+            require_compressible(decoder)
+        require_engine(decoder, max_batch, max_len, prefill_chunk, compress)
+        self.decoder = sizes_of(decoder) if compress else decoder
+        self._running = compressed(decoder) if compress else decoder
+        self._device = decoder.device
         self.max_batch = max_batch
         self.max_len = max_len
         self.prefill_chunk = prefill_chunk
         # Where the frequencies change with the length, each row has those of the length at which it is decoded.
         self.cos, self.sin = decoder.rope.tables(max_len)
         self._caches = [None if b.mha is None else self._new_cache(b.mha) for b in decoder.blocks]
-        self._whole = WholeStep(decoder, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
+        self._whole = (
+            WholeStep(self._running, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
+        )
         self._plan = plan(decoder)
         self._mask = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
         self._masked = False  # whether the current batch runs under `_mask`, a device mask
@@ -80,7 +97,7 @@ class Engine:
         self._forget()
 
     def _forget(self) -> None:
-        self._lengths = torch.zeros(0, dtype=torch.int64, device=self.decoder.device)
+        self._lengths = torch.zeros(0, dtype=torch.int64, device=self._device)
         # The greatest of them, on the host: a decode step never waits for the device. None: not known since a stream.
         self._longest: int | None = 0
         self._stream: object | None = None  # the running stream, which nothing else may disturb
@@ -88,7 +105,7 @@ class Engine:
     def _new_cache(self, mha: MHA) -> tuple[Tensor, Tensor]:
         # Memory that no sequence reaches is never touched, so the operating system never provides it.
         shape = (self.max_batch, mha.kv_heads, self.max_len, mha.head_dim)
-        options = {"dtype": self.decoder.dtype, "device": self.decoder.device}
+        options = {"dtype": self.decoder.dtype, "device": self._device}
         return torch.empty(shape, **options), torch.empty(shape, **options)
 
     @property
@@ -108,7 +125,7 @@ class Engine:
         return self._start(given, self._mask_and_plan(skip))
 
     def _mask_and_plan(self, skip: Skip) -> tuple[Tensor | None, Plan]:
-        mask = device_mask(self.decoder, skip)
+        mask = device_mask(self._running, skip)
         return mask, plan(self.decoder, skip if mask is None else None)
 
     @torch.inference_mode()
@@ -136,7 +153,7 @@ class Engine:
                 f"tokens: shape {list(tokens.shape)} given; [{len(self._lengths)}], as in prefill, is accepted"
             )
         check_ids(tokens, self.decoder.vocab_size, "tokens", "[batch]")
-        tokens = tokens.to(self.decoder.device, torch.int64).contiguous()
+        tokens = tokens.to(self._device, torch.int64).contiguous()
         if self._longest is None:
             self._longest = int(self._lengths.max())
         if self._longest >= self.max_len:
@@ -150,7 +167,7 @@ class Engine:
         return logits
 
     def _changed_plan(self, skip: Skip) -> Plan:
-        if self._masked or device_mask(self.decoder, skip) is not None:
+        if self._masked or device_mask(self._running, skip) is not None:
             raise InputError("skip: a device mask holds from one prefill to the next; in between None is accepted")
         new = plan(self.decoder, skip)
         # By this very rule the blocks whose MHA runs now are those with a cache row for every token.
@@ -172,7 +189,7 @@ class Engine:
         if self._whole is not None:
             return self._whole(tokens, positions, self._mask if self._masked else self._plan.left_out)
         places = positions.unsqueeze(1)
-        x = embed(self.decoder, tokens.unsqueeze(1))
+        x = embed(self._running, tokens.unsqueeze(1))
         return self._logits(self._blocks(x, places, Attention(places), self._caches, self.cos, self.sin)[:, 0])
 
     def _graph(self, tokens: Tensor, positions: Tensor) -> StepGraph:
@@ -245,7 +262,7 @@ class Engine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         given = prompts(input_ids, attention_mask, self.decoder.vocab_size)
-        batch, device = len(given.lengths), self.decoder.device
+        batch, device = len(given.lengths), self._device
         limits = token_limits(max_new_tokens, batch)
         self._check([length + limit - 1 for length, limit in zip(given.lengths, limits, strict=True)])
         left_out = self._mask_and_plan(skip)
@@ -295,7 +312,7 @@ class Engine:
     def _held(self, given: Prompts) -> Tensor:
         """Which tokens each prompt holds: bool `[B, V]`."""
         shape = (len(given.lengths), self.decoder.vocab_size)
-        held = torch.zeros(shape, dtype=torch.bool, device=self.decoder.device)
+        held = torch.zeros(shape, dtype=torch.bool, device=self._device)
         ids = given.ids.to(held.device, torch.int64)
         for row, prompt, length in zip(held, ids, given.lengths, strict=True):
             row[prompt[:length]] = True
@@ -315,7 +332,9 @@ class Engine:
         decoder, lengths, limit = self.decoder, given.lengths, self.decoder.rope.limit
         # Beyond the limit the frequencies depend on the prompt's length: each sequence runs as if it were alone.
         alone = limit is not None and max(lengths) > limit
-        last = torch.empty(len(lengths), decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device)
+        last = torch.empty(
+            len(lengths), decoder.hidden_size, dtype=activation_dtype(self._running), device=self._device
+        )
         cos, sin = self.cos, self.sin
         for piece in pieces(lengths, self.prefill_chunk, together=not alone):
             if alone and piece.start == 0:
@@ -330,7 +349,7 @@ class Engine:
     def _piece(self, ids: Tensor, piece: Piece, cos: Tensor, sin: Tensor) -> Tensor:
         rows = slice(piece.first, piece.last)
         caches = [pair and (pair[0][rows], pair[1][rows]) for pair in self._caches]
-        x = embed(self.decoder, ids[rows, piece.start : piece.stop])
+        x = embed(self._running, ids[rows, piece.start : piece.stop])
         positions = torch.arange(piece.start, piece.stop, device=x.device).expand(x.shape[:2]).contiguous()
         return self._blocks(x, positions, Attention(positions, piece.start), caches, cos, sin)
 
@@ -345,7 +364,7 @@ class Engine:
     ) -> Tensor:
         """x `[B, T, hidden]` through every block that runs, appending to `caches` at `positions [B, T]`."""
         eps, mask = self.decoder.eps, self._mask if self._masked else None
-        for place, (block, cache) in enumerate(zip(self.decoder.blocks, caches, strict=True)):
+        for place, (block, cache) in enumerate(zip(self._running.blocks, caches, strict=True)):
             if self._plan.mha[place]:
                 mha, (keys, values), unit = block.mha, cache, 2 * place
                 q = ops.norm_qkv_rope(
@@ -363,5 +382,5 @@ class Engine:
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        head = self.decoder.head
-        return ops.norm_head(x, self.decoder.norm, self.decoder.eps, head.weight, head.bias)
+        head = self._running.head
+        return ops.norm_head(x, self._running.norm, self._running.eps, head.weight, head.bias)

@@ -16,6 +16,7 @@ from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
 from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS
+from pyprune.runtime.compressed import compressed_bytes
 from pyprune.runtime.skip import Plan, plan
 
 # As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in tensors.h.
@@ -37,27 +38,30 @@ def cache_bytes(decoder: Decoder, batch: int, length: int, runs: Plan | None = N
     return batch * length * rows * decoder.dtype.itemsize
 
 
-def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
-    """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time."""
+def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool = False) -> int:
+    """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time; with
+    `compress` a weight that meets many rows is made bfloat16 again, one at a time."""
     rope = decoder.rope
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
     tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
-    return tables + max(_prefill(decoder, batch, length, runs, chunk), _decode(decoder, batch, length, runs))
+    prefill = _prefill(decoder, batch, length, runs, chunk, compress)
+    return tables + max(prefill, _decode(decoder, batch, length, runs))
 
 
-def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int) -> None:
+def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, compress: bool = False) -> None:
     """Raise InputError, with both figures, when caches and workspace of such an engine exceed what is available.
 
     The figure is what the engine may use at full length. A system that provides memory only when it is touched would
     let a larger engine begin, and end the process in the middle of a sequence.
     """
     needed = cache_bytes(decoder, max_batch, max_len)
-    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk)
+    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress)
+    needed += compressed_bytes(decoder) if compress else 0
     what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
     memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
 
 
-def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
+def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool) -> int:
     """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
     tokens = min(length, max(1, chunk // batch))
     rows, hidden = batch * tokens, decoder.hidden_size
@@ -76,28 +80,39 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) 
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
-            hold(held, query, hidden, 2 * width, besides=_product(decoder, rows, width, hidden))  # norm, q twice
-            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=_product(decoder, rows, kv_width, hidden))
+            hold(
+                held, query, hidden, 2 * width, besides=_product(decoder, compress, rows, width, hidden)
+            )  # norm, q twice
+            hold(
+                held,
+                query,
+                hidden,
+                2 * width,
+                2 * kv_width,
+                besides=_product(decoder, compress, rows, kv_width, hidden),
+            )
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
             query = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
         if ffn_runs:
             width = block.ffn.width
-            product = _product(decoder, rows, width, hidden)
+            product = _product(decoder, compress, rows, width, hidden)
             hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
     return most
 
 
-def _product(decoder: Decoder, rows: int, outer: int, inner: int) -> int:
+def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
-    weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it."""
+    weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; before that a
+    compressed weight as bfloat16."""
     if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
         return 0
+    plain = outer * inner * decoder.dtype.itemsize if compress else 0
     if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
-        return rows * (inner + outer) * decoder.dtype.itemsize
-    return min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
+        return plain + rows * (inner + outer) * decoder.dtype.itemsize
+    return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
 
 def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int) -> int:

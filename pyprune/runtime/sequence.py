@@ -21,7 +21,10 @@ def activation_dtype(decoder: Decoder) -> torch.dtype:
 
 def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
     """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`."""
-    return F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding).to(activation_dtype(decoder))
+    rows = F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding)
+    if rows.dtype == torch.uint8:  # compressed
+        rows = ops.decompress_bfloat16(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)
+    return rows.to(activation_dtype(decoder))
 
 
 def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
