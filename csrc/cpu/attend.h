@@ -23,7 +23,7 @@ inline void score_keys(const K* keys, int64_t stride, int64_t length, int64_t he
       }
       Vec acc[MT][kRows];
       repeat<MT * kRows>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / kRows][i % kRows] = Vec::zero(); });
-      accumulate<K, kRows, MT>(row, {Ahead::of(row[0], block), block / 64}, head_dim, x, x_stride, acc);
+      accumulate<kRows, MT>(row, {Ahead::of(row[0], block), block / 64}, head_dim, x, x_stride, acc);
       repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
         part[m][p] = Vec::fold4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
       });

@@ -14,14 +14,30 @@ using pyprune::cpu::kGroupBytes;
 
 struct bf12 { uint8_t byte; };  // of a row; a row's length in these is its stride
 
+// bfloat16 values side by side.
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-using Bits = __m512i;  // bfloat16 values side by side
+using Bits = __m512i;
+inline Bits load_bits(const bf16* p) { return _mm512_loadu_si512(p); }
+inline void store(Bits bits, bf16* p) { _mm512_storeu_si512(p, bits); }
 #elif defined(__AVX2__)
 using Bits = __m256i;
+inline Bits load_bits(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store(Bits bits, bf16* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits); }
 #else
 struct Bits { bf16 values[16]; };
+inline Bits load_bits(const bf16* p) {
+  Bits bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
+inline void store(const Bits& bits, bf16* p) { std::memcpy(p, &bits, sizeof(bits)); }
 #endif
 constexpr int kInBits = sizeof(Bits) / 2, kParts = kGroup / kInBits;
+
+// A group; one vector at a time, so that they can stay in registers.
+ALWAYS_INLINE void store(const Bits (&bits)[kParts], bf16* p) {
+  repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA { store(bits[part], p + part * kInBits); });
+}
 
 // A row's exponents by code, as the two bytes of a bfloat16 have them: seven bits in the upper one, one in the lower.
 class Exponents {
@@ -101,9 +117,9 @@ class Exceptions {
   }
   bool before(int64_t column) const { return column_ < column; }
   // Puts those of a group in their place; `first` is its first column. Out of line: few groups have any.
-  __attribute__((noinline)) void put(int64_t first, uint16_t* values) {
+  __attribute__((noinline)) void put(int64_t first, bf16* values) {
     for (; column_ < first + kGroup; ++next_, look())
-      if (column_ >= first) values[column_ - first] = bits_;
+      if (column_ >= first) values[column_ - first].bits = bits_;
   }
 
  private:
@@ -142,10 +158,10 @@ struct Bf12Row {
   ALWAYS_INLINE void read(int64_t first, Bits (&out)[kParts]) {
     exponents.read(groups + first / kGroup * kGroupBytes, out);
     if (__builtin_expect(exceptions.before(first + kGroup), 0)) {
-      uint16_t values[kGroup];
-      std::memcpy(values, out, sizeof(values));
+      bf16 values[kGroup];
+      store(out, values);
       exceptions.put(first, values);
-      std::memcpy(out, values, sizeof(values));
+      repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA { out[part] = load_bits(values + part * kInBits); });
     }
   }
 };

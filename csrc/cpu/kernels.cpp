@@ -2,7 +2,6 @@
 // flags and another PYPRUNE_ISA; all that leaves it is the table at its end.
 #include "kernels.h"
 
-#include <cstdlib>
 #include <type_traits>
 
 #include "ahead.h"
@@ -119,10 +118,6 @@ struct Dot<bf16> {  // even elements, then odd ones: see load_even_odd
 
 #endif
 
-static_assert(kInBits == Dot<bf16>::chunk);
-template <>
-struct Dot<bf12> : Dot<bf16> {};  // read a group at a time: see accumulate
-
 template <class W>
 constexpr int64_t padded(int64_t n) {
   return (n + Dot<W>::chunk - 1) / Dot<W>::chunk * Dot<W>::chunk;
@@ -205,7 +200,7 @@ void pack(DType weight_type, const void* x, DType x_type, const void* norm, DTyp
 // acc[m][r] += weight row w[r] times activation row m, R weight rows and MT activation rows at a time. All of `acc` stays in
 // registers: its places are constants, for where a loop names them the compiler may store every sum after every chunk
 // (GCC 12: tiles of two to four rows took twice the time of one of six).
-template <class W, int R, int MT>
+template <int R, int MT, class W>
 ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
   using D = Dot<W>;
   using X = typename D::X;
@@ -233,39 +228,8 @@ ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const c
   }
 }
 
-// The same for weights in 12 bits, with the same bits: a group of 64 values is so many chunks of bfloat16.
-template <int R, int MT>
-ALWAYS_INLINE void accumulate(const bf12* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
-  using D = Dot<bf16>;
-  const int64_t whole = k / kGroup, left = k % kGroup;
-  Bf12Row rows[R];
-  repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r] = Bf12Row(w[r], k); });
-  const auto add = [&](int64_t first, const Dot<bf16> (&weights)[R]) ALWAYS_INLINE_LAMBDA {
-    repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
-      D::multiply(weights, reinterpret_cast<const D::X*>(x + m * x_stride) + first, acc[m]);
-    });
-  };
-  for (int64_t g = 0, due = 0; g < whole; ++g) {
-    ahead.step(whole, due);
-    Bits bits[R][kParts];
-    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r].read(g * kGroup, bits[r]); });
-    repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA {
-      D weights[R];
-      repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { weights[r] = D(bits[r][part]); });
-      add(g * kGroup + part * D::chunk, weights);
-    });
-  }
-  if (left > 0) {
-    Bits bits[R][kParts];
-    repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { rows[r].read(whole * kGroup, bits[r]); });
-    repeat<kParts>([&](auto part) ALWAYS_INLINE_LAMBDA {
-      if (part * D::chunk >= left) return;
-      D weights[R];
-      repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA { weights[r] = D(bits[r][part]); });
-      add(whole * kGroup + part * D::chunk, weights);
-    });
-  }
-}
+template <int R, int MT>  // the same for rows in 12 bits: linear_bf12.h
+ALWAYS_INLINE void accumulate(const bf12* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]);
 
 // kRows weight rows against MT activation rows, R weight rows at a time. Rows past the end repeat the last one, and their
 // results are dropped.
@@ -276,8 +240,7 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
   repeat<kRows / R>([&](auto part) ALWAYS_INLINE_LAMBDA {
     Vec sums[MT][R];
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { sums[i / R][i % R] = Vec::zero(); });
-    if constexpr (std::is_same_v<W, bf12>) accumulate<R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
-    else accumulate<W, R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
+    accumulate<R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / R][part * R + i % R] = sums[i / R][i % R]; });
   });
   repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
@@ -297,13 +260,11 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
 // are, and two rows are taken side by side, their lines called: of the read limit, 7155 bfloat16 values a row without
 // bf16 units took 51 to 73 % in turn and take 94 % so, float32 81 to 92 and 95 %.
 //
-// Rows in 12 bits meet up to four activation rows in turn, whatever their length (linear_bf12). Weights that are `at_hand`, in
-// the cache, are not called.
+// Weights that are `at_hand`, in the cache, are not called.
 template <class W>
 void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, const char* x, int64_t x_stride,
                   int64_t m_count, float* out, int64_t out_stride, const void* next_weights, bool at_hand = false) {
-  constexpr bool compressed = std::is_same_v<W, bf12>;
-  const bool in_turn = m_count <= kMaxInTurn && (compressed || m_count * x_stride <= kInTurnBytes);
+  const bool in_turn = m_count <= kMaxInTurn && m_count * x_stride <= kInTurnBytes;
   const bool in_pairs = m_count == 1 && Dot<W>::products > 1 && k > kLongRow;
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t valid = rows - r < kRows ? rows - r : kRows;
@@ -322,7 +283,6 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
         constexpr int MT = decltype(mt)::value;
         const auto by = [&](auto r) { tile<W, MT, decltype(r)::value>(w, next, k, xs, x_stride, o, out_stride, valid); };
         if constexpr (MT == 1) in_pairs ? by(Number<2>{}) : by(Number<1>{});
-        else if constexpr (compressed) by(Number<1>{});
         else if constexpr (MT <= kMaxInTurn) in_turn ? by(Number<1>{}) : by(Number<kRows>{});
         else by(Number<kRows>{});
       };
@@ -341,70 +301,11 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
   }
 }
 
-// ---- weights in 12 bits ---------------------------------------------------------------------------------------------
+}  // namespace
 
-// A row of n values in 12 bits as bfloat16, while `ahead` is called.
-void to_bf16(const void* bf12_row, int64_t n, bf16* out, Ahead ahead) {
-  Bf12Row row(bf12_row, n);
-  const int64_t whole = n / kGroup, left = n % kGroup;
-  Bits bits[kParts];
-  for (int64_t g = 0, due = 0; g < whole; ++g) {
-    ahead.step(whole, due);
-    row.read(g * kGroup, bits);
-    std::memcpy(out + g * kGroup, bits, sizeof(bits));
-  }
-  if (left > 0) {
-    row.read(whole * kGroup, bits);
-    std::memcpy(out + whole * kGroup, bits, left * sizeof(bf16));
-  }
-}
+#include "linear_bf12.h"  // weights in 12 bits, by these products
 
-void to_bf16_row(const void* bf12_row, int64_t n, void* out) { to_bf16(bf12_row, n, static_cast<bf16*>(out), {}); }
-
-// A thread's memory for weights that were made bfloat16; not scratch.h, whose code one instruction set must not share.
-inline bf16* at_hand(int64_t values) {
-  struct Memory {
-    bf16* data = nullptr;
-    int64_t values = 0;
-    ~Memory() { std::free(data); }
-  };
-  thread_local Memory memory;
-  if (memory.values < values) {
-    std::free(memory.data);
-    memory.data = static_cast<bf16*>(std::aligned_alloc(64, values * sizeof(bf16)));
-    memory.values = memory.data ? values : 0;
-  }
-  return memory.data;
-}
-
-// Few activation rows meet the weights as they are unpacked. More of them would have each weight unpacked several times, or
-// want more registers than there are: a few weight rows are made bfloat16 first and go the way of others.
-void linear_bf12(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
-                 int64_t out_stride, const void* next) {
-  const int64_t x_stride = padded<bf16>(k) * int64_t(sizeof(Dot<bf16>::X));
-#if defined(__AMX_BF16__)
-  constexpr int64_t together = amx::kRows;
-#else
-  constexpr int64_t together = kRows;
-  if (m_count <= (kMaxTile < kMaxInTurn ? kMaxTile : kMaxInTurn))
-    return linear_typed(static_cast<const bf12*>(weight.data), weight.stride, rows, k, static_cast<const char*>(packed),
-                        x_stride, m_count, out, out_stride, next);
-#endif
-  const int64_t stride = (k + kGroup - 1) / kGroup * kGroup;
-  bf16* values = at_hand(together * stride);
-  for (int64_t r = 0; r < rows; r += together) {
-    const int64_t some = rows - r < together ? rows - r : together;
-    const Ahead ahead{Ahead::of(weight.data, together * weight.stride, r / together, (rows + together - 1) / together, next),
-                      some * weight.stride / 64};
-    for (int64_t i = 0; i < some; ++i) to_bf16(weight.row(r + i), k, values + i * stride, ahead.part(i, some));
-#if defined(__AMX_BF16__)
-    amx::linear(values, stride * 2, some, k, packed, m_count, out + r, out_stride, nullptr);
-#else
-    linear_typed(values, stride, some, k, static_cast<const char*>(packed), x_stride, m_count, out + r, out_stride, nullptr,
-                 true);
-#endif
-  }
-}
+namespace {
 
 void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
             int64_t out_stride, const void* next) {
