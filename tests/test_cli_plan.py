@@ -46,7 +46,7 @@ def test_json_has_every_plan_in_bytes(capsys):
     )  # fmt: skip
     assert (code, err) == (0, "")
     data = json.loads(out)
-    assert set(data) == {"model", "dtype", "parameters", "skip", "available_memory_bytes", "plans"}
+    assert set(data) == {"model", "dtype", "parameters", "skip", "compress", "available_memory_bytes", "plans"}
     assert (data["model"], data["dtype"]) == (TINY, "bfloat16")
     assert data["skip"] == {"blocks": [1], "mha": [], "ffn": [2, 3]}
     assert [(plan["batch"], plan["len"]) for plan in data["plans"]] == [(1, 140), (1, 524), (16, 140), (16, 524)]
@@ -98,3 +98,17 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, words, message):
     assert message in err
     assert err.startswith("pyprune: ")
     assert err.count("\n") == 1
+
+
+def test_compressed_weights_are_planned_and_only_bfloat16_has_them(capsys):
+    words = [TINY, "--memory", "--len", "64", "--json"]
+    code, out, _ = run(capsys, *words, "--dtype", "bf16", "--compress")
+    given = json.loads(out)
+    assert (code, given["compress"]) == (0, True)
+    assert given["plans"][0]["weights"] == plan_memory(TINY, 1, 64, "bf16", compress=True).weights
+    code, out, _ = run(capsys, TINY, "--memory", "--len", "64", "--dtype", "bf16", "--compress")
+    assert "bfloat16 of 12 bits" in out
+    code, _, err = run(capsys, *words, "--dtype", "fp16", "--compress")
+    assert code == 2
+    assert "compress" in err
+    assert "float16" in err

@@ -18,7 +18,8 @@ namespace {  // compiled for several instruction sets
 constexpr int64_t kGroup = 64, kGroupBytes = 96;
 constexpr int kExponents = 15;           // that a row can have besides 0
 constexpr int64_t kMostColumns = 65535;  // an exception has 16 bits for its column, a row for their number
-constexpr uint8_t kBf12Mark = 0xbf;
+// Tells such a row, and how many values its last group has.
+constexpr uint8_t bf12_mark(int64_t k) { return uint8_t(0x80 | k % kGroup); }
 
 struct Exception {
   uint16_t column, bits;

@@ -47,7 +47,7 @@ inline Const compressed(const Tensor& t, int64_t k, const char* what) {
   for (int64_t r = 0; r < t.size(0); r += std::max<int64_t>(1, t.size(0) - 1)) {  // the first and the last
     Head head;
     std::memcpy(&head, rows.row(r), sizeof(head));
-    STD_TORCH_CHECK(head.mark == kBf12Mark && bf12_row_bytes(k, head.exceptions) <= t.size(1), what,
+    STD_TORCH_CHECK(head.mark == bf12_mark(k) && bf12_row_bytes(k, head.exceptions) <= t.size(1), what,
                     ": bytes of compress_bfloat16 for ", k, " columns are expected");
   }
   return rows;

@@ -11,6 +11,7 @@ from pyprune.commands.inputs import chosen_device, loaded
 from pyprune.commands.options import (
     MODEL_HELP,
     MOST,
+    add_compress,
     add_device,
     add_dtype,
     add_json,
@@ -96,6 +97,7 @@ def add_options(commands: Any) -> None:
         metavar="N",
         help="prompt tokens that run at once, which bounds the memory (default: 512)",
     )
+    add_compress(parser)
     add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
     add_device(parser)
     add_json(parser)
@@ -108,6 +110,8 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded(options.model, options.dtype, chosen_device(options))
     pruning.check(decoder)
     continuations = Continuations(options, decoder, pruning)
+    name = decoder.name
+    del decoder  # compressed weights are the engine's own, and nobody needs the others any more
     if options.stream:
         return continuations.print_as_it_comes()
     before = time.perf_counter()
@@ -116,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         return print_json(
             {
-                "model": decoder.name,
+                "model": name,
                 **sequences[0],  # the only one, mostly
                 "skip": {"blocks": list(pruning.blocks), "mha": list(pruning.mha), "ffn": list(pruning.ffn)},
                 "seconds": seconds,

@@ -69,6 +69,16 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
     )
 
 
+def add_compress(parser: argparse.ArgumentParser) -> None:
+    """--compress: bfloat16 weights in 12 bits each."""
+    parser.add_argument(
+        "--compress",
+        action="store_true",
+        help="keep bfloat16 weights in 12 bits each, without loss: the same bits, three quarters of the memory, and on "
+        "a CPU faster decoding of few sequences (default: off)",
+    )
+
+
 def add_skip(parser: argparse.ArgumentParser) -> None:
     for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
         parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, add_skip, command, numbers
+from pyprune.commands.options import MODEL_HELP, add_compress, add_dtype, add_json, add_skip, command, numbers
 from pyprune.commands.output import print_json, print_table, shown
 from pyprune.errors import InputError
 
@@ -39,6 +39,7 @@ def add_options(commands: Any) -> None:
         help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
     )
     add_skip(parser)
+    add_compress(parser)
     add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
     add_json(parser)
 
@@ -53,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
     skip = {"blocks": options.skip, "mha": options.skip_mha, "ffn": options.skip_ffn}
     decoder = loaded_sizes(options.model, options.dtype)
     lengths = options.len or [default_length(decoder)]
-    plans = {(m, n): plan_memory(decoder, m, n, skip=skip) for m in options.batch for n in lengths}
+    engines = [(batch, length) for batch in options.batch for length in lengths]
+    plans = {one: plan_memory(decoder, *one, skip=skip, compress=options.compress) for one in engines}
     free = memory.available()
     if options.json:
         return print_json(
@@ -62,16 +64,18 @@ def run(options: argparse.Namespace) -> None:
                 "dtype": str(decoder.dtype).removeprefix("torch."),
                 "parameters": decoder.parameters(),
                 "skip": skip,
+                "compress": options.compress,
                 "available_memory_bytes": free,
                 "plans": [{"batch": m, "len": n, **plan.to_dict()} for (m, n), plan in plans.items()],
             }
         )
     skips = any(plan.untouched for plan in plans.values())
     header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *(["used"] if skips else []), "fits here"]
+    stored = str(decoder.dtype).removeprefix("torch.") + (" of 12 bits" if options.compress else "")
     rows = []
     for (m, n), plan in plans.items():
         used = plan.total - plan.untouched
         sizes = [plan.weights, plan.cache, plan.workspace, plan.total, *([used] if skips else [])]
         fits = "unknown" if free is None else shown(used <= free)
         rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
-    print_table(header, rows, f"{decoder.name} in {str(decoder.dtype).removeprefix('torch.')}: GiB of memory")
+    print_table(header, rows, f"{decoder.name} in {stored}: GiB of memory")

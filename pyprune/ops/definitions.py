@@ -30,7 +30,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-GROUP, EXPONENTS, MARK, IN_HEAD = 64, 15, 0xBF, 3  # of a compressed row: see csrc/cpu/bf12.h
+GROUP, EXPONENTS, MARK, IN_HEAD = 64, 15, 0x80, 3  # of a compressed row: see csrc/cpu/bf12.h
 
 
 def _places() -> Tensor:
@@ -70,7 +70,9 @@ def compress_bfloat16(weight: Tensor) -> Tensor:
     start = 4 * (exception.cumsum(1)[row, column] - 1)
     for byte, value in enumerate((column & 0xFF, column >> 8, bits[row, column] & 0xFF, bits[row, column] >> 8)):
         listed[row, start + byte] = value.to(torch.int32)
-    head = torch.stack((base[:, 0], torch.full_like(numbers, MARK), numbers & 0xFF, numbers >> 8), dim=1)
+    head = torch.stack(
+        (base[:, 0], torch.full_like(numbers, MARK | columns % GROUP), numbers & 0xFF, numbers >> 8), dim=1
+    )
     return torch.cat((head, listed[:, : 4 * IN_HEAD], body, listed[:, 4 * IN_HEAD :]), dim=1).to(torch.uint8)
 
 
@@ -79,7 +81,7 @@ def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
     end = 4 + 4 * IN_HEAD + groups * 96
     good = compressed.dtype == torch.uint8 and compressed.dim() == 2 and columns > 0 and compressed.shape[1] >= end
     _expect(
-        good and bool((compressed[:, 1] == MARK).all()),
+        good and bool((compressed[:, 1] == MARK | columns % GROUP).all()),
         f"compressed: bytes of compress_bfloat16 for {columns} columns are expected",
     )
     rows, wide = len(compressed), compressed.to(torch.int32)

@@ -48,10 +48,10 @@ SCHEMAS = {
     "Tensor? bias=None, int ignore_index=-100) -> Tensor",
     # x [..., K] weight^T [O, K] + bias [O], any K and O. Gives [..., O].
     "padded_linear": "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
-    # weight [O, K] bfloat16, K up to 65535 -> bytes [O, S] of 12 bits a value, without loss, and the reverse. A row keeps
-    # sign and mantissa of each value, 4 bits for an exponent among 15 neighbours (or 0), and the values with any other
-    # exponent as exceptions; S, a multiple of 16, is 1.5 K, filled up to groups of 64 values, and 4 for each exception of
-    # the row that has most (csrc/cpu/bf12.h).
+    # weight [O, K] bfloat16, K up to 65535 -> bytes [O, S] of 12 bits a value, without loss, and the reverse. A row has
+    # 16 bytes for its head, then sign and mantissa of each value and 4 bits for an exponent among 15 neighbours (or 0),
+    # K filled up to groups of 64; a value with any other exponent is an exception of 4 bytes, the first three of them
+    # in the head, the others behind. S is that of the row with most of them (csrc/cpu/bf12.h).
     "compress_bfloat16": "(Tensor weight) -> Tensor",
     "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
     # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding

@@ -1,8 +1,8 @@
 """A decoder whose matrices take 12 bits a weight instead of 16, without loss: what `Engine(compress=True)` runs.
 
-The exponents of trained weights hardly differ within a row (DFloat11, arXiv:2504.11651, finds 2.6 bits of information in
-the 8 of a bfloat16), so 4 bits say which one a weight has. Decoding a few sequences is reading weights from memory, and three
-quarters of the bytes are read in three quarters of the time.
+The exponents of trained weights hardly differ within a row (DFloat11, arXiv:2504.11651, finds 2.6 bits of information
+in the 8 of a bfloat16), so 4 bits say which one a weight has. Decoding a few sequences is reading weights from memory,
+and three quarters of the bytes are read in three quarters of the time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.pages import Pages
+from pyprune.runtime import memory
 
 MOST_COLUMNS = 65535
-# Values of a row with an exponent that its code does not have: of normally distributed ones about one in 12,000.
-USUAL_EXCEPTIONS, COLUMNS_AN_EXCEPTION = 3, 1024
+# As csrc/cpu/bf12.h lays out a row. Of normally distributed values about one in 12,000 is an exception; the row with
+# most of them decides.
+GROUP, GROUP_BYTES, HEAD = 64, 96, 16
+COLUMNS_AN_EXCEPTION = 1024
 
 
 def compressed(decoder: Decoder) -> Decoder:
-    """`decoder` with every matrix as the bytes of `ops.compress_bfloat16`, for the operators alone: what reads or writes
-    weights itself would take them for numbers. A matrix that would not get smaller stays as it is."""
+    """`decoder` with every matrix as the bytes of `ops.compress_bfloat16`, for the operators alone: whatever reads or
+    writes weights itself would take them for numbers. A matrix that would not get smaller stays as it is."""
     pages = Pages()
 
-    def compress(tensor: Tensor) -> Tensor:
-        if tensor.dim() != 2 or not 0 < tensor.shape[1] <= MOST_COLUMNS:
-            return tensor
-        small = ops.compress_bfloat16(tensor)
-        return pages.copy(small) if small.nbytes < tensor.nbytes else tensor
+    def compress(tensor: Tensor) -> Tensor:  # nothing shares memory with the old one, whose pages are given back whole
+        if tensor.dim() == 2 and 0 < tensor.shape[1] <= MOST_COLUMNS:
+            small = ops.compress_bfloat16(tensor)
+            if small.nbytes < tensor.nbytes:
+                return pages.copy(small)
+        return pages.copy(tensor)
 
-    return decoder.map(compress)
+    smaller = decoder.map(compress)
+    memory.give_back()
+    return smaller
 
 
 def sizes_of(decoder: Decoder) -> Decoder:
@@ -40,8 +46,8 @@ def sizes_of(decoder: Decoder) -> Decoder:
 
 
 def require_compressible(decoder: Decoder) -> None:
-    """InputError unless the weights are bfloat16 on a CPU."""
-    if decoder.dtype != torch.bfloat16 or decoder.device.type != "cpu":
+    """InputError unless the weights are bfloat16 on a CPU, or their sizes alone are known."""
+    if decoder.dtype != torch.bfloat16 or decoder.device.type not in ("cpu", "meta"):
         raise InputError(
             f"compress: {decoder.name} has {str(decoder.dtype).removeprefix('torch.')} weights on {decoder.device};"
             " bfloat16 weights on a CPU are accepted"
@@ -49,7 +55,7 @@ def require_compressible(decoder: Decoder) -> None:
 
 
 def compressed_bytes(decoder: Decoder) -> int:
-    """What all tensors of `compressed(decoder)` take, from sizes alone: exact but for a row's exceptions, of which as many
+    """What all tensors of `compressed(decoder)` take, from sizes alone: exact but for the exceptions, of which as many
     are counted as normally distributed weights have."""
     return sum(_bytes(tensor) for _, tensor in decoder.tensors())
 
@@ -59,6 +65,5 @@ def _bytes(tensor: Tensor) -> int:
     if tensor.dim() != 2 or not 0 < tensor.shape[1] <= MOST_COLUMNS:
         return plain
     rows, columns = tensor.shape
-    exceptions = USUAL_EXCEPTIONS + columns // COLUMNS_AN_EXCEPTION
-    row = -(-columns // 64) * 96 + 4 + 4 * exceptions  # as csrc/cpu/bf12.h
-    return min(plain, rows * (-(-row // 16) * 16))
+    behind = -(-4 * (columns // COLUMNS_AN_EXCEPTION) // 16) * 16
+    return min(plain, rows * (HEAD + -(-columns // GROUP) * GROUP_BYTES + behind))

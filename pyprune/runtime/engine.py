@@ -43,9 +43,9 @@ class Engine:
     memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
     weights' dtype.
 
-    compress: keep bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and few sequences
-    decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own, `decoder` with
-    their sizes only; the given decoder's memory is free once nobody else holds it.
+    compress: keep bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to four
+    sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own, and
+    its `decoder` sizes only; the given decoder's memory is free once nobody else holds it.
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators

@@ -72,6 +72,9 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
     masks = sum(_mask(tokens, length, window) for window in windows)
     most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
+    def product(outer: int, inner: int) -> int:
+        return _product(decoder, compress, rows, outer, inner)
+
     def hold(*widths: int, besides: int = 0) -> None:
         nonlocal most
         most = max(most, rows * size * (states + sum(widths)) + masks + besides)
@@ -80,32 +83,31 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
-            hold(
-                held, query, hidden, 2 * width, besides=_product(decoder, compress, rows, width, hidden)
-            )  # norm, q twice
+            hold(held, query, hidden, 2 * width, besides=product(width, hidden))  # norm, q twice
             hold(
                 held,
                 query,
                 hidden,
                 2 * width,
                 2 * kv_width,
-                besides=_product(decoder, compress, rows, kv_width, hidden),
+                besides=product(kv_width, hidden),
             )
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
             query = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=product(hidden, width))
         if ffn_runs:
             width = block.ffn.width
-            product = _product(decoder, compress, rows, width, hidden)
-            hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
+            hold(
+                activation, 2 * query, hidden, 3 * width, besides=product(width, hidden)
+            )  # norm; gate, up and what comes of them
             activation = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=product(hidden, width))
     return most
 
 
 def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
-    weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; before that a
+    weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
     compressed weight as bfloat16."""
     if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
         return 0

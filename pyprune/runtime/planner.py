@@ -10,6 +10,7 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
+from pyprune.runtime.compressed import compressed_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, workspace_bytes
 from pyprune.runtime.inputs import is_whole
@@ -51,13 +52,15 @@ def plan_memory(
     length: int | None = None,
     dtype: torch.dtype | str | None = None,
     skip: Skip = None,
+    compress: bool = False,
 ) -> MemoryPlan:
     """The memory of `Engine(load(model, dtype), max_batch=batch, max_len=length)` on a CPU, from sizes alone.
 
     model: whatever `load` takes; only its configuration is read. length: prompt and new tokens together (default: as
-    the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay.
+    the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay. compress: as for
+    `Engine`, once nobody else holds the decoder that the weights came from.
     InputError for a model that cannot be read, a batch or a length that the engine or the model does not take, and a
-    skip that names what is not there.
+    skip that names what is not there, and compress for other weights than bfloat16.
     """
     decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
     length = default_length(decoder) if length is None else length
@@ -65,11 +68,13 @@ def plan_memory(
         raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")
     if not is_whole(length) or not 1 <= length <= decoder.max_positions:
         raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
+    if compress:
+        require_compressible(decoder)
     runs = plan(decoder, skip)
     cache = cache_bytes(decoder, batch, length)
     return MemoryPlan(
-        weights=sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors()),
+        weights=compressed_bytes(decoder) if compress else sum(t.nbytes for _, t in decoder.tensors()),
         cache=cache,
-        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK),
+        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress),
         untouched=cache - cache_bytes(decoder, batch, length, runs),
     )

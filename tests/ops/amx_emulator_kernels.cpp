@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "../../csrc/cpu/bf12_write.h"
 #include "../../csrc/cpu/halves.h"
 #include "../../csrc/cpu/kernels.h"
 #include "amx_emulator.h"
@@ -211,6 +212,34 @@ void test_other_dtype(DType type) {
   ++cases;
 }
 
+// Weights in 12 bits give the bits of those that they stand for; one value of each row is an exception.
+void test_twelve_bits(int64_t rows, int64_t k, int64_t count) {
+  using namespace pyprune::cpu;
+  Weight w(rows, k, k);
+  for (int64_t r = 0; r < rows; ++r) from_float(0x1p-90f, w.data()[r * k + generator() % k]);
+  const Rows x(count, k);
+  const std::vector<float> expected = product(w, x, 0, count);
+  const int64_t stride = bf12_row_bytes(k, 40);
+  const Memory bytes(rows * stride);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<uint16_t> values(k), found(k);
+    std::memcpy(values.data(), w.data() + r * k, k * 2);
+    const Choice choice(values.data(), k);
+    check(0 <= choice.exceptions && choice.exceptions <= 40, "exceptions", choice.exceptions);
+    compress_row(values.data(), k, choice, bytes.as<uint8_t>() + r * stride, stride);
+    table.to_bf16(bytes.as<uint8_t>() + r * stride, k, found.data());
+    check(found == values, "a row in 12 bits is another one", r, k);
+  }
+  const Memory packed(table.packed_bytes(DType::bf12, k, count));
+  for (int64_t m = 0; m < count; ++m)
+    table.pack(DType::bf12, x.values.data() + m * k, DType::f32, nullptr, DType::f32, 0.5f, k, m, count, packed.as<void>());
+  std::vector<float> out(count * rows);
+  table.linear({bytes.as<void>(), DType::bf12, stride}, rows, k, packed.as<void>(), count, out.data(), rows, nullptr);
+  check(out == expected, "weights in 12 bits give other products", rows, k, count);
+  check(table.packed_together(DType::bf12) == 16, "rows that are packed together");
+  ++cases;
+}
+
 // A row's norm and a bfloat16 source are packed as they are multiplied: x = 2, norm = 3, scale = 0.5 give 3 for each 1.
 void test_packing() {
   std::vector<bf16> x(40), norm(40);
@@ -333,6 +362,8 @@ int main(int count, char** arguments) {
   test_attention(256, 20, 70);
   test_other_dtype<float>(DType::f32);
   test_other_dtype<f16>(DType::f16);
+  for (const int64_t k : {1, 63, 64, 577})
+    for (const int64_t m : {1, 4, 17, 64}) test_twelve_bits(m == 4 ? 35 : 16, k, m);
   test_packing();
   test_nothing();
   std::printf("passed %lld cases, bits %016llx\n", static_cast<long long>(cases), static_cast<unsigned long long>(digest));

@@ -33,6 +33,8 @@ def arguments(name: str, rows: int) -> tuple:
         "norm_head": (x, n, 1e-5, w),
         "linear_cross_entropy": (x, w, torch.randint(0, 37, (rows,)), n, 1e-5),
         "padded_linear": (x, w, random(37, dtype=torch.bfloat16)),
+        "compress_bfloat16": (w,),
+        "decompress_bfloat16": (ops.compress_bfloat16(w), 61),
         "decode_step": tuple(step_arguments(min(rows, 64), torch.bfloat16, torch.arange(min(rows, 64)))),
     }[name]
 
@@ -55,6 +57,8 @@ def changed(value, change):
 @pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
 def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: torch.dtype):
     torch.manual_seed(0)
+    if name == "compress_bfloat16":
+        pytest.skip("its input has one dtype, and the size of its result depends on values")
     args = changed(arguments(name, 4), lambda one: one.to(dtype) if one.is_floating_point() else one)
     traced = getattr(ops, name)(*changed(args, lambda one: one.to("meta")))
     if (name, dtype) == ("decode_step", torch.float64):  # its definition calls the others, and the library's refuse it
@@ -67,6 +71,7 @@ def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: to
 @pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
 def test_traces_under_compile_without_a_break(name: str):
     torch.manual_seed(0)
+    torch._dynamo.reset()  # one function for all operators would be compiled anew too often
     args = arguments(name, 4)
     compiled = torch.compile(lambda *a: getattr(ops, name)(*a) * 2, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*args), getattr(ops, name)(*args) * 2)

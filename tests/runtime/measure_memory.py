@@ -29,7 +29,9 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def measure(spec: str, dtype: str | None, batch: int, length: int, skip: list[int]) -> dict[str, int | float]:
+def measure(
+    spec: str, dtype: str | None, batch: int, length: int, skip: list[int], compress: bool = False
+) -> dict[str, int | float]:
     """Load, generate up to the full length, and compare the most that was resident with the plan."""
     # The libraries' own memory is not the model's: have it there before the count begins, the GEMM of each dtype too.
     for kind in {"bf16", dtype or "bf16"}:
@@ -37,16 +39,18 @@ def measure(spec: str, dtype: str | None, batch: int, length: int, skip: list[in
         pyprune.Engine(warm, max_batch=4, max_len=100).generate(torch.zeros(4, 90, dtype=torch.long), max_new_tokens=2)
     if not spec.startswith("shape:"):
         import gguf  # noqa: F401
-    plan = pyprune.plan_memory(spec, batch, length, dtype, skip)
+    plan = pyprune.plan_memory(spec, batch, length, dtype, skip, compress)
     gc.collect()
     process = resident("VmRSS")
 
     decoder = pyprune.load(spec, dtype)
     gc.collect()
     loaded = resident("VmRSS")
-    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length)  # hands back what loading left
+    vocabulary = decoder.vocab_size
+    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length, compress=compress)  # hands back what loading left
+    del decoder
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: loading is not what is measured
-    prompt = torch.randint(0, decoder.vocab_size, (batch, length - NEW_TOKENS + 1))
+    prompt = torch.randint(0, vocabulary, (batch, length - NEW_TOKENS + 1))
     engine.generate(prompt, max_new_tokens=NEW_TOKENS, skip=skip)
     most = resident("VmHWM") - process
     planned = plan.total - plan.untouched
@@ -69,5 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--len", type=int, default=512)
     parser.add_argument("--skip", type=int, nargs="*", default=[])
+    parser.add_argument("--compress", action="store_true")
     options = parser.parse_args()
-    print(json.dumps(measure(options.model, options.dtype, options.batch, options.len, options.skip)))
+    words = (options.model, options.dtype, options.batch, options.len, options.skip, options.compress)
+    print(json.dumps(measure(*words)))

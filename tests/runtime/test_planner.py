@@ -158,10 +158,15 @@ def isa(request):
         native.select_isa(own)
 
 
-@pytest.mark.parametrize(("spec", "dtype", "pruning", "batch", "length"), WORK)
-def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length):
+COMPRESSED = [(*work, True) for work in WORK if work[1] == "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "pruning", "batch", "length", "compress"), [*((*work, False) for work in WORK), *COMPRESSED]
+)
+def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length, compress):
     decoder = apply(load(spec, dtype), pruning)
-    engine = Engine(decoder, batch, length)
+    engine = Engine(decoder, batch, length, compress=compress)
     prompt = torch.randint(0, decoder.vocab_size, (batch, length - 1))
     engine.generate(prompt, max_new_tokens=2)  # the kernels' own scratch memory is there from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -172,7 +177,8 @@ def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning,
         held += event.nbytes()
         most = max(most, held)
     tables = engine.cos.nbytes + engine.sin.nbytes
-    planned = footprint.workspace_bytes(decoder, batch, length, plan(decoder), engine.prefill_chunk) - tables
+    chunk = engine.prefill_chunk
+    planned = footprint.workspace_bytes(decoder, batch, length, plan(decoder), chunk, compress) - tables
     assert planned == pytest.approx(most, rel=0.02)
 
 

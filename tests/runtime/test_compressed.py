@@ -1,0 +1,134 @@
+"""An engine with weights in 12 bits: the same numbers, fewer bytes, and nothing of the old weights kept."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+
+from pyprune import Engine, InputError, Pruning, load, plan_memory
+from pyprune.models.decoder import Decoder
+from pyprune.pruning import apply
+from pyprune.runtime.compressed import compressed
+
+SIZES = "hidden=72,blocks=4,heads=6,kv_heads=2,head_dim=12,ffn=131,vocab=301"
+MODELS = [
+    f"shape:{SIZES}",
+    f"shape:{SIZES},tied=1",
+    f"shape:{SIZES},family=qwen2,window=9",
+    f"shape:{SIZES},family=qwen3",
+]
+
+
+def model(spec: str) -> Decoder:
+    return load(spec, dtype="bf16")
+
+
+def ids(decoder: Decoder, batch: int, tokens: int) -> torch.Tensor:
+    return torch.randint(0, decoder.vocab_size, (batch, tokens))
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_logits_and_tokens_have_the_same_bits(spec: str):
+    decoder = model(spec)
+    plain, small = Engine(decoder, 5, 120), Engine(decoder, 5, 120, compress=True)
+    for batch, tokens in ((1, 7), (2, 40), (5, 100)):  # few and many rows at a time
+        prompt = ids(decoder, batch, tokens)
+        mask = torch.ones_like(prompt)
+        mask[0, : tokens // 3] = 0
+        expected, found = plain.prefill(prompt, mask), small.prefill(prompt, mask)
+        assert torch.equal(found, expected)
+        for _ in range(3):
+            token = expected.argmax(-1)
+            expected, found = plain.decode(token), small.decode(token)
+            assert torch.equal(found, expected)
+
+
+def test_skips_and_masks_and_streams_work_as_before():
+    decoder = model(MODELS[0])
+    plain, small = Engine(decoder, 2, 60), Engine(decoder, 2, 60, compress=True)
+    prompt, mask = ids(decoder, 2, 20), torch.zeros(4, 2, dtype=torch.bool)
+    mask[1] = mask[3, 0] = True
+    for skip in (None, [2], {"mha": [0], "ffn": [3]}, mask):
+        options = {"max_new_tokens": 12, "skip": skip, "temperature": 0.9, "seed": 3}
+        expected = plain.generate(prompt, **options)
+        assert torch.equal(small.generate(prompt, **options), expected)
+        assert torch.equal(torch.stack(list(small.stream(prompt, **options)), 1), expected)
+
+
+def test_a_ragged_model_is_the_same():
+    decoder = apply(model(MODELS[1]), Pruning(mha=[1], ffn=[2], kv_groups={3: [0]}, neurons={0: list(range(64))}))
+    prompt = ids(decoder, 3, 30)
+    expected = Engine(decoder, 3, 50).generate(prompt, max_new_tokens=8)
+    assert torch.equal(Engine(decoder, 3, 50, compress=True).generate(prompt, max_new_tokens=8), expected)
+
+
+def test_the_real_model_writes_the_same_text(smollm2):
+    decoder = smollm2.to(torch.bfloat16)
+    prompt = torch.tensor([decoder.tokenizer()("The capital of France is").input_ids])
+    plain, small = Engine(decoder, 1, 64), Engine(decoder, 1, 64, compress=True)
+    tokens, logarithms = plain.generate(prompt, max_new_tokens=24, logprobs=True)
+    found = small.generate(prompt, max_new_tokens=24, logprobs=True)
+    assert torch.equal(found[0], tokens)
+    assert torch.equal(found[1], logarithms)
+    sizes = [sum(t.nbytes for _, t in one.tensors()) for one in (compressed(decoder), decoder)]
+    assert 0.75 < sizes[0] / sizes[1] < 0.77
+    assert plan_memory(decoder, length=64, compress=True).weights == pytest.approx(sizes[0], rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "spec", [*MODELS, "shape:hidden=1016,blocks=2,heads=13,kv_heads=13,head_dim=72,ffn=2777,vocab=5001"]
+)
+def test_the_plan_knows_what_random_weights_take(spec: str):
+    decoder = model(spec)
+    found = sum(tensor.nbytes for _, tensor in compressed(decoder).tensors())
+    assert plan_memory(spec, 1, 50, "bf16", compress=True).weights == pytest.approx(found, rel=0.02)
+
+
+def test_a_matrix_that_would_not_get_smaller_stays_as_it_is():
+    decoder = model(f"shape:{SIZES}")
+    exponents = torch.randint(-60, 4, decoder.head.weight.shape)
+    decoder.head.weight.copy_(torch.randn(exponents.shape).ldexp(exponents))
+    assert compressed(decoder).head.weight.dtype == torch.bfloat16
+    prompt = ids(decoder, 2, 5)
+    assert torch.equal(Engine(decoder, 2, 9, compress=True).prefill(prompt), Engine(decoder, 2, 9).prefill(prompt))
+
+
+def test_the_old_weights_are_free_and_the_engines_decoder_has_sizes_alone():
+    decoder = model(f"shape:{SIZES},tied=1")
+    engine = Engine(decoder, 1, 20, compress=True)
+    assert (engine.decoder.hidden_size, engine.decoder.dtype, engine.decoder.vocab_size) == (72, torch.bfloat16, 301)
+    assert all(tensor.is_meta for _, tensor in engine.decoder.tensors())
+    watched = [weakref.ref(tensor.untyped_storage()) for _, tensor in decoder.tensors()]
+    prompt = ids(decoder, 1, 5)
+    del decoder
+    gc.collect()
+    assert not any(reference() for reference in watched)
+    assert engine.generate(prompt, max_new_tokens=3).shape == (1, 3)
+
+
+def test_other_weights_than_bfloat16_are_refused(tiny):
+    message = "compress: .* has float32 weights on cpu; bfloat16 weights on a CPU are accepted"
+    with pytest.raises(InputError, match=message):
+        Engine(tiny, compress=True)
+    with pytest.raises(InputError, match="float16 weights on meta"):
+        plan_memory("shape:tiny", dtype="fp16", length=10, compress=True)
+
+
+def test_the_plain_definitions_give_the_same_too():
+    code = (
+        "import json, torch\nfrom pyprune import Engine, load\n"
+        f"decoder = load('shape:{SIZES}', dtype='bf16')\nprompt = torch.arange(60).view(2, 30)\n"
+        "plain, small = Engine(decoder, 2, 40), Engine(decoder, 2, 40, compress=True)\n"
+        "print(json.dumps([one.generate(prompt, max_new_tokens=4).tolist() for one in (plain, small)]))"
+    )
+    environment = {**os.environ, "PYPRUNE_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    plain, small = json.loads(done.stdout)
+    assert plain == small
