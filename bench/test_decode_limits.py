@@ -160,6 +160,28 @@ def test_weights_on_huge_pages(interleaved, benchmark, table, monkeypatch, batch
         table("SmolLM2, bf16: where the weights lie", {"batch": str(batch), "weights on": name, **cells})
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("model", "steps"), [("smollm2", 64), ("llama_1b", 16)])
+def test_compressed_weights(interleaved, benchmark, table, request, model: str, steps: int, batch: int):
+    """The same steps with weights in 16 and in 12 bits."""
+    decoder = request.getfixturevalue(model).to(torch.bfloat16)
+    prompts = torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+    peers = {"compressed": PyPrune(compress=True), "as they are": PyPrune()}
+    decodings = {name: peer.open(decoder, batch, PROMPT + steps) for name, peer in peers.items()}
+    sides = {name: Side(partial(one.decode, steps), partial(one.prefill, prompts)) for name, one in decodings.items()}
+    seconds = interleaved(sides, ROUNDS)
+    sizes = {name: one.bytes_per_token for name, one in decodings.items()}
+    benchmark.extra_info.update(batch=batch, decode_steps=steps, bytes_per_token=sizes)
+    for name in sides:
+        cells = {
+            "MB a step": f"{sizes[name] / 1e6:.1f}",
+            "ms a step": f"{1e3 * median(seconds[name]) / steps:.2f}",
+            "times as long": interval_text(benchmark.extra_info["ratio"][name]) if name != "compressed" else "",
+            "times the bytes": f"{sizes[name] / sizes['compressed']:.2f}" if name != "compressed" else "",
+        }
+        table(f"{decoder.name}, bf16: weights in 12 bits", {"batch": str(batch), "weights": name, **cells})
+
+
 def decoded_on(decoder: Decoder, batch: int, length: int) -> Decoding:
     """`batch` sequences that have read a prompt of `length` tokens and have room for 400 more."""
     decoding = PyPrune().open(decoder, batch, length + 400)

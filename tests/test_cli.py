@@ -418,6 +418,14 @@ def test_generate_prints_as_many_ids_as_asked_for_and_skipping_changes_them(caps
     assert json.loads(again[1])["skip"] == {"blocks": [0, 1, 3], "mha": [], "ffn": [2]}
 
 
+def test_generate_gives_the_same_ids_with_compressed_weights(capsys):
+    words = ["generate", TINY, "--dtype", "bf16", "--max-new-tokens", "12", "--skip", "1"]
+    code, out, err = run(capsys, *words, "--compress")
+    assert (code, err) == (0, "")
+    assert len(out.split()) == 12
+    assert run(capsys, *words)[1] == out
+
+
 def test_generate_takes_every_seed_of_the_engine(capsys):
     words = ("generate", TINY, "--max-new-tokens", "12", "--temperature", "1", "--json", "--seed")
     texts = [json.loads(run(capsys, *words, str(seed))[1])["ids"] for seed in (2**63 - 1, 2**63 - 1, 2**63 - 2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.peers.peer import Decoding, Peer
+from bench.peers.peer import Absent, Decoding, Peer
 from pyprune import Engine
 from pyprune.models.decoder import Decoder
 from pyprune.ops import native
@@ -13,10 +13,17 @@ from pyprune.runtime.skip import Skip
 
 
 class PyPrune(Peer):
-    name = "pyprune"
+    """pyprune's engine; with `compress` its bfloat16 weights take 12 bits."""
+
+    def __init__(self, compress: bool = False) -> None:
+        self._compress = compress
+        self.name = "pyprune, compressed" if compress else "pyprune"
 
     def open(self, decoder: Decoder, batch: int, length: int, skip: Skip = None) -> Decoding:
-        return EngineDecoding(Engine(decoder, max_batch=batch, max_len=length), skip)
+        if self._compress and decoder.dtype != torch.bfloat16:
+            raise Absent(f"{str(decoder.dtype).removeprefix('torch.')} weights are not compressed, bfloat16 ones are")
+        engine = Engine(decoder, max_batch=batch, max_len=length, compress=self._compress)
+        return EngineDecoding(engine, skip)
 
     def describe(self) -> dict[str, str]:
         return {"instruction_set": str(native.selected_isa())}
@@ -27,6 +34,7 @@ class EngineDecoding(Decoding):
 
     def __init__(self, engine: Engine, skip: Skip = None) -> None:
         self._engine, self._skip = engine, skip
+        self.bytes_per_token = engine.bytes_per_token()
 
     def prefill(self, prompts: Tensor) -> None:
         self._tokens = self._engine.prefill(prompts, skip=self._skip).argmax(-1)

@@ -1,7 +1,7 @@
 // bfloat16 weights in 12 bits each, without loss: where each bit lies. compression.cpp writes it, bf12_row.h reads it.
 //
 // A bfloat16 has 8 bits of sign and mantissa and 8 of exponent, and the exponents of a weight row are nearly all among 15
-// neighbours (of a normal distribution all but about one value in twelve thousand). So a row keeps the first 8 bits of each
+// neighbours (of a normal distribution all but about one value in eight thousand). So a row keeps the first 8 bits of each
 // value as they are and 4 bits for its exponent: 0 to 14 count from the row's `base`, 15 stands for exponent 0, which is
 // zero and the subnormal numbers. A value with any other exponent lies as zero in its place and as an exception at the end.
 //
@@ -18,17 +18,17 @@ namespace {  // compiled for several instruction sets
 constexpr int64_t kGroup = 64, kGroupBytes = 96;
 constexpr int kExponents = 15;           // that a row can have besides 0
 constexpr int64_t kMostColumns = 65535;  // an exception has 16 bits for its column, a row for their number
-// Tells such a row, and how many values its last group has.
-constexpr uint8_t bf12_mark(int64_t k) { return uint8_t(0x80 | k % kGroup); }
+constexpr uint8_t kBf12Mark = 0xbf;
 
 struct Exception {
   uint16_t column, bits;
 };
 
-constexpr int64_t kInHead = 3;
+constexpr int64_t kInHead = 2;
 struct Head {
   uint8_t base, mark;
   uint16_t exceptions;  // all of them, by column
+  uint32_t columns;
   Exception first[kInHead];
 };
 static_assert(sizeof(Head) == 16);
@@ -41,7 +41,7 @@ constexpr int64_t bf12_row_bytes(int64_t k, int64_t exceptions) {
   return int64_t(sizeof(Head)) + groups_bytes(k) + (behind + 15) / 16 * 16;
 }
 constexpr int64_t exception_at(int64_t k, int64_t index) {
-  const int64_t start = index < kInHead ? 4 : int64_t(sizeof(Head)) + groups_bytes(k) - kInHead * int64_t(sizeof(Exception));
+  const int64_t start = index < kInHead ? 8 : int64_t(sizeof(Head)) + groups_bytes(k) - kInHead * int64_t(sizeof(Exception));
   return start + index * int64_t(sizeof(Exception));
 }
 

@@ -6,6 +6,7 @@
 #include "bf12.h"
 
 namespace pyprune::cpu {
+namespace {
 
 inline int exponent_of(uint16_t bits) { return bits >> 7 & 0xff; }
 
@@ -34,7 +35,7 @@ struct Choice {
 
 inline void compress_row(const uint16_t* row, int64_t k, const Choice& choice, uint8_t* out, int64_t bytes) {
   std::memset(out, 0, bytes);
-  const Head head{uint8_t(choice.base), bf12_mark(k), uint16_t(choice.exceptions), {}};
+  const Head head{uint8_t(choice.base), kBf12Mark, uint16_t(choice.exceptions), uint32_t(k), {}};
   std::memcpy(out, &head, sizeof(head));
   int64_t exceptions = 0;
   for (int64_t first = 0; first < k; first += kGroup) {
@@ -54,4 +55,5 @@ inline void compress_row(const uint16_t* row, int64_t k, const Choice& choice, u
   }
 }
 
+}  // namespace
 }  // namespace pyprune::cpu

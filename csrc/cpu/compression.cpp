@@ -12,7 +12,8 @@ namespace pyprune::cpu {
 Tensor compress_bfloat16(Tensor weight) {
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.scalar_type() == ScalarType::BFloat16 &&
                       (weight.size(1) <= 1 || weight.stride(1) == 1) && 0 < weight.size(1) && weight.size(1) <= kMostColumns,
-                  "weight: a CPU bfloat16 matrix of 1 to ", kMostColumns, " columns side by side is expected");
+                  "weight: a CPU bfloat16 matrix of 1 to ", kMostColumns, " columns side by side is expected, not ",
+                  weight.dim(), " dimensions, the last of ", weight.dim() ? weight.size(weight.dim() - 1) : int64_t(0));
   const int64_t n = weight.size(0), k = weight.size(1), stride = weight.stride(0);
   const auto* values = static_cast<const uint16_t*>(weight.const_data_ptr());
   std::atomic<int64_t> most{0};
@@ -34,8 +35,8 @@ Tensor compress_bfloat16(Tensor weight) {
 }
 
 Tensor decompress_bfloat16(Tensor compressed_weight, int64_t columns) {
-  STD_TORCH_CHECK(compressed_weight.scalar_type() == ScalarType::Byte, "compressed: bytes are expected");
-  const Const rows = compressed(compressed_weight, columns, "compressed");
+  STD_TORCH_CHECK(compressed_weight.scalar_type() == ScalarType::Byte, "compressed: bytes (uint8) are expected");
+  const Const rows = compressed_rows(compressed_weight, columns, "compressed", true);
   return decompressed(kernels(), rows, compressed_weight.size(0), columns);
 }
 

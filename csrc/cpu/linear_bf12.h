@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 
 #include "bf12_row.h"
 
@@ -86,13 +87,16 @@ inline bf16* at_hand(int64_t values) {
     std::free(memory.data);
     memory.values = (values + 31) / 32 * 32;
     memory.data = static_cast<bf16*>(std::aligned_alloc(64, memory.values * sizeof(bf16)));
-    if (!memory.data) std::abort();  // some kilobytes: nothing else would go on either
+    if (!memory.data) {
+      memory.values = 0;
+      throw std::bad_alloc();
+    }
   }
   return memory.data;
 }
 
-// More than four activation rows would have each weight unpacked several times, or want more registers than there are: a few
-// weight rows are made bfloat16 first, in the first cache, and go the way of others.
+// More than four activation rows (without AVX-512 two) would have each weight unpacked several times, or want more registers
+// than there are: four weight rows are made bfloat16 first (16 for tiles), in the caches of the core, and go the way of others.
 void linear_bf12(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
                  int64_t out_stride, const void* next) {
   const auto* x = static_cast<const char*>(packed);

@@ -37,7 +37,7 @@ struct Step {
   }
   Const matrix_of(int64_t block, Field field) const {
     const Tensor& t = weight(block, field);
-    return {t.const_data_ptr(), t.scalar_type() == ScalarType::Byte ? DType::bf12 : dtype_of(t, "weights"), t.stride(0)};
+    return {t.const_data_ptr(), stored_as(t, "weights"), t.stride(0)};
   }
   Const vector_of(int64_t block, Field field) const {
     if (!has(block, field)) return {};

@@ -30,6 +30,11 @@ inline DType dtype_of(const Tensor& t, const char* what) {
   }
 }
 
+// How a matrix of weights is stored: bytes are compressed ones.
+inline DType stored_as(const Tensor& t, const char* what) {
+  return t.scalar_type() == ScalarType::Byte ? DType::bf12 : dtype_of(t, what);
+}
+
 inline ScalarType scalar_of(DType type) {
   return type == DType::f32 ? ScalarType::Float : type == DType::bf16 ? ScalarType::BFloat16 : ScalarType::Half;
 }
@@ -39,23 +44,25 @@ inline void check_vector(const Tensor& t, int64_t n, const char* what) {
                   ": a contiguous CPU vector of ", n, " values is expected");
 }
 
-// A compressed weight [n, bytes of a row] of k columns, as compress_bfloat16 gives it.
-inline Const compressed(const Tensor& t, int64_t k, const char* what) {
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.stride(1) == 1 && 0 < k && k <= kMostColumns &&
-                      t.size(1) >= bf12_row_bytes(k, 0), what, ": a compressed CPU matrix of ", k, " columns is expected");
+// A compressed weight [n, bytes of a row] of k columns, as compress_bfloat16 gives it. The heads of the first and the last row are
+// looked at, or of all rows.
+inline Const compressed_rows(const Tensor& t, int64_t k, const char* what, bool all = false) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.stride(1) == 1, what, ": a compressed CPU matrix is expected");
   const Const rows{t.const_data_ptr(), DType::bf12, t.stride(0)};
-  for (int64_t r = 0; r < t.size(0); r += std::max<int64_t>(1, t.size(0) - 1)) {  // the first and the last
-    Head head;
-    std::memcpy(&head, rows.row(r), sizeof(head));
-    STD_TORCH_CHECK(head.mark == bf12_mark(k) && bf12_row_bytes(k, head.exceptions) <= t.size(1), what,
-                    ": bytes of compress_bfloat16 for ", k, " columns are expected");
+  const int64_t n = t.size(0), width = t.size(1);
+  for (int64_t r = 0; r < n; r += all ? 1 : std::max<int64_t>(1, n - 1)) {
+    Head head{};
+    if (width >= int64_t(sizeof(head))) std::memcpy(&head, rows.row(r), sizeof(head));
+    STD_TORCH_CHECK(head.mark == kBf12Mark && bf12_row_bytes(head.columns, head.exceptions) <= width, what, ": row ", r, " of ",
+                    width, " bytes is not one of compress_bfloat16");
+    STD_TORCH_CHECK(head.columns == k, what, ": ", k, " columns are expected, not the ", int64_t(head.columns), " of row ", r);
   }
   return rows;
 }
 
 // A weight [n, k]; its rows may lie further apart than k (padded strides). Bytes are a compressed one.
 inline Const matrix(const Tensor& t, int64_t k, const char* what) {
-  if (t.scalar_type() == ScalarType::Byte) return compressed(t, k, what);
+  if (stored_as(t, what) == DType::bf12) return compressed_rows(t, k, what);
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.size(1) == k && (k <= 1 || t.stride(1) == 1), what, ": a CPU matrix [*, ",
                   k, "] with contiguous rows is expected");
   return {t.const_data_ptr(), dtype_of(t, what), t.stride(0)};

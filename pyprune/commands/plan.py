@@ -70,12 +70,14 @@ def run(options: argparse.Namespace) -> None:
             }
         )
     skips = any(plan.untouched for plan in plans.values())
-    header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *(["used"] if skips else []), "fits here"]
+    extra = [*(["used"] if skips else []), *(["at first"] if options.compress else [])]
+    header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *extra, "fits here"]
     stored = str(decoder.dtype).removeprefix("torch.") + (" of 12 bits" if options.compress else "")
     rows = []
     for (m, n), plan in plans.items():
         used = plan.total - plan.untouched
         sizes = [plan.weights, plan.cache, plan.workspace, plan.total, *([used] if skips else [])]
-        fits = "unknown" if free is None else shown(used <= free)
+        sizes += [plan.making] if options.compress else []
+        fits = "unknown" if free is None else shown(plan.most <= free)
         rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
     print_table(header, rows, f"{decoder.name} in {stored}: GiB of memory")

@@ -32,6 +32,7 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
     The directory appears whole or not at all. InputError, before anything is written, when it exists and is not empty,
     and when no configuration can express the decoder.
     """
+    decoder.require_weights()
     require_free_directory(directory)
     config = checkpoint_config(decoder)
     if decoder.pruning is not None:

@@ -268,6 +268,11 @@ class Decoder:
         """The same decoder for counting: where blocks are read from a file one at a time, theirs have sizes only."""
         return replace(self, blocks=getattr(self.blocks, "sizes", self.blocks))
 
+    def require_weights(self) -> None:
+        """InputError where only the weights' sizes are known, as of an engine's decoder that has compressed them."""
+        if self.embedding.is_meta:
+            raise InputError(f"{self.name}: only the sizes of its weights are here; a loaded decoder is expected")
+
     def bytes_per_token(self) -> int:
         """Bytes of weights one decode step must read: all but the embedding table, of which one row is read; the LM
         head is included even where it is tied to the embedding. The KV cache is not part of it."""

@@ -69,6 +69,7 @@ def save_gguf(
     fields too, unless `tokenizer` is False. InputError before anything is written for what llama.cpp cannot express,
     naming it; and for a value that float16 cannot hold.
     """
+    decoder.require_weights()
     gguf = import_gguf(path)
     stored = decoder.dtype if dtype is None else as_dtype(dtype)
     architecture, rope, divisors = chosen_architecture(decoder)

@@ -30,7 +30,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-GROUP, EXPONENTS, MARK, IN_HEAD = 64, 15, 0x80, 3  # of a compressed row: see csrc/cpu/bf12.h
+GROUP, EXPONENTS, MARK, HEAD, IN_HEAD = 64, 15, 0xBF, 16, 2  # of a compressed row: see csrc/cpu/bf12.h
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
 
 
 def _places() -> Tensor:
@@ -41,9 +45,10 @@ def _places() -> Tensor:
 
 def compress_bfloat16(weight: Tensor) -> Tensor:
     _expect(
-        weight.dtype == torch.bfloat16 and weight.dim() == 2 and 0 < weight.shape[1] < 1 << 16,
-        "weight: a CPU bfloat16 matrix of 1 to 65535 columns is expected",
-    )
+        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.dim() == 2
+        and 0 < weight.shape[1] < 1 << 16 and (weight.shape[1] == 1 or weight.stride(1) == 1),
+        f"weight: a CPU bfloat16 matrix of 1 to 65535 columns side by side is expected, not {_described(weight)}",
+    )  # fmt: skip
     rows, columns = weight.shape
     groups = -(-columns // GROUP)
     bits = torch.zeros(rows, groups * GROUP, dtype=torch.int32)
@@ -70,27 +75,30 @@ def compress_bfloat16(weight: Tensor) -> Tensor:
     start = 4 * (exception.cumsum(1)[row, column] - 1)
     for byte, value in enumerate((column & 0xFF, column >> 8, bits[row, column] & 0xFF, bits[row, column] >> 8)):
         listed[row, start + byte] = value.to(torch.int32)
-    head = torch.stack(
-        (base[:, 0], torch.full_like(numbers, MARK | columns % GROUP), numbers & 0xFF, numbers >> 8), dim=1
-    )
+    same = torch.tensor([[MARK, columns & 0xFF, columns >> 8, 0, 0]], dtype=torch.int32).expand(rows, 5)
+    head = torch.cat((base, same[:, :1], (numbers & 0xFF)[:, None], (numbers >> 8)[:, None], same[:, 1:]), dim=1)
     return torch.cat((head, listed[:, : 4 * IN_HEAD], body, listed[:, 4 * IN_HEAD :]), dim=1).to(torch.uint8)
 
 
 def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
     groups = -(-columns // GROUP)
-    end = 4 + 4 * IN_HEAD + groups * 96
-    good = compressed.dtype == torch.uint8 and compressed.dim() == 2 and columns > 0 and compressed.shape[1] >= end
+    end = HEAD + groups * 96
     _expect(
-        good and bool((compressed[:, 1] == MARK | columns % GROUP).all()),
-        f"compressed: bytes of compress_bfloat16 for {columns} columns are expected",
+        compressed.device.type == "cpu" and compressed.dtype == torch.uint8 and compressed.dim() == 2,
+        f"compressed: bytes (uint8) on a CPU are expected, not {_described(compressed)}",
     )
+    good = columns > 0 and compressed.shape[1] >= end and bool((compressed[:, 1] == MARK).all())
+    if good:
+        width = compressed[:, 4].to(torch.int32) | compressed[:, 5].to(torch.int32) << 8
+        good = bool((width == columns).all())
+    _expect(good, f"compressed: rows of compress_bfloat16 for {columns} columns are expected")
     rows, wide = len(compressed), compressed.to(torch.int32)
-    body, places = wide[:, 4 + 4 * IN_HEAD : end].view(rows, groups, 96), _places()
+    body, places = wide[:, HEAD:end].view(rows, groups, 96), _places()
     kept = body[..., places]
     code = torch.where(places < 32, body[..., GROUP + places % 32] & 15, body[..., GROUP + places % 32] >> 4)
     exponent = torch.where(code == EXPONENTS, 0, code + wide[:, :1, None])
     bits = ((kept & 0x80) << 8 | exponent << 7 | kept & 0x7F).view(rows, -1)
-    listed = torch.cat((wide[:, 4 : 4 + 4 * IN_HEAD], wide[:, end:]), dim=1)
+    listed = torch.cat((wide[:, HEAD - 4 * IN_HEAD : HEAD], wide[:, end:]), dim=1)
     listed = listed[:, : listed.shape[1] // 4 * 4].reshape(rows, -1, 4)
     numbers = wide[:, 2] | wide[:, 3] << 8
     row, slot = (torch.arange(listed.shape[1]) < numbers[:, None]).nonzero(as_tuple=True)

@@ -50,8 +50,9 @@ SCHEMAS = {
     "padded_linear": "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     # weight [O, K] bfloat16, K up to 65535 -> bytes [O, S] of 12 bits a value, without loss, and the reverse. A row has
     # 16 bytes for its head, then sign and mantissa of each value and 4 bits for an exponent among 15 neighbours (or 0),
-    # K filled up to groups of 64; a value with any other exponent is an exception of 4 bytes, the first three of them
-    # in the head, the others behind. S is that of the row with most of them (csrc/cpu/bf12.h).
+    # K filled up to groups of 64; a value with any other exponent is an exception of 4 bytes, the first two of them
+    # in the head, the others behind. S is that of the row with most of them (csrc/cpu/bf12.h). `decompress` looks at
+    # the head of every row; the operators that multiply look at the first and the last one's.
     "compress_bfloat16": "(Tensor weight) -> Tensor",
     "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
     # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding

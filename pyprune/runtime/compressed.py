@@ -17,19 +17,21 @@ from pyprune.models.pages import Pages
 from pyprune.runtime import memory
 
 MOST_COLUMNS = 65535
-# As csrc/cpu/bf12.h lays out a row. Of normally distributed values about one in 12,000 is an exception; the row with
+# As csrc/cpu/bf12.h lays out a row. Of normally distributed values about one in 8,000 is an exception; the row with
 # most of them decides.
 GROUP, GROUP_BYTES, HEAD = 64, 96, 16
 COLUMNS_AN_EXCEPTION = 1024
 
 
+@torch.no_grad()
 def compressed(decoder: Decoder) -> Decoder:
     """`decoder` with every matrix as the bytes of `ops.compress_bfloat16`, for the operators alone: whatever reads or
-    writes weights itself would take them for numbers. A matrix that would not get smaller stays as it is."""
+    writes weights itself would take them for numbers. A matrix that would not get smaller stays as it is, as one of few
+    columns. Nothing shares memory with the old weights, whose pages are given back whole."""
     pages = Pages()
 
-    def compress(tensor: Tensor) -> Tensor:  # nothing shares memory with the old one, whose pages are given back whole
-        if tensor.dim() == 2 and 0 < tensor.shape[1] <= MOST_COLUMNS:
+    def compress(tensor: Tensor) -> Tensor:
+        if may_compress(tensor):
             small = ops.compress_bfloat16(tensor)
             if small.nbytes < tensor.nbytes:
                 return pages.copy(small)
@@ -38,6 +40,11 @@ def compressed(decoder: Decoder) -> Decoder:
     smaller = decoder.map(compress)
     memory.give_back()
     return smaller
+
+
+def may_compress(tensor: Tensor) -> bool:
+    """Whether `tensor`, of a bfloat16 decoder, is a matrix that the operator takes."""
+    return tensor.dim() == 2 and 0 < tensor.shape[1] <= MOST_COLUMNS
 
 
 def sizes_of(decoder: Decoder) -> Decoder:
@@ -60,9 +67,14 @@ def compressed_bytes(decoder: Decoder) -> int:
     return sum(_bytes(tensor) for _, tensor in decoder.tensors())
 
 
+def compressing_bytes(decoder: Decoder) -> int:
+    """The most that `compressed(decoder)` takes beside the old weights: the new ones, and the largest one twice."""
+    return compressed_bytes(decoder) + max(_bytes(tensor) for _, tensor in decoder.tensors())
+
+
 def _bytes(tensor: Tensor) -> int:
     plain = tensor.numel() * tensor.element_size()
-    if tensor.dim() != 2 or not 0 < tensor.shape[1] <= MOST_COLUMNS:
+    if not may_compress(tensor):
         return plain
     rows, columns = tensor.shape
     behind = -(-4 * (columns // COLUMNS_AN_EXCEPTION) // 16) * 16

@@ -72,6 +72,7 @@ class Engine:
             max_len = min(decoder.max_positions, DEFAULT_LENGTH)
         max_len = require_whole("max_len", max_len, 1)
         prefill_chunk = require_whole("prefill_chunk", prefill_chunk, 1)
+        decoder.require_weights()
         if decoder.streamed:
             raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
         if compress:
@@ -112,6 +113,11 @@ class Engine:
     def lengths(self) -> Tensor:
         """Tokens in the cache for each sequence of the current batch, `[B]`."""
         return self._lengths.clone()
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decode step reads with nothing left out, as `Decoder.bytes_per_token` counts them:
+        compressed ones where the engine has those."""
+        return self._running.bytes_per_token()
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None, skip: Skip = None) -> Tensor:
         """Start a batch of sequences: fill the cache from `input_ids [B, T]` and give each next token's logits.

@@ -16,7 +16,7 @@ from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
 from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS
-from pyprune.runtime.compressed import compressed_bytes
+from pyprune.runtime.compressed import compressed_bytes, compressing_bytes
 from pyprune.runtime.skip import Plan, plan
 
 # As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in tensors.h.
@@ -56,7 +56,8 @@ def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, c
     """
     needed = cache_bytes(decoder, max_batch, max_len)
     needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress)
-    needed += compressed_bytes(decoder) if compress else 0
+    if compress:  # before there are caches, one matrix is there twice
+        needed = max(compressed_bytes(decoder) + needed, compressing_bytes(decoder))
     what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
     memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
 
@@ -72,9 +73,6 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
     masks = sum(_mask(tokens, length, window) for window in windows)
     most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
-    def product(outer: int, inner: int) -> int:
-        return _product(decoder, compress, rows, outer, inner)
-
     def hold(*widths: int, besides: int = 0) -> None:
         nonlocal most
         most = max(most, rows * size * (states + sum(widths)) + masks + besides)
@@ -83,25 +81,19 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
-            hold(held, query, hidden, 2 * width, besides=product(width, hidden))  # norm, q twice
-            hold(
-                held,
-                query,
-                hidden,
-                2 * width,
-                2 * kv_width,
-                besides=product(kv_width, hidden),
-            )
+            product = _product(decoder, compress, rows, width, hidden)
+            hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
+            product = _product(decoder, compress, rows, kv_width, hidden)
+            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
             query = width
-            hold(activation, 2 * query, 2 * hidden, besides=product(hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
         if ffn_runs:
             width = block.ffn.width
-            hold(
-                activation, 2 * query, hidden, 3 * width, besides=product(width, hidden)
-            )  # norm; gate, up and what comes of them
+            product = _product(decoder, compress, rows, width, hidden)
+            hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            hold(activation, 2 * query, 2 * hidden, besides=product(hidden, width))
+            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
     return most
 
 

@@ -10,7 +10,7 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
-from pyprune.runtime.compressed import compressed_bytes, require_compressible
+from pyprune.runtime.compressed import compressed_bytes, compressing_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, workspace_bytes
 from pyprune.runtime.inputs import is_whole
@@ -23,18 +23,25 @@ class MemoryPlan:
 
     weights: every tensor of the decoder, a tied head once. cache: keys and values of all blocks. workspace: RoPE tables
     and the most that a piece of prefill or a decode step holds. untouched: the part of `cache` that belongs to
-    attention which `skip` leaves out; it is allocated, but a CPU's operating system never provides it.
+    attention which `skip` leaves out; it is allocated, but a CPU's operating system never provides it. making: where
+    the engine compresses the weights, what is there while it does: the loaded ones beside theirs.
     """
 
     weights: int
     cache: int
     workspace: int
     untouched: int = 0
+    making: int = 0
 
     @property
     def total(self) -> int:
         """Bytes allocated. The Python process and its libraries come on top (docs/planning.md)."""
         return self.weights + self.cache + self.workspace
+
+    @property
+    def most(self) -> int:
+        """Bytes that have to be there: those in use, or those that are needed to begin."""
+        return max(self.total - self.untouched, self.making)
 
     def to_dict(self) -> dict[str, int]:
         """All figures by name, the total included."""
@@ -71,10 +78,12 @@ def plan_memory(
     if compress:
         require_compressible(decoder)
     runs = plan(decoder, skip)
+    plain = sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors())
     cache = cache_bytes(decoder, batch, length)
     return MemoryPlan(
-        weights=compressed_bytes(decoder) if compress else sum(t.nbytes for _, t in decoder.tensors()),
+        weights=compressed_bytes(decoder) if compress else plain,
         cache=cache,
         workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress),
         untouched=cache - cache_bytes(decoder, batch, length, runs),
+        making=plain + compressing_bytes(decoder) if compress else 0,
     )

@@ -20,7 +20,8 @@ def activation_dtype(decoder: Decoder) -> torch.dtype:
 
 
 def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
-    """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`."""
+    """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`. InputError for a decoder without weights."""
+    decoder.require_weights()
     rows = F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding)
     if rows.dtype == torch.uint8:  # compressed
         rows = ops.decompress_bfloat16(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)

@@ -52,17 +52,8 @@ def test_a_row_by_hand():
     # is [113, 127], so 127 has code 14. Zero and what fills the group have 15.
     w = torch.tensor([[1.0, -1.5, 0.0, 2.0**-100]], dtype=torch.bfloat16)
     row = ops.compress_bfloat16(w)[0].tolist()
-    assert row[:8] == [
-        113,
-        0x84,
-        1,
-        0,
-        3,
-        0,
-        0x80,
-        0x0D,
-    ]  # base, mark and 4 values, one exception: column 3 and its bits
-    assert row[8:16] == [0] * 8
+    assert row[:8] == [113, 0xBF, 1, 0, 4, 0, 0, 0]  # base, mark, one exception, four columns
+    assert row[8:16] == [3, 0, 0x80, 0x0D, 0, 0, 0, 0]  # column 3 and its bits
     assert row[16:80] == [0x00, 0xC0, *[0] * 62]  # signs and mantissas
     assert row[80:112] == [0xFE, 0xFE, *[0xFF] * 30]  # codes, two a byte: values 0 and 1 stand beside 16 and 17
     assert len(row) == 112
@@ -71,10 +62,10 @@ def test_a_row_by_hand():
 def test_a_row_takes_twelve_bits_a_value_and_its_exceptions():
     w = torch.ones(3, 6400, dtype=torch.bfloat16)
     assert ops.compress_bfloat16(w).shape == (3, 16 + 9600)
-    w[1, :3] = 1e-30  # the first three are in the head
+    w[1, :2] = 1e-30  # the first two are in the head
     assert ops.compress_bfloat16(w).shape == (3, 16 + 9600)
     w[1, :8] = 1e-30
-    assert ops.compress_bfloat16(w).shape == (3, 16 + 9600 + 32)
+    assert ops.compress_bfloat16(w).shape == (3, 16 + 9600 + 32)  # six behind, in steps of 16 bytes
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 16, 64, 70])
@@ -95,18 +86,16 @@ def test_every_operator_gives_the_same_bits(isa: str, rows: int):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_q_k_and_v_are_the_same(isa: str, case):
+def test_q_k_and_v_are_the_same_with_any_of_them_compressed(isa: str, case):
     given = list(qkv_arguments(case, torch.bfloat16, True))
     results = []
-    for change in (lambda w: w, ops.compress_bfloat16):
+    for which in ((), (3, 4, 5), (4,)):
         caches = [poisoned(case, torch.bfloat16) for _ in range(2)]
-        args = [*given[:3], *(change(w) for w in given[3:6]), *given[6:]]
+        args = [ops.compress_bfloat16(one) if place in which else one for place, one in enumerate(given)]
         results.append((ops.norm_qkv_rope(*args, *caches), *caches))
-    for plain, small in zip(*results, strict=True):
-        assert torch.equal(
-            bits(plain) if plain.dtype == torch.bfloat16 else plain,
-            bits(small) if plain.dtype == torch.bfloat16 else small,
-        )
+    for results_of_one in zip(*results, strict=True):
+        plain, *others = (bits(one) if one.dtype == torch.bfloat16 else one for one in results_of_one)
+        assert all(torch.equal(other, plain) for other in others)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 17])
@@ -118,7 +107,8 @@ def test_a_whole_step_is_the_same(isa: str, batch: int):
     def small(tensor: Tensor) -> Tensor:
         return ops.compress_bfloat16(tensor) if tensor.dim() == 2 else tensor
 
-    args[2], args[3], args[8] = small(args[2]), [small(w) for w in args[3]], small(args[8])
+    args[2], args[8] = small(args[2]), small(args[8])
+    args[3] = [w if place % 5 == 0 else small(w) for place, w in enumerate(args[3])]  # and some as they are
     written, args[5] = args[5], copies
     assert torch.equal(ops.decode_step(*args), expected)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(copies, written, strict=True))
@@ -137,33 +127,52 @@ def test_rows_may_lie_apart(isa: str):
     assert torch.equal(ops.padded_linear(x, apart), ops.padded_linear(x, w))
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (lambda: ops.compress_bfloat16(weight(3, 5, torch.float16)), "CPU bfloat16 matrix of 1 to 65535 columns"),
-        (lambda: ops.compress_bfloat16(torch.zeros(5, dtype=torch.bfloat16)), "CPU bfloat16 matrix of 1 to 65535"),
-        (lambda: ops.compress_bfloat16(torch.zeros(1, 65536, dtype=torch.bfloat16)), "1 to 65535 columns"),
-        (lambda: ops.compress_bfloat16(torch.zeros(3, 0, dtype=torch.bfloat16)), "1 to 65535 columns"),
-        (lambda: ops.decompress_bfloat16(trained(3, 65), 65), "bytes are expected"),
-        (lambda: ops.decompress_bfloat16(ops.compress_bfloat16(trained(3, 65)), 129), "compressed CPU matrix of 129"),
-        (
-            lambda: ops.padded_linear(random(2, 66), ops.compress_bfloat16(trained(3, 65))),
-            "for 66 columns are expected",
-        ),
-        (lambda: ops.padded_linear(random(2, 600), ops.compress_bfloat16(trained(3, 65))), "weight: a compressed"),
-        (
-            lambda: ops.padded_linear(random(2, 65), torch.zeros(3, 400, dtype=torch.uint8)),
-            "bytes of compress_bfloat16",
-        ),
-        (
-            lambda: ops.padded_linear(random(2, 65), ops.compress_bfloat16(some_patterns(3, 65))[:, :208]),
-            "bytes of comp",
-        ),
-    ],
-)
-def test_what_is_no_compressed_weight_is_refused(bad, message: str):
+def of_65() -> Tensor:
+    return ops.compress_bfloat16(trained(3, 65))
+
+
+def of_640() -> Tensor:
+    return ops.compress_bfloat16(some_patterns(3, 640))  # many exceptions, whose bytes are no groups
+
+
+REFUSED = [
+    (lambda o: o.compress_bfloat16(weight(3, 5, torch.float16)), "CPU bfloat16 matrix of 1 to 65535 columns"),
+    (lambda o: o.compress_bfloat16(torch.zeros(5, dtype=torch.bfloat16)), "CPU bfloat16 matrix of 1 to 65535"),
+    (lambda o: o.compress_bfloat16(torch.zeros(1, 65536, dtype=torch.bfloat16)), "1 to 65535 columns"),
+    (lambda o: o.compress_bfloat16(torch.zeros(3, 0, dtype=torch.bfloat16)), "1 to 65535 columns"),
+    (lambda o: o.compress_bfloat16(torch.zeros(4, 5, dtype=torch.bfloat16).T), "side by side is expected"),
+    (lambda o: o.decompress_bfloat16(trained(3, 65), 65), r"bytes \(uint8\) .*are expected"),
+    (lambda o: o.decompress_bfloat16(of_65(), 129), "129 columns are expected"),
+    (lambda o: o.decompress_bfloat16(of_65(), 1), "1 columns are expected"),
+    (lambda o: o.decompress_bfloat16(of_640(), 576), "576 columns are expected"),
+    (lambda o: o.decompress_bfloat16(of_640(), 704), "704 columns are expected"),
+    (lambda o: o.padded_linear(random(2, 66), of_65()), "66 columns are expected"),
+    (lambda o: o.padded_linear(random(2, 64), of_65()), "64 columns are expected"),
+    (lambda o: o.padded_linear(random(2, 128), of_640()), "128 columns are expected"),
+    (lambda o: o.padded_linear(random(2, 704), of_640()), "704 columns are expected"),
+    (lambda o: o.padded_linear(random(2, 65), torch.zeros(3, 400, dtype=torch.uint8)), "compress_bfloat16"),
+    (lambda o: o.padded_linear(random(2, 65), torch.zeros(3, 9, dtype=torch.uint8)), "compress_bfloat16"),
+]
+
+
+@pytest.mark.parametrize("by", [ops, D], ids=["kernels", "definitions"])
+@pytest.mark.parametrize(("bad", "message"), REFUSED)
+def test_what_is_no_compressed_weight_is_refused(bad, message: str, by):
     with pytest.raises(RuntimeError, match=message):
-        bad()
+        bad(by)
+
+
+def test_rows_cut_off_are_refused():
+    with pytest.raises(RuntimeError, match="row 0 of 976 bytes is not one of compress_bfloat16"):
+        ops.padded_linear(random(2, 640), of_640()[:, : 16 + 960])
+
+
+def test_a_row_that_was_changed_is_found_on_the_way_back():
+    small = ops.compress_bfloat16(trained(5, 65))
+    small[2, 1] = 0
+    for by in (ops, D):
+        with pytest.raises(RuntimeError, match=r"row 2 of|rows of compress_bfloat16 for 65"):
+            by.decompress_bfloat16(small, 65)
 
 
 def test_a_gradient_is_refused():
