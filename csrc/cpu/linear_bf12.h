@@ -39,17 +39,18 @@ ALWAYS_INLINE void accumulate(const bf12* const* w, Ahead ahead, int64_t k, cons
 }
 
 // Up to four activation rows meet two weight rows side by side, for fewer loads a product; a single one takes them in turn
-// (unless it waits for its additions, as in linear_typed). A single one's short rows the processor foresees better than calls do.
+// (unless it waits for its additions, as in linear_typed). All of them call the weights to come: values are put together so
+// slowly that a row's end is seldom in sight of the next one's beginning.
 template <int MT>
 void few_bf12(const Const& weight, int64_t rows, int64_t k, const char* x, int64_t x_stride, float* out, int64_t out_stride,
               const void* next) {
-  const bool called = MT > 1 || k > kLongRow, in_pairs = MT > 1 || (Dot<bf16>::products > 1 && k > kLongRow);
+  const bool in_pairs = MT > 1 || (Dot<bf16>::products > 1 && k > kLongRow);
   const int64_t block = kRows * weight.stride;
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t valid = rows - r < kRows ? rows - r : kRows;
     const bf12* w[kRows];
     for (int64_t i = 0; i < kRows; ++i) w[i] = static_cast<const bf12*>(weight.row(r + (i < valid ? i : valid - 1)));
-    const Ahead ahead{Ahead::of(weight.data, block, r / kRows, (rows + kRows - 1) / kRows, next), called ? block / 64 : 0};
+    const Ahead ahead{Ahead::of(weight.data, block, r / kRows, (rows + kRows - 1) / kRows, next), block / 64};
     if (in_pairs) tile<bf12, MT, 2>(w, ahead, k, x, x_stride, out + r, out_stride, valid);
     else if constexpr (MT == 1) tile<bf12, MT, 1>(w, ahead, k, x, x_stride, out + r, out_stride, valid);
   }
