@@ -43,8 +43,8 @@ def compressed(decoder: Decoder) -> Decoder:
 
 
 def may_compress(tensor: Tensor) -> bool:
-    """Whether `tensor`, of a bfloat16 decoder, is a matrix that the operator takes."""
-    return tensor.dim() == 2 and 0 < tensor.shape[1] <= MOST_COLUMNS
+    """Whether `tensor` is a matrix that the operator takes."""
+    return tensor.dim() == 2 and tensor.dtype == torch.bfloat16 and 0 < tensor.shape[1] <= MOST_COLUMNS
 
 
 def sizes_of(decoder: Decoder) -> Decoder:
