@@ -41,7 +41,7 @@ def test_decode(interleaved, benchmark, table, low, memory, all_peers, batch: in
             decoding.prefill(prompts)
             first[peer.name] = decoding.decode(STEPS)
             settings[peer.name] = peer.describe()
-            sizes[peer.name] = getattr(decoding, "bytes_per_token", low.bytes_per_token())
+            sizes[peer.name] = decoding.bytes_per_token or low.bytes_per_token()
             sides[peer.name] = Side(partial(decoding.decode, STEPS), partial(decoding.prefill, prompts))
         reading = memory.reading(STEPS * low.bytes_per_token())
         seconds = interleaved({**sides, "memory read": Side(reading.run)}, ROUNDS)

@@ -16,6 +16,9 @@ class Absent(Exception):
 class Decoding(ABC):
     """A model and the buffers for one batch size, ready to run."""
 
+    bytes_per_token: int | None = None
+    """Of weights that a step reads, where they are not the decoder's own."""
+
     @abstractmethod
     def prefill(self, prompts: Tensor) -> None:
         """Forget what was there, read the prompts `[batch, tokens]` and choose the token after each."""

@@ -1,4 +1,4 @@
-// bfloat16 weights in 12 bits each, without loss: where each bit lies. compression.cpp writes it, bf12_row.h reads it.
+// bfloat16 weights in 12 bits each, without loss: where each bit lies. bf12_write.h writes it, bf12_row.h reads it.
 //
 // A bfloat16 has 8 bits of sign and mantissa and 8 of exponent, and the exponents of a weight row are nearly all among 15
 // neighbours (of a normal distribution all but about one value in eight thousand). So a row keeps the first 8 bits of each

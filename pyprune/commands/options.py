@@ -74,8 +74,8 @@ def add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compress",
         action="store_true",
-        help="keep bfloat16 weights in 12 bits each, without loss: the same bits, three quarters of the memory, and on "
-        "a CPU faster decoding of few sequences (default: off)",
+        help="keep bfloat16 weights in 12 bits each, without loss: the same bits, three quarters of the memory, and "
+        "with AVX-512 faster decoding of up to four sequences; on CPUs (default: off)",
     )
 
 

@@ -30,7 +30,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-GROUP, EXPONENTS, MARK, HEAD, IN_HEAD = 64, 15, 0xBF, 16, 2  # of a compressed row: see csrc/cpu/bf12.h
+# Of a compressed row: see csrc/cpu/bf12.h.
+GROUP, GROUP_BYTES, EXPONENTS, MARK, HEAD, IN_HEAD, MOST_COLUMNS = 64, 96, 15, 0xBF, 16, 2, 65535
+
+
+def compressed_row_bytes(columns: int, exceptions: int) -> int:
+    """Bytes of a compressed row with so many exceptions."""
+    behind = -(-4 * max(0, exceptions - IN_HEAD) // 16) * 16
+    return HEAD + -(-columns // GROUP) * GROUP_BYTES + behind
 
 
 def _described(tensor: Tensor) -> str:
@@ -46,8 +53,9 @@ def _places() -> Tensor:
 def compress_bfloat16(weight: Tensor) -> Tensor:
     _expect(
         weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.dim() == 2
-        and 0 < weight.shape[1] < 1 << 16 and (weight.shape[1] == 1 or weight.stride(1) == 1),
-        f"weight: a CPU bfloat16 matrix of 1 to 65535 columns side by side is expected, not {_described(weight)}",
+        and 0 < weight.shape[1] <= MOST_COLUMNS and (weight.shape[1] == 1 or weight.stride(1) == 1),
+        f"weight: a CPU bfloat16 matrix of 1 to {MOST_COLUMNS} columns side by side is expected, "
+        f"not {_described(weight)}",
     )  # fmt: skip
     rows, columns = weight.shape
     groups = -(-columns // GROUP)
@@ -68,8 +76,8 @@ def compress_bfloat16(weight: Tensor) -> Tensor:
     nibbles = ordered[1, ..., :32] | ordered[1, ..., 32:] << 4
     body = torch.cat((ordered[0], nibbles), dim=2).reshape(rows, -1)
     numbers = exception.sum(1, dtype=torch.int32)
-    most = max(IN_HEAD, int(numbers.max()) if rows else 0)
-    behind = -(-4 * (most - IN_HEAD) // 16) * 16
+    most = int(numbers.max()) if rows else 0
+    behind = compressed_row_bytes(columns, most) - HEAD - body.shape[1]
     listed = torch.zeros(rows, 4 * IN_HEAD + behind, dtype=torch.int32)
     row, column = exception.nonzero(as_tuple=True)
     start = 4 * (exception.cumsum(1)[row, column] - 1)
@@ -82,7 +90,7 @@ def compress_bfloat16(weight: Tensor) -> Tensor:
 
 def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
     groups = -(-columns // GROUP)
-    end = HEAD + groups * 96
+    end = compressed_row_bytes(columns, 0)
     _expect(
         compressed.device.type == "cpu" and compressed.dtype == torch.uint8 and compressed.dim() == 2,
         f"compressed: bytes (uint8) on a CPU are expected, not {_described(compressed)}",
@@ -93,7 +101,7 @@ def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
         good = bool((width == columns).all())
     _expect(good, f"compressed: rows of compress_bfloat16 for {columns} columns are expected")
     rows, wide = len(compressed), compressed.to(torch.int32)
-    body, places = wide[:, HEAD:end].view(rows, groups, 96), _places()
+    body, places = wide[:, HEAD:end].view(rows, groups, GROUP_BYTES), _places()
     kept = body[..., places]
     code = torch.where(places < 32, body[..., GROUP + places % 32] & 15, body[..., GROUP + places % 32] >> 4)
     exponent = torch.where(code == EXPONENTS, 0, code + wide[:, :1, None])

@@ -14,13 +14,11 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.pages import Pages
+from pyprune.ops.definitions import MOST_COLUMNS, compressed_row_bytes
 from pyprune.runtime import memory
 
-MOST_COLUMNS = 65535
-# As csrc/cpu/bf12.h lays out a row. Of normally distributed values about one in 8,000 is an exception; the row with
-# most of them decides.
-GROUP, GROUP_BYTES, HEAD = 64, 96, 16
-COLUMNS_AN_EXCEPTION = 1024
+# Of normally distributed values about one in 8,000 is an exception; the row with most of them decides.
+USUAL_EXCEPTIONS, COLUMNS_AN_EXCEPTION = 2, 1024
 
 
 @torch.no_grad()
@@ -77,5 +75,5 @@ def _bytes(tensor: Tensor) -> int:
     if not may_compress(tensor):
         return plain
     rows, columns = tensor.shape
-    behind = -(-4 * (columns // COLUMNS_AN_EXCEPTION) // 16) * 16
-    return min(plain, rows * (HEAD + -(-columns // GROUP) * GROUP_BYTES + behind))
+    exceptions = USUAL_EXCEPTIONS + columns // COLUMNS_AN_EXCEPTION
+    return min(plain, rows * compressed_row_bytes(columns, exceptions))

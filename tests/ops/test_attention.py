@@ -16,11 +16,6 @@ CASES = [  # batch, tokens, heads, kv_heads, head_dim, hidden, cache rows
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def qkv_arguments(case: tuple[int, ...], dtype: torch.dtype, extras: bool) -> list:
     batch, tokens, heads, kv_heads, head_dim, hidden, length = case
     bias = [random(n * head_dim, dtype=dtype) if extras else None for n in (heads, kv_heads, kv_heads)]

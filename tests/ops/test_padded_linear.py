@@ -15,11 +15,6 @@ NAN = float("nan")
 definition = ops.definitions.padded_linear
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def misaligned(matrix: Tensor, offset: int = 1) -> Tensor:
     """The same values, `offset` elements after a boundary, among NaN before and after."""
     store = torch.full((matrix.numel() + 64,), NAN, dtype=matrix.dtype)

@@ -9,11 +9,6 @@ from tests.ops.inputs import ROWS, SIZES, WEIGHTS, assert_as_exact_as_pytorch, d
 D = ops.definitions
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def check(name: str, args: list, dtype: torch.dtype) -> None:
     result = getattr(ops, name)(*args)
     definition = D.DEFINITIONS[name]

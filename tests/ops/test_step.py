@@ -17,11 +17,6 @@ HEAD_DIM = 22
 BLOCKS = [(9, 3, 77, False, 0), (4, 1, 0, True, 40), (0, 1, 130, True, 0), (3, 3, 33, True, 0)]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def step_arguments(batch: int, dtype: torch.dtype, positions: Tensor) -> list:
     weights: list[Tensor] = []
     layout, caches = [], []

@@ -18,11 +18,6 @@ from pyprune.ops.strides import has_padded_stride
 from tests.runtime.test_accelerate import calls, ids, small_model  # noqa: F401
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def is_padded(linear: nn.Linear) -> bool:
     return has_padded_stride(linear.weight.data) and not linear.weight.is_contiguous()
 
