@@ -6,6 +6,7 @@ Not yet run on hardware.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,21 @@ _recorded: list[Launch] | None = None
 _arch: configs.Architecture | None = None
 _tried: configs.Config | None = None
 _spills: list[int] = []
+_only_compiled = False
+
+
+@contextmanager
+def compiling_ahead(threads: int) -> Iterator[None]:
+    """Within it, operators on a GPU start nothing: their kernels are compiled, several at a time, and at its end all
+    are. One that does not compile is left for the call that needs it to complain about."""
+    global _only_compiled
+    before = _only_compiled
+    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        _only_compiled = True
+        try:
+            yield
+        finally:
+            _only_compiled = before
 
 
 @contextmanager
@@ -99,6 +115,9 @@ def launch(
 
 
 def _start(one: Launch) -> None:
+    if _only_compiled:
+        one.kernel.warmup(**one.arguments, **options(one), grid=one.grid)
+        return
     compiled = one.kernel[one.grid](**one.arguments, **options(one))
     if _tried is not None:
         _spills.append(getattr(compiled, "n_spills", 0) or 0)  # nothing is compiled in the interpreter

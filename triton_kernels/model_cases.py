@@ -6,7 +6,7 @@ Not yet run on hardware.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,20 +40,21 @@ class Case:
     prepare: Callable[[torch.device], Prepared]
 
 
-def cases(decoder: Decoder, arch: Architecture) -> list[Case]:
-    """The cases of a decoder, of which only sizes and dtypes are read: it may lie on the meta device."""
+def cases(decoder: Decoder, arch: Architecture, rows: Sequence[int] = ROWS) -> list[Case]:
+    """The cases of a decoder, of which only sizes and dtypes are read: it may lie on the meta device. rows: the classes
+    of few rows, some of ROWS."""
     found: dict[tuple[str, Shape], Case] = {}
-    for case in (*_few_rows(decoder, arch), *_attention(decoder, arch), _loss(decoder, arch)):
+    for case in (*_few_rows(decoder, arch, rows), *_attention(decoder, arch), _loss(decoder, arch)):
         found.setdefault((case.operator, case.shape), case)
     return list(found.values())
 
 
-def _few_rows(decoder: Decoder, arch: Architecture) -> Iterator[Case]:
+def _few_rows(decoder: Decoder, arch: Architecture, classes: Sequence[int]) -> Iterator[Case]:
     def case(operator: str, rows: int, weight: Tensor, prepare: Callable[[torch.device], Prepared]) -> Case:
         tile = configs.few_rows_tile(arch, rows, weight.dtype, operator in PAIRS)
         return Case(operator, weight.dtype, configs.shape_of(tile, *weight.shape), prepare)
 
-    for rows in ROWS:
+    for rows in classes:
         for block in decoder.blocks:
             mha, ffn = block.mha, block.ffn
             if mha is not None:

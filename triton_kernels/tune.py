@@ -6,6 +6,7 @@ fixed configuration's and it spills no registers. Not yet run on hardware.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +20,8 @@ from torch import Tensor
 from pyprune.triton_kernels import timing, tuning
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import Architecture, Config
-from pyprune.triton_kernels.launch import architecture, trying
-from pyprune.triton_kernels.model_cases import Case, cases
+from pyprune.triton_kernels.launch import architecture, compiling_ahead, trying
+from pyprune.triton_kernels.model_cases import ROWS, Case, cases
 from pyprune.triton_kernels.tuning import DTYPE_NAMES, Key, Machine, Tuned
 
 if TYPE_CHECKING:
@@ -57,27 +58,42 @@ def event_timer(device: torch.device) -> Time:
 
 def tune(
     todo: Sequence[Case], arch: Architecture, device: torch.device, time: Time,
-    done: Callable[[int, int], None] = lambda *_: None,
+    done: Callable[[int, int], None] = lambda *_: None, jobs: int = 1,
 ) -> list[Finding]:  # fmt: skip
-    """Measure every case; `done(finished, total)` after each."""
+    """Measure every case; `done(finished, total)` after each. jobs: kernels of a case that are compiled at a time,
+    before it is measured."""
     found: list[Finding] = []
     with torch.inference_mode():
         for case in todo:
-            found.append(measure(case, candidates(case.operator, case.dtype, case.shape, arch), device, time))
+            configurations = candidates(case.operator, case.dtype, case.shape, arch)
+            if jobs > 1:
+                compile_ahead(case, configurations, device, jobs)
+            found.append(measure(case, configurations, device, time))
             done(len(found), len(todo))
     return found
 
 
+def compile_ahead(case: Case, configurations: Sequence[Config], device: torch.device, jobs: int) -> None:
+    """Compile the kernels of all configurations, `jobs` at a time; `measure` meets again, and tells, what fails."""
+    run, _ = case.prepare(device)
+    with compiling_ahead(jobs):
+        for config in configurations:
+            with contextlib.suppress(Exception), trying(config):
+                run()
+
+
 def tune_model(
-    decoder: Decoder, device: torch.device, path: Path, done: Callable[[int, int], None] = lambda *_: None
-) -> tuple[Machine, list[Finding]]:
+    decoder: Decoder, device: torch.device, path: Path, done: Callable[[int, int], None] = lambda *_: None,
+    rows: Sequence[int] = ROWS, jobs: int = 1,
+) -> tuple[Machine, list[Finding]]:  # fmt: skip
     """Measure the operators of a model on a CUDA device and put the findings into the file, beside what it has of
-    others. Only sizes and dtypes of the model are read. InputError for a file that is not sound, before any work."""
+    others. Only sizes and dtypes of the model are read. rows, jobs: as in `cases` and `tune`. InputError for a file
+    that is not sound, before any work."""
     kept = tuning.read(path) if path.exists() else {}
     with torch.cuda.device(device):
         here = tuning.machine(torch.cuda.current_device())
         arch = architecture(device)
-        found = tune(cases(decoder, arch), arch, device, event_timer(device), done)
+        found = tune(cases(decoder, arch, rows), arch, device, event_timer(device), done, jobs)
     tuning.write(path, {**kept, **entries(found, here)})
     return here, found
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help=f"where {RESULT_FILE} is written")
     parser.add_argument("--dry-run", action="store_true", help="the same on a CPU in tiny sizes: tries this program")
     parser.add_argument("--model", metavar="DIR", help="a checkpoint with real weights, as bench.gpu_check.slice makes")
-    parser.add_argument("--only", metavar="PART,...", help=f"some of {','.join(groups())}")
+    parser.add_argument("--only", metavar="PART,...", help=f"some of {','.join(groups())}, or of their parts")
     parser.add_argument("--seed", type=int, help="seed of the operators' inputs and odd sizes (default: a new one)")
     parser.add_argument("--commit", metavar="SHA", help="the commit under test, where the copy has no .git to tell it")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help="seconds in all (default: 535)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,8 @@ def pytest_run(tests: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", tests, "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+        if importlib.util.find_spec("xdist") is not None:
+            command += ["-n", str(max(1, min(4, (os.cpu_count() or 1) // 4)))]
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr)
         sys.stdout.write(done.stdout.decode(errors="replace"))
         if not report.exists():

@@ -41,6 +41,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     size = "tiny" if settings.dry_run or options.get("sanitized") else "full"
     dtypes = DTYPES if options["dtype"] == "all" else (options["dtype"],)
     todo = [(dtype, case) for dtype in dtypes for case in cases(settings.seed, size, options.get("few_rows", False))]
+    if "operators" in options:
+        todo = [(dtype, case) for dtype, case in todo if case.operator in options["operators"]]
     if options.get("direct") and not settings.dry_run:
         todo += [(dtype, twin) for dtype, case in todo for twin in direct(case)]
     first = options.get("first", 0)

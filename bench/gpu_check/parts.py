@@ -38,6 +38,14 @@ class Part:
 # Several threads only where there is a core for each: threads that wait for a busy core take minutes.
 CPU_ALONE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4" if (os.cpu_count() or 1) >= 8 else "1"}
 
+DTYPES = ("bfloat16", "float16", "float32")
+SHARES = {
+    "qkv": ("norm_qkv_rope",),
+    "gate-up": ("norm_gate_up", "linear_cross_entropy"),
+    "others": ("linear_residual", "padded_linear", "norm_head", "decode_attention"),
+}
+"""How the operators are shared out: their time is the kernels' compilation, which one process does one by one."""
+
 BEST = "best"
 """The mode of a part that takes the best of the modes that could decode."""
 
@@ -51,9 +59,7 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
         [Part("install", "install", 170, "install", gpu=False, skip="a dry run installs nothing" if dry_run else None)],
         [Part("environment", "environment", 30, "environment", mode="definitions", gpu=False)],
         [
-            _operators("triton", "bfloat16"),
-            _operators("triton", "float16"),
-            _operators("triton", "float32"),
+            *(_operators("triton", dtype, *share) for dtype in DTYPES for share in SHARES.items()),
             _operators("cuda", "all"),
             # Without a visible GPU: these tests are about the CPU's kernels alone. The others compile meanwhile.
             Part("cpu-operators", "cpu", 110, "cpu_operators", gpu=False, env=CPU_ALONE),
@@ -66,8 +72,11 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
         ],
         [Part("decode-cuda", "decode", 60, "decode", mode="cuda")],
         [Part("decode-triton", "decode", 60, "decode", mode="triton", skip=twin)],
+        [Part("skipping", "skipping", 30, "skipping", mode=BEST)],
+        [Part("profile", "profile", 40, "profile", mode=BEST)],
         [Part("attention-triton", "attention", 30, "attention", mode="triton")],
         [Part("scoring-triton", "scoring", 45, "scoring", mode="triton")],
+        [Part("compiled", "compiled", 100, "compiled", mode=BEST)],
         [Part("table1", "table1", 150, "table1", mode=BEST)],
         [_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")],
         # Last, because they say least: if time runs out, it is these that go.
@@ -82,12 +91,14 @@ def groups() -> list[str]:
 
 
 def chosen(only: Sequence[str] | None, dry_run: bool, model: str | None) -> list[list[Part]]:
-    """The stages with the parts of the groups `only` (all of them for None); InputError for an unknown group."""
-    known = groups()
+    """The stages with the parts that `only` names by group or by themselves (all of them for None); InputError for an
+    unknown name."""
+    every = stages(dry_run, model)
+    known = {*groups(), *(part.name for stage in every for part in stage)}
     for name in only or ():
         if name not in known:
-            raise InputError(f"--only {name}: one or more of {','.join(known)} are expected")
-    kept = [[part for part in stage if only is None or part.group in only] for stage in stages(dry_run, model)]
+            raise InputError(f"--only {name}: one or more of {','.join(groups())}, or of their parts, are expected")
+    kept = [[part for part in stage if only is None or {part.group, part.name} & set(only)] for stage in every]
     return [stage for stage in kept if stage]
 
 
@@ -107,10 +118,12 @@ def best_mode(done: Sequence[dict[str, Any]]) -> str:
     return "definitions"
 
 
-def _operators(mode: str, dtype: str) -> Part:
-    name = f"operators-{mode}" if dtype == "all" else f"operators-{mode}-{dtype}"
+def _operators(mode: str, dtype: str, share: str | None = None, operators: Sequence[str] = ()) -> Part:
+    name = "-".join(["operators", mode, *([dtype] if dtype != "all" else []), *([share] if share else [])])
     few = mode == "cuda"  # one and two rows are what that library is for
-    options = {"dtype": dtype, "few_rows": few, "direct": few}
+    options: dict[str, Any] = {"dtype": dtype, "few_rows": few, "direct": few}
+    if share:
+        options["operators"] = list(operators)
     return Part(name, "operators", 110, "operators", mode=mode, options=options)
 
 

@@ -109,6 +109,43 @@ def _decode(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _skipping(result: dict[str, Any]) -> list[str]:
+    steps = ", ".join(f"{name} {1000 * seconds:.3f} ms" for name, seconds in result["step_seconds"].items())
+    lines = [f"{result['model']}, blocks {result['left_out']} left out, a step: {steps}"]
+    if "masked_share" in result:
+        lines.append(
+            f"a masked block costs {result['masked_share']:.1%} of a block, a mask that is clear "
+            f"{result['clear_mask_share']:.1%} of a step; same tokens: {result['same_tokens']}"
+        )
+    return [*lines, *(f"{name}: {_short(text, 80)}" for name, text in result["errors"].items())]
+
+
+def _profile(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["runs"]:
+        lines.append(f"{one['what']}: {1000 * one['seconds']:.2f} ms of kernels")
+        lines += [
+            f"  {1000 * k['seconds']:9.3f} ms in {k['launches']:5} launches  {_short(k['kernel'], 90)}"
+            for k in one["kernels"][:9]
+        ]
+    return lines
+
+
+def _compiled(result: dict[str, Any]) -> list[str]:
+    shares = result.get("share", {})
+    words = [f"{result['model']}, batch {result['batch']}, {result['mode']}:"]
+    for name, step in result["step_seconds"].items():
+        words.append(
+            f"{name} {1000 * step:.3f} ms/step" + (f" ({shares[name]:.0%} of bandwidth)" if name in shares else "")
+        )
+    if "speedup" in result:
+        one = result["speedup"]
+        interval = "" if one["low"] is None else f" [{one['low']:.2f}, {one['high']:.2f}]"
+        words.append(f"{one['median']:.2f}x{interval}")
+    words += [f"{name}: {_short(text, 100)}" for name, text in result["absent"].items()]
+    return [" ".join(words)]
+
+
 def _attention(result: dict[str, Any]) -> list[str]:
     lines = []
     for one in result["timings"]:
@@ -152,7 +189,8 @@ def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
 
 _TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "install": _install, "environment": _environment, "operators": _operators, "cpu": _cpu, "ceilings": _ceilings,
-    "model": _model, "decode": _decode, "attention": _attention, "scoring": _scoring, "table1": _table1,
+    "model": _model, "decode": _decode, "skipping": _skipping, "profile": _profile, "compiled": _compiled,
+    "attention": _attention, "scoring": _scoring, "table1": _table1,
     "sanitizer": _operators,
 }  # fmt: skip
 

@@ -32,9 +32,15 @@ class HuggingFace(Peer):
 
 
 class HuggingFaceCompiled(Peer):
-    """sdpa attention, a static cache, the decode step compiled by inductor for the batch size at hand."""
+    """sdpa attention, a static cache, the decode step compiled by inductor for the batch size at hand.
+
+    mode: `torch.compile`'s.
+    """
 
     name = "HF compiled"
+
+    def __init__(self, mode: str | None = None) -> None:
+        self._mode = mode
 
     def absent_reason(self) -> str | None:
         return None if shutil.which("g++") or shutil.which("clang++") else "inductor needs a C++ compiler"
@@ -45,7 +51,7 @@ class HuggingFaceCompiled(Peer):
         model = to_transformers(decoder, attn_implementation="sdpa")
         cache = StaticCache(config=model.config, max_cache_len=length)
         torch._dynamo.reset()  # else the graphs of other batch sizes count against its limit
-        step = torch.compile(model, fullgraph=True, dynamic=False)
+        step = torch.compile(model, fullgraph=True, dynamic=False, mode=self._mode)
 
         def emptied() -> Any:
             cache.reset()
@@ -54,7 +60,7 @@ class HuggingFaceCompiled(Peer):
         decoding = HuggingFaceDecoding(model, step, emptied)
         try:
             with at_most(COMPILE_SECONDS):
-                decoding.prefill(torch.zeros(batch, 1, dtype=torch.int64))
+                decoding.prefill(torch.zeros(batch, 1, dtype=torch.int64, device=decoder.device))
                 decoding.decode(2)
         except TimeoutError:
             raise Absent(f"compiling took more than {COMPILE_SECONDS} s") from None
@@ -79,7 +85,7 @@ class HuggingFaceDecoding(Decoding):
     def decode(self, steps: int) -> Tensor:
         chosen = []
         for _ in range(steps):
-            position = torch.tensor([[self._position]])
+            position = torch.tensor([[self._position]], device=self._tokens.device)
             out = self._step(self._tokens[:, None], position_ids=position, past_key_values=self._cache, use_cache=True)
             self._tokens = out.logits[:, -1].argmax(-1)
             self._position += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -30,18 +32,16 @@ class PyPrune(Peer):
 
 
 class EngineDecoding(Decoding):
-    """`Engine.prefill`, then `Engine.decode` and an argmax for each step."""
+    """`Engine.stream`: its first token from the prefill, the others a step each."""
 
     def __init__(self, engine: Engine, skip: Skip = None) -> None:
         self._engine, self._skip = engine, skip
         self.bytes_per_token = engine.bytes_per_token()
 
     def prefill(self, prompts: Tensor) -> None:
-        self._tokens = self._engine.prefill(prompts, skip=self._skip).argmax(-1)
+        new = self._engine.max_len - prompts.shape[1] + 1
+        self._tokens = self._engine.stream(prompts, max_new_tokens=new, skip=self._skip)
+        next(self._tokens)
 
     def decode(self, steps: int) -> Tensor:
-        chosen = []
-        for _ in range(steps):
-            self._tokens = self._engine.decode(self._tokens).argmax(-1)
-            chosen.append(self._tokens)
-        return torch.stack(chosen, 1)
+        return torch.stack(list(islice(self._tokens, steps)), 1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, command, device
+from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, at_least, command, device
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
 
@@ -31,12 +32,30 @@ def add_options(commands: Any) -> None:
         "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
     )
     parser.add_argument(
+        "--rows", type=rows, metavar="N,...", help="classes of few rows, some of 1,2,16,32,64 (default: all of them)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        metavar="N",
+        help="kernels compiled at a time (default: a core each, up to 16)",
+    )
+    parser.add_argument(
         "--out",
         metavar="FILE",
         help="the file; what it has of other GPUs and models stays (default: $PYPRUNE_TUNING, else pyprune/tuning.json "
         "in the user's cache directory)",
     )
     add_json(parser)
+
+
+def rows(text: str) -> tuple[int, ...]:
+    """Some of the classes of few rows."""
+    known = ("1", "2", "16", "32", "64")
+    words = text.split(",")
+    if not set(words) <= set(known) or len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f"{text}: one or more of {','.join(known)} are expected")
+    return tuple(map(int, words))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,12 +69,14 @@ def run(options: argparse.Namespace) -> None:
 
     from pyprune.study.destination import require_file
     from pyprune.triton_kernels import tuning
+    from pyprune.triton_kernels.model_cases import ROWS
     from pyprune.triton_kernels.tune import entries, tune_model
 
     gpu_device, path = chosen_device(options), require_file(options.out or tuning.location())
     decoder = loaded_sizes(options.model, options.dtype)
     with Bar() as bar:
-        here, found = tune_model(decoder, gpu_device, path, partial(bar, "tuning"))
+        jobs = options.jobs or min(os.cpu_count() or 1, 16)
+        here, found = tune_model(decoder, gpu_device, path, partial(bar, "tuning"), options.rows or ROWS, jobs)
     if options.json:
         refused = [told for one in found for told in one.refusals()]
         file = tuning.to_json(entries(found, here))

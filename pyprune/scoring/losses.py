@@ -117,15 +117,15 @@ class _Pass:
         One sequence is summed at a time, so that no grouping changes the sum.
         """
         slots, samples = self.states.shape[:2]
-        totals = torch.zeros(slots * samples, dtype=torch.float64)
+        totals = torch.zeros(slots * samples, dtype=torch.float64, device=self._targets.device)
         norm, eps, head = self._decoder.norm, self._decoder.eps, self._decoder.head
         for slot in range(slots):
             for part, _, places in self._parts(slot, slot + 1):
                 targets = self._targets[torch.tensor(places, device=self._targets.device) % samples]
                 found = ops.linear_cross_entropy(part[:, :-1].contiguous(), head.weight, targets, norm, eps, head.bias)
-                totals[places] = found.double().sum(1).cpu()
+                totals[places[0] : places[-1] + 1] = found.double().sum(1)
                 self._advance(len(part), None)
-        return totals.view(slots, samples)
+        return totals.view(slots, samples).cpu()  # the one place where a GPU is waited for
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
         """The sequences of slots `first` .. `last`-1, a chunk at a time: states, their mask, their places in all."""
