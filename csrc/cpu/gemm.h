@@ -34,7 +34,7 @@ inline Tensor float_rows(const Kernels& k, const Rows& x, const Const& norm, flo
 inline Tensor call_mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -102,7 +102,7 @@ inline Tensor onednn_linear(const Tensor& x, const Tensor& weight, const char* a
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(x), from(weight), from(std::optional<Tensor>()), from(std::string(attr)),
                                     from(std::vector<int64_t>()), from(std::optional<std::string>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("mkldnn::_linear_pointwise", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -111,7 +111,7 @@ inline Tensor onednn_linear(const Tensor& x, const Tensor& other, const Tensor& 
   using torch::stable::detail::from;
   std::array<StableIValue, 5> stack{from(x), from(other), from(weight), from(std::optional<Tensor>()),
                                     from(std::string(attr))};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("mkldnn::_linear_pointwise", "binary", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

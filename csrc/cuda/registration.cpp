@@ -45,8 +45,8 @@ Tensor run(Arguments& a, const FewRows& x, int matrices, const Tensor& like, Sca
   a.out = out.mutable_data_ptr();
   a.out_is_float = type == ScalarType::Float;
   void* const stream = current_stream(x.device);
-  const int error = launch_skinny_linear(a, int(x.count), matrices, x.device, stream, overlap());
-  STD_CUDA_CHECK(static_cast<cudaError_t>(error));
+  const auto error = static_cast<cudaError_t>(launch_skinny_linear(a, int(x.count), matrices, x.device, stream, overlap()));
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
   return out;
 }
 
