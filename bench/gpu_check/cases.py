@@ -76,7 +76,9 @@ def cases(seed: int, size: str = "full", few_rows: bool = False) -> Iterator[Cas
     few_rows: only one and two rows of the products, which is what the CUDA kernels are for.
     """
     yield from _projections(seed, size, few_rows)
-    if not few_rows:
+    if few_rows:
+        yield from _few_qkv(size)
+    else:
         yield from _attention(size)
         yield from _losses(size)
 
@@ -168,15 +170,27 @@ def _attention(size: str) -> Iterator[Case]:
         shapes += [(64, 1, 4, 2, 16, 24, 300), (2, 40, 3, 3, 22, 50, 300), (1, 1, 32, 8, 64, 2048, 4096)]
         shapes += [(16, 1, 32, 32, 128, 4096, 64), (4, 70, 8, 8, 64, 512, 128)]
     for shape in shapes:
-        yield _qkv(shape, extras=False)
-        yield _qkv(shape, extras=True)
+        yield _qkv(shape)
+        yield _qkv(shape, biases=True, norms=True)
         yield _decode_attention(shape)
         for window in (0, 1, 30) if shape is shapes[0] or size == "full" else (30,):
             yield _decode_attention(shape, window=window, first=True)
     for shape in shapes[:1] if size == "tiny" else shapes[:3]:
-        yield _qkv(shape, extras=False, slots=True)
-    yield _qkv(shapes[0], extras=True, skip=True)
+        yield _qkv(shape, slots=True)
+    yield _qkv(shapes[0], biases=True, norms=True, skip=True)
     yield _decode_attention(shapes[0], skip=True)
+
+
+def _few_qkv(size: str) -> Iterator[Case]:
+    shapes = [(1, 1, 4, 2, 10, 40, 40), (2, 1, 9, 3, 64, 96, 70), (1, 2, 8, 1, 128, 36, 53)]
+    if size == "full":
+        shapes += [(2, 1, 3, 3, 22, 2056, 30), (1, 1, 32, 8, 64, 2048, 4096), (2, 1, 32, 32, 128, 4096, 64)]
+    for shape in shapes[:1] if size == "tiny" else shapes:
+        yield _qkv(shape)
+        yield _qkv(shape, biases=True)
+        yield _qkv(shape, biases=True, slots=True)
+        for flag in (False, True):
+            yield _qkv(shape, skip=flag)
 
 
 def _positions(d: Draw, shape: tuple[int, ...]) -> Tensor:
@@ -184,26 +198,28 @@ def _positions(d: Draw, shape: tuple[int, ...]) -> Tensor:
     return d.whole(0, length - tokens + 1, batch, 1) + torch.arange(tokens, device=d.device)
 
 
-def _qkv(shape: tuple[int, ...], extras: bool, skip: bool | None = None, slots: bool = False) -> Case:
+def _qkv(
+    shape: tuple[int, ...], biases: bool = False, norms: bool = False, skip: bool | None = None, slots: bool = False
+) -> Case:
     batch, tokens, heads, kv_heads, head_dim, hidden, length = shape
     counts = (heads, kv_heads, kv_heads)
 
     def build(d: Draw) -> list[Any]:
-        biases = [d.normal(n * head_dim) if extras else None for n in counts]
-        norms = [d.norm(head_dim) if extras else None for _ in range(2)]
+        added = [d.normal(n * head_dim) if biases else None for n in counts]
+        scales = [d.norm(head_dim) if norms else None for _ in range(2)]
         angle = d.uniform(length * (1 + slots), head_dim // 2) * 6
         weights = [d.weight(n * head_dim, hidden) for n in counts]
         # One sequence more than the batch has, all NaN: what no position names must stay so.
         caches = [d.normal(batch + 1, kv_heads, length, head_dim).fill_(float("nan")) for _ in range(2)]
         x = d.normal(batch, tokens, hidden)
-        fixed = [x, d.norm(hidden), 1e-5, *weights, *biases, *norms, angle.cos(), angle.sin()]
+        fixed = [x, d.norm(hidden), 1e-5, *weights, *added, *scales, angle.cos(), angle.sin()]
         if not slots:
             return [*fixed, _positions(d, shape), *caches, *_skip(d, skip)]
         # Rows that are not the positions, in another order, and positions beyond the cache.
         rows = torch.stack([d.order(length)[:tokens] for _ in range(batch)])
         return [*fixed, _positions(d, shape) + length, *caches, None, 0, rows]
 
-    label = f"{shape}{', bias and q/k-norm' * extras}{', slots' * slots}{_suffix(False, skip)}"
+    label = f"{shape}{', bias' * biases}{', q/k-norm' * norms}{', slots' * slots}{_suffix(False, skip)}"
     return Case("norm_qkv_rope", label, build, caches=(14, 15))
 
 

@@ -43,6 +43,9 @@ __device__ __forceinline__ uint4 load_weights(const void* address, uint64_t poli
   return value;
 }
 
+// 16 bytes of activations.
+__device__ __forceinline__ uint4 load_wide(const void* address) { return *static_cast<const uint4*>(address); }
+
 // One weight at a row's edge. Its sector belongs to the neighbouring row too, so it keeps the ordinary cache policy.
 __device__ __forceinline__ float load_weight(const float* address) { return __ldg(address); }
 __device__ __forceinline__ Bf16 load_weight(const Bf16* address) {
@@ -96,6 +99,8 @@ __device__ __forceinline__ float2 widen_pair(Bf16, uint32_t word) {
 __device__ __forceinline__ float2 widen_pair(Half, uint32_t word) {
   return {__half2float(__ushort_as_half(uint16_t(word))), __half2float(__ushort_as_half(uint16_t(word >> 16)))};
 }
+__device__ __forceinline__ float word_as_float(uint32_t word) { return __uint_as_float(word); }
+__device__ __forceinline__ uint32_t float_as_word(float value) { return __float_as_uint(value); }
 __device__ __forceinline__ float2 words_as_floats(uint32_t a, uint32_t b) {
   return {__uint_as_float(a), __uint_as_float(b)};
 }

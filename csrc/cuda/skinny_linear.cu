@@ -1,4 +1,4 @@
-// Launches the skinny linear. The kernel: skinny_linear.cuh. Not run on a GPU yet.
+// Launches the skinny linear. The kernel: skinny_linear.cuh.
 #include <cuda_runtime.h>
 
 #include <mutex>
@@ -44,14 +44,14 @@ cudaError_t may_overlap(Overlap choice, cudaStream_t stream, bool& result) {
 
 // Opens the shared memory beyond 48 KiB, and sees whether the code that was loaded for this device has the wait: code
 // made from compute_80 PTX (any architecture after sm_90) has none, and must not be started early.
-template <class W, int kRows, int kMatrices>
+template <class W, int kRows, Form kForm>
 cudaError_t prepare(int device, const Device& facts, bool& waits) {
   static std::mutex mutex;
   static int version[kMaxDevices] = {};
   const std::lock_guard<std::mutex> lock(mutex);
   if (!version[device]) {
     cudaFuncAttributes attributes;
-    const auto kernel = skinny_linear<W, kRows, kMatrices>;
+    const auto kernel = skinny_linear<W, kRows, kForm>;
     PYPRUNE_TRY(cudaFuncGetAttributes(&attributes, kernel));
     PYPRUNE_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      facts.shared_per_block - int(attributes.sharedSizeBytes)));
@@ -61,10 +61,10 @@ cudaError_t prepare(int device, const Device& facts, bool& waits) {
   return cudaSuccess;
 }
 
-template <class W, int kRows, int kMatrices>
+template <class W, int kRows, Form kForm>
 cudaError_t launch(const Arguments& arguments, int device, const Device& facts, cudaStream_t stream, Overlap choice) {
   bool waits = false, overlap = false;
-  PYPRUNE_TRY((prepare<W, kRows, kMatrices>(device, facts, waits)));
+  PYPRUNE_TRY((prepare<W, kRows, kForm>(device, facts, waits)));
   if (waits) PYPRUNE_TRY(may_overlap(choice, stream, overlap));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -76,29 +76,36 @@ cudaError_t launch(const Arguments& arguments, int device, const Device& facts, 
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = overlap ? 1 : 0;
-  return cudaLaunchKernelEx(&config, skinny_linear<W, kRows, kMatrices>, arguments);
+  return cudaLaunchKernelEx(&config, skinny_linear<W, kRows, kForm>, arguments);
+}
+
+template <class W, int kRows>
+cudaError_t launch_form(const Arguments& a, Form form, int device, const Device& facts, cudaStream_t stream, Overlap choice) {
+  const auto run = form == Form::linear    ? launch<W, kRows, Form::linear>
+                   : form == Form::gate_up ? launch<W, kRows, Form::gate_up>
+                                           : launch<W, kRows, Form::qkv_rope>;
+  return run(a, device, facts, stream, choice);
 }
 
 template <class W>
-cudaError_t launch_typed(const Arguments& a, int rows, int matrices, int device, const Device& facts, cudaStream_t stream,
+cudaError_t launch_typed(const Arguments& a, int rows, Form form, int device, const Device& facts, cudaStream_t stream,
                          Overlap choice) {
-  const auto run = matrices == 1 ? (rows == 1 ? launch<W, 1, 1> : launch<W, 2, 1>)
-                                 : (rows == 1 ? launch<W, 1, 2> : launch<W, 2, 2>);
-  return run(a, device, facts, stream, choice);
+  return rows == 1 ? launch_form<W, 1>(a, form, device, facts, stream, choice)
+                   : launch_form<W, 2>(a, form, device, facts, stream, choice);
 }
 
 }  // namespace
 
-int launch_skinny_linear(Arguments arguments, int rows, int matrices, int device, void* stream, Overlap overlap) {
-  if (rows < 1 || rows > 2 || matrices < 1 || matrices > 2) return cudaErrorInvalidValue;
+int launch_skinny_linear(Arguments arguments, int rows, Form form, int device, void* stream, Overlap overlap) {
+  if (rows < 1 || rows > 2) return cudaErrorInvalidValue;
   Device facts;
   PYPRUNE_TRY(device_facts(device, facts));
-  arguments.plan = plan_of(arguments, rows, matrices, facts);
+  arguments.plan = plan_of(arguments, rows, matrices_of(form), facts);
   const auto queue = static_cast<cudaStream_t>(stream);
   switch (arguments.weight_type) {
-    case DType::f32: return launch_typed<float>(arguments, rows, matrices, device, facts, queue, overlap);
-    case DType::bf16: return launch_typed<Bf16>(arguments, rows, matrices, device, facts, queue, overlap);
-    default: return launch_typed<Half>(arguments, rows, matrices, device, facts, queue, overlap);
+    case DType::f32: return launch_typed<float>(arguments, rows, form, device, facts, queue, overlap);
+    case DType::bf16: return launch_typed<Bf16>(arguments, rows, form, device, facts, queue, overlap);
+    default: return launch_typed<Half>(arguments, rows, form, device, facts, queue, overlap);
   }
 }
 

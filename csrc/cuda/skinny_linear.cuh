@@ -58,15 +58,72 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// 16 bytes of activations as float32.
+template <class X>
+struct Unpacked {
+  static constexpr int kCount = kWideBytes / sizeof(X);
+  float values[kCount];
+
+  __device__ __forceinline__ explicit Unpacked(uint4 words) {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+    if constexpr (sizeof(X) == 4) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = word_as_float(word[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = widen_pair(X{}, word[i]);
+        values[2 * i] = pair.x;
+        values[2 * i + 1] = pair.y;
+      }
+    }
+  }
+};
+
+template <class W>
+__device__ __forceinline__ uint4 packed(const float (&values)[kWideBytes / sizeof(W)]) {
+  uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(W) == 4) {
+      word[i] = float_as_word(values[i]);
+    } else {
+      W low, high;
+      narrow(values[2 * i], low);
+      narrow(values[2 * i + 1], high);
+      word[i] = uint32_t(low.bits) | uint32_t(high.bits) << 16;
+    }
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+
+// The block's threads together go over x[begin .. end): whole(e, 16 bytes from element e on) wherever 16 aligned bytes
+// lie inside, one(e) for the elements before and after those. Element by element this took longer than the weights.
+template <int kAtOnce, class X, class Whole, class One>
+__device__ __forceinline__ void walk(const X* x, int begin, int end, Whole whole, One one) {
+  constexpr int kX = kWideBytes / sizeof(X);
+  const int phase = int(reinterpret_cast<uint64_t>(x + begin) / sizeof(X) % kX);
+  const RowCover cover = cover_row(phase, end - begin, kX);
+#pragma unroll kAtOnce
+  for (int i = int(threadIdx.x); i < cover.chunks; i += kThreads) {
+    const int e = begin + cover.head + i * kX;
+    whole(e, load_wide(x + e));
+  }
+  if (int(threadIdx.x) < cover.edges()) one(begin + cover.edge_element(int(threadIdx.x), end - begin));
+}
+
 // This thread's share of the sum of x^2 over k elements.
 template <class X>
 __device__ __forceinline__ float squares(const X* x, int k) {
   float sum = 0;
-#pragma unroll 4
-  for (int e = threadIdx.x; e < k; e += kThreads) {
-    const float value = widen(x[e]);
-    sum = fmaf(value, value, sum);
-  }
+  walk<1>(
+      x, 0, k,
+      [&](int, uint4 words) {
+        const Unpacked<X> chunk(words);
+#pragma unroll
+        for (int i = 0; i < Unpacked<X>::kCount; ++i) sum = fmaf(chunk.values[i], chunk.values[i], sum);
+      },
+      [&](int e) { sum = fmaf(widen(x[e]), widen(x[e]), sum); });
   return sum;
 }
 
@@ -87,20 +144,86 @@ __device__ __forceinline__ float inverse_rms(const Arguments& a, int m, float* p
 // x[first + j] (times scale and norm) to target[j] for `count` places, rounded to W; zeros outside the row's k elements.
 template <class W, class X>
 __device__ __forceinline__ void stage(const X* x, int first, int count, int k, const Arguments& a, float scale, W* target) {
-#pragma unroll 4
-  for (int j = int(threadIdx.x); j < count; j += kThreads) {
-    const int e = first + j;
-    float value = 0;
-    if (0 <= e && e < k) {
-      value = widen(x[e]);
-      if (a.norm) value = value * scale * load_as_float<W>(a.norm, a.norm_is_float, e);
+  constexpr int kX = Unpacked<X>::kCount;
+  const int begin = smaller(larger(first, 0), k), end = larger(begin, smaller(first + count, k));
+  const auto put = [&](int e, const Unpacked<X>& chunk) {
+    const int at = e - first;
+    if constexpr (sizeof(X) == sizeof(W)) {
+      if (at % kX == 0) {
+        *reinterpret_cast<uint4*>(target + at) = packed<W>(chunk.values);
+        return;
+      }
     }
-    narrow(value, target[j]);
+#pragma unroll
+    for (int i = 0; i < kX; ++i) narrow(chunk.values[i], target[at + i]);
+  };
+  if (a.norm) {
+    const bool alike = a.norm_is_float == (sizeof(X) == 4) && reinterpret_cast<uint64_t>(a.norm) % kWideBytes == 0;
+    walk<1>(
+        x, begin, end,
+        [&](int e, uint4 words) {
+          Unpacked<X> chunk(words);
+          if (alike && e % kX == 0) {
+            const Unpacked<X> norm(load_wide(static_cast<const X*>(a.norm) + e));
+#pragma unroll
+            for (int i = 0; i < kX; ++i) chunk.values[i] = chunk.values[i] * scale * norm.values[i];
+          } else {
+#pragma unroll
+            for (int i = 0; i < kX; ++i)
+              chunk.values[i] = chunk.values[i] * scale * load_as_float<W>(a.norm, a.norm_is_float, e + i);
+          }
+          put(e, chunk);
+        },
+        [&](int e) { narrow(widen(x[e]) * scale * load_as_float<W>(a.norm, a.norm_is_float, e), target[e - first]); });
+  } else {
+    walk<2>(
+        x, begin, end, [&](int e, uint4 words) { put(e, Unpacked<X>(words)); },
+        [&](int e) { narrow(widen(x[e]), target[e - first]); });
+  }
+  const int before = begin - first, after = smaller(count, first + count - end);
+  for (int j = int(threadIdx.x); j < before + after; j += kThreads)
+    narrow(0.0f, target[j < before ? j : count - after + j - before]);
+}
+
+// Where a row's two halves belong: which of the three projections, its head there, the pair in that head.
+struct Pair {
+  int section, head, i;
+};
+__device__ __forceinline__ Pair pair_of(const Heads& h, int row) {
+  const int head = row / h.half;
+  const int section = head < h.heads ? 0 : head < h.heads + h.kv_heads ? 1 : 2;
+  return {section, head - (section == 0 ? 0 : h.heads + (section - 1) * h.kv_heads), row - head * h.half};
+}
+
+// The two halves of a head's pair `row` of activation row m, both with their bias: rotated and put in their place. A
+// position or slot outside its range (`position` < 0) has none: its query is NaN, so that nobody takes it for a result.
+template <class W>
+__device__ __forceinline__ void rotate_and_append(const Arguments& a, int m, int row, int position, int slot, float left,
+                                                  float right, float c, float s) {
+  const Heads& h = a.heads;
+  const Pair at = pair_of(h, row);
+  if (at.section < 2) {
+    const float turned = left * c - right * s;
+    right = right * c + left * s;
+    left = turned;
+  }
+  if (at.section == 0) {
+    if (position < 0) left = right = word_as_float(0x7fc00000u);
+    const int64_t to = (int64_t(m) * h.heads + at.head) * 2 * h.half + at.i;
+    store_as<W>(a.out, a.out_is_float, to, left);
+    store_as<W>(a.out, a.out_is_float, to + h.half, right);
+  } else if (position >= 0) {
+    const int kv = at.section - 1;
+    W* const to = static_cast<W*>(h.cache[kv]) + m / h.tokens * h.batch_stride[kv] + at.head * h.head_stride[kv] +
+                  slot * h.row_stride[kv] + at.i;
+    narrow(left, to[0]);
+    narrow(right, to[h.half]);
   }
 }
 
-template <class W, int kRows, int kMatrices>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(kMatrices)) skinny_linear(const Arguments a) {
+template <class W, int kRows, Form kForm>
+__global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kForm))) skinny_linear(const Arguments a) {
+  constexpr int kMatrices = matrices_of(kForm);
   constexpr int kV = kWideBytes / sizeof(W);
   constexpr int kUnroll = loads_in_flight(kMatrices) / kMatrices;
   constexpr int kSums = kRows * kMatrices;
@@ -131,7 +254,15 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(kMatrices)) ski
   // warp's chunks of one step lie together, 32 for each u: their distances are constants in the instructions.
   const uint64_t policy = streaming_policy();
   const int lane_chunk = part * kUnroll * 32 + lane, step_chunks = kUnroll * width;
-  const auto row_start = [&](int w, int row) { return static_cast<const W*>(a.weight[w]) + row * a.stride[w]; };
+  const auto row_start = [&](int w, int row) {
+    if constexpr (kForm == Form::qkv_rope) {
+      const Heads& h = a.heads;
+      const Pair at = pair_of(h, row);
+      return static_cast<const W*>(h.weight[at.section]) + (int64_t(at.head * 2 + w) * h.half + at.i) * h.stride[at.section];
+    } else {
+      return static_cast<const W*>(a.weight[w]) + row * a.stride[w];
+    }
+  };
   const W* next[kMatrices];  // this lane's first chunk of the step to load
   int left[kMatrices];       // chunks from there to the row's end
   const auto seek = [&](int i) {
@@ -158,10 +289,28 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(kMatrices)) ski
     for (int i = 0; i < plan.rows_per_warp; ++i) {
       const int row = row_of(i);
       const int64_t at = int64_t(lane) * a.n + row;
-      if (part == 0 && lane < kRows && row < a.n)
+      if (!(part == 0 && lane < kRows && row < a.n)) continue;
+      if constexpr (kForm == Form::qkv_rope) {  // zeros for queries; the caches stay as they are
+        const Pair to = pair_of(a.heads, row);
+        const int64_t query = (int64_t(lane) * a.heads.heads + to.head) * 2 * a.heads.half + to.i;
+        if (to.section == 0) {
+          store_as<W>(a.out, a.out_is_float, query, 0.0f);
+          store_as<W>(a.out, a.out_is_float, query + a.heads.half, 0.0f);
+        }
+      } else {
         store_as<W>(a.out, a.out_is_float, at, a.residual ? load_as_float<W>(a.residual, a.out_is_float, at) : 0.0f);
+      }
     }
     return;
+  }
+
+  int position = -1, slot = 0;  // of activation row `lane`
+  if constexpr (kForm == Form::qkv_rope) {
+    const Heads& h = a.heads;
+    if (lane < kRows) {
+      const int64_t given = h.positions[lane], place = h.slots ? h.slots[lane] : given;
+      if (0 <= given && given < h.limit && 0 <= place && place < h.slot_limit) position = int(given), slot = int(place);
+    }
   }
 
   float scale[kRows];
@@ -244,11 +393,25 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(kMatrices)) ski
     }
 
     const bool writes = part == 0 && lane < kRows && row < a.n;
-    float bias[kMatrices] = {}, residual = 0;  // they arrive during the reduction; earlier there are no registers left
+    // They arrive during the reduction; earlier there are no registers left. qkv_rope: the angle's cosine and sine.
+    float bias[kMatrices] = {}, residual = 0, c = 1, s = 0;
+    if constexpr (kForm == Form::qkv_rope) {
+      const Heads& h = a.heads;
+      const Pair at = pair_of(h, row);
 #pragma unroll
-    for (int w = 0; w < kMatrices; ++w)
-      if (writes && a.bias[w]) bias[w] = load_as_float<W>(a.bias[w], a.bias_is_float[w], row);
-    if (kMatrices == 1 && writes && a.residual)
+      for (int w = 0; w < kMatrices; ++w)
+        if (writes && h.bias[at.section])
+          bias[w] = load_as_float<W>(h.bias[at.section], h.bias_is_float[at.section], (at.head * 2 + w) * h.half + at.i);
+      if (writes && at.section < 2 && position >= 0) {
+        c = h.cos[position * h.cos_stride + at.i];
+        s = h.sin[position * h.sin_stride + at.i];
+      }
+    } else {
+#pragma unroll
+      for (int w = 0; w < kMatrices; ++w)
+        if (writes && a.bias[w]) bias[w] = load_as_float<W>(a.bias[w], a.bias_is_float[w], row);
+    }
+    if (kForm == Form::linear && writes && a.residual)
       residual = load_as_float<W>(a.residual, a.out_is_float, int64_t(lane) * a.n + row);
     float total[kMatrices] = {};  // of activation row `lane`
     float* const mine = partial + (i & 1) * kWarps * kSums;  // two in turn: one barrier a row is enough
@@ -265,12 +428,16 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(kMatrices)) ski
       if (part == 0 && lane < kRows)
 #pragma unroll
         for (int w = 0; w < kMatrices; ++w)
-          for (int s = 0; s < plan.split; ++s) total[w] += mine[(warp + s) * kSums + w * kRows + lane];
+          for (int other = 0; other < plan.split; ++other) total[w] += mine[(warp + other) * kSums + w * kRows + lane];
     }
     if (writes) {
       float value = total[0] + bias[0];
-      if constexpr (kMatrices == 2) value = value / (1.0f + expf(-value)) * (total[1] + bias[1]);
-      store_as<W>(a.out, a.out_is_float, int64_t(lane) * a.n + row, value + residual);
+      if constexpr (kForm == Form::qkv_rope) {
+        rotate_and_append<W>(a, lane, row, position, slot, value, total[1] + bias[1], c, s);
+      } else {
+        if constexpr (kForm == Form::gate_up) value = value / (1.0f + expf(-value)) * (total[1] + bias[1]);
+        store_as<W>(a.out, a.out_is_float, int64_t(lane) * a.n + row, value + residual);
+      }
     }
   }
 }

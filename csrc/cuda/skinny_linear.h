@@ -30,8 +30,33 @@ struct Plan {
   int shared_bytes = 0;
 };
 
-// out = [residual +] (norm(x) weight0^T + bias0), or silu(norm(x) weight0^T + bias0) * (norm(x) weight1^T + bias1) for
-// two matrices. x is [rows, k], contiguous; absent pointers are null.
+// What is made of the sums of products:
+//   linear    [residual +] (norm(x) weight0^T + bias0)
+//   gate_up   silu(norm(x) weight0^T + bias0) * (norm(x) weight1^T + bias1)
+//   qkv_rope  norm(x) by the query, key and value weights, whose rows are taken in pairs (i, i + half) of a head, rotated
+//             by their position; queries are the output, keys and values go to their places in the caches
+enum class Form : int { linear = 0, gate_up = 1, qkv_rope = 2 };
+
+PYPRUNE_HOST_DEVICE constexpr int matrices_of(Form form) { return form == Form::linear ? 1 : 2; }
+
+// Of qkv_rope: heads are numbered q, then k, then v, and "row" is a pair: head * half + i. Weights and biases are one for
+// each of the three.
+struct Heads {
+  const void* weight[3] = {};
+  int64_t stride[3] = {};
+  const void* bias[3] = {};
+  bool bias_is_float[3] = {};
+  int heads = 0, kv_heads = 0, half = 1;
+  const float *cos = nullptr, *sin = nullptr;  // [limit, half]
+  int64_t cos_stride = 0, sin_stride = 0;
+  const int64_t *positions = nullptr, *slots = nullptr;  // of each activation row; slots null: the positions
+  int64_t limit = 0, slot_limit = 0;                     // positions and slots that there are
+  int tokens = 1;                                        // activation rows of one sequence
+  void* cache[2] = {};                                   // keys, values: of the weights' type
+  int64_t batch_stride[2] = {}, head_stride[2] = {}, row_stride[2] = {};
+};
+
+// x is [rows, k], contiguous; absent pointers are null.
 struct Arguments {
   const void* weight[2] = {};
   int64_t stride[2] = {};  // elements between weight rows
@@ -46,6 +71,7 @@ struct Arguments {
   DType weight_type = {};
   // Each of these is float32, or else of the weights' type.
   bool x_is_float = false, norm_is_float = false, out_is_float = false, bias_is_float[2] = {};
+  Heads heads;  // of qkv_rope; its weights start on 16 bytes, all rows, so that they share one phase
   Plan plan;
 };
 
@@ -55,8 +81,7 @@ struct Device {
   int shared_per_processor;  // what its blocks share
 };
 
-// The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights. Its constants are reasoned, not measured:
-// no GPU was at hand.
+// The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights.
 inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& device) {
   const int v = kWideBytes / size_of(a.weight_type), unroll = loads_in_flight(matrices) / matrices;
   const int blocks = blocks_per_processor(matrices);
@@ -102,6 +127,6 @@ enum class Overlap : int { while_capturing, never, always };
 
 // Queues the kernel on `stream` (a cudaStream_t) of the current device and gives a cudaError_t. No host synchronisation:
 // it can be captured in a CUDA graph, once it has run before (its first run loads the code).
-int launch_skinny_linear(Arguments arguments, int rows, int matrices, int device, void* stream, Overlap overlap);
+int launch_skinny_linear(Arguments arguments, int rows, Form form, int device, void* stream, Overlap overlap);
 
 }  // namespace pyprune::cuda

@@ -3,7 +3,7 @@
 They compute what the operators of `schemas` of the same name compute, for 1 or 2 rows of activations in all (more is a
 RuntimeError): they are steps of those operators' CUDA implementation, not a replacement for all rows. Activations,
 norms, biases and the residual are float32 or of the weights' dtype. The skip flag is read on the device, nothing waits
-for the host: they can be captured in a CUDA graph once they have run before. They have not run on a GPU yet.
+for the host: they can be captured in a CUDA graph once they have run before.
 
 `PYPRUNE_CUDA_OVERLAP=auto|0|1`: on sm_90 a kernel may ask for its first weights before the previous kernel has ended:
 while a CUDA graph is captured (auto), never (0), always (1: right only where no kernel just before writes a weight).
@@ -27,6 +27,10 @@ SCHEMAS = {
     # float_out is set: padded_linear's and norm_head's kernel.
     "cuda_linear": "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm=None, float eps=0.0, "
     "bool float_out=False) -> Tensor",
+    # norm_qkv_rope without q/k-norms, for weights whose rows start on 16 bytes and caches of their dtype.
+    "cuda_norm_qkv_rope": "(Tensor x, Tensor norm, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
+    "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor? skip=None, int unit=0, Tensor? slots=None) -> Tensor",
 }
 
 
@@ -50,9 +54,19 @@ def _linear(
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32 if float_out else x.dtype)
 
 
+def _norm_qkv_rope(
+    x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor, q_bias: Tensor | None,
+    k_bias: Tensor | None, v_bias: Tensor | None, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor,
+    v_cache: Tensor, skip: Tensor | None = None, unit: int = 0, slots: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    head_dim = k_cache.shape[3]
+    return x.new_empty(x.shape[0], x.shape[1], q_weight.shape[0] // head_dim, head_dim)
+
+
 # What each operator gives, for tracing: shapes and dtypes without values.
 FAKES: dict[str, Callable[..., Tensor]] = {
     "cuda_norm_gate_up": _norm_gate_up,
     "cuda_linear_residual": _linear_residual,
     "cuda_linear": _linear,
+    "cuda_norm_qkv_rope": _norm_qkv_rope,
 }

@@ -78,7 +78,7 @@ def _load_cuda_library() -> None:
 
 
 def few_row_routes(others: dict[str, Callable[..., Tensor]]) -> dict[str, Callable[..., Tensor]]:
-    """The linears that send one or two rows to the CUDA library's operators and any other number to `others`."""
+    """The operators that send one or two rows to the CUDA library's operators and any other number to `others`."""
     cuda = torch.ops.pyprune
 
     def few(x: Tensor) -> bool:
@@ -98,12 +98,30 @@ def few_row_routes(others: dict[str, Callable[..., Tensor]]) -> dict[str, Callab
     def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return cuda.cuda_linear(x, weight, bias) if few(x) else others["padded_linear"](x, weight, bias)
 
+    def norm_qkv_rope(
+        x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
+        q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None,
+        k_norm: Tensor | None, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, *rest: object,
+    ) -> Tensor:  # fmt: skip
+        weights, biases = (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias)
+        plain = q_norm is None and k_norm is None and k_cache.dtype == q_weight.dtype
+        if few(x) and plain and all(map(_rows_are_aligned, weights)):
+            return cuda.cuda_norm_qkv_rope(x, norm, eps, *weights, *biases, cos, sin, positions, k_cache, *rest)
+        return others["norm_qkv_rope"](
+            x, norm, eps, *weights, *biases, q_norm, k_norm, cos, sin, positions, k_cache, *rest
+        )  # fmt: skip
+
     return {
+        "norm_qkv_rope": norm_qkv_rope,
         "norm_gate_up": norm_gate_up,
         "linear_residual": linear_residual,
         "norm_head": norm_head,
         "padded_linear": padded_linear,
     }
+
+
+def _rows_are_aligned(weight: Tensor) -> bool:
+    return weight.data_ptr() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
 
 
 def runs_kernels(dtype: torch.dtype) -> bool:

@@ -130,10 +130,12 @@ struct Matrix {
     return true;
   }
 };
-inline Matrix matrices[2];
+inline Matrix matrices[3];
 
-inline void read(const void* address, int bytes) {
-  if (!matrices[0].read(address, bytes) && !matrices[1].read(address, bytes)) fail("a load outside the weights");
+inline Matrix& read(const void* address, int bytes) {
+  for (Matrix& matrix : matrices)
+    if (matrix.read(address, bytes)) return matrix;
+  fail("a load outside the weights");
 }
 
 }  // namespace emulator
@@ -159,8 +161,13 @@ inline uint64_t streaming_policy() { return 0; }
 inline uint4 load_weights(const void* address, uint64_t, bool wanted) {
   if (!wanted) return {};
   if (reinterpret_cast<uintptr_t>(address) % 16) fail("a 16-byte load that is not aligned");
-  emulator::read(address, 16);
-  ++emulator::matrices[emulator::matrices[1].n && address >= emulator::matrices[1].data ? 1 : 0].wide_loads;
+  ++emulator::read(address, 16).wide_loads;
+  uint4 value;
+  std::memcpy(&value, address, 16);
+  return value;
+}
+inline uint4 load_wide(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) fail("16 bytes of activations that are not aligned");
   uint4 value;
   std::memcpy(&value, address, 16);
   return value;
@@ -190,6 +197,8 @@ template <class W>
 inline float2 widen_pair(W, uint32_t word) {
   return {widen(W{uint16_t(word)}), widen(W{uint16_t(word >> 16)})};
 }
+inline float word_as_float(uint32_t word) { return bits_as<float>(word); }
+inline uint32_t float_as_word(float value) { return bits_as<uint32_t>(value); }
 inline float2 words_as_floats(uint32_t a, uint32_t b) { return {bits_as<float>(a), bits_as<float>(b)}; }
 inline void narrow(float value, float& result) { result = value; }
 inline void narrow(float value, Bf16& result) {

@@ -1,5 +1,5 @@
 // Runs the kernel of csrc/cuda/skinny_linear.cuh in the emulator on random cases and compares with float64.
-//   skinny_linear TYPE ROWS MATRICES CASES SEED     TYPE: f32, bf16, f16
+//   skinny_linear TYPE ROWS FORM CASES SEED     TYPE: f32, bf16, f16; FORM: linear, gate_up, qkv_rope
 #include "emulator.h"
 
 #include "../../csrc/cuda/skinny_linear.cuh"
@@ -42,8 +42,25 @@ double rounded(double value) {
   return widen(result);
 }
 
-template <class W, int kRows, int kMatrices>
+// The layout for a small device, so that small shapes reach every kind, some with too little shared memory for x; or any
+// layout: all must give the same, not only those that plan_of chooses.
+template <class W>
+void lay_out(Arguments& a, int rows, int matrices) {
+  const Device device{chance(50) ? 1 : draw(1, 12), chance(40) ? 2048 + 16 * draw(1, 600) : 99 * 1024, 100 * 1024};
+  a.plan = plan_of(a, rows, matrices, device);
+  if (chance(50)) return;
+  Plan& p = a.plan;
+  p.split = 1 << draw(0, 3);
+  p.rows_per_warp = draw(1, 4);
+  p.steps_per_panel = draw(1, 3);
+  p.panel_slots = p.steps_per_panel * loads_in_flight(matrices) / matrices * 32 * p.split + 2;
+  p.shared_bytes = p.panel_slots * kWideBytes * rows * p.copies;
+  p.blocks = block_count(a.n, kWarps / p.split * p.rows_per_warp, p.period);
+}
+
+template <class W, int kRows, Form kForm>
 void check(int index) {
+  constexpr int kMatrices = matrices_of(kForm);
   constexpr int v = kWideBytes / int(sizeof(W));
   const int k = chance(20) ? draw(0, 2 * v) : chance(40) ? draw(1000, 900 * v) : draw(1, 400);
   const int n = draw(1, k > 400 ? 24 : 130);
@@ -86,6 +103,8 @@ void check(int index) {
     bias.emplace_back(n, sizeof(W) == 4 || chance(50), draw(0, 3));
     bias[w].fill(n, 1.0f);
   }
+  emulator::matrices[2] = {};
+  emulator::matrices[1] = {};
   for (int w = 0; w < kMatrices; ++w) {
     a.weight[w] = weights.data + start[w] * int64_t(sizeof(W));
     a.stride[w] = stride[w];
@@ -107,22 +126,10 @@ void check(int index) {
   const bool flag = skip;
   a.skip = skip || chance(30) ? &flag : nullptr;
 
-  // A small device, so that small shapes reach every layout; too little shared memory, so that x comes in panels.
-  const int processors = chance(50) ? 1 : draw(1, 12);
-  const Device device{processors, chance(40) ? 2048 + 16 * draw(1, 600) : 99 * 1024, 100 * 1024};
-  a.plan = plan_of(a, kRows, kMatrices, device);
+  lay_out<W>(a, kRows, kMatrices);
   const int slots = ceil_div(k + v - 1, v);
-  if (chance(50)) {  // any layout must give the same, not only those that plan_of chooses
-    Plan& p = a.plan;
-    p.split = 1 << draw(0, 3);
-    p.rows_per_warp = draw(1, 4);
-    p.steps_per_panel = draw(1, 3);
-    p.panel_slots = p.steps_per_panel * loads_in_flight(kMatrices) / kMatrices * 32 * p.split + 2;
-    p.shared_bytes = p.panel_slots * kWideBytes * kRows * p.copies;
-    p.blocks = block_count(n, kWarps / p.split * p.rows_per_warp, p.period);
-  }
   for (int block = 0; block < a.plan.blocks; ++block)
-    emulator::run_block(block, a.plan.shared_bytes, [&] { skinny_linear<W, kRows, kMatrices>(a); });
+    emulator::run_block(block, a.plan.shared_bytes, [&] { skinny_linear<W, kRows, kForm>(a); });
 
   char what[200];
   const auto fail_case = [&](const char* reason) {
@@ -178,24 +185,175 @@ void check(int index) {
               a.plan.copies, int(panels));
 }
 
-template <class W>
-void check_all(int rows, int matrices, int cases) {
-  for (int i = 0; i < cases; ++i) {
-    if (rows == 1 && matrices == 1) check<W, 1, 1>(i);
-    if (rows == 2 && matrices == 1) check<W, 2, 1>(i);
-    if (rows == 1 && matrices == 2) check<W, 1, 2>(i);
-    if (rows == 2 && matrices == 2) check<W, 2, 2>(i);
+// Queries, keys and values of one or two tokens, of one sequence or two; positions and slots sometimes out of range.
+template <class W, int kRows>
+void check_qkv(int index) {
+  constexpr int v = kWideBytes / int(sizeof(W));
+  const int k = chance(20) ? draw(1, 2 * v) : chance(30) ? draw(1000, 500 * v) : draw(1, 400);
+  const int heads = draw(1, 3), kv_heads = draw(1, 2), half = draw(1, k > 400 ? 4 : 12), length = draw(1, 6);
+  const int counts[3] = {heads, kv_heads, kv_heads}, dim = 2 * half, batch = chance(50) ? kRows : 1;
+  const bool skip = chance(10), own_slots = chance(40), with_norm = chance(70);
+  Arguments a;
+  Heads& h = a.heads;
+  a.k = k;
+  a.n = (heads + 2 * kv_heads) * half;
+  a.eps = 1e-5f;
+  a.weight_type = sizeof(W) == 4 ? DType::f32 : DType::bf16;
+  a.x_is_float = sizeof(W) == 4 || chance(40);
+  a.norm_is_float = sizeof(W) == 4 || chance(50);
+  a.out_is_float = a.x_is_float;
+  h.heads = heads, h.kv_heads = kv_heads, h.half = half, h.tokens = kRows / batch;
+  Vector<W> x(int64_t{kRows} * k, a.x_is_float, draw(0, 3)), norm(k, a.norm_is_float, draw(0, 3));
+  x.fill(int64_t{kRows} * k, 2.0f);
+  norm.fill(k, 0.3f, 1.0f);
+  a.x = x.data;
+  a.norm = with_norm ? norm.data : nullptr;
+  std::vector<Vector<W>> weights, bias, caches;
+  for (int s = 0; s < 3; ++s) {
+    h.stride[s] = (k + v - 1) / v * v + v * draw(0, 1);
+    const int64_t total = int64_t(counts[s]) * dim * h.stride[s];
+    weights.emplace_back(total, sizeof(W) == 4, 0);
+    for (int64_t i = 0; i < total; ++i) weights[s].set(i, i % h.stride[s] < k ? noise() : NAN);
+    bias.emplace_back(counts[s] * dim, sizeof(W) == 4 || chance(50), draw(0, 3));
+    bias[s].fill(counts[s] * dim, 1.0f);
+    h.bias_is_float[s] = bias[s].is_float;
   }
+  bool has_bias[3];
+  for (int s = 0; s < 3; ++s) {
+    h.weight[s] = weights[s].data;
+    has_bias[s] = chance(50);
+    if (has_bias[s]) h.bias[s] = bias[s].data;
+    auto& matrix = emulator::matrices[s] = {};
+    matrix.data = weights[s].data;
+    matrix.n = counts[s] * dim, matrix.k = k, matrix.stride = h.stride[s], matrix.size = sizeof(W);
+    matrix.reads.assign(size_t(matrix.n) * k, 0);
+  }
+  a.weight[0] = a.weight[1] = h.weight[0];
+  a.stride[0] = a.stride[1] = h.stride[0];
+  const int64_t limit = own_slots ? length + draw(0, 4) : draw(1, length);
+  std::vector<float> cos(limit * half), sin(limit * half);
+  for (int64_t i = 0; i < limit * half; ++i) {
+    const float angle = 3 * noise();
+    cos[i] = std::cos(angle), sin[i] = std::sin(angle);
+  }
+  h.cos = cos.data(), h.sin = sin.data(), h.cos_stride = h.sin_stride = half;
+  h.limit = limit, h.slot_limit = length;
+  int64_t positions[kRows], slots[kRows];
+  for (int m = 0; m < kRows; ++m) positions[m] = draw(-1, int(limit)), slots[m] = draw(-1, length);
+  if (kRows == 2 && batch == 1 && slots[0] == slots[1]) slots[1] = -1;  // two tokens never have one place
+  if (kRows == 2 && batch == 1 && positions[0] == positions[1]) positions[1] = -1;
+  h.positions = positions;
+  h.slots = own_slots ? slots : nullptr;
+  for (int i = 0; i < 2; ++i) {
+    h.row_stride[i] = dim + draw(0, 3);
+    h.head_stride[i] = h.row_stride[i] * length + draw(0, 3);
+    h.batch_stride[i] = h.head_stride[i] * kv_heads + draw(0, 3);
+    caches.emplace_back(h.batch_stride[i] * batch, sizeof(W) == 4, draw(0, 3));
+    caches[i].fill(h.batch_stride[i] * batch, 0.0f, NAN);
+  }
+  for (int i = 0; i < 2; ++i) h.cache[i] = caches[i].data;
+  const int64_t outputs = int64_t{kRows} * heads * dim;
+  Vector<W> out(outputs + 8, a.out_is_float, draw(0, 3));
+  out.fill(outputs + 8, 0.0f, 77.0f);
+  a.out = out.data;
+  a.skip = skip || chance(30) ? &skip : nullptr;
+  lay_out<W>(a, kRows, 2);
+  for (int block = 0; block < a.plan.blocks; ++block)
+    emulator::run_block(block, a.plan.shared_bytes, [&] { skinny_linear<W, kRows, Form::qkv_rope>(a); });
+
+  char what[200];
+  const auto fail_case = [&](const char* reason) {
+    std::snprintf(what, sizeof(what), "%s; qkv case %d: heads %d and %d of %d, k %d, split %d, rows %d", reason, index, heads,
+                  kv_heads, dim, k, a.plan.split, a.plan.rows_per_warp);
+    fail(what);
+  };
+  if (!skip)
+    for (const auto& matrix : emulator::matrices)
+      for (const int reads : matrix.reads)
+        if (reads != 1) fail_case("a weight is not read exactly once");
+  int64_t written = 0;
+  for (int m = 0; m < kRows; ++m) {
+    double squares = 0;
+    for (int e = 0; e < k; ++e) squares += double(x.at(int64_t(m) * k + e)) * x.at(int64_t(m) * k + e);
+    const double scale = with_norm ? 1 / std::sqrt(squares / k + a.eps) : 1;
+    const int64_t position = positions[m], slot = own_slots ? slots[m] : position;
+    const bool known = 0 <= position && position < limit && 0 <= slot && slot < length;
+    for (int s = 0; s < 3; ++s)
+      for (int head = 0; head < counts[s]; ++head)
+        for (int i = 0; i < half; ++i) {
+          double sum[2] = {}, size = 0;
+          for (int w = 0; w < 2; ++w) {
+            const int row = head * dim + w * half + i;
+            for (int e = 0; e < k; ++e) {
+              const double value = x.at(int64_t(m) * k + e) * scale * (with_norm ? norm.at(e) : 1);
+              const double product = rounded<W>(value) * weights[s].at(row * h.stride[s] + e);
+              sum[w] += product;
+              size += std::abs(product);
+            }
+            if (has_bias[s]) sum[w] += bias[s].at(row);
+          }
+          const double c = known && s < 2 ? cos[position * half + i] : 1, n = known && s < 2 ? sin[position * half + i] : 0;
+          const double turned[2] = {sum[0] * c - sum[1] * n, sum[1] * c + sum[0] * n};
+          for (int w = 0; w < 2; ++w) {
+            double expected = turned[w], actual;
+            bool narrow_type = sizeof(W) == 2;
+            if (s == 0) {
+              actual = out.at((int64_t(m) * heads + head) * dim + w * half + i);
+              narrow_type = !out.is_float;
+              if (skip) expected = 0;
+              else if (!known) {
+                if (actual == actual) fail_case("a query without a place is not NaN");
+                continue;
+              }
+            } else {
+              if (skip || !known) continue;
+              actual = caches[s - 1].at(m / h.tokens * h.batch_stride[s - 1] + head * h.head_stride[s - 1] +
+                                        slot * h.row_stride[s - 1] + w * half + i);
+              ++written;
+            }
+            const double step = with_norm && sizeof(W) == 2 ? (std::is_same_v<W, Bf16> ? 4e-3 : 5e-4) : 1e-6;
+            double allowed = 1e-6 + (0.05 * step + 2e-6) * size;
+            if (narrow_type) allowed += (std::abs(expected)) * (std::is_same_v<W, Bf16> ? 4e-3 : 5e-4);
+            if (skip) allowed = 0;
+            if (!(std::abs(actual - expected) <= allowed)) {
+              std::printf("row %d, section %d: %.9g, expected %.9g within %.3g\n", m, s, actual, expected, allowed);
+              fail_case("a wrong result");
+            }
+          }
+        }
+  }
+  int64_t filled = 0;
+  for (int i = 0; i < 2; ++i)
+    for (int64_t j = 0; j < h.batch_stride[i] * batch; ++j) filled += caches[i].at(j) == caches[i].at(j);
+  if (filled != written) fail_case("something else was written in a cache");
+  for (int i = 0; i < 8; ++i)
+    if (out.at(outputs + i) != 77.0f) fail_case("something is written past the output");
+}
+
+template <class W, int kRows>
+void check_form(const char* form, int cases) {
+  for (int i = 0; i < cases; ++i) {
+    if (!std::strcmp(form, "linear")) check<W, kRows, Form::linear>(i);
+    if (!std::strcmp(form, "gate_up")) check<W, kRows, Form::gate_up>(i);
+    if (!std::strcmp(form, "qkv_rope")) check_qkv<W, kRows>(i);
+  }
+}
+
+template <class W>
+void check_all(int rows, const char* form, int cases) {
+  if (rows == 1) check_form<W, 1>(form, cases);
+  if (rows == 2) check_form<W, 2>(form, cases);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 6) return 2;
-  const int rows = std::atoi(argv[2]), matrices = std::atoi(argv[3]), cases = std::atoi(argv[4]);
+  const int rows = std::atoi(argv[2]), cases = std::atoi(argv[4]);
+  const char* form = argv[3];
   dice.seed(uint32_t(std::atoi(argv[5])));
-  if (!std::strcmp(argv[1], "f32")) check_all<float>(rows, matrices, cases);
-  if (!std::strcmp(argv[1], "bf16")) check_all<Bf16>(rows, matrices, cases);
-  if (!std::strcmp(argv[1], "f16")) check_all<Half>(rows, matrices, cases);
+  if (!std::strcmp(argv[1], "f32")) check_all<float>(rows, form, cases);
+  if (!std::strcmp(argv[1], "bf16")) check_all<Bf16>(rows, form, cases);
+  if (!std::strcmp(argv[1], "f16")) check_all<Half>(rows, form, cases);
   std::printf("passed %d cases\n", cases);
 }

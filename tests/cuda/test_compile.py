@@ -19,7 +19,8 @@ needs_disassembler = pytest.mark.skipif(
 )
 
 ARCHITECTURES = ("80", "86", "90a")
-INSTANTIATIONS = {(w, rows, matrices) for w in ("float", "Bf16", "Half") for rows in (1, 2) for matrices in (1, 2)}
+FORMS = (1, 2, 2)  # matrices of each
+INSTANTIATIONS = {(w, rows, form) for w in ("float", "Bf16", "Half") for rows in (1, 2) for form in range(3)}
 WIDE_LOAD = re.compile(r"LDG\.E\.NA\.128\.CONSTANT|LDG\.E\.128\S*\.NA\S*|LDG\.E\.NA\.\S*128")
 
 
@@ -41,8 +42,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def instantiation(mangled: str) -> tuple[str, int, int]:
-    """skinny_linear<W, rows, matrices> from its mangled name."""
-    found = re.search(r"skinny_linearI(f|NS0_4Bf16E|NS0_4HalfE)Li(\d)ELi(\d)E", mangled)
+    """skinny_linear<W, rows, form> from its mangled name."""
+    found = re.search(r"skinny_linearI(f|NS0_4Bf16E|NS0_4HalfE)Li(\d)ELNS0_4FormE(\d)E", mangled)
     assert found, mangled
     names = {"f": "float", "NS0_4Bf16E": "Bf16", "NS0_4HalfE": "Half"}
     return names[found[1]], int(found[2]), int(found[3])
@@ -59,7 +60,7 @@ def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
     assert seen == {(i, arch) for i in INSTANTIATIONS for arch in ARCHITECTURES}
     for name, arch, stack, stores, loads, registers in entries:
         assert (stack, stores, loads) == ("0", "0", "0"), (name, arch)
-        blocks = 3 if instantiation(name)[2] == 1 else 2
+        blocks = 3 if FORMS[instantiation(name)[2]] == 1 else 2
         assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
 
 
@@ -86,7 +87,7 @@ def test_weights_are_loaded_sixteen_bytes_at_a_time_and_enough_at_once(assembly)
     assert set(code) == INSTANTIATIONS
     for which, instructions in code.items():
         wide = [line for line in instructions if WIDE_LOAD.search(line)]
-        ring = 6 if which[2] == 1 else 8
+        ring = 6 if FORMS[which[2]] == 1 else 8
         assert len(wide) >= 2 * ring, (arch, which, len(wide))  # the ring's filling, and its refilling in the loop
         assert not any(re.search(r"\b(LDL|STL)\b", line) for line in instructions), (arch, which)
 
@@ -95,7 +96,10 @@ def test_weights_are_loaded_sixteen_bytes_at_a_time_and_enough_at_once(assembly)
 def test_x_is_read_sixteen_bytes_at_a_time(assembly):
     arch, code = assembly
     for which, instructions in code.items():
-        assert sum("LDS.128" in line for line in instructions) >= which[1] * (6 if which[2] == 1 else 8), (arch, which)
+        assert sum("LDS.128" in line for line in instructions) >= which[1] * (6 if FORMS[which[2]] == 1 else 8), (
+            arch,
+            which,
+        )
 
 
 @needs_disassembler
@@ -112,7 +116,7 @@ def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(b
     for which, instructions in code.items():
         wait = next(i for i, line in enumerate(instructions) if "ACQBULK" in line)
         before = [line for line in instructions[:wait] if re.search(r"\bLDG?\.", line)]
-        assert len(before) == (6 if which[2] == 1 else 8), (which, before)
+        assert len(before) == (6 if FORMS[which[2]] == 1 else 8), (which, before)
         assert all(WIDE_LOAD.search(line) for line in before), (which, before)
 
 

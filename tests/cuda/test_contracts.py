@@ -21,6 +21,14 @@ def test_the_schema_is_that_of_the_operator(name: str):
     assert cuda_contracts.SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
 
 
+def test_the_projection_takes_the_arguments_of_the_operator_but_the_norms_of_heads():
+    own, general = (
+        arguments(schema["norm_qkv_rope" if schema is SCHEMAS else "cuda_norm_qkv_rope"])
+        for schema in (cuda_contracts.SCHEMAS, SCHEMAS)
+    )
+    assert own == [one for one in general if not one.endswith(("q_norm", "k_norm"))]
+
+
 def test_the_plain_linear_takes_the_arguments_of_padded_linear_first():
     assert arguments(cuda_contracts.SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
 

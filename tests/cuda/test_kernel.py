@@ -14,8 +14,9 @@ from tests.cuda import tools
 pytestmark = pytest.mark.skipif(tools.cxx() is None, reason="a C++ compiler is not installed")
 
 
-Case = tuple[str, int, int]  # weights' type, rows, matrices
-CASES: list[Case] = [(w, rows, matrices) for w in ("f32", "bf16", "f16") for rows in (1, 2) for matrices in (1, 2)]
+Case = tuple[str, int, str]  # weights' type, rows, form
+FORMS = ("linear", "gate_up", "qkv_rope")
+CASES: list[Case] = [(w, rows, form) for w in ("f32", "bf16", "f16") for rows in (1, 2) for form in FORMS]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_every_element_of_every_row_is_read_once_by_aligned_loads(tmp_path: Path
     assert int(re.search(r"passed (\d+) cases", printed)[1]) > 10_000
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "{}-rows{}-matrices{}".format(*case))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "{}-rows{}-{}".format(*case))
 def test_the_kernel_agrees_with_float64_and_reads_each_weight_once(emulate: Callable[[Case], str], case: Case):
     assert "passed 16 cases" in emulate(case)
 
@@ -41,28 +42,41 @@ def test_the_cases_reach_every_layout(emulate: Callable[[Case], str]):
     assert seen == {(name, value) for name, values in wanted.items() for value in values}
 
 
-MUTANTS = {
-    "missing barrier after x is staged": ("stage_panel(panel);\n        block_barrier();", "stage_panel(panel);"),
-    "memory shared by the sums of two rows": ("partial + (i & 1) *", "partial + 0 *"),
-    "forgotten tail": ("lane < rows.edges()", "lane < rows.head"),
-    "x that is not at the row's phase": ("first = staged.begin * kV - cover[w].phase", "first = staged.begin * kV"),
+MUTANTS = {  # what is right, what is not, the form that shows it
+    "missing barrier after x is staged": (
+        "stage_panel(panel);\n        block_barrier();",
+        "stage_panel(panel);",
+        "linear",
+    ),
+    "memory shared by the sums of two rows": ("partial + (i & 1) *", "partial + 0 *", "linear"),
+    "forgotten tail": ("lane < rows.edges()", "lane < rows.head", "linear"),
+    "x that is not at the row's phase": (
+        "first = staged.begin * kV - cover[w].phase",
+        "first = staged.begin * kV",
+        "linear",
+    ),
+    "rotation the other way": ("right = right * c + left * s", "right = right * c - left * s", "qkv_rope"),
+    "place in the next head": ("at.head * h.head_stride[kv]", "(at.head + 1) * h.head_stride[kv]", "qkv_rope"),
+    "forgotten edge of x": ("e % kX == 0) {", "e % kX >= 0) {", "linear"),
 }
 
 
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
-    right, wrong = MUTANTS[fault]
+    right, wrong, form = MUTANTS[fault]
     kernel = (tools.CSRC / "skinny_linear.cuh").read_text()
     assert kernel.count(right) == 1
     kernel = kernel.replace(right, wrong).replace('"skinny_linear.h"', f'"{tools.CSRC}/skinny_linear.h"')
     (tmp_path / "skinny_linear.cuh").write_text(kernel)
     program = (tools.HERE / "skinny_linear.cpp").read_text()
     program = program.replace("../../csrc/cuda/", "").replace('"emulator.h"', f'"{tools.HERE}/emulator.h"')
-    program = re.sub(r".*(check_all<float>|check_all<Half>|check<W, 2|check<W, 1, 2).*", "", program)  # compiles faster
+    program = re.sub(
+        r".*(check_all<float>|check_all<Half>|check_form<W, 2|Form::gate_up).*", "", program
+    )  # compiles faster
     (tmp_path / "program.cpp").write_text(program)
     tools.output(tools.cxx() or "", "-std=c++17", "-O0", "-w", tmp_path / "program.cpp", "-o", tmp_path / "program")
     with pytest.raises(AssertionError, match="FAILED"):
-        tools.output(tmp_path / "program", "bf16", "1", "1", "60", "7")
+        tools.output(tmp_path / "program", "bf16", "1", form, "60", "7")
 
 
 def test_every_layout_fits_its_device(tmp_path: Path):

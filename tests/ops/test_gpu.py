@@ -102,7 +102,7 @@ def test_one_and_two_rows_go_to_the_cuda_library_with_their_arguments(monkeypatc
             return lambda *args: calls.append(("cuda", name, len(args)))
 
     monkeypatch.setattr(torch, "ops", type("Ops", (), {"pyprune": Operators()})())
-    names = ("norm_gate_up", "linear_residual", "norm_head", "padded_linear")
+    names = ("norm_qkv_rope", "norm_gate_up", "linear_residual", "norm_head", "padded_linear")
     others = {name: lambda *args, name=name: calls.append(("other", name, len(args))) for name in names}
     routes = gpu.few_row_routes(others)
     x, w = torch.ones(rows, 1, 8), torch.ones(4, 8)
@@ -110,4 +110,35 @@ def test_one_and_two_rows_go_to_the_cuda_library_with_their_arguments(monkeypatc
     routes["linear_residual"](x, w, None, torch.ones(rows, 1, 4), None, 0)
     routes["norm_head"](x, torch.ones(8), 1e-5, w)
     routes["padded_linear"](x, w)
-    assert [place for place, _, _ in calls] == [expected] * 4
+    qkv(routes, x, torch.ones(4, 8))
+    assert [place for place, _, _ in calls] == [expected] * 5
+    assert calls[-1] == ((expected, "cuda_norm_qkv_rope", 17) if expected == "cuda" else ("other", "norm_qkv_rope", 19))
+
+
+def qkv(routes, x, weight, norm=None, dtype=torch.float32):
+    """One head of size 4 for each of the three."""
+    cache, table, places = torch.ones(3, 1, 5, 4, dtype=dtype), torch.ones(5, 2), torch.zeros(len(x), 1)
+    routes["norm_qkv_rope"](
+        x, torch.ones(8), 1e-5, weight, weight, weight, None, None, None, norm, None, table, table, places, cache,
+        cache, None, 0, None,
+    )  # fmt: skip
+
+
+def test_projections_that_the_cuda_library_does_not_take_go_elsewhere(monkeypatch):
+    calls: list[str] = []
+
+    class Operators:
+        def __getattr__(self, name: str):
+            return lambda *args: calls.append(name)
+
+    monkeypatch.setattr(torch, "ops", type("Ops", (), {"pyprune": Operators()})())
+    others = {name: lambda *args: calls.append("other") for name in ("norm_qkv_rope",)}
+    others |= dict.fromkeys(("norm_gate_up", "linear_residual", "norm_head", "padded_linear"))
+    routes, x = gpu.few_row_routes(others), torch.ones(1, 1, 8)
+    store = torch.ones(5 * 9 + 4)
+    qkv(routes, x, torch.ones(4, 8), norm=torch.ones(4))  # a q/k-norm
+    qkv(routes, x, torch.ones(4, 8), dtype=torch.float16)  # a cache of another dtype
+    qkv(routes, x, torch.ones(4, 9)[:, :8])  # rows that do not start on 16 bytes
+    qkv(routes, x, store[1:33].view(4, 8))
+    qkv(routes, x, store[4:36].view(4, 8))
+    assert calls == ["other"] * 4 + ["cuda_norm_qkv_rope"]
