@@ -1,9 +1,11 @@
 """Which implementation of the operators runs on a GPU.
 
 `PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
-or two rows, those of the CUDA library. The kernels have passed an interpreter, an emulator and the compilers, but none
-has run on a GPU yet: `auto` runs the definitions there, and says so once. With the Triton kernels the configurations
-that `pyprune tune` measured on this GPU are taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
+or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels have passed
+their check on hardware of this kind (`CHECKED_ON`); on other GPUs the definitions, and says so once. That is decided
+when an operator first meets a tensor on a GPU, so that importing pyprune touches none. With the Triton kernels the
+configurations that `pyprune tune` measured on this GPU are taken from its file, if there is one
+(`pyprune.triton_kernels.tuning`).
 """
 
 from __future__ import annotations
@@ -12,51 +14,111 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.ops.contracts import LIBRARY
+from pyprune.ops.definitions import DEFINITIONS
 
 CHOICES = ("auto", "definitions", "triton", "cuda")
+CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
+"""By the first number of the compute capability: the GPUs on which `python -m bench.gpu_check` has passed."""
+
+KERNELS = (
+    "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
+    "padded_linear",
+)  # fmt: skip
 CUDA_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
 MOST_CUDA_ROWS = 2
 NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
-_chosen = "definitions"
+Functions = dict[str, Callable[..., Tensor]]
+
+_chosen: str | None = "definitions"  # None: not decided before the first operator on a GPU
+_why = ""  # `auto` decided as it did
+_functions: Functions = {}  # what it decided for
 _tuning: dict[str, object] | None = None
 
 
 def choose() -> None:
     """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run, and
     for a file of tuned configurations that is not sound."""
-    global _chosen, _tuning
+    global _chosen
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
     if wanted not in CHOICES:
         raise InputError(f"PYPRUNE_GPU={wanted}: one of {', '.join(CHOICES)} is expected")
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or wanted == "definitions":
         return
     if wanted == "auto":
-        warnings.warn(
-            "pyprune: its GPU kernels have not been checked on hardware yet, so plain PyTorch definitions run on this "
-            "GPU; PYPRUNE_GPU=triton or cuda takes the kernels, PYPRUNE_GPU=definitions silences this",
-            stacklevel=2,
-        )
-    if wanted in ("auto", "definitions"):
+        _chosen = None
+        functions: Functions = {name: partial(_as_decided, name) for name in KERNELS}
+    else:
+        functions = _take(wanted)
+    for name, function in functions.items():
+        LIBRARY.impl(name, function, "CUDA")
+
+
+def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
+    _decide()
+    if args[0].dtype == torch.float64:  # only the definitions compute in it
+        return DEFINITIONS[name](*args, **options)
+    return _functions[name](*args, **options)
+
+
+def _decide() -> None:
+    """What `auto` means on this machine, once; it looks at the GPU."""
+    global _chosen, _functions, _why
+    if _chosen is not None:
         return
+    wanted, _why = _best_here()
+    if wanted == "definitions":
+        warnings.warn(
+            f"pyprune: plain PyTorch definitions run on this GPU: {_why}; PYPRUNE_GPU=triton or cuda takes the kernels "
+            "nevertheless, PYPRUNE_GPU=definitions silences this",
+            stacklevel=3,
+        )
+        _chosen, _functions = wanted, DEFINITIONS
+    else:
+        _functions = _take(wanted)
+
+
+def _best_here() -> tuple[str, str]:
+    """The choice, and why it is not more than that."""
+    major, minor = torch.cuda.get_device_capability()
+    if major not in CHECKED_ON:
+        checked = ", ".join(CHECKED_ON.values())
+        return (
+            "definitions",
+            f"its compute capability is {major}.{minor}, and the kernels were checked on {checked} only",
+        )
+    kernels = importlib.import_module("pyprune.triton_kernels")
+    if not kernels.available():
+        return "definitions", kernels.why_not()
+    try:
+        _load_cuda_library()
+    except InputError as error:
+        return "triton", str(error)
+    return "cuda", ""
+
+
+def _take(wanted: str) -> Functions:
+    """The kernels of this choice by operator; from now on it is the choice."""
+    global _chosen, _tuning
     require_triton(f"PYPRUNE_GPU={wanted}")
     tuning = importlib.import_module("pyprune.triton_kernels.tuning")
     tuning.load()
     _tuning = tuning.report()
-    registration = importlib.import_module("pyprune.triton_kernels.registration")
-    routes: dict[str, Callable[..., Tensor]] = {}
+    functions: Functions = importlib.import_module("pyprune.triton_kernels.registration").OPERATORS
     if wanted == "cuda":
         _load_cuda_library()
-        routes = few_row_routes(registration.OPERATORS)
-    registration.register(LIBRARY, routes)
+        functions = {**functions, **few_row_routes(functions)}
     _chosen = wanted
+    return functions
 
 
 def require_triton(what: str) -> None:
@@ -77,7 +139,7 @@ def _load_cuda_library() -> None:
         raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} does not load: {error}") from None
 
 
-def few_row_routes(others: dict[str, Callable[..., Tensor]]) -> dict[str, Callable[..., Tensor]]:
+def few_row_routes(others: Functions) -> Functions:
     """The operators that send one or two rows to the CUDA library's operators and any other number to `others`."""
     cuda = torch.ops.pyprune
 
@@ -126,22 +188,29 @@ def _rows_are_aligned(weight: Tensor) -> bool:
 
 def runs_kernels(dtype: torch.dtype) -> bool:
     """Whether kernels take activations of `dtype` on a GPU."""
+    _decide()
     return _chosen != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def recordable() -> bool:
     """Whether a step of the chosen operators can be recorded in a CUDA graph; the definitions wait for the device."""
+    _decide()
     return _chosen != "definitions"
 
 
 def report() -> dict[str, object]:
-    """The choice, what there is to choose from, why it is not the kernels where it is not, and what was tuned."""
+    """The choice, what there is to choose from, why it is no other, what the kernels were checked on, what is tuned."""
     there = torch.cuda.is_available()
-    if _chosen != "definitions":
-        tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
-        reason = f"{_chosen}: never checked on hardware yet{tuned}"
-    elif not there:
+    _decide()
+    if not there:
         reason = NO_GPU
+    elif _chosen == "definitions":
+        reason = _why or "PYPRUNE_GPU=definitions"
     else:
-        reason = "plain definitions; PYPRUNE_GPU=triton or cuda takes the kernels, never checked on hardware"
-    return {"gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason, "tuning": _tuning}
+        tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
+        reason = f"{_chosen}{tuned}{f' ({_why})' if _why else ''}"
+    checked = list(CHECKED_ON.values())
+    return {
+        "gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason, "checked_on": checked,
+        "tuning": _tuning,
+    }  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,13 +18,76 @@ def test_an_unknown_choice_is_refused_with_the_choices(monkeypatch):
         gpu.choose()
 
 
-def test_kernels_never_run_on_hardware_are_not_chosen_unasked(monkeypatch):
+@pytest.fixture
+def auto(monkeypatch):
+    """PYPRUNE_GPU unset on a machine that says it has a GPU; gives what sets its compute capability and what is there,
+    and what is registered."""
+    registered: dict[str, Callable] = {}
     monkeypatch.delenv("PYPRUNE_GPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.warns(UserWarning, match="have not been checked on hardware"):
-        gpu.choose()
+    monkeypatch.setattr(
+        gpu, "LIBRARY", SimpleNamespace(impl=lambda name, function, key: registered.update({name: function}))
+    )
+    for name in ("_chosen", "_why", "_functions", "_tuning"):
+        monkeypatch.setattr(gpu, name, getattr(gpu, name))
+
+    def machine(capability: tuple[int, int], taken: dict[str, Callable], library: str = "") -> None:
+        def load() -> None:
+            if library:
+                raise InputError(library)
+
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(gpu, "_load_cuda_library", load)
+        monkeypatch.setattr(gpu, "_take", lambda wanted: (setattr(gpu, "_chosen", wanted), taken)[1])
+
+    return machine, registered
+
+
+def test_auto_decides_when_an_operator_first_meets_a_gpu(auto):
+    pytest.importorskip("triton")
+    machine, registered = auto
+    calls: list[tuple] = []
+    machine((9, 0), {name: lambda *args, name=name: calls.append((name, args)) for name in gpu.KERNELS})
+    gpu.choose()
+    assert (gpu._chosen, set(registered)) == (None, set(gpu.KERNELS))
+    x = torch.ones(1, 2)
+    registered["padded_linear"](x, "weight")
+    assert (gpu._chosen, calls) == ("cuda", [("padded_linear", (x, "weight"))])
+    assert gpu.recordable()
+    assert gpu.runs_kernels(torch.bfloat16)
+    assert gpu.report()["reason"] == "cuda"
+
+
+def test_auto_takes_triton_where_there_is_no_cuda_library_and_says_why(auto):
+    pytest.importorskip("triton")
+    machine, _ = auto
+    machine((9, 0), {}, library="_cuda.so was not built")
+    gpu.choose()
+    assert gpu.report()["chosen"] == "triton"
+    assert "_cuda.so was not built" in gpu.report()["reason"]
+
+
+def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(auto):
+    machine, registered = auto
+    machine((8, 6), {})
+    gpu.choose()
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    with pytest.warns(
+        UserWarning, match=r"its compute capability is 8\.6, and the kernels were checked on NVIDIA H100"
+    ):
+        result = registered["padded_linear"](x, weight)
+    torch.testing.assert_close(result, x @ weight.T)
     assert not gpu.recordable()
     assert gpu.report()["chosen"] == "definitions"
+
+
+def test_auto_leaves_float64_to_the_definitions(auto):
+    pytest.importorskip("triton")
+    machine, registered = auto
+    machine((9, 0), {})
+    gpu.choose()
+    x, weight = torch.randn(3, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(registered["padded_linear"](x, weight), x @ weight.T)
 
 
 def test_the_cuda_choice_without_its_library_says_what_it_takes(monkeypatch, tmp_path):
@@ -37,13 +103,13 @@ def test_the_cuda_choice_without_its_library_says_what_it_takes(monkeypatch, tmp
 def with_triton(monkeypatch, tmp_path):
     """PYPRUNE_GPU=triton on a machine that says it has a GPU; what is registered is told and not done."""
     pytest.importorskip("triton")
-    from pyprune.triton_kernels import registration, tuning
+    from pyprune.triton_kernels import tuning
 
-    registered: list[object] = []
+    registered: list[str] = []
     monkeypatch.setenv("PYPRUNE_GPU", "triton")
     monkeypatch.setenv("PYPRUNE_TUNING", str(tmp_path / "tuning.json"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(registration, "register", lambda *given: registered.append(given))
+    monkeypatch.setattr(gpu, "LIBRARY", SimpleNamespace(impl=lambda name, *_: registered.append(name)))
     for module, name in ((gpu, "_chosen"), (gpu, "_tuning"), (tuning, "_loaded")):
         monkeypatch.setattr(module, name, getattr(module, name))
     return tmp_path / "tuning.json", registered
@@ -60,9 +126,9 @@ def test_a_tuning_file_that_is_not_sound_is_refused_before_anything_is_registere
 def test_the_kernels_run_with_the_fixed_table_where_nothing_was_tuned_and_the_report_tells(with_triton):
     file, registered = with_triton
     gpu.choose()
-    assert len(registered) == 1
+    assert registered == list(gpu.KERNELS)
     assert gpu.report()["tuning"] == {"file": str(file), "loaded": 0}
-    assert gpu.report()["reason"] == "triton: never checked on hardware yet"
+    assert gpu.report()["reason"] == "triton"
 
 
 def test_what_was_tuned_is_loaded_and_told(with_triton):
