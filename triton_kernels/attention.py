@@ -2,7 +2,7 @@
 
 One program takes the query heads that share a KV head against a fixed stretch of the cache, so that the bits do not
 depend on the batch; a second kernel joins the stretches. Many query tokens are enough programs without splitting. Of a
-sliding window only the stretches that it reaches are read, and of a skipped unit nothing. Not yet run on hardware.
+sliding window only the stretches that it reaches are read, and of a skipped unit nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, power_of_2
-from pyprune.triton_kernels.products import is_live
+from pyprune.triton_kernels.launch import architecture, cdiv, configured, dependent, launch, power_of_2
+from pyprune.triton_kernels.products import begin_kernel, is_live
 
 SPLIT_TOKENS = 16  # up to this many query tokens the cache is split; the choice is the same for every batch
 LOG2_E = 1.4426950408889634
@@ -45,12 +45,13 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
                      peaks, skip, unit, tokens, limit, window, stretch, scale,
                      HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
                      DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-                     STAGES: tl.constexpr,
+                     STAGES: tl.constexpr, PDL: tl.constexpr,
                      ):  # fmt: skip
     """Queries of one KV head against one stretch. Grid: (stretches, query tiles, batch x KV heads).
 
     Cache strides are counted in UNIT elements. Softmax runs in powers of two: `scale` contains log2(e).
     """
+    begin_kernel(PDL)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     live = is_live(skip, unit)
     stretch_index = tl.program_id(0)
@@ -114,9 +115,10 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
 
 @triton.jit(do_not_specialize=["unit", "tokens", "window"])
 def join_stretches_kernel(parts, peaks, positions, first, out, skip, unit, tokens, stretches, limit, window, stretch,
-                          HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                          HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
                           ):  # fmt: skip
     """One query head a program, stretches in their order. Grid: (batch x tokens x heads,)."""
+    begin_kernel(PDL)
     live = is_live(skip, unit)
     index = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + index // HEADS)
@@ -192,12 +194,12 @@ def decode_attention(
         positions=places, first=starts, out=out, parts=parts, peaks=peaks, skip=skip, unit=unit, tokens=tokens,
         limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads, KV_HEADS=kv_heads,
         HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries, BLOCK_L=tile.keys,
-        BLOCK_D=block_d, STAGES=tile.stages,
+        BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
         launch(
             join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
             first=starts, out=out, skip=skip, unit=unit, tokens=tokens, stretches=splits, limit=length, window=window,
-            stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
+            stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d, PDL=dependent(device),
         )  # fmt: skip
     return out

@@ -1,6 +1,6 @@
 """The configurations that `pyprune tune` times for an operator and a class of shapes; the fixed table's is the first.
 
-Each is kept small enough for an architecture's shared memory and registers. Not yet run on hardware.
+Each is kept small enough for an architecture's shared memory and registers.
 """
 
 from __future__ import annotations

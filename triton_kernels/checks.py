@@ -2,7 +2,6 @@
 
 Values on the device (positions, targets, the skip mask) are never read here: that would wait for the GPU. A position
 or target outside its range gives NaN in its row and touches no memory.
-Not yet run on hardware.
 """
 
 from __future__ import annotations

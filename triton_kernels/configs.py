@@ -1,6 +1,6 @@
 """Block sizes for each architecture: one small fixed table; what `pyprune tune` has measured comes before it.
 
-Not yet run on hardware: the sizes follow from counting bytes in flight, registers and shared memory, not from timing.
+The sizes follow from counting bytes in flight, registers and shared memory, not from timing.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Architecture:
     keys: int  # KV rows that it takes at a time, for 256 bytes a row
     attention_stages: int
     warps_of_64: int  # warps for 64 queries at once, whose sums fill the registers of 4 warps on mma.sync
+    dependent_launch: bool = False  # kernels can be set up while the one before runs; True from 9.0 on
 
 
 def _gemv(columns: int) -> dict[int, Tile]:
@@ -92,7 +93,7 @@ SM_80 = Architecture("sm_80", 108, 163 << 10, **_WIDE, loss=Tile(128, 128, 64, 8
 SM_86 = Architecture("sm_86", 82, 99 << 10, **_NARROW, loss=Tile(128, 128, 32, 8, 3), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=8)  # fmt: skip
 SM_90 = Architecture("sm_90", 132, 227 << 10, **_WIDE, loss=Tile(128, 128, 64, 8, 4), stretch=128, keys=64,
-                     attention_stages=2, warps_of_64=4)  # fmt: skip
+                     attention_stages=2, warps_of_64=4, dependent_launch=True)  # fmt: skip
 
 _small = {rows: Tile(rows, 8 if rows < 16 else 16, 32, 1, 1) for rows in (1, 2, 16, 32, 64)}
 # Tiny tiles, so that in the interpreter small shapes have many of them, with loops, tails and splits.
@@ -113,7 +114,8 @@ def nearest(capability: int) -> Architecture:
 def _of_device(index: int) -> Architecture:
     properties = torch.cuda.get_device_properties(index)
     known = nearest(10 * properties.major + properties.minor)
-    return replace(known, processors=properties.multi_processor_count)
+    # Of its own generation, for the nearest table may be an older one's.
+    return replace(known, processors=properties.multi_processor_count, dependent_launch=properties.major >= 9)
 
 
 def architecture(device: torch.device) -> Architecture:
@@ -132,8 +134,6 @@ def few_rows_tile(arch: Architecture, rows: int, dtype: torch.dtype, pair: bool)
 def many_rows_tile(arch: Architecture, dtype: torch.dtype, pair: bool) -> Tile:
     """The tile of a full GEMM against weights of `dtype`; two weights at once share the sums' registers."""
     tile = widened(arch.loss, dtype)
-    if dtype.itemsize == 4:  # no matrix units: told how many registers it may take, ptxas does not spill two words
-        tile = replace(tile, registers=255)
     return replace(tile, columns=max(tile.columns // 2, 16)) if pair else tile
 
 
@@ -144,7 +144,8 @@ def widened(tile: Tile, dtype: torch.dtype) -> Tile:
     if tile.rows <= GEMV_ROWS:
         return replace(tile, inner=max(tile.inner // 2, 32))
     columns = min(tile.columns, 16 if tile.rows == 64 else 32)
-    return replace(tile, rows=min(tile.rows, 64), columns=columns, inner=32, warps=min(tile.warps, 4))
+    # Told how many registers it may take, ptxas does not spill two or four words for an occupancy of its own.
+    return replace(tile, rows=min(tile.rows, 64), columns=columns, inner=32, warps=min(tile.warps, 4), registers=255)
 
 
 def splits_for(arch: Architecture, tiles: int, inner: int, tile: Tile) -> tuple[int, int]:

@@ -5,7 +5,7 @@
 Operators are called with meta tensors of LLaMA-7B's shapes; what they would launch is recorded and compiled. The two
 load columns are the widest load of the weights where K = 7155: rows padded to 16 bytes, and rows as they are, where
 only every eighth starts on 16 bytes. For them the weights alone are declared aligned, so that a 16-byte load can only
-be theirs. Not yet run on hardware: nothing here says how fast a kernel is.
+be theirs. Nothing here says how fast a kernel is.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""How a kernel is started: on the tensors' device, or only recorded, so that it can be compiled without a GPU.
-
-Not yet run on hardware.
-"""
+"""How a kernel is started: on the tensors' device, or only recorded, so that it can be compiled without a GPU."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
+from pyprune.errors import InputError
 from pyprune.triton_kernels import configs, tuning
+
+PDL_VARIABLE = "PYPRUNE_PDL"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,23 @@ def recording(arch: configs.Architecture) -> Iterator[list[Launch]]:
 def architecture(device: torch.device) -> configs.Architecture:
     """The table of block sizes that holds for `device`, or the one that `recording` names."""
     return configs.architecture(device) if _arch is None else _arch
+
+
+def dependent(device: torch.device) -> bool:
+    """Whether kernels of few rows are set up while the one before them runs (programmatic dependent launch).
+
+    The kernels' PDL. On GPUs from compute capability 9.0 on, unless PYPRUNE_PDL is 0.
+    """
+    return architecture(device).dependent_launch and dependent_wanted()
+
+
+@functools.cache
+def dependent_wanted() -> bool:
+    """Whether the environment leaves it on."""
+    wanted = os.environ.get(PDL_VARIABLE, "")
+    if wanted not in ("", "0", "1"):
+        raise InputError(f"{PDL_VARIABLE}: 0 (off) or 1 (on) is expected, not {wanted!r}")
+    return wanted != "0" and not triton.knobs.runtime.interpret  # its instructions are not interpreted
 
 
 @contextmanager
@@ -124,9 +143,17 @@ def _start(one: Launch) -> None:
 
 
 def options(one: Launch) -> dict[str, int | None]:
-    """How Triton is to compile it. Products are added without rounding them first, whatever its default."""
-    registers = one.registers or None
-    return {"num_warps": one.warps, "num_stages": one.stages, "maxnreg": registers, "enable_fp_fusion": True}
+    """How Triton is to compile it, and whether to start it while the kernel before runs.
+
+    Products are added without rounding them first, whatever Triton's default.
+    """
+    return {
+        "num_warps": one.warps,
+        "num_stages": one.stages,
+        "maxnreg": one.registers or None,
+        "enable_fp_fusion": True,
+        "launch_pdl": bool(one.arguments.get("PDL", False)),
+    }
 
 
 def unit(*matrices: Tensor) -> int:

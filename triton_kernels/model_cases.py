@@ -1,7 +1,4 @@
-"""What of a model is tuned: its operators, once for each class of shapes, with random inputs of its sizes.
-
-Not yet run on hardware.
-"""
+"""What of a model is tuned: its operators, once for each class of shapes, with random inputs of its sizes."""
 
 from __future__ import annotations
 

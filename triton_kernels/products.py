@@ -3,13 +3,25 @@
 Weights are streamed once, K contiguous, in 16-byte loads where rows start on 16 bytes. The stretch of K that fills
 whole steps is read without masks, since a mask on an odd K would break those loads up; only the last step is masked,
 and nothing between the rows of a padded weight is ever read.
-Not yet run on hardware.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def begin_kernel(PDL: tl.constexpr):
+    """First in every kernel that may be started while the one before it runs (`launch.dependent`).
+
+    Lets the next kernel be set up, then waits until the one before has ended and what it wrote can be seen. It is safe
+    because every program of every kernel so started waits here before it reads or writes anything: a kernel that has
+    ended then implies that all before it have, not only the one that it waited for.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -97,6 +109,20 @@ def _gemv(x_rows, norm, a_rows, b_rows, lo, hi,
 
 
 @triton.jit
+def _add_product(w, h, acc, MASKED: tl.constexpr, BLOCK_K: tl.constexpr):
+    """acc + w h. In float32, which no matrix unit takes, a step is a sum of its own before it is added: a sum's error
+    grows with the length of its longest chain of additions, which is about BLOCK_K + K / BLOCK_K then, instead of K."""
+    # The last, masked step may as well lengthen the chain by its own values. Were it a sum of its own too, Triton 3.9
+    # would not compile the kernels with a norm: an assertion of LLVM's SLP vectorizer ends the process.
+    if w.dtype == tl.float32 and not MASKED:
+        # Without a limit of imprecise additions the compiler would make the addition a part of the product again.
+        # Nothing else comes of the limit: it is for 8-bit operands.
+        return acc + tl.dot(w, h, input_precision="ieee", max_num_imprecise_acc=BLOCK_K)
+    else:
+        return tl.dot(w, h, acc, input_precision="ieee")
+
+
+@triton.jit
 def _dot_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
               NORM: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
               ):  # fmt: skip
@@ -110,10 +136,10 @@ def _dot_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
         h *= load(norm + ks, inside, MASKED, False).to(tl.float32)[:, None]
     h = h.to(a.dtype)
     # Weights on the side of the matrix unit that has 16 or 64 rows, activations on the one that may be narrow.
-    acc_a = tl.dot(a, h, acc_a, input_precision="ieee")
+    acc_a = _add_product(a, h, acc_a, MASKED, BLOCK_K)
     if PAIR:
         b = load(b_rows[:, None] + ks[None, :], inside[None, :], MASKED, STREAM)
-        acc_b = tl.dot(b, h, acc_b, input_precision="ieee")
+        acc_b = _add_product(b, h, acc_b, MASKED, BLOCK_K)
     return acc_a, acc_b, squares
 
 

@@ -2,7 +2,6 @@
 
 Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM, and
 at odd sizes `wide_linear`'s.
-Not yet run on hardware.
 """
 
 from __future__ import annotations

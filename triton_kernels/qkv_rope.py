@@ -2,7 +2,7 @@
 
 A tile of the projection holds pairs (i, i + D/2) of one head, so that RoPE turns them where they are. It is finished in
 place unless K is split or a q/k-norm needs a whole head at once: then a second kernel, the one that also serves many
-rows after torch's GEMM, finishes one head of some rows a program. Not yet run on hardware.
+rows after torch's GEMM, finishes one head of some rows a program.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, few_rows_tile, launch, power_of_2
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, power_of_2
 from pyprune.triton_kernels.launch import unit as alignment
-from pyprune.triton_kernels.products import is_live, tile_products
+from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
 from pyprune.triton_kernels.projections import gemm
 from pyprune.triton_kernels.rows import rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
@@ -114,9 +114,10 @@ def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v
                     eps,
                     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, X_UNIT: tl.constexpr,
                     W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
-                    VEC: tl.constexpr, STAGES: tl.constexpr,
+                    VEC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
                     ):  # fmt: skip
     """Some pairs of one head over one split of K (`a` is the query weight). Grid: (heads x pair tiles, splits)."""
+    begin_kernel(PDL)
     HALF: tl.constexpr = HEAD_DIM // 2
     TILES: tl.constexpr = (HALF + BLOCK_P - 1) // BLOCK_P
     live = is_live(skip, unit)
@@ -161,9 +162,10 @@ def rope_append_kernel(q, k, v, q_row, kv_row, part_squares, q_bias, k_bias, v_b
                        cos_stride, sin_stride, positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache,
                        v_batch, v_head, v_row, skip, unit, M, K, splits, tokens, limit, slot_limit, eps,
                        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
-                       BLOCK_P: tl.constexpr,
+                       BLOCK_P: tl.constexpr, PDL: tl.constexpr,
                        ):  # fmt: skip
     """Finishes projections [splits, M, ...]: one head of BLOCK_M rows a program. Grid: (row tiles, heads)."""
+    begin_kernel(PDL)
     HALF: tl.constexpr = HEAD_DIM // 2
     live = is_live(skip, unit)
     head = tl.program_id(1)
@@ -240,7 +242,7 @@ def norm_qkv_rope(
         k_batch=k_cache.stride(0), k_head=k_cache.stride(1), k_row=k_cache.stride(2), v_cache=v_cache,
         v_batch=v_cache.stride(0), v_head=v_cache.stride(1), v_row=v_cache.stride(2), skip=skip, unit=unit, M=rows,
         K=inner, tokens=tokens, limit=limit, slot_limit=length, eps=eps, HEADS=heads, KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
+        HEAD_DIM=head_dim, PDL=dependent(device),
     )  # fmt: skip
     every = heads + 2 * kv_heads
     if rows > configs.FEW_ROWS:

@@ -1,7 +1,4 @@
-"""Registers the kernels with torch's dispatcher, for CUDA tensors. Whether that is done is decided by `pyprune.ops`.
-
-Not yet run on hardware.
-"""
+"""Registers the kernels with torch's dispatcher, for CUDA tensors. Whether that is done is decided by `pyprune.ops`."""
 
 from __future__ import annotations
 

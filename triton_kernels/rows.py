@@ -1,7 +1,4 @@
-"""Around torch's GEMMs, for many rows: RMSNorm, SiLU product, residual. One pass over the rows each.
-
-Not yet run on hardware.
-"""
+"""Around torch's GEMMs, for many rows: RMSNorm, SiLU product, residual. One pass over the rows each."""
 
 from __future__ import annotations
 

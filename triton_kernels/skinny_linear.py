@@ -1,7 +1,7 @@
 """Projections of few rows (1 to 64): x W^T with the norm before it and bias, SiLU product or residual after it.
 
 Where column tiles are fewer than processors, K is split: the parts go to a workspace and a second kernel sums them in
-a fixed order, so that the same input gives the same bits. Not yet run on hardware.
+a fixed order, so that the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, few_rows_tile, launch, unit
-from pyprune.triton_kernels.products import is_live, tile_products
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, unit
+from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
 from pyprune.triton_kernels.rows import rms_norm
 
 
@@ -49,9 +49,10 @@ def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, 
 def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bias, residual, out, parts, part_squares,
                          skip, unit, M, N, K, steps, eps,
                          X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                         BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
+                         BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
                          ):  # fmt: skip
     """One tile of columns over one split of K. Grid: (column tiles, splits)."""
+    begin_kernel(PDL)
     PAIR: tl.constexpr = b is not None
     NORM: tl.constexpr = norm is not None
     live = is_live(skip, unit)
@@ -85,8 +86,10 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
 @triton.jit(do_not_specialize=["unit", "M", "splits"])
 def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, unit, M, N, K, splits, eps,
                       PAIR: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                      PDL: tl.constexpr,
                       ):  # fmt: skip
     """Adds the splits' parts in their order and finishes. Grid: (column tiles, row tiles)."""
+    begin_kernel(PDL)
     live = is_live(skip, unit)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -138,11 +141,12 @@ def skinny_linear(
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,
         b_units=up.stride(0) // w_unit if pair else 0, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BLOCK_M=tile.rows,
         BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(), STAGES=tile.stages,
+        PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
         launch(
             sum_splits_kernel, (cdiv(columns, 128), cdiv(rows, 4)), device, 4, 1, **shared, splits=splits, PAIR=pair,
-            NORM=norm is not None, BLOCK_M=4, BLOCK_N=128,
+            NORM=norm is not None, BLOCK_M=4, BLOCK_N=128, PDL=dependent(device),
         )  # fmt: skip
     return out
 

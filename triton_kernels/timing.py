@@ -1,7 +1,4 @@
-"""Timing on a GPU: by the device's own events, interleaved, the L2 cache flushed; it needs torch alone.
-
-Not yet run on hardware.
-"""
+"""Timing on a GPU: by the device's own events, interleaved, the L2 cache flushed; it needs torch alone."""
 
 from __future__ import annotations
 

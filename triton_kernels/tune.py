@@ -1,7 +1,7 @@
 """Chooses among the candidate configurations of an operator by timing them on the GPU at hand.
 
 Only `pyprune tune` comes here; at run time nothing is tuned. A candidate is timed only when its result agrees with the
-fixed configuration's and it spills no registers. Not yet run on hardware.
+fixed configuration's and it spills no registers.
 """
 
 from __future__ import annotations

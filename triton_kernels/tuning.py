@@ -2,7 +2,6 @@
 
 The file is $PYPRUNE_TUNING, else pyprune/tuning.json in the user's cache directory. Without it the fixed table holds.
 It has entries of any number of GPUs; one holds where GPU, Triton version, operator, dtype and class of shapes agree.
-Not yet run on hardware.
 """
 
 from __future__ import annotations

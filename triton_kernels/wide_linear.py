@@ -2,7 +2,7 @@
 
 Tiles are those of a full GEMM; the end of K is masked, so a weight whose rows are padded comes in wide loads at any K,
 and gate and up pass together, their SiLU product taken in registers. Where tiles are fewer than processors K is split,
-and `sum_splits_kernel` adds the parts in a fixed order. Not yet run on hardware.
+and `sum_splits_kernel` adds the parts in a fixed order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, unit
 from pyprune.triton_kernels.products import banded, is_live, tile_products
 from pyprune.triton_kernels.rows import padded_rows
 from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
@@ -89,6 +89,6 @@ def wide_linear(
     if splits > 1:
         launch(
             sum_splits_kernel, (cdiv(columns, 128), cdiv(rows, 4)), device, 4, 1, **shared, part_squares=None, eps=0.0,
-            splits=splits, PAIR=pair, NORM=False, BLOCK_M=4, BLOCK_N=128,
+            splits=splits, PAIR=pair, NORM=False, BLOCK_M=4, BLOCK_N=128, PDL=dependent(device),
         )  # fmt: skip
     return out

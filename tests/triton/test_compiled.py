@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pyprune import triton_kernels
+from pyprune.errors import InputError
 
 if not triton_kernels.available():
     pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
 
-from pyprune.triton_kernels import configs, inspect
-from pyprune.triton_kernels.candidates import candidates
+from pyprune.triton_kernels import configs, inspect, launch
+from pyprune.triton_kernels.candidates import PAIRS, candidates
 from pyprune.triton_kernels.configs import Shape
-from pyprune.triton_kernels.launch import Launch, trying
+from pyprune.triton_kernels.launch import Launch, options, trying
 
 ODD = inspect.ODD
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -23,6 +25,20 @@ CASES = [  # rows, weights, activations, head size
     (1, BF16, BF16, 128), (2, BF16, FP32, 64), (16, BF16, BF16, 128), (64, BF16, BF16, 64), (64, BF16, FP32, 128),
     (256, BF16, BF16, 128), (1, FP16, FP32, 128), (16, FP16, FP16, 128), (64, FP32, FP32, 64),
 ]  # fmt: skip
+
+
+DEPENDENT = {  # of few rows: what is started while the kernel before it runs
+    "skinny_linear_kernel", "sum_splits_kernel", "qkv_rope_kernel", "rope_append_kernel", "attention_kernel",
+    "join_stretches_kernel",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(launch.PDL_VARIABLE, raising=False)
+    launch.dependent_wanted.cache_clear()
+    yield
+    launch.dependent_wanted.cache_clear()
 
 
 def name(value: object) -> str:
@@ -182,6 +198,64 @@ def test_no_kernel_adds_with_atomics():
         for call in inspect.operators(rows, torch.bfloat16).values():
             for one in inspect.recorded(90, call):
                 assert not atomic.search(inspect.usage(one, 90).ptx)
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_kernels_that_start_early_wait_before_they_touch_memory(capability: int):
+    # Nothing may branch around the wait either. Older architectures lack the instructions.
+    step = re.compile(r"griddepcontrol\.\w+|\bbra\b|\b(?:ld|st|atom|red)\.global|\bcp\.async")
+    dependent = set()
+    for rows, activations in ((1, BF16), (64, FP32)):
+        for call in inspect.operators(rows, BF16, activations=activations).values():
+            for one in inspect.recorded(capability, call):
+                used = inspect.usage(one, capability)
+                first, second, *rest = step.findall(used.ptx)
+                assert not any("griddepcontrol" in other for other in rest), used.kernel
+                waits = (first, second) == ("griddepcontrol.launch_dependents", "griddepcontrol.wait")
+                assert waits or "griddepcontrol" not in first + second, used.kernel
+                assert options(one)["launch_pdl"] == waits
+                dependent |= {used.kernel} if waits else set()
+    assert dependent == (DEPENDENT if capability == 90 else set())
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("", True), ("1", True), ("0", False), (None, True)])
+def test_a_variable_turns_early_starts_off(value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch):
+    if value is not None:
+        monkeypatch.setenv(launch.PDL_VARIABLE, value)
+    call = inspect.operators(1, BF16)["linear_residual"]
+    assert [one.arguments["PDL"] for one in inspect.recorded(90, call)] == [wanted]
+    assert [one.arguments["PDL"] for one in inspect.recorded(86, call)] == [False]
+    assert not launch.dependent(torch.device("cpu"))
+
+
+def test_a_wrong_value_of_the_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(launch.PDL_VARIABLE, "off")
+    with pytest.raises(InputError, match=r"^PYPRUNE_PDL: .*'off'"):
+        inspect.recorded(90, inspect.operators(1, BF16)["linear_residual"])
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_float32_products_are_summed_a_step_at_a_time(capability: int):
+    # A product that adds to the running sum would make one chain of K additions of it, and its error as much larger.
+    # Only the last step, of fewer values than the others, does: in the code it comes after the loop.
+    few = inspect.operators(64, FP32, head_dim=64)
+    many = inspect.operators(70, FP32, 4096, ODD, activations=FP32)
+    for operator, calls in (
+        ("norm_qkv_rope", few), ("linear_residual", few), ("norm_gate_up", few), ("norm_head", few),
+        ("norm_gate_up", many),
+    ):  # fmt: skip
+        one = next(filter(inspect.reads_weights, inspect.recorded(capability, calls[operator])))
+        weights = 2 if operator in PAIRS else 1
+        expected = [True] * weights + [False] * weights
+        assert products_begin_at_zero(inspect.usage(one, capability).ttgir) == expected, operator
+    half = inspect.recorded(86, inspect.operators(64, BF16)["linear_residual"])[0]
+    assert not any(products_begin_at_zero(inspect.usage(half, 86).ttgir)), "in the matrix units' own sums"
+
+
+def products_begin_at_zero(ttgir: str) -> list[bool]:
+    """Of every product, whether what it adds to is the constant zero."""
+    zeros = set(re.findall(r"(%\w+) = arith\.constant dense<0\.0+e\+00>", ttgir))
+    return [added in zeros for added in re.findall(r"tt\.dot %[\w#]+, %[\w#]+, (%[\w#]+)", ttgir)]
 
 
 def test_load_widths_are_read_from_ptx():
