@@ -7,7 +7,7 @@
 // that it too is read 16 bytes at a time. Products are summed in float32 in a fixed order: same input, same bits.
 //
 // Its device functions come from instructions.cuh, or from the emulator that runs this file on a CPU for the tests
-// (tests/cuda/emulator.h). It has not run on a GPU yet.
+// (tests/cuda/emulator.h).
 #pragma once
 
 #include "skinny_linear.h"
@@ -222,7 +222,8 @@ __device__ __forceinline__ void rotate_and_append(const Arguments& a, int m, int
 }
 
 template <class W, int kRows, Form kForm>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kForm))) skinny_linear(const Arguments a) {
+__global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kForm), kRows, sizeof(W)))
+    skinny_linear(const Arguments a) {
   constexpr int kMatrices = matrices_of(kForm);
   constexpr int kV = kWideBytes / sizeof(W);
   constexpr int kUnroll = loads_in_flight(kMatrices) / kMatrices;
@@ -276,6 +277,10 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
   uint4 ring[kUnroll][kMatrices];
   const auto fetch = [&](int w, int u) { ring[u][w] = load_weights(next[w] + u * 32 * kV, policy, u * 32 < left[w]); };
   seek(0);
+  // Of a skipped unit no weight is read: the ring would be a fifth of them. The flag is as constant as the weights.
+  const bool skipped = a.skip && *a.skip;
+#pragma unroll
+  for (int w = 0; w < kMatrices; ++w) left[w] = skipped ? 0 : left[w];
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
@@ -285,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
   let_next_kernel_start();
   wait_for_previous_kernel();
 
-  if (a.skip && *a.skip) {
+  if (skipped) {
     for (int i = 0; i < plan.rows_per_warp; ++i) {
       const int row = row_of(i);
       const int64_t at = int64_t(lane) * a.n + row;

@@ -14,10 +14,14 @@ PYPRUNE_HOST_DEVICE int size_of(DType type) { return type == DType::f32 ? 4 : 2;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 // 16-byte loads that a thread has under way, and blocks a multiprocessor should hold at least, for one matrix or two.
-// Their product is what is in flight on a multiprocessor, 72 or 64 KiB, where bandwidth times latency asks for about 36
-// (4.8 TB/s, 1 us, 132 of them: an H200). The blocks bound the registers, at 80 and 128 a thread: four blocks spilled.
-PYPRUNE_HOST_DEVICE constexpr int loads_in_flight(int matrices) { return matrices == 1 ? 6 : 8; }
-PYPRUNE_HOST_DEVICE constexpr int blocks_per_processor(int matrices) { return matrices == 1 ? 3 : 2; }
+// Their product is what is in flight on a multiprocessor, 64 or 72 KiB, where bandwidth times latency asks for about 36
+// (4.8 TB/s, 1 us, 132 of them: an H200). The blocks bound the registers, at 128 and 80 a thread; two rows and float32
+// would spill at 80. Chosen among seven such pairs, blocks of 128, 256 and 512 threads, by time on an H100
+// (bench/NOTES.md).
+PYPRUNE_HOST_DEVICE constexpr int loads_in_flight(int matrices) { return matrices == 1 ? 8 : 6; }
+PYPRUNE_HOST_DEVICE constexpr int blocks_per_processor(int matrices, int rows, int element_size) {
+  return matrices == 2 && rows == 1 && element_size == 2 ? 3 : 2;
+}
 
 struct Plan {
   int split = 1;            // warps that share a row
@@ -81,10 +85,11 @@ struct Device {
   int shared_per_processor;  // what its blocks share
 };
 
-// The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights.
+// The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights. Its rules follow the quickest of all layouts
+// on an H100 for the shapes of LLaMA 7B and 1B (bench/NOTES.md).
 inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& device) {
   const int v = kWideBytes / size_of(a.weight_type), unroll = loads_in_flight(matrices) / matrices;
-  const int blocks = blocks_per_processor(matrices);
+  const int blocks = blocks_per_processor(matrices, rows, kWideBytes / v);
   Plan p;
   p.period = phase_period(a.stride[0], v);
   if (matrices == 2) {
@@ -94,9 +99,10 @@ inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& de
           phase_of(reinterpret_cast<uint64_t>(a.weight[1]), row, a.stride[1], kWideBytes / v))
         p.copies = 2;
   }
-  // Warps that fill the device; a row is shared while each of its threads keeps half a ring of loads.
-  const int64_t wanted = int64_t(device.processors) * blocks * kWarps;
-  while (p.split < kWarps && int64_t(a.n) * p.split < wanted && a.k / v >= p.split * 32 * unroll) p.split *= 2;
+  // A row is shared by warps where there would be less than a third of those that fill the device, and while each of its
+  // threads keeps half a ring of loads.
+  const int64_t capacity = int64_t(device.processors) * blocks;
+  while (p.split < kWarps && int64_t(a.n) * p.split * 3 < capacity * kWarps && a.k / v >= p.split * 32 * unroll) p.split *= 2;
 
   const int slots = ceil_div(a.k + v - 1, v), width = unroll * 32 * p.split;
   const int slot_bytes = kWideBytes * rows * p.copies;
@@ -111,18 +117,20 @@ inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& de
   }
   p.shared_bytes = p.panel_slots * slot_bytes;
 
-  // Every block stages x anew, rows / (its weight rows) of the weights' traffic: long matrices share it further.
+  // Every block stages x anew, rows / (its weight rows) of the weights' traffic: two rows a warp where one would be more
+  // blocks than fit at a time, four where those would still fill the device twice.
   const int at_a_time = kWarps / p.split;
-  const bool whole = p.panel_slots >= slots;
-  while (whole && p.rows_per_warp < 4 &&
-         a.n / (at_a_time * p.rows_per_warp * 2) >= int64_t(device.processors) * blocks * 2)
-    p.rows_per_warp *= 2;
+  const auto blocks_of = [&](int rows_per_warp) { return int64_t(a.n) / (at_a_time * rows_per_warp); };
+  if (p.panel_slots >= slots) {
+    if (blocks_of(1) > capacity) p.rows_per_warp = 2;
+    if (p.rows_per_warp == 2 && blocks_of(4) >= 2 * capacity) p.rows_per_warp = 4;
+  }
   p.blocks = block_count(a.n, at_a_time * p.rows_per_warp, p.period);
   return p;
 }
 
-// May the kernel start before the previous one has ended (sm_90)? It reads weights then, so nothing that still runs may
-// write them: true inside a captured decode step, unknown anywhere else (the very kernel before may fill a weight).
+// May the kernel start before the previous one has ended (sm_90)? It reads weights and the skip flag then, so nothing that
+// still runs may write them: true inside a captured decode step, unknown anywhere else (the very kernel before may fill a weight).
 enum class Overlap : int { while_capturing, never, always };
 
 // Queues the kernel on `stream` (a cudaStream_t) of the current device and gives a cudaError_t. No host synchronisation:
