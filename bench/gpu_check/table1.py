@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -81,15 +82,20 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(settings.seed)
     free_bytes = memory.available(device)
     limit = None if free_bytes is None else int(SHARE_OF_MEMORY * free_bytes)
-    for number, group in enumerate(grouped(sizes, original, limit)):
+    prompts = {
+        batch: torch.randint(0, original.vocab_size, (batch, protocol.input_tokens), generator=generator).to(device)
+        for batch in batches
+    }
+    groups = grouped(sizes, original, limit)
+    # All rows at the first batch before any at the next: a run that is stopped has whole tables.
+    for batch, (number, group) in product(batches, enumerate(groups)):
         rows = [row_of(None, original), *(row_of(one, original) for one in group)]
-        result["rows"] += [sizes_of(row, original) for row in (rows[1:] if number else rows)]
-        engines = engines_of(rows, max(batches), protocol.input_tokens + protocol.output_tokens[0])
+        if batch == batches[0]:
+            result["rows"] += [sizes_of(row, original) for row in (rows[1:] if number else rows)]
+        engines = engines_of(rows, batch, protocol.input_tokens + protocol.output_tokens[0])
         del rows
-        for batch in batches:
-            prompts = torch.randint(0, original.vocab_size, (batch, protocol.input_tokens), generator=generator)
-            _time(result, engines, prompts.to(device), protocol, number)
-            save(result)
+        _time(result, engines, prompts[batch], protocol, number)
+        save(result)
         del engines
         free(device)
     return result
