@@ -76,7 +76,7 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
         [Part("profile", "profile", 40, "profile", mode=BEST)],
         [Part("attention-triton", "attention", 30, "attention", mode="triton")],
         [Part("scoring-triton", "scoring", 45, "scoring", mode="triton")],
-        [Part("compiled", "compiled", 100, "compiled", mode=BEST)],
+        [Part("compiled", "compiled", 90, "compiled", mode=BEST)],
         [Part("table1", "table1", 150, "table1", mode=BEST)],
         [_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")],
         # Last, because they say least: if time runs out, it is these that go.
