@@ -91,13 +91,10 @@ bool runs_here(const Kernels& k) {
   return !std::strcmp(k.name, "portable");
 }
 
-// A table that has never run on hardware is compiled and can be forced, but is not chosen. avx512_bf16 passed the
-// operators' tests on an AMD EPYC (Zen 4).
-bool checked_on_hardware(const Kernels& k) { return std::strcmp(k.name, "amx") != 0; }
-
+// Each has passed the operators' tests on hardware (pyprune/ops/native.py names it).
 const Kernels* best() {
   for (const Kernels* const* k = kCompiled; *k; ++k)
-    if (checked_on_hardware(**k) && runs_here(**k)) return *k;
+    if (runs_here(**k)) return *k;
   return &kernels_portable;
 }
 

@@ -105,8 +105,8 @@ def test_tiles_are_compiled_where_the_compiler_knows_them():
         assert "tdpbf16ps" in output("objdump", "-d", native.LIBRARY_PATH)
 
 
-def test_an_instruction_set_is_checked_on_some_processor_or_said_to_have_never_run():
-    assert sorted([*native.CHECKED_ON, *native.NEVER_RUN]) == sorted(native.ISAS)
+def test_every_instruction_set_has_been_checked_on_some_processor():
+    assert sorted(native.CHECKED_ON) == sorted(native.ISAS)
 
 
 @pytest.fixture(scope="module")
