@@ -71,10 +71,15 @@ def test_a_dry_run_does_every_part_or_says_why_not(dry_run):
 
 def test_a_dry_run_passes_every_case_of_every_operator_and_names_its_numbers(dry_run):
     found = {part["name"]: part.get("result", {}) for part in dry_run[1]["parts"]}
-    for name in ("operators-triton-bfloat16", "operators-triton-float32", "operators-cuda"):
-        assert found[name]["failed"] == 0
-        assert found[name]["passed"] == found[name]["of"] == len(found[name]["cases"]) > 20
-    assert {case["operator"] for case in found["operators-triton-bfloat16"]["cases"]} == OPERATORS
+    checked = {name: told for name, told in found.items() if name.startswith("operators-")}
+    assert len(checked) == 3 * 3 + 1
+    for told in checked.values():
+        assert told["failed"] == 0
+        assert told["passed"] == told["of"] == len(told["cases"]) > 0
+    for dtype in parts.DTYPES:
+        shares = [checked[f"operators-triton-{dtype}-{share}"]["cases"] for share in parts.SHARES]
+        assert {case["operator"] for share in shares for case in share} == OPERATORS
+        assert sum(map(len, shares)) == len(list(cases(7, "tiny")))
     assert found["cpu-operators"]["isas"] == native.runnable_isas()
     assert (found["cpu-operators"]["failed"], found["cpu-operators"]["passed"] > 0) == (0, True)
     assert found["ceilings"]["bandwidth"] > 0
@@ -84,6 +89,15 @@ def test_a_dry_run_passes_every_case_of_every_operator_and_names_its_numbers(dry
     for line in found["attention-triton"]["timings"]:
         assert (line["failures"], set(line["seconds"])) == ({}, {"sdpa", "pyprune"})
         assert max(line["errors"].values()) < 0.02
+    skipped = found["skipping"]
+    assert (skipped["same_tokens"], skipped["errors"]) == (True, {})
+    assert set(skipped["step_seconds"]) == {"nothing", "host", "mask", "clear mask"}
+    assert len(found["profile"]["runs"]) == 2
+    assert all(run["kernels"] and run["seconds"] > 0 for run in found["profile"]["runs"])
+    assert (found["compiled"]["absent"], len(found["compiled"]["seconds"])) == ({}, 2)
+    assert found["compiled"]["speedup"]["median"] > 0
+    warmed = [told["done"] for name, told in found.items() if name.startswith("warm-")]
+    assert [len(done) for done in warmed] == [7, 1, 9, 8]
     model = found["model-cuda"]
     assert all(prompt["tokens_as_our_cpu_path"] == 1 and prompt["same_tokens_twice"] for prompt in model["prompts"])
     rows = found["table1"]["rows"]
@@ -129,6 +143,11 @@ def test_only_keeps_the_named_groups_in_their_order():
     assert names == ["ceilings", "table1"]
 
 
+def test_only_takes_single_parts_too():
+    names = [part.name for stage in chosen(["operators-cuda", "scoring"], False, None) for part in stage]
+    assert names == ["operators-cuda", "scoring-triton", "scoring-definitions"]
+
+
 def test_the_limits_leave_the_whole_within_nine_minutes():
     from bench.gpu_check.__main__ import LIMIT_S
 
@@ -147,6 +166,8 @@ def decoded(mode: str, status: str = "done", timing: dict | None = None) -> dict
         ([decoded("cuda", "failed"), decoded("triton")], "triton"),
         ([decoded("cuda", timing={"errors": {"pyprune, 32 new": "no kernel"}}), decoded("triton")], "triton"),
         ([decoded("cuda", "failed"), decoded("triton", "stopped")], "definitions"),
+        ([decoded("cuda", "stopped")], "triton"),
+        ([decoded("triton", "failed")], "cuda"),
     ],
 )
 def test_later_parts_take_the_best_mode_that_could_decode(done, mode):

@@ -46,6 +46,12 @@ SHARES = {
 }
 """How the operators are shared out: their time is the kernels' compilation, which one process does one by one."""
 
+WARM = ("decode", "scoring", "table1, even", "table1, odd")
+"""`warm.SHARES`, written out because that module brings torch."""
+
+DONE = "done"
+"""The status of a part that came to its end."""
+
 BEST = "best"
 """The mode of a part that takes the best of the modes that could decode."""
 
@@ -63,6 +69,10 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
             _operators("cuda", "all"),
             # Without a visible GPU: these tests are about the CPU's kernels alone. The others compile meanwhile.
             Part("cpu-operators", "cpu", 110, "cpu_operators", gpu=False, env=CPU_ALONE),
+            *(
+                Part(f"warm-{share.replace(', ', '-')}", "warm", 110, "warm", mode="cuda", options={"share": share})
+                for share in WARM
+            ),
         ],
         [Part("ceilings", "ceilings", 30, "ceilings", mode="definitions")],
         [
@@ -70,15 +80,15 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
             Part("model-triton", "model", 60, "real_model", mode="triton", skip=no_model or twin),
             Part("model-definitions", "model", 60, "real_model", mode="definitions", skip=no_model or twin),
         ],
-        [Part("decode-cuda", "decode", 60, "decode", mode="cuda")],
-        [Part("decode-triton", "decode", 60, "decode", mode="triton", skip=twin)],
-        [Part("skipping", "skipping", 30, "skipping", mode=BEST)],
-        [Part("profile", "profile", 40, "profile", mode=BEST)],
-        [Part("attention-triton", "attention", 30, "attention", mode="triton")],
+        [Part("decode-cuda", "decode", 90, "decode", mode="cuda")],
+        [Part("skipping", "skipping", 45, "skipping", mode=BEST)],
         [Part("scoring-triton", "scoring", 45, "scoring", mode="triton")],
-        [Part("compiled", "compiled", 90, "compiled", mode=BEST)],
         [Part("table1", "table1", 150, "table1", mode=BEST)],
         [_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")],
+        [Part("compiled", "compiled", 120, "compiled", mode=BEST)],
+        [Part("profile", "profile", 40, "profile", mode=BEST)],
+        [Part("attention-triton", "attention", 30, "attention", mode="triton")],
+        [Part("decode-triton", "decode", 90, "decode", mode="triton", skip=twin)],
         # Last, because they say least: if time runs out, it is these that go.
         [Part("decode-definitions", "decode", 60, "decode", mode="definitions", skip=twin)],
         [Part("scoring-definitions", "scoring", 45, "scoring", mode="definitions", skip=twin)],
@@ -103,7 +113,8 @@ def chosen(only: Sequence[str] | None, dry_run: bool, model: str | None) -> list
 
 
 def best_mode(done: Sequence[dict[str, Any]]) -> str:
-    """The first of cuda and triton that decoded everything, from the results of the parts so far; else definitions.
+    """The first of cuda and triton that decoded everything, or was not tried yet, from the results of the parts so far;
+    else definitions.
 
     If no decoding was tried, what has been built decides.
     """
@@ -111,10 +122,10 @@ def best_mode(done: Sequence[dict[str, Any]]) -> str:
     if not decoded:
         return "cuda" if (ROOT / "pyprune" / "_cuda.so").exists() else "triton"
     for mode in ("cuda", "triton"):
-        for part in decoded:
-            timings = part["result"].get("timings") or [{}]
-            if part["mode"] == mode and part["status"] == "done" and all("pyprune_share" in one for one in timings):
-                return mode
+        tried = [part for part in decoded if part["mode"] == mode]
+        timings = [part["result"].get("timings") or [{}] for part in tried if part["status"] == DONE]
+        if not tried or any(all("pyprune_share" in one for one in found) for found in timings):
+            return mode
     return "definitions"
 
 

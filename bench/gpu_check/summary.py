@@ -76,6 +76,10 @@ def _cpu(result: dict[str, Any]) -> list[str]:
     return [f"{', '.join(result['isas']) or 'no native library'}: {counts}"]
 
 
+def _warm(result: dict[str, Any]) -> list[str]:
+    return [", ".join(result["done"])]
+
+
 def _ceilings(result: dict[str, Any]) -> list[str]:
     copy, read = result["copy_bandwidth"] / 1e9, result["read_bandwidth"] / 1e9
     return [f"copy {copy:.0f} GB/s, read {read:.0f} GB/s, bf16 GEMM {result['gemm_flops'] / 1e12:.1f} TFLOP/s"]
@@ -189,6 +193,7 @@ def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
 
 _TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "install": _install, "environment": _environment, "operators": _operators, "cpu": _cpu, "ceilings": _ceilings,
+    "warm": _warm,
     "model": _model, "decode": _decode, "skipping": _skipping, "profile": _profile, "compiled": _compiled,
     "attention": _attention, "scoring": _scoring, "table1": _table1,
     "sanitizer": _operators,

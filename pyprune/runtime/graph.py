@@ -1,6 +1,6 @@
 """A decode step recorded once and replayed: on a GPU a CUDA graph, whose replay costs one launch instead of hundreds.
 
-This has not run on a GPU yet; tests replay the recorded step on a CPU.
+Tests replay the recorded step on a CPU.
 """
 
 from __future__ import annotations

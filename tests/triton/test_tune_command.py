@@ -82,6 +82,19 @@ def test_what_is_found_is_written_whole_and_read_again(machine, capsys):
         assert one.operator in out
 
 
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_only_the_classes_of_rows_that_are_named_are_tuned_with_kernels_compiled_before(
+    machine, capsys, monkeypatch, jobs
+):
+    ahead: list[tuple[int, int]] = []
+    monkeypatch.setattr(tune, "compile_ahead", lambda case, found, device, jobs: ahead.append((len(found), jobs)))
+    assert run(capsys, *TINY, "--rows", "2,16", "--jobs", jobs)[0] == 0
+    found = tuning.read(machine / "cache" / "tuning.json")
+    assert {key.shape.rows for key in found if key.operator == "linear_residual"} == {2, 16}
+    assert [jobs for _, jobs in ahead] == ([] if jobs == "1" else [3] * len(found))
+    assert all(configurations > 1 for configurations, _ in ahead)
+
+
 def test_the_same_file_keeps_what_other_gpus_and_models_left_in_it(machine, capsys, monkeypatch):
     file = machine / "mine.json"
     assert run(capsys, *TINY, "--out", str(file))[0] == 0
@@ -120,7 +133,15 @@ def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [(["--model", "shape:none"], "shape:none"), (["--out", "."], ".: is a directory"), (["--dtype", "int8"], "'int8'")],
+    [
+        (["--model", "shape:none"], "shape:none"),
+        (["--out", "."], ".: is a directory"),
+        (["--dtype", "int8"], "'int8'"),
+        (["--rows", "1,3"], "1,3: one or more of 1,2,16,32,64"),
+        (["--rows", "2,2"], "2,2: one or more"),
+        (["--rows", ""], "one or more"),
+        (["--jobs", "0"], "'0': an integer from 1"),
+    ],
 )
 def test_bad_input_is_named_before_any_work(machine, capsys, monkeypatch, words, named):
     monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("it measured first"))

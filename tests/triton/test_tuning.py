@@ -331,6 +331,42 @@ def test_what_is_tried_reaches_the_kernels_of_every_operator():
         assert (fitting[0].warps, fitting[0].stages) == (config.warps, config.stages)
 
 
+class Kernel:
+    """In place of a compiled kernel: tells how it was started or compiled; some configurations do not compile."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.compiled: list[int] = []
+
+    def __getitem__(self, grid):
+        return lambda tile, **options: self.started.append(tile)
+
+    def warmup(self, tile, grid, **options):
+        if tile == 2:
+            raise RuntimeError("out of registers")
+        self.compiled.append(tile)
+
+
+def test_kernels_are_compiled_ahead_without_being_started():
+    kernel, tried = Kernel(), []
+
+    def prepare(device):
+        def run() -> Tensor:
+            tried.append(launch._tried)
+            for part in (1, 10):  # an operator of two kernels
+                launch.launch(kernel, (1,), CPU, 4, 1, tile=launch._tried.columns * part)
+            return torch.ones(1)
+
+        return run, []
+
+    configurations = [Tile(1, columns, 64, 4, 1) for columns in (1, 2, 3)]
+    tune.compile_ahead(Case("padded_linear", HALF, LINEAR, prepare), configurations, CPU, jobs=2)
+    assert tried == configurations
+    assert (kernel.started, kernel.compiled) == ([], [1, 10, 3, 30])
+    launch.launch(kernel, (1,), CPU, 4, 1, tile=5)
+    assert kernel.started == [5]
+
+
 def _on_meta(case: Case) -> tuple:
     import unittest.mock
 
