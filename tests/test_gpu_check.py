@@ -96,8 +96,8 @@ def test_a_dry_run_passes_every_case_of_every_operator_and_names_its_numbers(dry
     assert all(run["kernels"] and run["seconds"] > 0 for run in found["profile"]["runs"])
     assert (found["compiled"]["absent"], len(found["compiled"]["seconds"])) == ({}, 2)
     assert found["compiled"]["speedup"]["median"] > 0
-    warmed = [told["done"] for name, told in found.items() if name.startswith("warm-")]
-    assert [len(done) for done in warmed] == [7, 1, 9, 8]
+    warmed = {name.removeprefix("warm-"): len(told["done"]) for name, told in found.items() if name.startswith("warm-")}
+    assert warmed == {"decode": 7, "scoring": 1, "table1-even": 9, "table1-odd": 8}
     model = found["model-cuda"]
     assert all(prompt["tokens_as_our_cpu_path"] == 1 and prompt["same_tokens_twice"] for prompt in model["prompts"])
     rows = found["table1"]["rows"]

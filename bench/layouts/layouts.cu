@@ -62,7 +62,7 @@ struct Timed {
 Device device;
 cudaStream_t stream;
 cudaEvent_t start, stop;
-uint16_t *weights, *x, *out, *residual, *norm, *cache;
+uint16_t *weights, *x, *out, *residual, *norms, *cache;
 float* table;
 int64_t* positions;
 
@@ -89,7 +89,7 @@ Arguments arguments_of(const Shape& shape, size_t first, size_t& used) {
   a.weight_type = DType::bf16;
   a.n = shape.n, a.k = shape.k, a.eps = 1e-5f;
   a.x = x, a.out = out;
-  if (shape.norm) a.norm = norm;
+  if (shape.norm) a.norm = norms;
   if (shape.residual) a.residual = residual;
   const size_t each = size_t(shape.n) * shape.k;
   for (int w = 0; w < 2; ++w) {
@@ -248,7 +248,7 @@ int main(int argc, char** argv) {
   weights = allocated<uint16_t>(kPool, 1);
   x = allocated<uint16_t>(1 << 20, 2);
   residual = allocated<uint16_t>(1 << 20, 3);
-  norm = allocated<uint16_t>(1 << 20, 4);
+  norms = allocated<uint16_t>(1 << 20, 4);
   out = allocated<uint16_t>(1 << 20, 0);
   table = allocated<float>(1 << 20, 0);
   positions = allocated<int64_t>(64, 0);
