@@ -46,19 +46,27 @@ def test_every_operator_has_the_contracts_arguments_and_defaults():
 
 
 @needs_triton
-def test_registering_makes_them_the_cuda_kernels_of_the_library_that_is_given():
-    from pyprune.triton_kernels.registration import OPERATORS, register
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_choosing_registers_them_with_torch_for_cuda_tensors_alone(choice: str, monkeypatch, tmp_path):
+    from pyprune.triton_kernels import tuning
+    from pyprune.triton_kernels.registration import OPERATORS
 
-    library = torch.library.Library("pyprune_triton_test", "DEF")
+    namespace = f"pyprune_{choice}_test"
+    library = torch.library.Library(namespace, "DEF")
     for name, schema in ops.contracts.SCHEMAS.items():
         library.define(name + schema)
+    monkeypatch.setenv("PYPRUNE_GPU", choice)
+    monkeypatch.setenv(tuning.VARIABLE, str(tmp_path / "none.json"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ops.gpu, "LIBRARY", library)
+    for module, name in ((ops.gpu, "_chosen"), (ops.gpu, "_tuning"), (tuning, "_loaded")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert not any(registered(f"{namespace}::{name}", "CUDA") for name in OPERATORS)
+    ops.gpu.choose()
     for name in OPERATORS:
-        assert not registered(f"pyprune_triton_test::{name}", "CUDA")
-    register(library)
-    for name in OPERATORS:
-        assert registered(f"pyprune_triton_test::{name}", "CUDA")
-        assert not registered(f"pyprune_triton_test::{name}", "CPU")
+        assert registered(f"{namespace}::{name}", "CUDA")
+        assert not registered(f"{namespace}::{name}", "CPU")
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
