@@ -18,7 +18,7 @@ def add_options(commands: Any) -> None:
         "tune",
         "time the GPU kernels' configurations on this GPU and keep the best",
         "Time the block sizes of the Triton kernels for the shapes of a model on the GPU at hand and keep the quickest "
-        "in a file, where PYPRUNE_GPU=triton and cuda find them. Weights are random: of the model only its "
+        "in a file, where the kernels find them. Weights are random: of the model only its "
         "configuration is read. Every candidate's result is compared before it is timed. Nothing is tuned at any other "
         "time: without the file a fixed table holds.",
         "pyprune tune --model shape:llama-7b",
