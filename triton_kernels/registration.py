@@ -20,4 +20,3 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "linear_cross_entropy": linear_cross_entropy,
     "padded_linear": padded_linear,
 }
-
