@@ -165,9 +165,10 @@ def decoded(mode: str, status: str = "done", timing: dict | None = None) -> dict
         ([decoded("cuda"), decoded("triton")], "cuda"),
         ([decoded("cuda", "failed"), decoded("triton")], "triton"),
         ([decoded("cuda", timing={"errors": {"pyprune, 32 new": "no kernel"}}), decoded("triton")], "triton"),
-        ([decoded("cuda", "failed"), decoded("triton", "stopped")], "definitions"),
-        ([decoded("cuda", "stopped")], "triton"),
-        ([decoded("triton", "failed")], "cuda"),
+        ([decoded("cuda", "failed"), decoded("triton", "failed")], "definitions"),
+        ([decoded("cuda", "failed"), decoded("triton", "stopped", {"errors": {}})], "definitions"),
+        ([decoded("cuda", "failed")], "triton"),
+        ([decoded("cuda", "stopped")], "cuda"),
     ],
 )
 def test_later_parts_take_the_best_mode_that_could_decode(done, mode):

@@ -49,8 +49,8 @@ SHARES = {
 WARM = ("decode", "scoring", "table1, even", "table1, odd")
 """`warm.SHARES`, written out because that module brings torch."""
 
-DONE = "done"
-"""The status of a part that came to its end."""
+DONE, STOPPED = "done", "stopped"
+"""The status of a part that came to its end, and of one that was stopped at its limit."""
 
 BEST = "best"
 """The mode of a part that takes the best of the modes that could decode."""
@@ -70,7 +70,7 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
             # Without a visible GPU: these tests are about the CPU's kernels alone. The others compile meanwhile.
             Part("cpu-operators", "cpu", 110, "cpu_operators", gpu=False, env=CPU_ALONE),
             *(
-                Part(f"warm-{share.replace(', ', '-')}", "warm", 110, "warm", mode="cuda", options={"share": share})
+                Part(f"warm-{share.replace(', ', '-')}", "warm", 110, "warm", mode=BEST, options={"share": share})
                 for share in WARM
             ),
         ],
@@ -113,18 +113,20 @@ def chosen(only: Sequence[str] | None, dry_run: bool, model: str | None) -> list
 
 
 def best_mode(done: Sequence[dict[str, Any]]) -> str:
-    """The first of cuda and triton that decoded everything, or was not tried yet, from the results of the parts so far;
-    else definitions.
+    """The first of cuda and triton that decoded all that it came to, or was not tried yet; else definitions. From the
+    results of the parts so far.
 
     If no decoding was tried, what has been built decides.
     """
     decoded = [part for part in done if part["group"] == "decode" and part["status"] != "skipped"]
+    has_library = (ROOT / "pyprune" / "_cuda.so").exists()
     if not decoded:
-        return "cuda" if (ROOT / "pyprune" / "_cuda.so").exists() else "triton"
+        return "cuda" if has_library else "triton"
     for mode in ("cuda", "triton"):
         tried = [part for part in decoded if part["mode"] == mode]
-        timings = [part["result"].get("timings") or [{}] for part in tried if part["status"] == DONE]
-        if not tried or any(all("pyprune_share" in one for one in found) for found in timings):
+        timings = [part["result"].get("timings") or [{}] for part in tried if part["status"] in (DONE, STOPPED)]
+        untried = not tried and (mode == "triton" or has_library)
+        if untried or any(all("pyprune_share" in one for one in found) for found in timings):
             return mode
     return "definitions"
 

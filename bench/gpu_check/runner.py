@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check.parts import BEST, DONE, Part, best_mode
+from bench.gpu_check.parts import BEST, DONE, STOPPED, Part, best_mode
 from bench.gpu_check.settings import ROOT, Settings
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
@@ -26,7 +26,7 @@ TAIL = 4000
 LEAST_S = 8.0
 """A part that would get less time than this is not started."""
 
-FAILED, STOPPED, SKIPPED = "failed", "stopped", "skipped"
+FAILED, SKIPPED = "failed", "skipped"
 
 
 @dataclass

@@ -34,13 +34,13 @@ class HuggingFace(Peer):
 class HuggingFaceCompiled(Peer):
     """sdpa attention, a static cache, the decode step compiled by inductor for the batch size at hand.
 
-    mode: `torch.compile`'s.
+    mode: `torch.compile`'s. seconds: how long compiling may take (default: COMPILE_SECONDS).
     """
 
     name = "HF compiled"
 
-    def __init__(self, mode: str | None = None) -> None:
-        self._mode = mode
+    def __init__(self, mode: str | None = None, seconds: int | None = None) -> None:
+        self._mode, self._seconds = mode, COMPILE_SECONDS if seconds is None else seconds
 
     def absent_reason(self) -> str | None:
         return None if shutil.which("g++") or shutil.which("clang++") else "inductor needs a C++ compiler"
@@ -59,11 +59,11 @@ class HuggingFaceCompiled(Peer):
 
         decoding = HuggingFaceDecoding(model, step, emptied)
         try:
-            with at_most(COMPILE_SECONDS):
+            with at_most(self._seconds):
                 decoding.prefill(torch.zeros(batch, 1, dtype=torch.int64, device=decoder.device))
                 decoding.decode(2)
         except TimeoutError:
-            raise Absent(f"compiling took more than {COMPILE_SECONDS} s") from None
+            raise Absent(f"compiling took more than {self._seconds} s") from None
         except Exception as error:  # each stage of torch.compile has exceptions of its own
             raise Absent(f"torch.compile failed: {one_line(error)[:120]}") from error
         return decoding

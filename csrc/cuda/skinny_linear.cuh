@@ -4,7 +4,8 @@
 // row, also where K is odd and rows start anywhere (row_cover.h); six or eight loads under way in each thread, in a ring
 // of registers that runs on across rows; many small blocks; the first loads issued before the previous kernel has ended
 // (sm_90). x is normalised, rounded to the weights' type and kept in shared memory at the phase of the block's rows, so
-// that it too is read 16 bytes at a time. Products are summed in float32 in a fixed order: same input, same bits.
+// that it too is read 16 bytes at a time. Products are summed in float32 in a fixed order: the same input at the same
+// alignment gives the same bits.
 //
 // Its device functions come from instructions.cuh, or from the emulator that runs this file on a CPU for the tests
 // (tests/cuda/emulator.h).

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +28,7 @@ from pyprune.ops.definitions import DEFINITIONS
 
 CHOICES = ("auto", "definitions", "triton", "cuda")
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
-"""By the first number of the compute capability: the GPUs on which `python -m bench.gpu_check` has passed."""
+"""By the first number of the compute capability: the GPUs on which the operators were checked (docs/gpu.md)."""
 
 KERNELS = (
     "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
@@ -43,11 +44,12 @@ _chosen: str | None = "definitions"  # None: not decided before the first operat
 _why = ""  # `auto` decided as it did
 _functions: Functions = {}  # what it decided for
 _tuning: dict[str, object] | None = None
+_deciding = threading.Lock()
 
 
 def choose() -> None:
     """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run, and
-    for a file of tuned configurations that is not sound."""
+    for a file of tuned configurations that is not sound (for `auto` when it decides)."""
     global _chosen
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
     if wanted not in CHOICES:
@@ -59,6 +61,7 @@ def choose() -> None:
         functions: Functions = {name: partial(_as_decided, name) for name in KERNELS}
     else:
         functions = _take(wanted)
+        _chosen = wanted
     for name, function in functions.items():
         LIBRARY.impl(name, function, "CUDA")
 
@@ -73,42 +76,40 @@ def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
 def _decide() -> None:
     """What `auto` means on this machine, once; it looks at the GPU."""
     global _chosen, _functions, _why
-    if _chosen is not None:
-        return
-    wanted, _why = _best_here()
-    if wanted == "definitions":
-        warnings.warn(
-            f"pyprune: plain PyTorch definitions run on this GPU: {_why}; PYPRUNE_GPU=triton or cuda takes the kernels "
-            "nevertheless, PYPRUNE_GPU=definitions silences this",
-            stacklevel=3,
-        )
-        _chosen, _functions = wanted, DEFINITIONS
-    else:
-        _functions = _take(wanted)
+    with _deciding:
+        if _chosen is not None:
+            return
+        wanted, _why = _best_here()
+        if wanted == "definitions":
+            warnings.warn(
+                f"pyprune: plain PyTorch definitions run on this GPU: {_why}; PYPRUNE_GPU=triton or cuda takes the "
+                "kernels nevertheless, PYPRUNE_GPU=definitions silences this",
+                stacklevel=3,
+            )
+        _functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
+        _chosen = wanted  # last: who sees it does not wait
 
 
 def _best_here() -> tuple[str, str]:
     """The choice, and why it is not more than that."""
-    major, minor = torch.cuda.get_device_capability()
-    if major not in CHECKED_ON:
-        checked = ", ".join(CHECKED_ON.values())
-        return (
-            "definitions",
-            f"its compute capability is {major}.{minor}, and the kernels were checked on {checked} only",
-        )
+    for device in range(torch.cuda.device_count()):  # the choice is one for all that are visible
+        major, minor = torch.cuda.get_device_capability(device)
+        if major not in CHECKED_ON:
+            checked = ", ".join(CHECKED_ON.values())
+            return "definitions", f"compute capability {major}.{minor}, and the kernels were checked on {checked} only"
     kernels = importlib.import_module("pyprune.triton_kernels")
     if not kernels.available():
         return "definitions", kernels.why_not()
     try:
         _load_cuda_library()
     except InputError as error:
-        return "triton", str(error)
+        return "triton", str(error).removeprefix("PYPRUNE_GPU=cuda: ")
     return "cuda", ""
 
 
 def _take(wanted: str) -> Functions:
-    """The kernels of this choice by operator; from now on it is the choice."""
-    global _chosen, _tuning
+    """The kernels of this choice by operator."""
+    global _tuning
     require_triton(f"PYPRUNE_GPU={wanted}")
     tuning = importlib.import_module("pyprune.triton_kernels.tuning")
     tuning.load()
@@ -117,7 +118,6 @@ def _take(wanted: str) -> Functions:
     if wanted == "cuda":
         _load_cuda_library()
         functions = {**functions, **few_row_routes(functions)}
-    _chosen = wanted
     return functions
 
 

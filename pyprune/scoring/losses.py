@@ -125,7 +125,7 @@ class _Pass:
                 found = ops.linear_cross_entropy(part[:, :-1].contiguous(), head.weight, targets, norm, eps, head.bias)
                 totals[places[0] : places[-1] + 1] = found.double().sum(1)
                 self._advance(len(part), None)
-        return totals.view(slots, samples).cpu()  # the one place where a GPU is waited for
+        return totals.view(slots, samples).cpu()
 
     def _parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
         """The sequences of slots `first` .. `last`-1, a chunk at a time: states, their mask, their places in all."""

@@ -36,9 +36,10 @@ def auto(monkeypatch):
             if library:
                 raise InputError(library)
 
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(gpu, "_load_cuda_library", load)
-        monkeypatch.setattr(gpu, "_take", lambda wanted: (setattr(gpu, "_chosen", wanted), taken)[1])
+        monkeypatch.setattr(gpu, "_take", lambda wanted: taken)
 
     return machine, registered
 
@@ -72,9 +73,7 @@ def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(
     machine((8, 6), {})
     gpu.choose()
     x, weight = torch.randn(3, 5), torch.randn(4, 5)
-    with pytest.warns(
-        UserWarning, match=r"its compute capability is 8\.6, and the kernels were checked on NVIDIA H100"
-    ):
+    with pytest.warns(UserWarning, match=r"compute capability 8\.6, and the kernels were checked on NVIDIA H100"):
         result = registered["padded_linear"](x, weight)
     torch.testing.assert_close(result, x @ weight.T)
     assert not gpu.recordable()
