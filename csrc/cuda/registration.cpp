@@ -45,6 +45,7 @@ void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
   a.out_is_float = out.scalar_type() == ScalarType::Float;
   void* const stream = current_stream(x.device);
   const auto error = static_cast<cudaError_t>(launch_skinny_linear(a, int(x.count), form, x.device, stream, overlap()));
+  if (error != cudaSuccess) cudaGetLastError();  // told here, and not again at an innocent launch
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
+from pyprune.ops import cuda_contracts
 from pyprune.ops.contracts import LIBRARY
 from pyprune.ops.definitions import DEFINITIONS
 
@@ -75,6 +76,12 @@ def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
 
 def _decide() -> None:
     """What `auto` means on this machine, once; it looks at the GPU."""
+    if _chosen is None:
+        _decide_now()
+
+
+@torch.compiler.assume_constant_result  # it may be met first while a model is traced, which knows no locks
+def _decide_now() -> None:
     global _chosen, _functions, _why
     with _deciding:
         if _chosen is not None:
@@ -87,7 +94,7 @@ def _decide() -> None:
                 stacklevel=3,
             )
         _functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
-        _chosen = wanted  # last: who sees it does not wait
+        _chosen = wanted  # last: from now on nobody waits
 
 
 def _best_here() -> tuple[str, str]:
@@ -137,6 +144,9 @@ def _load_cuda_library() -> None:
         torch.ops.load_library(str(CUDA_LIBRARY_PATH))
     except OSError as error:
         raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} does not load: {error}") from None
+    for name in cuda_contracts.SCHEMAS:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyprune::{name}", "CUDA"):
+            raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} has no {name}: build it again (make setup)")
 
 
 def few_row_routes(others: Functions) -> Functions:
@@ -187,15 +197,10 @@ def _rows_are_aligned(weight: Tensor) -> bool:
 
 
 def runs_kernels(dtype: torch.dtype) -> bool:
-    """Whether kernels take activations of `dtype` on a GPU."""
+    """Whether kernels take activations of `dtype` on a GPU. Only their steps can be recorded in a CUDA graph: the
+    definitions wait for the device."""
     _decide()
     return _chosen != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
-def recordable() -> bool:
-    """Whether a step of the chosen operators can be recorded in a CUDA graph; the definitions wait for the device."""
-    _decide()
-    return _chosen != "definitions"
 
 
 def report() -> dict[str, object]:

@@ -54,8 +54,8 @@ def test_auto_decides_when_an_operator_first_meets_a_gpu(auto):
     x = torch.ones(1, 2)
     registered["padded_linear"](x, "weight")
     assert (gpu._chosen, calls) == ("cuda", [("padded_linear", (x, "weight"))])
-    assert gpu.recordable()
     assert gpu.runs_kernels(torch.bfloat16)
+    assert not gpu.runs_kernels(torch.float64)
     assert gpu.report()["reason"] == "cuda"
 
 
@@ -76,7 +76,7 @@ def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(
     with pytest.warns(UserWarning, match=r"compute capability 8\.6, and the kernels were checked on NVIDIA H100"):
         result = registered["padded_linear"](x, weight)
     torch.testing.assert_close(result, x @ weight.T)
-    assert not gpu.recordable()
+    assert not gpu.runs_kernels(torch.bfloat16)
     assert gpu.report()["chosen"] == "definitions"
 
 
