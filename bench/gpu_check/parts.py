@@ -47,7 +47,7 @@ SHARES = {
 """How the operators are shared out: their time is the kernels' compilation, which one process does one by one."""
 
 WARM = ("decode", "scoring", "table1, even", "table1, odd")
-"""`warm.SHARES`, written out because that module brings torch."""
+"""What `warm` is asked for, one process each."""
 
 DONE, STOPPED = "done", "stopped"
 """The status of a part that came to its end, and of one that was stopped at its limit."""
@@ -76,6 +76,8 @@ def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
         ],
         [Part("ceilings", "ceilings", 30, "ceilings", mode="definitions")],
         [
+            # As a user has it: no mode is named. The engine's steps are recorded, so this compares recorded ones too.
+            Part("model-auto", "model", 60, "real_model", skip=no_model or twin),
             Part("model-cuda", "model", 60, "real_model", mode="cuda", skip=no_model),
             Part("model-triton", "model", 60, "real_model", mode="triton", skip=no_model or twin),
             Part("model-definitions", "model", 60, "real_model", mode="definitions", skip=no_model or twin),

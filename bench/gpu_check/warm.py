@@ -20,11 +20,10 @@ from pyprune.study.compare import ours
 from pyprune.study.protocols import PROTOCOLS
 
 BLOCKS = 2
-SHARES = ("decode", "scoring", "table1, even", "table1, odd")
 
 
 def run(settings: Settings, save: Save) -> dict[str, Any]:
-    """Run one of SHARES, a few tokens each; what was run."""
+    """Run the share that the options name (`parts.WARM`), a few tokens each; what was run."""
     share, device = settings.options["share"], torch.device(settings.device)
     result: dict[str, Any] = {"gpu": gpu_report(), "done": []}
 
@@ -39,16 +38,16 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
                 ours(decoder, max(decode.BATCHES), decode.PROMPT + decode.NEW)(_prompts(decoder, batch), 3)
                 done(f"{spec}, batch {batch}")
         decoder = _short(skipping.SPEC, settings, device)
-        engine = pyprune.Engine(decoder, max_batch=1, max_len=compiled.PROMPT + compiled.STEPS)
         mask = torch.zeros(len(decoder.blocks), 2, dtype=torch.bool, device=device)
-        for skip in (None, mask):
+        for length, skip in ((skipping.PROMPT + skipping.NEW, mask), (compiled.PROMPT + compiled.STEPS, None)):
+            engine = pyprune.Engine(decoder, max_batch=1, max_len=length)
             engine.generate(_prompts(decoder, 1), max_new_tokens=3, skip=skip)
-        done("a device mask")
+        done("a device mask, the compiled peer's length")
     elif share == "scoring":
         decoder = _short(scoring.SPEC, settings, device)
         pyprune.score(decoder, torch.zeros(scoring.SAMPLES, scoring.TOKENS, dtype=torch.int64))
         done(scoring.SPEC)
-    else:
+    elif share in ("table1, even", "table1, odd"):
         original, quick = _short(table1.SPEC, settings, device), PROTOCOLS["quick"]
         narrow = [one for one in table1.with_padded(table1.PAPER) if one.width != table1.WIDTH]
         for sizes in narrow[share.endswith("odd") :: 2]:
@@ -57,6 +56,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
             for batch in table1.BATCHES:
                 ours(decoder, batch, quick.input_tokens + quick.output_tokens[0])(_prompts(decoder, batch), 3)
             done(f"{sizes.method} {sizes.ratio}")
+    else:
+        raise ValueError(f"share: {share!r} is not known")
     return result
 
 

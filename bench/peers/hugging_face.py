@@ -77,7 +77,8 @@ class HuggingFaceDecoding(Decoding):
 
     @torch.inference_mode()
     def prefill(self, prompts: Tensor) -> None:
-        self._cache, self._position = self._new_cache(), prompts.shape[1]
+        self._cache = self._new_cache()
+        self._position = torch.full((1, 1), prompts.shape[1], device=prompts.device)
         out = self._model(prompts, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._tokens = out.logits[:, -1].argmax(-1)
 
@@ -85,10 +86,11 @@ class HuggingFaceDecoding(Decoding):
     def decode(self, steps: int) -> Tensor:
         chosen = []
         for _ in range(steps):
-            position = torch.tensor([[self._position]], device=self._tokens.device)
-            out = self._step(self._tokens[:, None], position_ids=position, past_key_values=self._cache, use_cache=True)
+            out = self._step(
+                self._tokens[:, None], position_ids=self._position, past_key_values=self._cache, use_cache=True
+            )
             self._tokens = out.logits[:, -1].argmax(-1)
-            self._position += 1
+            self._position = self._position + 1  # on the device: a step waits for nothing from the host
             chosen.append(self._tokens)
         return torch.stack(chosen, 1)
 

@@ -30,12 +30,17 @@ Arguments arguments_of(const FewRows& x, const Tensor& weight, const Optional& b
   return a;
 }
 
+// Whether this thread records a decode step of the engine, in which nothing writes a weight or a skip mask. In a graph of
+// somebody else's a kernel just before may do so.
+thread_local bool recording = false;
+
 Overlap overlap() {
   static const char* const value = std::getenv("PYPRUNE_CUDA_OVERLAP");
   const std::string choice = value && *value ? value : "auto";
   STD_TORCH_CHECK(choice == "auto" || choice == "0" || choice == "1", "PYPRUNE_CUDA_OVERLAP=", choice,
                   ": one of auto, 0, 1 is expected");
-  return choice == "auto" ? Overlap::while_capturing : choice == "1" ? Overlap::always : Overlap::never;
+  if (choice == "1") return Overlap::always;
+  return choice == "auto" && recording ? Overlap::while_capturing : Overlap::never;
 }
 
 void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
@@ -173,6 +178,9 @@ Tensor cuda_norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Te
 }
 
 }  // namespace pyprune::cuda
+
+// For Python, through ctypes (pyprune/ops/gpu.py): this thread begins (1) or ends (0) to record a decode step.
+extern "C" __attribute__((visibility("default"))) void pyprune_cuda_record(int on) { pyprune::cuda::recording = on != 0; }
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune, CUDA, m) {
   m.impl("cuda_norm_gate_up", TORCH_BOX(&pyprune::cuda::cuda_norm_gate_up));

@@ -130,7 +130,7 @@ inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& de
 }
 
 // May the kernel start before the previous one has ended (sm_90)? It reads weights and the skip flag then, so nothing that
-// still runs may write them: true inside a captured decode step, unknown anywhere else (the very kernel before may fill a weight).
+// still runs may write them: true inside a decode step that the engine records, unknown anywhere else.
 enum class Overlap : int { while_capturing, never, always };
 
 // Queues the kernel on `stream` (a cudaStream_t) of the current device and gives a cudaError_t. No host synchronisation:

@@ -6,8 +6,8 @@ norms, biases and the residual are float32 or of the weights' dtype. The skip fl
 for the host: they can be captured in a CUDA graph once they have run before.
 
 `PYPRUNE_CUDA_OVERLAP=auto|0|1`: on sm_90 a kernel may ask for its first weights before the previous kernel has ended:
-while a CUDA graph is captured (auto), never (0), always (1). It reads the skip flag then too. So in a graph of your own
-that captures these operators, as with 1 anywhere, no kernel just before may write a weight or a skip mask.
+while the engine records a decode step (auto), never (0), always (1: right only where no kernel before it in the stream,
+still running, writes a weight or a skip mask, for the flag is read then too).
 """
 
 from __future__ import annotations

@@ -10,11 +10,13 @@ configurations that `pyprune tune` measured on this GPU are taken from its file,
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,21 @@ def _load_cuda_library() -> None:
             raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} has no {name}: build it again (make setup)")
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Within it, this thread captures a decode step in which nothing writes a weight or a skip mask: the CUDA library's
+    kernels may ask for their first weights while the kernel before still runs."""
+    if _chosen != "cuda":
+        yield
+        return
+    record = ctypes.CDLL(str(CUDA_LIBRARY_PATH)).pyprune_cuda_record
+    record(1)
+    try:
+        yield
+    finally:
+        record(0)
+
+
 def few_row_routes(others: Functions) -> Functions:
     """The operators that send one or two rows to the CUDA library's operators and any other number to `others`."""
     cuda = torch.ops.pyprune
@@ -205,10 +222,13 @@ def runs_kernels(dtype: torch.dtype) -> bool:
 
 def report() -> dict[str, object]:
     """The choice, what there is to choose from, why it is no other, what the kernels were checked on, what is tuned."""
-    there = torch.cuda.is_available()
-    _decide()
-    if not there:
-        reason = NO_GPU
+    there, reason = torch.cuda.is_available(), NO_GPU
+    try:
+        _decide()
+    except InputError as error:  # a tuning file that is not sound: told, like all that is wrong here
+        reason = f"no operator runs: {error}"
+    if not there or _chosen is None:
+        pass
     elif _chosen == "definitions":
         reason = _why or "PYPRUNE_GPU=definitions"
     else:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyprune.ops import gpu
+
 Step = Callable[[Tensor, Tensor], Tensor]
 """tokens `[B]`, positions `[B]` -> logits `[B, V]`."""
 
@@ -55,6 +57,6 @@ def record_cuda_graph(run: Callable[[], None]) -> Replay:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with gpu.recording(), torch.cuda.graph(graph):
         run()
     return graph.replay

@@ -147,6 +147,10 @@ void check(int index) {
         chunks += cover_row(phase_of(reinterpret_cast<uint64_t>(a.weight[w]), r, stride[w], sizeof(W)), k, v).chunks;
       if (emulator::matrices[w].wide_loads != chunks) fail_case("not every whole 16 bytes of a row are loaded at once");
     }
+  else
+    for (const auto& matrix : emulator::matrices)
+      for (const int reads : matrix.reads)
+        if (reads) fail_case("a weight of a skipped unit is read");
 
   for (int m = 0; m < kRows; ++m) {
     double squares = 0;
@@ -271,6 +275,10 @@ void check_qkv(int index) {
     for (const auto& matrix : emulator::matrices)
       for (const int reads : matrix.reads)
         if (reads != 1) fail_case("a weight is not read exactly once");
+  if (skip)
+    for (const auto& matrix : emulator::matrices)
+      for (const int reads : matrix.reads)
+        if (reads) fail_case("a weight of a skipped unit is read");
   int64_t written = 0;
   for (int m = 0; m < kRows; ++m) {
     double squares = 0;

@@ -65,6 +65,11 @@ def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
         assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
 
 
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_the_switch_for_recordings_can_be_found(built: Built):
+    assert re.search(r" T pyprune_cuda_record$", tools.output("nm", "-D", built.library), re.MULTILINE)
+
+
 def functions(assembly: str) -> dict[tuple[str, int, int], list[str]]:
     """The instructions of each instantiation, in order."""
     parts = re.split(r"Function : (\S+)", assembly)[1:]

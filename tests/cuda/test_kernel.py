@@ -55,6 +55,7 @@ MUTANTS = {  # what is right, what is not, the form that shows it
         "first = staged.begin * kV",
         "linear",
     ),
+    "weights of a skipped unit": ("left[w] = skipped ? 0 : left[w]", "left[w] = left[w]", "linear"),
     "rotation the other way": ("right = right * c + left * s", "right = right * c - left * s", "qkv_rope"),
     "place in the next head": ("at.head * h.head_stride[kv]", "(at.head + 1) * h.head_stride[kv]", "qkv_rope"),
     "forgotten edge of x": ("e % kX == 0) {", "e % kX >= 0) {", "linear"),

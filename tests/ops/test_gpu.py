@@ -80,6 +80,48 @@ def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(
     assert gpu.report()["chosen"] == "definitions"
 
 
+@pytest.mark.parametrize("chosen", ["cuda", "triton"])
+def test_only_a_recording_tells_the_cuda_library_that_kernels_may_start_early(chosen, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda path: SimpleNamespace(pyprune_cuda_record=told.append))
+    monkeypatch.setattr(gpu, "_chosen", chosen)
+    during: list[int] = []
+
+    def record() -> None:
+        with gpu.recording():
+            during.extend(told)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        record()
+    assert during == ([1] if chosen == "cuda" else [])
+    assert told == ([1, 0] if chosen == "cuda" else [])
+
+
+def test_the_report_tells_what_is_wrong_instead_of_failing(auto, monkeypatch):
+    pytest.importorskip("triton")
+    machine, _ = auto
+    machine((9, 0), {})
+
+    def refuse(wanted: str) -> None:
+        raise InputError("tuning.json: is not of format")
+
+    monkeypatch.setattr(gpu, "_take", refuse)
+    gpu.choose()
+    assert gpu.report()["reason"] == "no operator runs: tuning.json: is not of format"
+    assert gpu.report()["chosen"] is None
+
+
+def test_one_gpu_that_was_not_checked_is_enough_for_the_definitions(auto, monkeypatch):
+    machine, _ = auto
+    machine((9, 0), {})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(9, 0), (8, 6)][device])
+    gpu.choose()
+    with pytest.warns(UserWarning, match=r"compute capability 8\.6"):
+        assert gpu.report()["chosen"] == "definitions"
+
+
 def test_auto_leaves_float64_to_the_definitions(auto):
     pytest.importorskip("triton")
     machine, registered = auto
