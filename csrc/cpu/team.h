@@ -5,13 +5,12 @@
 // holds up delays the others by the tasks it has taken, not by a share fixed beforehand.
 //
 // A member takes its first tasks of a stage before it waits for the one before, and calls their weights from memory
-// meanwhile; and it takes more tasks before its last one, which so knows what to call next.
+// meanwhile; and it takes more tasks before its last stretch, which so knows what to call next.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -43,18 +42,18 @@ class Team {
       Gate& gate = team_.gates_.at(next_++);
       const int64_t n = stage.tasks();
       Share share = take(gate, n);
-      await(share.begin < share.end ? reads(stage, share.begin) : Reads{});
+      await(reads(stage, share));
       bool prepared = false;
       while (share.begin < share.end) {
         Share further{};
         try {
           if (!prepared) prepare();
           prepared = true;
-          for (int64_t task = share.begin; task < share.end; ++task) {
-            const bool last = task + 1 == share.end;
-            if (last) further = take(gate, n);
-            const int64_t following = last ? further.begin : task + 1, end = last ? further.end : share.end;
-            perform(stage, task, following < end ? reads(stage, following).data : nullptr);
+          for (int64_t task = share.begin, stop; task < share.end; task = stop) {
+            stop = std::min(share.end, task + together(stage));
+            if (stop == share.end) further = take(gate, n);
+            const Share following = stop == share.end ? further : Share{stop, share.end};
+            perform(stage, {task, stop}, reads(stage, following).data);
           }
         } catch (...) {  // the others must not wait for ever
           team_.failed_.store(true, std::memory_order_relaxed);
@@ -86,11 +85,11 @@ class Team {
       return {};
     }
 
-    // Calls the first lines of what comes, then the others as long as the stage before is not over.
+    // Calls the first lines of what comes, then others, up to a stretch, as long as the stage before is not over.
     void await(Reads coming) const {
       const auto* line = static_cast<const char*>(coming.data);
-      const char* end = line + coming.bytes;
-      for (const char* first = line + std::min(coming.bytes, kDistance); line < first; line += 64)
+      const char* end = line + std::min(coming.bytes, kStretchBytes);
+      for (const char* first = std::min(end, line + kDistance); line < first; line += 64)
         __builtin_prefetch(line, 0, 2);
       for (int64_t spins = 0; before_ && before_->done.load(std::memory_order_acquire) < tasks_before_;) {
         if (line < end) __builtin_prefetch(line, 0, 2), line += 64;
@@ -98,18 +97,21 @@ class Team {
       }
     }
 
-    // A stage whose tasks read weights says which, and is told what comes after each.
+    // A stage that reads weights says which, and is told what comes after each stretch.
     template <class Stage>
-    static constexpr bool kReads = std::is_invocable_v<const Stage&, int64_t, const void*>;
-    template <class Stage>
-    static Reads reads(const Stage& stage, int64_t task) {
-      if constexpr (kReads<Stage>) return stage.reads(task);
+    static Reads reads(const Stage& stage, Share share) {
+      if constexpr (kStreams<Stage>) return share.begin < share.end ? stage.reads(share.begin, share.end) : Reads{};
       else return {};
     }
     template <class Stage>
-    static void perform(const Stage& stage, int64_t task, const void* next) {
-      if constexpr (kReads<Stage>) stage(task, next);
-      else stage(task);
+    static int64_t together(const Stage& stage) {
+      if constexpr (kStreams<Stage>) return stage.together();
+      else return 1;
+    }
+    template <class Stage>
+    static void perform(const Stage& stage, Share share, const void* next) {
+      if constexpr (kStreams<Stage>) stage(share.begin, share.end, next);
+      else stage(share.begin);
     }
 
     Team& team_;
