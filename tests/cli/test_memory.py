@@ -7,16 +7,10 @@ import json
 import numpy
 import pytest
 
-from pyprune import cli, load
+from pyprune import load
+from tests.cli.command_line import TINY, run
 
-TINY = "shape:tiny"
 FEW = ("--samples", "2", "--seq-len", "16")
-
-
-def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(list(words))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_a_limit_changes_nothing_but_the_memory(capsys):

@@ -6,19 +6,13 @@ import json
 
 import pytest
 
-from pyprune import cli, load, score
+from pyprune import load, score
 from pyprune.cli import build_parser
 from pyprune.scoring.criteria import CRITERIA
 from pyprune.scoring.scores import Scores
+from tests.cli.command_line import FEW, run
 
 TINY = "shape:hidden=16,blocks=4,heads=2,kv_heads=1,head_dim=8,ffn=20,vocab=40"
-FEW = ["--samples", "2", "--seq-len", "8"]
-
-
-def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(list(words))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def option(command: str, name: str):

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from pyprune import cli
+from pyprune.cli import build_parser
 from pyprune.scoring.scores import Scores
+from tests.cli.command_line import run
 
 TINY = ["shape:tiny", "--samples", "2", "--seq-len", "8"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -20,12 +21,6 @@ def files(tmp_path, monkeypatch):
     units = [("block", index) for index in range(4)]
     for name, values in (("a", [9, 1, 2, 8]), ("b", [9, 2, 1, 8])):
         Scores("shape:tiny", "ppl", "block", 1.0, units, values, {"source": f"{name}.txt"}).to_json(f"{name}.json")
-
-
-def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(list(words))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_two_files_of_scores_are_compared(capsys, files):
@@ -98,6 +93,6 @@ def test_bad_input_is_one_line_and_code_2(capsys, files, words, told):
 def test_the_rules_in_the_help_are_those_that_calibration_takes():
     from pyprune.scoring.calibration import BOS_RULES, PACKINGS
 
-    actions = cli.build_parser()._subparsers._group_actions[0].choices["score"]._actions
+    actions = build_parser()._subparsers._group_actions[0].choices["score"]._actions
     choices = {action.dest: tuple(action.choices) for action in actions if action.choices}
     assert (choices["packing"], choices["bos"]) == (PACKINGS, BOS_RULES)

@@ -8,17 +8,15 @@ import shlex
 
 import pytest
 
-from pyprune import cli, plan_memory
+from pyprune import plan_memory
 from pyprune.cli import build_parser
 from pyprune.runtime import memory
+from tests.cli import command_line
+from tests.cli.command_line import TINY
 
-TINY = "shape:tiny"
 
-
-def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(["plan", *words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    return command_line.run(capsys, "plan", *words)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,17 +7,12 @@ import os
 
 import pytest
 
-from pyprune import Pruning, SearchResult, cli, load, search
+from pyprune import Pruning, SearchResult, load, search
 from pyprune.scoring.calibration import calibration
+from tests.cli.command_line import run
 
 SHAPE = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 FEW = ("--samples", "3", "--seq-len", "12")
-
-
-def run(capsys, *words: str) -> tuple[int, str, str]:
-    code = cli.main(list(words))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pyprune
-from pyprune import cli
 from pyprune.pruning import Pruning, apply
+from tests.cli import command_line
 
 TINY = "shape:hidden=24,blocks=3,heads=4,kv_heads=2,head_dim=6,ffn=20,vocab=40"
 
@@ -23,9 +23,7 @@ def ragged(tmp_path):
 
 
 def run(capsys, *words: object) -> tuple[int, str, str]:
-    code = cli.main(["convert", *(str(word) for word in words)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return command_line.run(capsys, "convert", *words)
 
 
 def same(one, other):

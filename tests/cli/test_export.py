@@ -7,10 +7,11 @@ import json
 import pytest
 import yaml
 
-from pyprune import cli, load
+from pyprune import load
 from pyprune.commands import export
 from pyprune.pruning import Pruning, apply
 from pyprune.pruning.export import FORMATS
+from tests.cli.command_line import run
 
 
 @pytest.fixture
@@ -18,12 +19,6 @@ def pruning(tmp_path):
     path = tmp_path / "mine.json"
     Pruning(model="org/model", blocks=(1, 2)).to_json(path)
     return path
-
-
-def run(capsys, *words: object) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_tools_in_the_help_are_those_that_can_be_written():

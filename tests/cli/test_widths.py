@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import pyprune
 from pyprune.study import linears, width_advice
 from pyprune.study.width_advice import Advice, candidates
+from tests.cli.command_line import run
 from tests.runtime.test_accelerate import ids, small_model
-from tests.test_cli import run
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,35 @@
+"""What doctor and compare print."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.command_line import FEW, TINY, run
+
+
+def test_doctor_names_the_processor_and_the_native_code_path(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["machine"]["versions"]["torch"]
+    assert {"model", "texts"} == set(found["demonstration"])
+    assert found["native"]
+    assert run(capsys, "doctor")[0] == 0
+
+
+def test_compare_writes_the_report_and_prints_json_with_the_table(capsys, tmp_path):
+    target = tmp_path / "report"
+    code, out, err = run(
+        capsys, "compare", TINY, *FEW, "--batch", "1", "--dtype", "fp32", "--out", str(target), "--json"
+    )
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert {line["row"] for line in found["table"]} == {row["name"] for row in found["rows"]}
+    written = json.loads((target / "results.json").read_text("utf-8"))
+    found.pop("table")
+    assert written == found
+
+
+def test_without_a_terminal_no_progress_is_written(capsys):
+    code, _, err = run(capsys, "score", TINY, *FEW)
+    assert (code, err) == (0, "")

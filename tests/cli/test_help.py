@@ -1,0 +1,86 @@
+"""Help that matches the options, examples that can be pasted, and how the command line is started."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from pyprune.cli import build_parser
+from tests.cli.command_line import run
+
+COMMANDS = (
+    "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate",
+)  # fmt: skip
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    actions = build_parser()._subparsers._group_actions[0]
+    return actions.choices[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_with_its_default(command):
+    for action in parser_of(command)._actions:
+        assert action.help, action.option_strings
+        if action.option_strings and not isinstance(action, argparse._HelpAction):
+            assert "default" in action.help or "required" in action.help or (command == "prune" and not action.required)
+        if action.default not in (None, argparse.SUPPRESS, False, []):
+            shown = action.default if not isinstance(action.default, list) else ",".join(map(str, action.default))
+            shown = f"{shown:g}" if isinstance(shown, float) else str(shown)
+            assert f"(default: {shown})" in action.help % {"default": action.default}, action.option_strings
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_each_command_can_be_pasted(command):
+    examples = [line.strip() for line in parser_of(command).epilog.splitlines()[1:]]
+    assert len(examples) >= 2
+    for example in examples:
+        program, *words = shlex.split(example)
+        if program == "torchrun":
+            program, *words = words[words.index("-m") + 1 :]
+        assert program == "pyprune"
+        assert build_parser().parse_args(words).command == command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_command_does_and_exits_0(command, capsys):
+    code, out, err = run(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert len(parser_of(command).description.split()) > 25
+    assert "Examples:" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_output(command):
+    assert any("--json" in action.option_strings for action in parser_of(command)._actions)
+
+
+def test_the_protocols_in_the_help_are_the_protocols():
+    from pyprune.study.protocols import PROTOCOLS
+
+    action = next(action for action in parser_of("compare")._actions if action.dest == "protocol")
+    assert tuple(action.choices) == tuple(PROTOCOLS)
+    for protocol in PROTOCOLS.values():
+        assert " and ".join(map(str, protocol.output_tokens)) + " new tokens" in action.help
+        assert f"perplexity on {protocol.evaluation_tokens} tokens" in action.help
+        assert re.search(rf"{protocol.runs} runs after {protocol.warmups}\b", action.help)
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    probe = (
+        "import sys; from pyprune.cli import main; code = main(['compare', '--help']);"
+        "sys.exit(code or ' '.join({'torch', 'transformers', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_python_dash_m_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "pyprune", "score"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "pyprune: score: the following arguments are required: MODEL\n"
