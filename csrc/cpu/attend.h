@@ -3,7 +3,7 @@
 
 namespace {
 
-constexpr int64_t kScored = kMaxTile < 4 ? kMaxTile : 4;  // queries that meet a key at a time
+constexpr int64_t kScored = Vec::width == 16 ? 4 : 2;  // queries that meet a key at a time
 constexpr int64_t kQueries = 4, kHeadVecs = Vec::width == 16 ? 4 : 2;  // those that meet vectors of a value
 
 // out[m][l] = sum_d keys[l][d] * x[m][d] for MT packed queries. Each key is read once for all of them, and the sums across
