@@ -3,6 +3,7 @@
 
 #include "checks.h"
 #include "gemm.h"
+#include "many.h"
 
 namespace pyprune::cpu {
 
@@ -34,11 +35,7 @@ Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor 
   Qkv stage{k, {}, rows.count, tokens, rows.width, heads, {wq, wk, wv}, {bq, bk, bv}, {nq, nk}, float(eps),
             static_cast<const float*>(cos.const_data_ptr()), static_cast<const float*>(sin.const_data_ptr()), position,
             slot, keys, values, rows_of(q, head_dim), torch::stable::get_num_threads()};
-  if (rows.count <= kFewRows) {
-    stage.x = pack_rows(k, rows, scale, float(eps), wq.type);
-    run(stage);
-    return q;
-  }
+  if (run_packed(stage, rows, scale, float(eps), wq.type)) return q;
   const Tensor h = float_rows(k, rows, scale, float(eps));
   const Tensor qs = matmul(k, h, q_weight, wq), ks = matmul(k, h, k_weight, wk), vs = matmul(k, h, v_weight, wv);
   auto* q_values = static_cast<float*>(qs.mutable_data_ptr());

@@ -1,8 +1,10 @@
-// Which of torch's float32 GEMMs this processor is given.
+// What multiplies many rows on this processor: our kernels, or which of torch's GEMMs.
 #include "gemm.h"
 
 #include <cmath>
 #include <exception>
+
+#include "many.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -37,6 +39,14 @@ bool onednn_works() {
   }
 }
 
+// What PYPRUNE_GEMM or `pyprune_gemm_select` asks for.
+enum class Choice { automatic, own, torch };
+
+Choice& choice() {
+  static Choice chosen = Choice::automatic;
+  return chosen;
+}
+
 }  // namespace
 
 bool prefers_onednn() {
@@ -44,4 +54,35 @@ bool prefers_onednn() {
   return preferred;
 }
 
+// Measured on an EPYC (Zen 4, 2 cores) only: there a core does 48 to 56 billion products a second of half-precision weights
+// with AVX-512 and 104 to 115 with bf16 units, torch's GEMMs 43 to 55 and about 100, and need their operands copied or
+// widened. AMX, AVX2, float32 and Intel's processors stay with torch.
+bool multiplies_many(const Kernels& k, DType type) {
+  if (choice() != Choice::automatic) return choice() == Choice::own;
+  return value_type(type) != DType::f32 && !std::strncmp(k.name, "avx512", 6) && !is_intel();
+}
+
 }  // namespace pyprune::cpu
+
+// For Python, through ctypes.
+extern "C" {
+
+// 1 when `name` is auto, own or torch, which is in use from now on; 0 otherwise, and nothing has changed.
+__attribute__((visibility("default"))) int pyprune_gemm_select(const char* name) {
+  using pyprune::cpu::Choice;
+  const char* const names[] = {"auto", "own", "torch"};
+  for (int i = 0; i < 3; ++i)
+    if (!std::strcmp(name, names[i])) {
+      pyprune::cpu::choice() = Choice(i);
+      return 1;
+    }
+  return 0;
+}
+
+// Whether many rows meet weights of 16 bits a value (`half`: float16, else bfloat16) in our own kernels.
+__attribute__((visibility("default"))) int pyprune_gemm_is_own(int half) {
+  using namespace pyprune::cpu;
+  return multiplies_many(kernels(), half ? DType::f16 : DType::bf16);
+}
+
+}  // extern "C"

@@ -375,13 +375,21 @@ void from_float_row(const float* x, int64_t n, void* out, DType type) {
   each(n, [&](int64_t i, int64_t left) { store_any(load_some(x + i, left), out, type, i, left); });
 }
 
-void add(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,
-         DType type) {
-  each(n, [&](int64_t i, int64_t left) {
+template <class Out, class Other>
+void add_typed(const float* x, const Other* y, const void* bias, DType bias_type, int64_t n, Out* out) {
+  each(n, [&](int64_t i, int64_t left) ALWAYS_INLINE_LAMBDA {
     Vec v = load_some(x + i, left);
     if (bias) v = v + load_any({bias, bias_type}, i, left);
-    if (y) v = v + load_any({y, y_type}, i, left);
-    store_any(v, out, type, i, left);
+    if (y) v = v + load_some(y + i, left);
+    store_some(v, out + i, left);
+  });
+}
+
+void add(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,
+         DType type) {
+  with_type(type, [&](auto* t) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    with_type(y_type, [&](auto* o) { add_typed(x, static_cast<decltype(o)>(y), bias, bias_type, n, static_cast<T*>(out)); });
   });
 }
 

@@ -5,8 +5,82 @@
 #include <cmath>
 
 #include "gemm.h"
+#include "many.h"
 
 namespace pyprune::cpu {
+
+namespace {
+
+// What a row of logits has come to: the maximum, the sum of exp(logit - maximum), and the target's logit.
+struct Losses {
+  const int64_t* target;
+  std::vector<float> maximum, sum, hit;
+
+  Losses(const int64_t* target, int64_t rows)
+      : target(target), maximum(rows, -INFINITY), sum(rows, 0.0f), hit(rows, 0.0f) {}
+
+  void write(int64_t ignore_index, float* loss) const {
+    for (size_t i = 0; i < hit.size(); ++i)
+      loss[i] = target[i] == ignore_index ? 0.0f : maximum[i] - hit[i] + std::log(sum[i]);
+  }
+};
+
+// Logits by our own kernels. A task is one stretch of the vocabulary, of a fixed length, for one group of rows; stretches are
+// joined in order, so no bit of a loss depends on the threads or on the other rows.
+struct Stretches {
+  static constexpr int64_t kStretch = 1024, kTile = 128;
+
+  const Kernels& k;
+  const char* x;  // packed
+  int64_t width;
+  Const weight, bias;
+  int64_t vocab;
+  Groups groups;
+  Losses& losses;
+  std::vector<float> maximum, sum;  // [stretches, rows]
+
+  Stretches(const Kernels& k, const char* x, int64_t width, const Const& weight, const Const& bias, int64_t vocab,
+            const Groups& groups, Losses& losses)
+      : k(k), x(x), width(width), weight(weight), bias(bias), vocab(vocab), groups(groups), losses(losses),
+        maximum(stretches() * groups.count, -INFINITY), sum(stretches() * groups.count, 0.0f) {}
+
+  int64_t stretches() const { return (vocab + kStretch - 1) / kStretch; }
+  int64_t tasks() const { return groups.groups * stretches(); }
+  int64_t bytes() const { return tasks() * kStretch * width * 2; }
+
+  void operator()(int64_t task) {
+    const int64_t stretch = task % stretches(), end = std::min(vocab, (stretch + 1) * kStretch);
+    for (int64_t v = stretch * kStretch; v < end; v += kTile) {
+      const Const rows{weight.row(v), weight.type, weight.stride};
+      const int64_t columns = std::min(kTile, end - v);
+      groups.each(task / stretches(), [&](Span span, bool last) {
+        auto* logits = reinterpret_cast<float*>(scratch<1>(span.count() * columns * 4));
+        k.linear(rows, columns, width, x + k.packed_bytes(weight.type, width, span.begin), span.count(), logits, columns,
+                 last ? nullptr : rows.data);
+        for (int64_t m = span.begin; m < span.end; ++m, logits += columns) {
+          if (bias.data) k.add(logits, nullptr, DType::f32, bias.at(v), bias.type, columns, logits, DType::f32);
+          const int64_t t = losses.target[m] - v, place = stretch * groups.count + m;
+          if (0 <= t && t < columns) losses.hit[m] = logits[t];
+          k.log_sum_exp(logits, columns, &maximum[place], &sum[place]);
+        }
+      });
+    }
+  }
+
+  void join() const {
+    for (int64_t m = 0; m < groups.count; ++m) {
+      float top = -INFINITY, total = 0.0f;
+      for (int64_t s = 0; s < stretches(); ++s) top = std::max(top, maximum[s * groups.count + m]);
+      for (int64_t s = 0; s < stretches(); ++s) {
+        const float own = maximum[s * groups.count + m];
+        total += sum[s * groups.count + m] * (own == top ? 1.0f : std::exp(own - top));
+      }
+      losses.maximum[m] = top, losses.sum[m] = total;
+    }
+  }
+};
+
+}  // namespace
 
 Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional norm, double eps, Optional bias_tensor,
                             int64_t ignore_index) {
@@ -15,10 +89,6 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   const Kernels& k = kernels();
   const Rows rows(x, "x");
   Const w = matrix(weight, rows.width, "weight");
-  if (w.type == DType::bf12) {
-    weight = decompressed(k, w, weight.size(0), rows.width);
-    w = matrix(weight, rows.width, "weight");
-  }
   const int64_t vocab = weight.size(0);
   const Const bias = vector(bias_tensor, vocab, "bias");
   STD_TORCH_CHECK(targets.is_cpu() && targets.scalar_type() == ScalarType::Long && targets.numel() == rows.count &&
@@ -31,8 +101,22 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   Tensor result = new_tensor(x, std::vector<int64_t>(targets.sizes().begin(), targets.sizes().end()), ScalarType::Float);
   auto* loss = static_cast<float*>(result.mutable_data_ptr());
 
-  const Tensor h = float_rows(k, rows, vector(norm, rows.width, "norm"), float(eps));
-  std::vector<float> maximum(rows.count, -INFINITY), sum(rows.count, 0.0f), hit(rows.count, 0.0f);
+  const Const scale = vector(norm, rows.width, "norm");
+  Losses losses(target, rows.count);
+  if (multiplies_many(k, w.type)) {
+    std::optional<Tensor> large;
+    const char* packed = pack_rows(k, rows, scale, float(eps), w.type, large);
+    Stretches stretches(k, packed, rows.width, w, bias, vocab, Groups(k, w.type, rows.width, rows.count), losses);
+    run(stretches);
+    stretches.join();
+    losses.write(ignore_index, loss);
+    return result;
+  }
+  if (w.type == DType::bf12) {
+    weight = decompressed(k, w, vocab, rows.width);
+    w = matrix(weight, rows.width, "weight");
+  }
+  const Tensor h = float_rows(k, rows, scale, float(eps));
   const int64_t tile_rows = std::min(kTileRows, rows.count), tile_vocab = std::min(kTileVocab, vocab);
   Tensor store = w.type == DType::f32 ? x : new_tensor(x, {tile_vocab, rows.width}, ScalarType::Float);
   const bool onednn = takes_onednn(w.type == DType::f32 ? weight : store);
@@ -51,14 +135,13 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
           float* row = values + i * width;
           if (bias.data) k.add(row, nullptr, DType::f32, bias.at(v), bias.type, width, row, DType::f32);
           const int64_t t = target[r + i] - v;
-          if (0 <= t && t < width) hit[r + i] = row[t];
-          k.log_sum_exp(row, width, &maximum[r + i], &sum[r + i]);
+          if (0 <= t && t < width) losses.hit[r + i] = row[t];
+          k.log_sum_exp(row, width, &losses.maximum[r + i], &losses.sum[r + i]);
         }
       });
     }
   }
-  for (int64_t i = 0; i < rows.count; ++i)
-    loss[i] = target[i] == ignore_index ? 0.0f : maximum[i] - hit[i] + std::log(sum[i]);
+  losses.write(ignore_index, loss);
   return result;
 }
 

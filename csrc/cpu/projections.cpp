@@ -2,6 +2,7 @@
 #include "projections.h"
 
 #include "gemm.h"
+#include "many.h"
 
 namespace pyprune::cpu {
 
@@ -15,10 +16,7 @@ void project(const Rows& x, const Const& norm, float eps, const Tensor& weight, 
   const Const w = matrix(weight, x.width, "weight");
   const Const bias = vector(bias_tensor, n, "bias");
   Project stage{k, {}, x.count, x.width, w, n, block_rows(n), bias, residual, out};
-  if (x.count <= kFewRows) {
-    stage.x = pack_rows(k, x, norm, eps, w.type);
-    return run(stage);
-  }
+  if (run_packed(stage, x, norm, eps, w.type)) return;
   const Tensor y = matmul(k, float_rows(k, x, norm, eps), weight, w);
   const float* values = static_cast<const float*>(y.const_data_ptr());
   parallel(x.count, x.count * n * 4, [&](int64_t begin, int64_t end) {
@@ -80,11 +78,7 @@ Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, O
   Tensor result = new_tensor(x, shape_with_last(x, n), x.scalar_type());
   if (skipped(skip, unit)) return torch::stable::zero_(result);
   GateUp stage{k, {}, rows.count, rows.width, g, u, n, block_rows(n), gb, ub, rows_of(result, n)};
-  if (rows.count <= kFewRows) {
-    stage.x = pack_rows(k, rows, scale, float(eps), g.type);
-    run(stage);
-    return result;
-  }
+  if (run_packed(stage, rows, scale, float(eps), g.type)) return result;
   const Tensor h = float_rows(k, rows, scale, float(eps));
   const bool plain = !gb.data && !ub.data && rows.view.type == DType::f32;
   if (plain && takes_onednn(gate) && takes_onednn(up))

@@ -125,20 +125,13 @@ inline void parallel(int64_t n, int64_t bytes, const F& f) {
 
 // Runs every task of a stage.
 template <class Stage>
-inline void run(const Stage& stage) {
+inline void run(Stage&& stage) {
   parallel(stage.tasks(), stage.bytes(), [&](int64_t begin, int64_t end) {
-    if constexpr (kStreams<Stage>)
+    if constexpr (kStreams<std::decay_t<Stage>>)
       for (int64_t task = begin, stop; task < end; task = stop) stage(task, stop = std::min(end, task + stage.together()));
     else
       for (int64_t task = begin; task < end; ++task) stage(task);
   });
-}
-
-inline const char* pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType weight_type) {
-  Pack pack{k, x.matrix(), norm, eps, weight_type, nullptr};
-  pack.data = scratch<0>(pack.packed_bytes());
-  run(pack);
-  return pack.data;
 }
 
 inline int64_t block_rows(int64_t n) { return block_rows(n, torch::stable::get_num_threads()); }

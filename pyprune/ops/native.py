@@ -1,7 +1,8 @@
 """The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
 
-`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_NATIVE=0` leaves the library
-unloaded, so that the plain definitions run.
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what multiplies many
+rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the library unloaded, so that the
+plain definitions run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ REMEDY = (
 )
 
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
+GEMMS = ("auto", "own", "torch")
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt
@@ -53,13 +55,13 @@ def load() -> bool:
         return False
     _library.pyprune_isa_compiled.restype = ctypes.c_char_p
     _library.pyprune_isa_selected.restype = ctypes.c_char_p
-    forced = os.environ.get("PYPRUNE_ISA")
-    if forced:
-        try:
-            select_isa(forced)
-        except InputError:
-            _library = None  # so that the next import complains too
-            raise
+    for variable, select in (("PYPRUNE_ISA", select_isa), ("PYPRUNE_GEMM", select_gemm)):
+        if forced := os.environ.get(variable):
+            try:
+                select(forced)
+            except InputError:
+                _library = None  # so that the next import complains too
+                raise
     return True
 
 
@@ -91,6 +93,23 @@ def select_isa(name: str) -> None:
         raise InputError(f"instruction set {name!r}: the CPU library is not loaded ({_reason})")
     if not _library.pyprune_isa_select(name.encode()):
         raise InputError(f"instruction set {name!r}: one of {', '.join(runnable_isas())} is expected on this machine")
+
+
+def select_gemm(name: str) -> None:
+    """What multiplies many rows by weights from now on: the kernels of few rows (`own`), torch's GEMM (`torch`), or what
+    was measured to be faster on such a processor (`auto`). InputError for another name."""
+    if _library is None:
+        raise InputError(f"GEMM {name!r}: the CPU library is not loaded ({_reason})")
+    if not _library.pyprune_gemm_select(name.encode()):
+        raise InputError(f"GEMM {name!r}: one of {', '.join(GEMMS)} is expected")
+
+
+def multiplies_many_rows(dtype: torch.dtype) -> bool:
+    """Whether many rows meet weights of half precision in the kernels of few rows: a row's bits then do not depend on how
+    many there are. False for other dtypes, and without the library."""
+    if _library is None or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return bool(_library.pyprune_gemm_is_own(dtype == torch.float16))
 
 
 CHECKED_ON = {
