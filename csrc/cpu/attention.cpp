@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "gemm.h"
 #include "many.h"
+#include "team.h"
 
 namespace pyprune::cpu {
 
@@ -69,13 +70,20 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
 
   Attend stage{kernels(), rows.view, batch, tokens, heads, keys, values, position, start, window, float(scale),
                Attend::stretches_for(position, batch * tokens), nullptr};
+  const Reduce reduce{stage, rows_of(result, head_dim)};
+  if (tokens > kFewTokens) {
+    Team team(1);
+    AttendMany many{stage, reduce};
+    team.run([&](Team::Member& member) { member.run(many); });
+    return result;
+  }
   // Partial results stay in scratch while small; a long stretch of queries gets memory that is given back.
-  const int64_t floats = stage.tasks() * stage.part();
+  const int64_t floats = stage.tasks() * stage.part(stage.all(0));
   std::optional<Tensor> large;
   if (floats > kKeptFloats) large = new_tensor(q, {floats}, ScalarType::Float);
   stage.parts = large ? static_cast<float*>(large->mutable_data_ptr()) : reinterpret_cast<float*>(scratch<0>(floats * 4));
   run(stage);
-  run(Reduce{stage, rows_of(result, head_dim)});
+  run(reduce);
   return result;
 }
 

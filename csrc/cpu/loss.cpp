@@ -37,18 +37,13 @@ struct Stretches {
   int64_t vocab;
   Groups groups;
   Losses& losses;
-  std::vector<float> maximum, sum;  // [stretches, rows]
-
-  Stretches(const Kernels& k, const char* x, int64_t width, const Const& weight, const Const& bias, int64_t vocab,
-            const Groups& groups, Losses& losses)
-      : k(k), x(x), width(width), weight(weight), bias(bias), vocab(vocab), groups(groups), losses(losses),
-        maximum(stretches() * groups.count, -INFINITY), sum(stretches() * groups.count, 0.0f) {}
+  float *maximum, *sum;  // [stretches, rows]
 
   int64_t stretches() const { return (vocab + kStretch - 1) / kStretch; }
   int64_t tasks() const { return groups.groups * stretches(); }
   int64_t bytes() const { return tasks() * kStretch * width * 2; }
 
-  void operator()(int64_t task) {
+  void operator()(int64_t task) const {
     const int64_t stretch = task % stretches(), end = std::min(vocab, (stretch + 1) * kStretch);
     for (int64_t v = stretch * kStretch; v < end; v += kTile) {
       const Const rows{weight.row(v), weight.type, weight.stride};
@@ -106,8 +101,11 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   if (multiplies_many(k, w.type)) {
     std::optional<Tensor> large;
     const char* packed = pack_rows(k, rows, scale, float(eps), w.type, large);
-    Stretches stretches(k, packed, rows.width, w, bias, vocab, Groups(k, w.type, rows.width, rows.count), losses);
-    run(stretches);
+    Stretches stretches{k, packed, rows.width, w, bias, vocab, Groups(k, w.type, rows.width, rows.count), losses, nullptr, nullptr};
+    std::vector<float> maximum(stretches.stretches() * rows.count, -INFINITY), sum(maximum.size(), 0.0f);
+    stretches.maximum = maximum.data(), stretches.sum = sum.data();
+    Team team(1);
+    team.run([&](Team::Member& member) { member.run(stretches); });
     stretches.join();
     losses.write(ignore_index, loss);
     return result;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "team.h"
 #include "tensors.h"
 
 namespace pyprune::cpu {
@@ -104,8 +105,13 @@ bool run_packed(Stage& stage, const Rows& x, const Const& norm, float eps, DType
   if (x.count > kFewRows && !multiplies_many(stage.k, type)) return false;
   std::optional<Tensor> large;
   stage.x = pack_rows(stage.k, x, norm, eps, type, large);
-  if (x.count <= kFewRows) run(stage);
-  else run(cut_evenly(Many<Stage>{stage, Groups(stage.k, type, x.width, x.count)}, torch::stable::get_num_threads()));
+  if (x.count <= kFewRows) {
+    run(stage);
+    return true;
+  }
+  Team team(1);
+  const auto many = cut_evenly(Many<Stage>{stage, Groups(stage.k, type, x.width, x.count)}, team.size());
+  team.run([&](Team::Member& member) { member.run(many); });
   return true;
 }
 

@@ -20,6 +20,8 @@ inline constexpr int64_t kFewRows = 64;
 // many: results then are written a longer piece of a row at a time (SmolLM2's sizes: 1.1 times as fast, 2 cores of a Zen 4).
 inline constexpr int64_t kBlock = 32, kManyBlock = 64;
 inline constexpr int64_t kResults = kFewRows * kManyBlock;
+// Up to this many tokens of a sequence attend as one task of a stretch.
+inline constexpr int64_t kFewTokens = 16;
 
 // Rows of weight for a task when `n` are shared by `threads`: eight tasks a thread where that leaves a tile each.
 inline int64_t block_rows(int64_t n, int64_t threads) {
@@ -264,9 +266,9 @@ struct Qkv {
   void operator()(int64_t task, int64_t end, const void* next = nullptr) const { multiply(task, end, {0, count}, next); }
 };
 
-// Softmax attention of a few queries over the caches. The sequence is cut into stretches of a fixed length, so neither
-// the number of threads nor the rest of the batch can change a bit of the result. A task is a stretch of one KV head of
-// one sequence; `Reduce` joins the stretches.
+// Softmax attention over the caches. The sequence is cut into stretches of a fixed length, so neither the number of threads
+// nor the rest of the batch can change a bit of the result. A task is a stretch of one KV head of one sequence; `Reduce` joins
+// the stretches.
 struct Attend {
   static constexpr int64_t kStretch = 256;
 
@@ -282,15 +284,20 @@ struct Attend {
   float* parts;
 
   int64_t group() const { return heads / keys.heads; }
-  int64_t queries() const { return tokens * group(); }
   int64_t pairs() const { return batch * keys.heads; }
-  // For each (pair, stretch): each query's maximum, then its sum, then its head_dim values.
-  int64_t part() const { return queries() * (keys.head_dim + 2); }
   static int64_t stretches_for(const int64_t* positions, int64_t n) {
     return n ? *std::max_element(positions, positions + n) / kStretch + 1 : 0;
   }
   int64_t tasks() const { return pairs() * stretches; }
   int64_t bytes() const { return pairs() * stretches * kStretch * keys.head_dim * 4; }
+
+  // Some tokens of one KV head of one sequence, with all query heads of its group.
+  struct Queries {
+    int64_t pair, token, tokens;
+  };
+  Queries all(int64_t pair) const { return {pair, 0, tokens}; }
+  // Of one stretch: each query's maximum, then its sum, then its head_dim values.
+  int64_t part(const Queries& some) const { return some.tokens * group() * (keys.head_dim + 2); }
 
   int64_t lowest(int64_t b, int64_t t) const {
     const int64_t own = positions[b * tokens + t];
@@ -298,10 +305,10 @@ struct Attend {
     return std::clamp<int64_t>(start, 0, own);
   }
 
-  void operator()(int64_t task) const {
-    const int64_t pair = task / stretches, origin = task % stretches * kStretch;
-    const int64_t b = pair / keys.heads, kv = pair % keys.heads, n = queries();
-    float* maximum = parts + task * part();
+  // One stretch for some queries, which read no more of it than they see.
+  void attend(const Queries& some, int64_t stretch, float* maximum) const {
+    const int64_t b = some.pair / keys.heads, kv = some.pair % keys.heads, origin = stretch * kStretch;
+    const int64_t n = some.tokens * group();
     float* sum = maximum + n;
     const int64_t packed_bytes = k.packed_bytes(keys.type, keys.head_dim, n);
     char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * kStretch * 4);
@@ -310,7 +317,7 @@ struct Attend {
     auto* score = reinterpret_cast<float*>(end + n);
     int64_t from = kStretch, to = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t t = i / group();
+      const int64_t t = some.token + i / group();
       begin[i] = lowest(b, t) - origin;
       end[i] = positions[b * tokens + t] + 1 - origin;
       if (begin[i] < kStretch && end[i] > 0) {
@@ -330,13 +337,17 @@ struct Attend {
     for (int64_t i = 0; i < n; ++i) {
       begin[i] -= from;
       end[i] -= from;
-      const int64_t t = i / group(), head = kv * group() + i % group();
+      const int64_t t = some.token + i / group(), head = kv * group() + i % group();
       k.pack(keys.type, q.at(((b * tokens + t) * heads + head) * keys.head_dim), q.type, nullptr, DType::f32, scale,
              keys.head_dim, i, n, packed);
     }
     k.attend({keys.at(b, kv, origin + from), keys.type, keys.row_stride},
              {values.at(b, kv, origin + from), values.type, values.row_stride}, to - from, keys.head_dim, packed, n,
              begin, end, score, maximum, sum, sum + n);
+  }
+  void operator()(int64_t task) const {
+    const Queries some = all(task / stretches);
+    attend(some, task % stretches, parts + task * part(some));
   }
 };
 
@@ -346,17 +357,17 @@ struct Reduce {
   Mut out;  // [batch * tokens * heads, head_dim]
 
   int64_t tasks() const { return a.pairs(); }
-  int64_t bytes() const { return a.pairs() * a.stretches * a.part() * 4; }
-  void operator()(int64_t pair) const {
-    const int64_t b = pair / a.keys.heads, kv = pair % a.keys.heads, n = a.queries(), head_dim = a.keys.head_dim;
+  int64_t bytes() const { return a.tasks() * a.part(a.all(0)) * 4; }
+  void join(const Attend::Queries& some, const float* parts) const {
+    const int64_t b = some.pair / a.keys.heads, kv = some.pair % a.keys.heads, head_dim = a.keys.head_dim;
+    const int64_t n = some.tokens * a.group();
     auto* home = reinterpret_cast<float*>(scratch<1>(head_dim * 4));
     for (int64_t i = 0; i < n; ++i) {
-      const float* parts = a.parts + pair * a.stretches * a.part();
       float highest = -INFINITY, total = 0.0f;
-      for (int64_t s = 0; s < a.stretches; ++s) highest = std::max(highest, parts[s * a.part() + i]);
+      for (int64_t s = 0; s < a.stretches; ++s) highest = std::max(highest, parts[s * a.part(some) + i]);
       std::fill(home, home + head_dim, 0.0f);
       for (int64_t s = 0; s < a.stretches; ++s) {
-        const float* maximum = parts + s * a.part();
+        const float* maximum = parts + s * a.part(some);
         const float* values = maximum + 2 * n + i * head_dim;
         if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this stretch
         const float factor = std::exp(maximum[i] - highest);
@@ -364,9 +375,30 @@ struct Reduce {
         for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * values[d];
       }
       for (int64_t d = 0; d < head_dim; ++d) home[d] /= total;
-      const int64_t t = i / a.group(), head = kv * a.group() + i % a.group();
+      const int64_t t = some.token + i / a.group(), head = kv * a.group() + i % a.group();
       a.k.from_float(home, head_dim, out.row((b * a.tokens + t) * a.heads + head), out.type);
     }
+  }
+  void operator()(int64_t pair) const { join(a.all(pair), a.parts + pair * a.stretches * a.part(a.all(pair))); }
+};
+
+// The same for many tokens, which would have many parts: a task is some tokens of one KV head of one sequence, whose
+// stretches it joins itself. The results have the same bits.
+struct AttendMany {
+  static constexpr int64_t kQueries = 64;  // of a task: their scores stay in a core's second cache
+
+  const Attend& a;
+  Reduce reduce;
+
+  int64_t tokens() const { return std::max<int64_t>(1, kQueries / a.group()); }
+  int64_t tiles() const { return (a.tokens + tokens() - 1) / tokens(); }
+  int64_t tasks() const { return a.pairs() * tiles(); }
+  void operator()(int64_t task) const {
+    const int64_t token = task % tiles() * tokens();
+    const Attend::Queries some{task / tiles(), token, std::min(tokens(), a.tokens - token)};
+    auto* parts = reinterpret_cast<float*>(scratch<3>(a.stretches * a.part(some) * 4));
+    for (int64_t s = 0; s < a.stretches; ++s) a.attend(some, s, parts + s * a.part(some));
+    reduce.join(some, parts);
   }
 };
 

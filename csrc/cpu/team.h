@@ -127,7 +127,7 @@ class Team {
       Member member(*this);
       work(member);
     });
-    STD_TORCH_CHECK(!failed_.load(), "out of memory in a decode step");
+    STD_TORCH_CHECK(!failed_.load(), "out of memory");
   }
 
   int64_t size() const { return size_; }

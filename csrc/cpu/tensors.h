@@ -125,9 +125,9 @@ inline void parallel(int64_t n, int64_t bytes, const F& f) {
 
 // Runs every task of a stage.
 template <class Stage>
-inline void run(Stage&& stage) {
+inline void run(const Stage& stage) {
   parallel(stage.tasks(), stage.bytes(), [&](int64_t begin, int64_t end) {
-    if constexpr (kStreams<std::decay_t<Stage>>)
+    if constexpr (kStreams<Stage>)
       for (int64_t task = begin, stop; task < end; task = stop) stage(task, stop = std::min(end, task + stage.together()));
     else
       for (int64_t task = begin; task < end; ++task) stage(task);

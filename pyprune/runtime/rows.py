@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyprune.ops import native
+
 FEW_ROWS = 64
 # A processor with such units multiplies this dtype faster than float32, and torch makes use of it.
 UNITS = {
@@ -20,10 +22,12 @@ def _has_units(dtype: torch.dtype) -> bool:
     return any(there.get(unit) for unit in UNITS[dtype])
 
 
-# Up to how many rows operators run: without such units any number. They widen half-precision weights to float32 for
-# many rows, which is the faster way there; with AVX512_BF16 torch's own bf16 GEMM did 3 times as much a second
-# (65 to 1024 rows, 2 cores).
-MOST_ROWS = {dtype: FEW_ROWS if _has_units(dtype) else None for dtype in UNITS}
+# Up to how many rows operators run: any number where they multiply many rows themselves, or the processor lacks such units,
+# so that torch would be slow or widen the weights to float32. Else torch's own bf16 GEMM did 3 times as much a second as a
+# widened product (AVX512_BF16, 65 to 1024 rows, 2 cores).
+MOST_ROWS = {
+    dtype: FEW_ROWS if _has_units(dtype) and not native.multiplies_many_rows(dtype) else None for dtype in UNITS
+}
 
 
 def worth_it(x: Tensor) -> bool:

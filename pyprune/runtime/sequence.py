@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder
+from pyprune.runtime.attention import runs_operator
 
 
 def activation_dtype(decoder: Decoder) -> torch.dtype:
@@ -42,6 +43,9 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
         x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
         mha.q_norm, mha.k_norm, cos, sin, positions, keys, values,
     )  # fmt: skip
+    if mask is None and runs_operator(tokens, x.device):
+        context = ops.decode_attention(q, keys, values, positions, mha.head_dim**-0.5, None, 0, None, mha.window)
+        return context.flatten(2)
     seen = visible(tokens, mha.window, mask, x.device)
     context = F.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=mha.group > 1

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pyprune import ops
-from pyprune.runtime.attention import FEW_TOKENS
+from pyprune.runtime.attention import runs_operator
 from pyprune.runtime.huggingface.cache import place
 from pyprune.runtime.huggingface.families import Family
 from pyprune.runtime.huggingface.mask import Causal, causal
@@ -52,7 +52,7 @@ class Attention(NamedTuple):
             rotation.rows(new.start, batch, tokens),
         )  # fmt: skip
         keys, values, start = new.keep()
-        seen = self._seen(rotation, mask, start, keys.shape[2], batch, tokens)
+        seen = self._seen(rotation, mask, start, keys.shape[2], batch, tokens) if runs_operator(tokens, x.device) else None
         if seen is None:
             context, _ = self.interface(
                 attn, queries.transpose(1, 2), keys, values, mask, dropout=0.0, scaling=attn.scaling, **kwargs
@@ -65,11 +65,11 @@ class Attention(NamedTuple):
     def _seen(
         self, rotation: Rotation, mask: Tensor | None, start: int | Tensor | None, length: int, batch: int, tokens: int
     ) -> Causal | None:
-        """The mask as `decode_attention` takes it; None where it cannot, or where many tokens make sdpa the faster one.
+        """The mask as `decode_attention` takes it; None where it cannot.
 
         Reading a mask's values is not for compiled graphs: there only its absence is understood.
         """
-        if tokens > FEW_TOKENS or not isinstance(start, int) or (mask is not None and torch.compiler.is_compiling()):
+        if not isinstance(start, int) or (mask is not None and torch.compiler.is_compiling()):
             return None
         is_causal = self.interface is sdpa_attention_forward
         found = rotation.shared(  # with the mask itself, which keeps its id from being another's
