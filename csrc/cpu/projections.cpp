@@ -39,7 +39,7 @@ Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, 
   const int64_t n = weight.size(0);
   matrix(weight, rows.width, "weight");
   const bool plain = !bias.has_value() && type == DType::f32 && rows.view.type == DType::f32;
-  if (rows.count > kFewRows && plain && takes_onednn(weight)) {
+  if (rows.count > kFewRows && plain && !multiplies_many(kernels(), DType::f32) && takes_onednn(weight)) {
     const Tensor flat = torch::stable::view(rows.tensor, {rows.count, rows.width});
     const Tensor added = torch::stable::view(base.tensor, {rows.count, n});
     return torch::stable::view(onednn_linear(flat, added, weight, "add"), shape_with_last(residual, n));

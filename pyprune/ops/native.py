@@ -25,6 +25,7 @@ REMEDY = (
 
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 GEMMS = ("auto", "own", "torch")
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt
@@ -107,7 +108,7 @@ def select_gemm(name: str) -> None:
 def multiplies_many_rows(dtype: torch.dtype) -> bool:
     """Whether many rows meet weights of half precision in the kernels of few rows: a row's bits then do not depend on how
     many there are. False for other dtypes, and without the library."""
-    if _library is None or dtype not in (torch.bfloat16, torch.float16):
+    if _library is None or dtype not in HALF_PRECISION:
         return False
     return bool(_library.pyprune_gemm_is_own(dtype == torch.float16))
 
@@ -126,7 +127,7 @@ def report() -> dict[str, object]:
     """What is available and, where something is not, why and what to do.
 
     `isas_unused`: for each instruction set that is not in use, the reason. `isa_checked_on`: the processors on which
-    the one in use has passed the tests.
+    the one in use has passed the tests. `own_gemm_for`: the dtypes of weights that many rows meet in our own kernels.
     """
     available = load()
     off = os.environ.get("PYPRUNE_NATIVE") == "0"
@@ -147,4 +148,5 @@ def report() -> dict[str, object]:
         "isa_selected": selected_isa(),
         "isa_checked_on": CHECKED_ON.get(selected_isa() or ""),
         "isas_unused": unused,
+        "own_gemm_for": [str(d).removeprefix("torch.") for d in HALF_PRECISION if multiplies_many_rows(d)],
     }

@@ -1,8 +1,9 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows of half precision, weights widened to float32 a
-slice at a time; or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU
+native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own kernels
+where those multiply them (csrc/cpu/many.h); else torch's GEMM, for which weights are widened to float32 a slice at a time or,
+where this processor multiplies bfloat16 itself, activations and products are rounded to it. On a GPU
 activations have the weights' dtype and products need nothing else: an estimate there, never measured.
 """
 
@@ -15,15 +16,17 @@ import torch
 from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
 from pyprune.runtime import memory
-from pyprune.runtime.attention import ALIGNED, FEW_TOKENS
+from pyprune.runtime.attention import ALIGNED, FEW_TOKENS, runs_operator
 from pyprune.runtime.compressed import compressed_bytes, compressing_bytes
 from pyprune.runtime.skip import Plan, plan
 
-# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in tensors.h.
+# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
 FEW_ROWS = 64
 STRETCH = 256
+QUERIES = 64  # AttendMany::kQueries
+PACKED = 32  # packed rows are multiples of so many values with AVX-512, and so many bytes of them
 SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
-MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in tensors.h
+MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in gemm.h
 
 FLOAT = 4
 
@@ -45,7 +48,22 @@ def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
     tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
     prefill = _prefill(decoder, batch, length, runs, chunk, compress)
-    return tables + max(prefill, _decode(decoder, batch, length, runs))
+    scratch = scratch_bytes(decoder, batch, length, runs, chunk)
+    return tables + scratch + max(prefill, _decode(decoder, batch, length, runs))
+
+
+def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
+    """What the operators' threads keep for attention of many tokens: the parts of a few queries, and their scores."""
+    tokens = min(length, max(1, chunk // batch))
+    if decoder.device.type == "cuda" or tokens <= FEW_TOKENS or not _runs_operator(decoder, tokens):
+        return 0
+    most = 0
+    for block, one_runs in zip(decoder.blocks, runs.mha, strict=True):
+        if one_runs:
+            queries = max(1, QUERIES // block.mha.group) * block.mha.group
+            part = ceil(length / STRETCH) * queries * (block.mha.head_dim + 2)
+            most = max(most, part + queries * (STRETCH + block.mha.head_dim))
+    return torch.get_num_threads() * FLOAT * most
 
 
 def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, compress: bool = False) -> None:
@@ -70,31 +88,46 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
     # States that live through every block: x, the embedded piece and, from the second whole piece on, the last result.
     states = (3 if length >= 2 * tokens else 2) * hidden
     windows = {block.mha.window for block, one in zip(decoder.blocks, runs.mha, strict=True) if one}
-    masks = sum(_mask(tokens, length, window) for window in windows)
+    masks = 0 if _runs_operator(decoder, tokens) else sum(_mask(tokens, length, window) for window in windows)
     most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
     def hold(*widths: int, besides: int = 0) -> None:
         nonlocal most
         most = max(most, rows * size * (states + sum(widths)) + masks + besides)
 
+    own = decoder.device.type != "cuda" and native.multiplies_many_rows(decoder.dtype)
     for block, mha_runs, ffn_runs in zip(decoder.blocks, runs.mha, runs.ffn, strict=True):
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
-            product = _product(decoder, compress, rows, width, hidden)
-            hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
-            product = _product(decoder, compress, rows, kv_width, hidden)
-            hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
+            if own:
+                hold(held, query, width, besides=_packed(decoder, rows, hidden))
+            else:
+                product = _product(decoder, compress, rows, width, hidden)
+                hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
+                product = _product(decoder, compress, rows, kv_width, hidden)
+                hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
             query = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
+            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width)
+            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
         if ffn_runs:
             width = block.ffn.width
-            product = _product(decoder, compress, rows, width, hidden)
-            hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
+            if own:
+                hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
+            else:
+                product = _product(decoder, compress, rows, width, hidden)
+                hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            hold(activation, 2 * query, 2 * hidden, besides=_product(decoder, compress, rows, hidden, width))
+            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width)
+            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
     return most
+
+
+def _packed(decoder: Decoder, rows: int, inner: int) -> int:
+    """x `[rows, inner]` as our own kernels multiply it: bfloat16 for units of bfloat16, else float32."""
+    rounded = decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16
+    return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
 
 
 def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int) -> int:
@@ -113,6 +146,8 @@ def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int)
     """What attention of `tokens` over `length` cache rows needs beyond q and its result."""
     if tokens <= FEW_TOKENS:
         return _partial(mha, batch * tokens, length)
+    if _runs_operator(decoder, tokens):
+        return 0  # `scratch_bytes`
     held = _mask(tokens, length, mha.window) * FLOAT  # torch's SDPA makes float32 of it
     seen = 2 * batch * _seen(tokens, length, mha.window) * mha.kv_heads
     if decoder.dtype.itemsize != FLOAT and decoder.device.type != "cuda":  # else they are a view of the caches
@@ -120,6 +155,11 @@ def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int)
     if mha.head_dim % ALIGNED:
         held += (seen + batch * tokens * mha.heads) * ceil(mha.head_dim / ALIGNED) * ALIGNED * FLOAT
     return held
+
+
+def _runs_operator(decoder: Decoder, tokens: int) -> bool:
+    """As in `attention.py`; a model without weights is planned for the CPU."""
+    return runs_operator(tokens, torch.device("cuda" if decoder.device.type == "cuda" else "cpu"))
 
 
 def _seen(tokens: int, length: int, window: int) -> int:

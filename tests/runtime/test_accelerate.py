@@ -30,6 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import pyprune
 from pyprune import InputError, Pruning, ops
+from pyprune.runtime import attention
 
 VOCAB = 131
 SIZES = {
@@ -190,7 +191,9 @@ def test_assisted_generation_crops_the_cache_and_gives_the_same_tokens(family: s
     assert torch.equal(generate(ours, prompt, torch.ones_like(prompt), max_new_tokens=30, **options), expected)
 
 
-def test_operators_do_the_work(calls):
+@pytest.mark.parametrize("any_tokens", [True, False])
+def test_operators_do_the_work(calls, monkeypatch, any_tokens: bool):
+    monkeypatch.setattr(attention, "ANY_TOKENS", any_tokens)
     ours, _ = pair("llama")
     prompt, mask = padded(3, 9, "left")
     generate(ours, prompt, mask, max_new_tokens=5)
@@ -199,7 +202,7 @@ def test_operators_do_the_work(calls):
         "norm_qkv_rope": 15, "decode_attention": 12, "linear_residual": 30, "norm_gate_up": 15, "padded_linear": 5,
     }  # fmt: skip
     with torch.no_grad():
-        for tokens, attended in ((16, 15), (17, 15)):  # few tokens, and one too many
+        for tokens, attended in ((16, 15), (17, 18 if any_tokens else 15)):  # few tokens, and one more
             ours(ids(1, tokens))
             assert calls["decode_attention"] == attended
 

@@ -105,6 +105,7 @@ def test_only_the_rows_that_a_window_shows_are_taken_from_the_cache(tiny, monkey
         return plain(q, k, v, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(attention, "ANY_TOKENS", False)
     Engine(windowed(tiny, *[40] * 5), max_len=300, prefill_chunk=100).prefill(ids(1, 300))
     assert shapes == {(100, 100, (100, 100)), (100, 139, (100, 139))}
     shapes.clear()
@@ -133,12 +134,25 @@ def test_one_prompt_has_the_same_bits_at_every_place_of_a_batch_and_on_every_run
     assert torch.equal(runs[0], runs[0][:, :1].expand_as(runs[0]))
 
 
+@pytest.fixture(params=["own", "torch"])
+def gemm(request):
+    """What multiplies many rows, whatever this processor does by itself."""
+    native.select_gemm(request.param)
+    yield request.param
+    native.select_gemm("auto")
+
+
 @kernels
 @pytest.mark.parametrize("batch", [1, 2, 9, 64])
-def test_a_prompt_decodes_to_the_same_bits_at_every_batch_size(tiny, batch: int):
-    """While up to 64 prompt tokens run at once, and in every decode step."""
+@pytest.mark.parametrize("chunk", [64, 512])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_decodes_to_the_same_bits_at_every_batch_size(tiny, gemm, batch: int, chunk: int, dtype):
+    """While up to 64 prompt tokens run at once, or our own kernels multiply them; and in every decode step."""
+    if chunk > 64 and gemm == "torch":
+        pytest.skip("the last bits of torch's GEMM depend on the number of rows")
     prompt, others = ids(1, 9), ids(batch - 1, 9, seed=1)
-    alone, together = (Engine(tiny, max_batch=n, max_len=20, prefill_chunk=64) for n in (1, batch))
+    decoder = tiny.to(dtype)
+    alone, together = (Engine(decoder, max_batch=n, max_len=20, prefill_chunk=chunk) for n in (1, batch))
     expected, logits = alone.prefill(prompt), together.prefill(torch.cat([others, prompt]))
     for _ in range(4):
         assert torch.equal(logits[-1:], expected)
