@@ -1,8 +1,8 @@
 """The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
 
-`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what multiplies many
-rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the library unloaded, so that the
-plain definitions run.
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what multiplies
+many rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the library unloaded, so
+that the plain definitions run.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def select_isa(name: str) -> None:
 
 
 def select_gemm(name: str) -> None:
-    """What multiplies many rows by weights from now on: the kernels of few rows (`own`), torch's GEMM (`torch`), or what
-    was measured to be faster on such a processor (`auto`). InputError for another name."""
+    """What multiplies many rows by weights from now on: the kernels of few rows (`own`), torch's GEMM (`torch`), or
+    what was measured to be faster on such a processor (`auto`). InputError for another name."""
     if _library is None:
         raise InputError(f"GEMM {name!r}: the CPU library is not loaded ({_reason})")
     if not _library.pyprune_gemm_select(name.encode()):
@@ -106,8 +106,8 @@ def select_gemm(name: str) -> None:
 
 
 def multiplies_many_rows(dtype: torch.dtype) -> bool:
-    """Whether many rows meet weights of half precision in the kernels of few rows: a row's bits then do not depend on how
-    many there are. False for other dtypes, and without the library."""
+    """Whether many rows meet weights of half precision in the kernels of few rows: a row's bits then do not depend on
+    how many there are. False for other dtypes, and without the library."""
     if _library is None or dtype not in HALF_PRECISION:
         return False
     return bool(_library.pyprune_gemm_is_own(dtype == torch.float16))

@@ -8,7 +8,8 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
   means the weight that went in, and results have the same bits.
 * Activations are float32 or the weights' dtype; results have the activations' dtype unless said otherwise.
 * Any size is allowed; products are accumulated in float32. One row is as good as many: for few rows (up to 64) the
-  weights are streamed once through fused kernels, for many rows the products are torch's own GEMM.
+  weights are streamed once through fused kernels; many rows go through them in groups where that is the faster way
+  (docs/kernels.md), else the products are torch's own GEMM.
 * `skip` is a bool vector with one flag a unit (a block's half, say) and `unit` the index of this one. Where the flag is
   set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and touch no cache.
 * A wrong shape, dtype, device or index is a RuntimeError that names the argument and what is expected.

@@ -1,10 +1,10 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own kernels
-where those multiply them (csrc/cpu/many.h); else torch's GEMM, for which weights are widened to float32 a slice at a time or,
-where this processor multiplies bfloat16 itself, activations and products are rounded to it. On a GPU
-activations have the weights' dtype and products need nothing else: an estimate there, never measured.
+native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own
+kernels where those multiply them (csrc/cpu/many.h); else weights widened to float32 for torch's GEMM, slice by slice,
+or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU activations have
+the weights' dtype and products need nothing else: an estimate there, never measured.
 """
 
 from __future__ import annotations

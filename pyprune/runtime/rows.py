@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -22,17 +24,18 @@ def _has_units(dtype: torch.dtype) -> bool:
     return any(there.get(unit) for unit in UNITS[dtype])
 
 
-# Up to how many rows operators run: any number where they multiply many rows themselves, or the processor lacks such units,
-# so that torch would be slow or widen the weights to float32. Else torch's own bf16 GEMM did 3 times as much a second as a
-# widened product (AVX512_BF16, 65 to 1024 rows, 2 cores).
-MOST_ROWS = {
-    dtype: FEW_ROWS if _has_units(dtype) and not native.multiplies_many_rows(dtype) else None for dtype in UNITS
-}
+# Up to how many rows a single linear runs as an operator: any number where the processor lacks such units, as torch is
+# slow then or widens the weights to float32. Else torch's own GEMM is 1.00 to 1.14 times as fast beyond 200 rows (bf16,
+# 2 cores of a Zen 4), less than a layer's operators save around the products.
+MOST_ROWS = {dtype: FEW_ROWS if _has_units(dtype) else None for dtype in UNITS}
+# The same for the halves of a layer.
+MOST_LAYER_ROWS = {dtype: None if native.multiplies_many_rows(dtype) else most for dtype, most in MOST_ROWS.items()}
 
 
-def worth_it(x: Tensor) -> bool:
-    """Whether to run activations `[..., features]` through pyprune's operators."""
-    if x.device.type != "cpu" or x.dtype not in MOST_ROWS or x.numel() == 0:
+def worth_it(x: Tensor, most_rows: Mapping[torch.dtype, int | None] = MOST_ROWS) -> bool:
+    """Whether to run activations `[..., features]` through pyprune's operators, for a linear or (MOST_LAYER_ROWS) a
+    layer."""
+    if x.device.type != "cpu" or x.dtype not in most_rows or x.numel() == 0:
         return False
-    most = MOST_ROWS[x.dtype]
+    most = most_rows[x.dtype]
     return most is None or x.numel() // x.shape[-1] <= most

@@ -27,8 +27,10 @@ def own(isa: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def threads(request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("gemm", ["own", "torch"])
@@ -107,7 +109,9 @@ def test_compressed_weights_give_the_bits_of_bfloat16(width: int):
 
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("dtype", WEIGHTS)
-@pytest.mark.parametrize(("rows", "vocab", "hidden"), [(1, 3000, 40), (70, 1024, 33), (130, 2500, 61), (401, 1030, 700)])
+@pytest.mark.parametrize(
+    ("rows", "vocab", "hidden"), [(1, 3000, 40), (70, 1024, 33), (130, 2500, 61), (401, 1030, 700)]
+)
 def test_the_loss_is_as_exact_as_pytorch(rows: int, vocab: int, hidden: int, dtype: torch.dtype):
     x, w, target = random(rows, hidden) * 3, weight(vocab, hidden, dtype), torch.randint(0, vocab, (rows,))
     for args in ([x, w, target], [x, w, target, norm(hidden, dtype), 1e-5, random(vocab, dtype=dtype)]):
@@ -134,7 +138,9 @@ def test_the_loss_hides_no_nan_and_survives_infinite_logits(dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("heads", [(6, 2), (3, 3), (65, 1)], ids=str)
 @pytest.mark.parametrize("window", [0, 1, 30, 290])
-def test_each_of_many_tokens_attends_as_it_would_alone(isa: str, dtype: torch.dtype, heads: tuple[int, int], window: int):
+def test_each_of_many_tokens_attends_as_it_would_alone(
+    isa: str, dtype: torch.dtype, heads: tuple[int, int], window: int
+):
     tokens, length = 50, 600
     q = random(2, tokens, heads[0], 18)
     keys, values = (torch.full((2, heads[1], length, 18), torch.nan, dtype=dtype) for _ in range(2))

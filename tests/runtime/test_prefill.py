@@ -160,6 +160,20 @@ def test_a_prompt_decodes_to_the_same_bits_at_every_batch_size(tiny, gemm, batch
         expected, logits = alone.decode(token[-1:]), together.decode(token)
 
 
+@kernels
+@pytest.mark.skipif(not attention.ANY_TOKENS, reason="torch's SDPA takes long stretches of a prompt here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [7, 100, 2000])
+def test_our_own_kernels_read_a_prompt_at_once_with_the_bits_of_one_read_token_by_token(
+    tiny, request, chunk: int, dtype
+):
+    request.addfinalizer(partial(native.select_gemm, "auto"))
+    native.select_gemm("own")
+    decoder, prompt = windowed(tiny, 0, 7, 0, 33, 0).to(dtype), ids(3, 110)
+    engine = Engine(decoder, max_batch=3, max_len=110, prefill_chunk=chunk)
+    assert torch.equal(engine.prefill(prompt), one_by_one(decoder, prompt))
+
+
 @pytest.mark.real_model
 def test_smollm2_reads_a_prompt_of_700_tokens_as_hugging_face_does(smollm2):
     prompt = torch.randint(0, smollm2.vocab_size, (1, 700), generator=torch.Generator().manual_seed(0))

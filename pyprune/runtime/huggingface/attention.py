@@ -52,7 +52,9 @@ class Attention(NamedTuple):
             rotation.rows(new.start, batch, tokens),
         )  # fmt: skip
         keys, values, start = new.keep()
-        seen = self._seen(rotation, mask, start, keys.shape[2], batch, tokens) if runs_operator(tokens, x.device) else None
+        seen = (
+            self._seen(rotation, mask, start, keys.shape[2], batch, tokens) if runs_operator(tokens, x.device) else None
+        )
         if seen is None:
             context, _ = self.interface(
                 attn, queries.transpose(1, 2), keys, values, mask, dropout=0.0, scaling=attn.scaling, **kwargs

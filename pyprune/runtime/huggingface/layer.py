@@ -15,7 +15,7 @@ from pyprune.runtime.huggingface.classes import Accelerated
 from pyprune.runtime.huggingface.ffn import plain_ffn
 from pyprune.runtime.huggingface.plain import any_global_hook
 from pyprune.runtime.huggingface.rotation import Rotation
-from pyprune.runtime.rows import worth_it
+from pyprune.runtime.rows import MOST_LAYER_ROWS, worth_it
 
 # transformers 5.24 calls a layer's argument `past_key_values` `cache`.
 CACHE = "cache" if "cache" in inspect.signature(LlamaDecoderLayer.forward).parameters else "past_key_values"
@@ -64,6 +64,6 @@ def _operators_may_run(x: Tensor, position_embeddings: tuple[Tensor, Tensor] | N
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.dim() == 3
-        and worth_it(x)
+        and worth_it(x, MOST_LAYER_ROWS)
         and not any_global_hook()
     )
