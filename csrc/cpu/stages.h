@@ -89,8 +89,14 @@ struct Pack {
   }
 };
 
+// Calls a line of memory that will be written, taking it from other cores. Processors that do not know the instruction skip it,
+// and the compiler gives it only where it is told that they do.
 inline void call_to_write(const char* line) {
+#if defined(__x86_64__)
   asm volatile("prefetchw %0" : : "m"(*line));
+#else
+  __builtin_prefetch(line, 1);
+#endif
 }
 
 // Finishes the rows of a span in order. Rows of many lie far apart, a line or two in a page, in other caches or none, and often
