@@ -65,9 +65,11 @@ def test_flap_selects_as_in_float64(smollm2, ids, reference, code):
 
 
 def test_wanda_sp_selects_as_in_float64(smollm2, ids, reference):
-    sizes = uniform(smollm2, 0.2)
+    # At 0.2 block 11 chooses between two neurons that are 4e-6 apart, and float32's rounding may choose the other one.
+    ratio = 0.25
+    sizes = uniform(smollm2, ratio)
     x = smollm2.embedding.double()[ids]
-    kv_groups, neurons = {}, {}
+    kv_groups, neurons, margins = {}, {}, []
     for block in smollm2.blocks:
         context = reference.context(block.mha, x, smollm2.rope)
         after = x + reference.project(block.mha.o, context)
@@ -78,13 +80,16 @@ def test_wanda_sp_selects_as_in_float64(smollm2, ids, reference):
         kv_groups[block.index] = tuple(sorted(channels.view(3, -1).sum(1).argsort()[: 3 - kept_groups].tolist()))
         channels = block.ffn.down.weight.double().abs().mean(0) * activation.flatten(0, 1).norm(dim=0)
         neurons[block.index] = tuple(sorted(channels.argsort()[: 1536 - kept_neurons].tolist()))
+        ranked = channels.sort().values
+        margins.append(1 - float(ranked[1535 - kept_neurons] / ranked[1536 - kept_neurons]))
         for group in kv_groups[block.index]:
             context[..., group * per_group : (group + 1) * per_group] = 0
         x = x + reference.project(block.mha.o, context)
         activation = reference.activation(block.ffn, x)
         activation[..., neurons[block.index]] = 0
         x = x + reference.project(block.ffn.down, activation)
-    pruning = width(smollm2, "wanda-sp", ratio=0.2, calibration=ids)
+    assert min(margins) > 3e-5  # what is compared is not decided by rounding
+    pruning = width(smollm2, "wanda-sp", ratio=ratio, calibration=ids)
     assert (pruning.kv_groups, pruning.neurons) == (kv_groups, neurons)
 
 
