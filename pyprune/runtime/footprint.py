@@ -24,7 +24,7 @@ from pyprune.runtime.skip import Plan, plan
 FEW_ROWS = 64
 STRETCH = 256
 QUERIES = 64  # AttendMany::kQueries
-PACKED = 32  # packed rows are multiples of so many values with AVX-512, and so many bytes of them
+PACKED = 32  # packed rows are multiples of so many values with AVX-512
 SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
 MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in gemm.h
 
@@ -55,7 +55,7 @@ def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk
 def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
     """What the operators' threads keep for attention of many tokens: the parts of a few queries, and their scores."""
     tokens = min(length, max(1, chunk // batch))
-    if decoder.device.type == "cuda" or tokens <= FEW_TOKENS or not _runs_operator(decoder, tokens):
+    if tokens <= FEW_TOKENS or not _runs_operator(decoder, tokens):
         return 0
     most = 0
     for block, one_runs in zip(decoder.blocks, runs.mha, strict=True):

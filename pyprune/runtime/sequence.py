@@ -43,7 +43,7 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
         x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
         mha.q_norm, mha.k_norm, cos, sin, positions, keys, values,
     )  # fmt: skip
-    if mask is None and runs_operator(tokens, x.device):
+    if x.device.type == "cpu" and mask is None and runs_operator(tokens, x.device):
         context = ops.decode_attention(q, keys, values, positions, mha.head_dim**-0.5, None, 0, None, mha.window)
         return context.flatten(2)
     seen = visible(tokens, mha.window, mask, x.device)

@@ -167,7 +167,3 @@ def test_what_multiplies_many_rows_can_be_chosen_and_another_name_is_refused(req
     with pytest.raises(InputError, match="GEMM 'mkl': one of auto, own, torch is expected"):
         native.select_gemm("mkl")
     assert not native.multiplies_many_rows(torch.bfloat16)
-
-
-def test_float32_stays_with_torch_unless_asked_for():
-    assert not native.multiplies_many_rows(torch.float32)
