@@ -10,8 +10,8 @@ from pyprune import ops
 from pyprune.ops import native
 
 FEW_TOKENS = 16  # up to this many query tokens attend through `decode_attention`; beyond it torch's SDPA may be faster
-# Where `decode_attention` was the faster one for any number of tokens: 1.3 to 2 times with AVX-512, 0.95 to 1.5 with
-# AVX2 (32 to 768 tokens, 2 cores of a Zen 4). On AMX nothing was measured.
+# Where `decode_attention` was the faster one for any number of tokens: 1.2 to 1.9 times with AVX-512, 0.95 to 1.5 with
+# AVX2 (32 to 768 tokens, 2 cores of a Zen 4; bench/test_prefill.py). On AMX nothing was measured.
 ANY_TOKENS = native.selected_isa() in ("avx512_bf16", "avx512", "avx2")
 # SDPA's products on a CPU round by where in a cache line a head begins: with head_dim 8 or 10 one prompt had other bits
 # at other places of a batch (torch 2.13, 2 threads). Zeros up to a multiple of 16 change nothing else.
