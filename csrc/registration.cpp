@@ -1,6 +1,7 @@
 // The CPU kernels, registered under the schemas that pyprune/ops/schemas.py defines.
 #include "cpu/attention.h"
 #include "cpu/compression.h"
+#include "cpu/dequantization.h"
 #include "cpu/loss.h"
 #include "cpu/projections.h"
 #include "cpu/step.h"
@@ -15,5 +16,6 @@ STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("decode_step", TORCH_BOX(&pyprune::cpu::decode_step));
   m.impl("compress_bfloat16", TORCH_BOX(&pyprune::cpu::compress_bfloat16));
   m.impl("decompress_bfloat16", TORCH_BOX(&pyprune::cpu::decompress_bfloat16));
+  m.impl("dequantize_gguf", TORCH_BOX(&pyprune::cpu::dequantize_gguf));
   m.impl("padded_linear", TORCH_BOX(&pyprune::cpu::padded_linear));
 }

@@ -12,3 +12,7 @@ class InputError(ValueError):
 
 class NativeLibraryWarning(UserWarning):
     """The compiled kernels are missing, so the plain PyTorch definitions run: the same results, slowly."""
+
+
+class SlowTypeWarning(UserWarning):
+    """A GGUF file has tensors that the `gguf` package dequantises: the same values, slowly."""

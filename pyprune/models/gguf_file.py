@@ -1,30 +1,34 @@
-"""Reading GGUF files (llama.cpp's format) with the `gguf` package."""
+"""Reading GGUF files (llama.cpp's format): a tensor at a time, from the mapped file into the weights' own memory."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import mmap
 import os
-import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyprune.errors import InputError
+from pyprune import ops
+from pyprune.errors import InputError, SlowTypeWarning
 from pyprune.models.decoder import Decoder, Linear, TokenizerSource
 from pyprune.models.families import Family, family_of_gguf
 from pyprune.models.families.family import gguf_name
-from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_halves
+from pyprune.models.gguf_header import Header, HeaderError, StoredTensor
+from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_pairs
+from pyprune.models.mapped_file import bytes_of, release
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import TensorSource, one_line
+from pyprune.ops.schemas import GGUF_TYPES
 
 # Tensors in these types keep their type; all others are quantised and become float32.
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_AT_ONCE = 4 << 20  # bytes of the file that are in memory at a time, beside the weights
 # Metadata under the architecture's name that would change the computation.
 _OTHER_MATH = ("expert_count", "expert_used_count", "attention.sliding_window", "attention.clamp_kqv",
                "attention.scale", "logit_scale", "embedding_scale", "residual_scale")  # fmt: skip
@@ -43,93 +47,103 @@ def import_gguf(path: str | os.PathLike[str]) -> Any:
 
 
 class GGUFFile:
-    """An open GGUF file: metadata as Python values, tensors as the `gguf` package maps them.
+    """An open GGUF file: its metadata as Python values, and its tensors, which stay in it until they are read.
 
     InputError when the `gguf` package is absent and when the file cannot be read, is cut short, or is one of several.
     """
 
     def __init__(self, path: Path) -> None:
-        gguf = import_gguf(path)
+        import_gguf(path)
         self.path = path
         try:
-            self._reader = _quick_reader(gguf)(path)
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, struct.error) as error:
+            with path.open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._header = Header(self._mapped)
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: not a whole GGUF file ({one_line(error)})") from None
-        self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        if self._reader.byte_order != "I":
-            raise InputError(f"{path}: written for the other byte order; a GGUF file of this machine's is expected")
-        if (self.value("split.count") or 1) > 1:
-            raise InputError(f"{path}: one of {self.value('split.count')} parts; a GGUF file in one piece is expected")
+        self.tensors = self._header.tensors
+        self._bytes = bytes_of(self._mapped)
+        parts = self.value("split.count")
+        if parts not in (None, 0, 1):
+            raise InputError(f"{path}: one of {parts} parts; a GGUF file in one piece is expected")
 
     def value(self, key: str) -> Any:
         """The metadata value, None when absent."""
-        field = self._reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return self._header.value(key)
+        except HeaderError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
     def metadata_keys(self) -> list[str]:
-        return list(self._reader.fields)
+        return list(self._header.metadata)
 
     def typed_value(self, key: str) -> tuple[Any, list[Any]]:
-        """The metadata value, long arrays too, and its types in `gguf`'s terms: of the value, of an array's items."""
-        field = self._reader.get_field(key)
-        if len(field.types) < 2 or field.data:
-            return field.contents(), field.types
-        start = int(field.offset + sum(part.nbytes for part in field.parts))  # of an array that was stepped over
-        data, item = self._reader.data, field.types[1]
-        count = struct.unpack_from("=Q", data, start + 4)[0]
-        start += 12
-        if item in self._reader.gguf_scalar_to_np:
-            return np.frombuffer(data, self._reader.gguf_scalar_to_np[item], count, start).tolist(), field.types
-        strings = []
-        for _ in range(count):
-            length = struct.unpack_from("=Q", data, start)[0]
-            strings.append(bytes(data[start + 8 : start + 8 + length]).decode())
-            start += 8 + length
-        return strings, field.types
+        """The metadata value and its types in `gguf`'s terms: of the value, of an array's items."""
+        from gguf import GGUFValueType
 
-    def dequantized(self, name: str) -> Tensor:
+        entry = self._header.metadata[key]
+        kinds = [entry.kind] if entry.item is None else [entry.kind, entry.item]
+        return self.value(key), [GGUFValueType(kind) for kind in kinds]
+
+    def own_dtype(self, name: str) -> torch.dtype:
+        """The float type in which the file keeps the tensor; float32 where it is quantised."""
+        return _FLOATS.get(self.tensors[name].type.name, torch.float32)
+
+    def read(self, name: str) -> Tensor:
         """The tensor in its own float type, or float32 where it is quantised: bit for bit what `gguf.dequantize` gives.
 
         InputError for a type that `gguf` cannot dequantise.
         """
-        import gguf
+        tensor = torch.empty(self.tensors[name].shape, dtype=self.own_dtype(name))
+        self.read_into(name, tensor)
+        return tensor
 
-        tensor = self.tensors[name]
-        kind = tensor.tensor_type.name
-        if kind in ("F32", "F16"):
-            return torch.from_numpy(np.array(tensor.data))
-        if kind == "BF16":
-            return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
-        try:
-            with np.errstate(all="ignore"):  # NaN and infinity are reported by whoever takes the tensor
-                values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise InputError(f"{self.path}: tensor {name} is of type {kind}, which gguf cannot dequantise") from None
-        return torch.from_numpy(np.ascontiguousarray(values))
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Write the tensor's values, rounded once, to `out`: a tensor on the CPU of its shape, or one of more dimensions
+        whose rows are the tensor's in order. The file's pages are let go as they have been read. InputError as `read`.
+        """
+        stored = self.tensors[name]
+        if out.shape[-1] != stored.shape[-1]:  # a vector in another order
+            out.copy_(self.read(name).view(out.shape))
+            return
+        if out.dim() == 1:
+            out = out.unsqueeze(0)
+        each = stored.size // max(1, len(out))
+        step = max(1, _AT_ONCE // max(1, each))
+        for first in range(0, len(out), step):
+            part = out[first : first + step]
+            begin = stored.offset + first * each
+            end = begin + len(part) * each
+            self._decode(stored, self._bytes[begin:end], part)
+            release(self._mapped, begin, end)
 
+    def _decode(self, stored: StoredTensor, data: Tensor, out: Tensor) -> None:
+        dtype = _FLOATS.get(stored.type.name)
+        if dtype is not None:
+            if stored.offset % dtype.itemsize:
+                data = data.clone()
+            out.copy_(data.view(dtype).view(out.shape))
+        elif stored.type in GGUF_TYPES:
+            ops.dequantize_gguf(data, int(stored.type), out)
+        else:
+            try:
+                ops.definitions.dequantize_gguf(data, int(stored.type), out)
+            except NotImplementedError:
+                raise InputError(
+                    f"{self.path}: tensor {stored.name} is of type {stored.type.name}, which gguf cannot dequantise"
+                ) from None
 
-@functools.cache
-def _quick_reader(gguf: Any) -> Any:
-    """GGUFReader that steps over the long arrays of a tokenizer: it would make a NumPy view of each of 150,000 entries,
-    4 of the 5 seconds that SmolLM2 takes to open. Should `gguf` rename what is overridden, all still works, slowly.
-    """
-    kinds = gguf.GGUFValueType
-
-    class QuickReader(gguf.GGUFReader):
-        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            if raw_type == kinds.ARRAY and self.byte_order == "I":
-                item, count = struct.unpack_from("=IQ", self.data, orig_offs)
-                end = orig_offs + 12
-                if count > 1024 and item == kinds.STRING:
-                    for _ in range(count):
-                        end += 8 + struct.unpack_from("=Q", self.data, end)[0]
-                elif count > 1024 and item in self.gguf_scalar_to_np:
-                    end += count * np.dtype(self.gguf_scalar_to_np[kinds(item)]).itemsize
-                if end > orig_offs + 12:
-                    return end - orig_offs, [], [], [kinds.ARRAY, kinds(item)]
-            return super()._get_field_parts(orig_offs, raw_type)
-
-    return QuickReader
+    def warn_of_slow_types(self) -> None:
+        """Say once which types the C++ kernels do not dequantise (SlowTypeWarning), where there are any."""
+        known = GGUF_TYPES if ops.native.load() else ()
+        slow = sorted({t.type.name for t in self.tensors.values() if t.type.name not in _FLOATS and t.type not in known})
+        if slow:
+            warnings.warn(
+                f"{self.path}: {', '.join(slow)} dequantised by the gguf package, in NumPy, which takes longer: "
+                + ("the C++ library has no kernel for it" if known else "the C++ library is not in use"),
+                SlowTypeWarning,
+                stacklevel=5,
+            )
 
 
 def load_gguf(path: Path, name: str, dtype: torch.dtype | None, device: torch.device) -> Decoder:
@@ -143,6 +157,8 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype | None, device: torch.de
     config, sizes = _config(file, family, architecture)
     source = _GGUFSource(file, family, sizes)
     own = _own_dtype(file)
+    if device.type != "meta":
+        file.warn_of_slow_types()
     decoder = family.decoder(
         {**config, "dtype": str(own).removeprefix("torch.")},
         source, name=name, where=str(path), dtype=dtype or own, device=device, sizes=sizes,
@@ -180,7 +196,7 @@ def _tokenizer_source(file: GGUFFile) -> TokenizerSource | None:
 
 def _own_dtype(file: GGUFFile) -> torch.dtype:
     # Norms are float32 in every file, so only matrices tell.
-    kinds = {tensor.tensor_type.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    kinds = {tensor.type.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
     return _FLOATS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
@@ -199,12 +215,28 @@ class _GGUFSource(TensorSource):
     def where(self, name: str) -> str:
         return str(self._file.path)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file.tensors[name].shape
+
     def read(self, name: str) -> Tensor:
-        tensor = self._file.dequantized(name)
+        return self._read(name, torch.empty(self.shape(name), dtype=self._file.own_dtype(name)))
+
+    def _take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool) -> Tensor:
+        self.require(part, shape)  # of sizes alone, too: the header has them
+        return super()._take(part, shape, dtype, device, share)
+
+    def _copied(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
+    ) -> Tensor:
+        if device.type == "cpu":
+            return self._read(name, self.pages.empty(shape, dtype))
+        return self._read(name, torch.empty(shape, dtype=dtype)).to(device)
+
+    def _read(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor`, filled from the file."""
         heads = self._permuted.get(name.rpartition(".")[0])
-        if heads is None or tensor.shape[0] % (2 * heads):
-            return tensor  # a wrong number of rows is reported by take()
-        return rotary_halves(tensor, heads)
+        self._file.read_into(name, tensor if heads is None else rotary_pairs(tensor, heads))
+        return tensor
 
 
 def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str, Any], list[BlockSizes]]:

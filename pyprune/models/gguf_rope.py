@@ -24,17 +24,15 @@ _YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"
 _YARN_FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
-def rotary_halves(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k `[heads*head_dim, ...]` from llama.cpp's order (the two rows that rotate together are neighbours)
-    to Hugging Face's (they are half a head apart)."""
-    pairs = rows.view(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.transpose(1, 2).reshape(rows.shape)
+def rotary_pairs(rows: Tensor, heads: int) -> Tensor:
+    """Rows of q or k `[heads*head_dim, ...]` in Hugging Face's order (the two that rotate together are half a head apart)
+    as a view `[heads, head_dim/2, 2, ...]` of the same memory in llama.cpp's (they are neighbours)."""
+    return rows.view(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).transpose(1, 2)
 
 
 def rotary_neighbours(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `rotary_halves`: from Hugging Face's order to llama.cpp's."""
-    halves = rows.view(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    return halves.transpose(1, 2).reshape(rows.shape)
+    """Rows of q or k `[heads*head_dim, ...]` from Hugging Face's order to llama.cpp's."""
+    return rotary_pairs(rows, heads).reshape(rows.shape)
 
 
 def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: int) -> dict[str, Any]:
@@ -44,6 +42,9 @@ def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: i
     for key, value in given.items():
         if key not in _KEYS:
             raise InputError(f"{where}: {prefix}{key} = {value} is not supported")
+        text = key == "scaling.type"
+        if not isinstance(value, str if text else (int, float)):
+            raise InputError(f"{where}: {prefix}{key} is {value!r}; a {'name' if text else 'number'} is expected")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": given.get("freq_base", 10000.0)}
     factor = float(given.get("scaling.factor") or given.get("scale_linear") or 1.0)
     kind = given.get("scaling.type") or ("linear" if factor != 1.0 else "none")
@@ -61,8 +62,9 @@ def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: i
         return parameters
     if parameters["rope_type"] != "default":
         raise InputError(f"{where}: tensor {DIVISORS} together with {prefix}scaling.type {kind} is not supported")
-    divisors = file.dequantized(DIVISORS).float().flatten().tolist()
-    if len(divisors) != head_dim // 2 or not all(0 < d < float("inf") for d in divisors):
+    right = file.tensors[DIVISORS].shape == (head_dim // 2,)
+    divisors = file.read(DIVISORS).float().tolist() if right else []
+    if not right or not all(0 < d < float("inf") for d in divisors):
         raise InputError(f"{where}: tensor {DIVISORS} must hold {head_dim // 2} positive numbers")
     # LongRoPE with the same divisors at every length says exactly this, in a form that can be saved.
     return {

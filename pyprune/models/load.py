@@ -157,8 +157,14 @@ def _load_directory(
     if not isinstance(raw, dict):
         raise InputError(f"{file}: not a JSON object; a model configuration is expected")
     family, config, sizes = _described(raw, str(file))
-    source = NoWeights() if device.type == "meta" else SafetensorsSource(path, hf_name)
-    dtype = dtype or _own_dtype(config, lambda: SafetensorsSource(path, hf_name).own_dtype("embedding"), str(file))
+    sized = device.type == "meta"
+    source = NoWeights() if sized else SafetensorsSource(path, hf_name)
+    if dtype is None:  # only where the configuration states none are the weights asked
+        dtype = _own_dtype(
+            config,
+            lambda: (SafetensorsSource(path, hf_name) if sized else source).own_dtype("embedding"),
+            str(file),
+        )
     decoder = family.decoder(
         config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes, stream=stream
     )

@@ -69,15 +69,15 @@ class TensorSource(ABC):
 
     def own_dtype(self, part: str) -> torch.dtype:
         """The dtype in which the source keeps `part`."""
-        return self._read(self.name_of(part)).dtype
+        name = self.name_of(part)
+        self._require(name)
+        return self.read(name).dtype
 
     def require(self, part: str, shape: tuple[int, ...]) -> None:
         """InputError, naming tensor and file, when it is missing or has another shape; it is read later."""
         name = self.name_of(part)
-        if name not in self.names():
-            raise InputError(f"{self.where(name)}: tensor {name} is missing")
+        self._require(name)
         self._check_shape(name, self.shape(name), shape)
-        self.taken.add(name)
 
     def _check_shape(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
         if found != shape:
@@ -103,7 +103,20 @@ class TensorSource(ABC):
             self.taken.add(name)
             self.shapes[part] = shape
             return torch.empty(shape, dtype=dtype, device=device)
-        stored = self._read(name)
+        self._require(name)
+        tensor = self._copied(name, shape, dtype, device, share)
+        if not is_finite(tensor):
+            where = f"{self.where(name)}: tensor {name}"
+            if is_finite(self.read(name)):
+                raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")
+            raise InputError(f"{where} holds NaN or infinite values; finite weights are expected")
+        return tensor
+
+    def _copied(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
+    ) -> Tensor:
+        """The tensor, which is there, in `dtype` on `device`, its shape and its kind of numbers checked."""
+        stored = self.read(name)
         where = f"{self.where(name)}: tensor {name}"
         self._check_shape(name, tuple(stored.shape), shape)
         if not stored.is_floating_point() or stored.element_size() == 1:
@@ -112,18 +125,12 @@ class TensorSource(ABC):
             raise InputError(f"{where} has no data (meta device); load the model's weights first")
         # A file's tensors are copied at once: there they are aligned to 8 bytes only, and a mapped file that shrinks
         # kills the process.
-        tensor = self.pages.move(stored, dtype, device, share=share)
-        if not is_finite(tensor):
-            if is_finite(stored):
-                raise InputError(f"{where} does not fit {dtype}: infinite after the change; use bfloat16 or float32")
-            raise InputError(f"{where} holds NaN or infinite values; finite weights are expected")
-        return tensor
+        return self.pages.move(stored, dtype, device, share=share)
 
-    def _read(self, name: str) -> Tensor:
+    def _require(self, name: str) -> None:
         if name not in self.names():
             raise InputError(f"{self.where(name)}: tensor {name} is missing")
         self.taken.add(name)
-        return self.read(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor that is there."""
@@ -187,12 +194,10 @@ class SafetensorsSource(TensorSource):
                 self._files[name] = file
 
     def _handle(self, file: Path) -> MappedFile:
-        from safetensors import SafetensorError
-
         if file not in self._open:
             try:
                 self._open[file] = MappedFile(file)
-            except (SafetensorError, OSError) as error:
+            except (ValueError, OSError) as error:
                 raise InputError(f"{file}: not a whole safetensors file ({one_line(error)})") from None
         return self._open[file]
 
@@ -210,6 +215,14 @@ class SafetensorsSource(TensorSource):
             return self._handle(self._files[name]).read(name)
         except ValueError as error:
             raise InputError(f"{self.where(name)}: tensor {name} cannot be read ({one_line(error)})") from None
+
+    def _copied(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
+    ) -> Tensor:
+        tensor = super()._copied(name, shape, dtype, device, share)
+        if not share:
+            self._handle(self._files[name]).release(name)
+        return tensor
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -19,6 +19,7 @@ linear_cross_entropy = torch.ops.pyprune.linear_cross_entropy.default
 padded_linear = torch.ops.pyprune.padded_linear.default
 compress_bfloat16 = torch.ops.pyprune.compress_bfloat16.default
 decompress_bfloat16 = torch.ops.pyprune.decompress_bfloat16.default
+dequantize_gguf = torch.ops.pyprune.dequantize_gguf.default
 decode_step = torch.ops.pyprune.decode_step.default
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "decode_attention",
     "decode_step",
     "decompress_bfloat16",
+    "dequantize_gguf",
     "definitions",
     "gpu",
     "linear_cross_entropy",

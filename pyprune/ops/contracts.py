@@ -14,8 +14,8 @@ from pyprune.ops.schemas import SCHEMAS
 LIBRARY = torch.library.Library("pyprune", "DEF")
 
 
-def _without_gradient(name: str) -> Callable[..., Tensor]:
-    def call(*args: Any, **options: Any) -> Tensor:
+def _without_gradient(name: str) -> Callable[..., Tensor | None]:
+    def call(*args: Any, **options: Any) -> Tensor | None:
         given = (*args, *options.values())
         flat = (one for value in given for one in (value if isinstance(value, (list, tuple)) else (value,)))
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat):
@@ -137,6 +137,11 @@ def _(weight: Tensor) -> Tensor:
 @torch.library.register_fake("pyprune::decompress_bfloat16")
 def _(compressed: Tensor, columns: int) -> Tensor:
     return compressed.new_empty(compressed.shape[0], columns, dtype=torch.bfloat16)
+
+
+@torch.library.register_fake("pyprune::dequantize_gguf")
+def _(blocks: Tensor, type: int, out: Tensor) -> None:
+    return None
 
 
 @torch.library.register_fake("pyprune::decode_step")

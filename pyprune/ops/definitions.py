@@ -6,6 +6,7 @@ it: norms and rotations in float32, products in the weights' dtype.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -113,6 +114,33 @@ def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
     found = listed[row, slot]
     bits[row, (found[:, 0] | found[:, 1] << 8).to(torch.int64)] = found[:, 2] | found[:, 3] << 8
     return bits[:, :columns].to(torch.int16).view(torch.bfloat16)
+
+
+def dequantize_gguf(blocks: Tensor, type: int, out: Tensor) -> None:
+    """By the `gguf` package, in NumPy. NotImplementedError for a type that it does not dequantise."""
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType(type)
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise RuntimeError(f"type: {type} is not one that gguf knows") from None
+    row = out.shape[-1] if out.dim() else 1
+    _expect(
+        blocks.device.type == "cpu" and blocks.dtype == torch.uint8 and blocks.is_contiguous(),
+        f"blocks: contiguous bytes (uint8) on a CPU are expected, not {_described(blocks)}",
+    )
+    _expect(row % values == 0, f"out: rows of whole blocks of {values} values are expected, not {row} values")
+    wanted = out.numel() // values * size
+    _expect(
+        blocks.numel() == wanted,
+        f"blocks: {wanted} bytes for {out.numel()} values are expected, not {blocks.numel()}",
+    )
+    if not out.numel():
+        return
+    with np.errstate(all="ignore"):  # NaN and infinity are the caller's to find
+        floats = gguf.dequantize(blocks.numpy().reshape(-1, row // values * size), kind)
+    out.copy_(torch.from_numpy(np.ascontiguousarray(floats)).view(out.shape))
 
 
 def _plain(weight: Tensor, columns: int) -> Tensor:
@@ -315,6 +343,7 @@ DEFINITIONS = {
     "padded_linear": padded_linear,
     "compress_bfloat16": compress_bfloat16,
     "decompress_bfloat16": decompress_bfloat16,
+    "dequantize_gguf": dequantize_gguf,
     "decode_step": decode_step,
 }
 for _name, _function in DEFINITIONS.items():
