@@ -31,7 +31,7 @@ from pyprune.ops import native
 from pyprune.pruning.budget import UniformSizes
 
 TINY = "shape:tiny"
-OF_A_CPU = {"compress_bfloat16", "decompress_bfloat16"}
+OF_A_CPU = {"compress_bfloat16", "decompress_bfloat16", "dequantize_gguf"}
 OPERATORS = set(ops.contracts.SCHEMAS) - {"decode_step"} - OF_A_CPU  # the first is made of the others
 
 

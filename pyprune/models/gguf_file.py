@@ -22,6 +22,7 @@ from pyprune.models.families.family import gguf_name
 from pyprune.models.gguf_header import Header, HeaderError, StoredTensor
 from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_pairs
 from pyprune.models.mapped_file import bytes_of, release
+from pyprune.models.records import is_whole
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import TensorSource, one_line
 from pyprune.ops.schemas import GGUF_TYPES
@@ -34,6 +35,7 @@ _OTHER_MATH = ("expert_count", "expert_used_count", "attention.sliding_window", 
                "attention.scale", "logit_scale", "embedding_scale", "residual_scale")  # fmt: skip
 RAGGED = "deci"
 """llama.cpp's architecture of Llama's blocks in sizes of their own, made for Nemotron's pruned models."""
+_MOST_HEAD = 1 << 16  # values; frequencies are computed for as many as the metadata says
 _COUNTS = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
 
@@ -99,8 +101,8 @@ class GGUFFile:
         return tensor
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Write the tensor's values, rounded once, to `out`: a tensor on the CPU of its shape, or one of more dimensions
-        whose rows are the tensor's in order. The file's pages are let go as they have been read. InputError as `read`.
+        """Write the tensor's values, rounded once, to `out`: on the CPU, of its shape, or with its rows in order under
+        more dimensions. The file's pages are let go as they have been read. InputError as `read`.
         """
         stored = self.tensors[name]
         if out.shape[-1] != stored.shape[-1]:  # a vector in another order
@@ -136,10 +138,11 @@ class GGUFFile:
     def warn_of_slow_types(self) -> None:
         """Say once which types the C++ kernels do not dequantise (SlowTypeWarning), where there are any."""
         known = GGUF_TYPES if ops.native.load() else ()
-        slow = sorted({t.type.name for t in self.tensors.values() if t.type.name not in _FLOATS and t.type not in known})
+        types = {tensor.type for tensor in self.tensors.values()}
+        slow = sorted(kind.name for kind in types if kind.name not in _FLOATS and kind not in known)
         if slow:
             warnings.warn(
-                f"{self.path}: {', '.join(slow)} dequantised by the gguf package, in NumPy, which takes longer: "
+                f"{self.path}: {', '.join(slow)}: dequantised by the gguf package, in NumPy, which takes longer: "
                 + ("the C++ library has no kernel for it" if known else "the C++ library is not in use"),
                 SlowTypeWarning,
                 stacklevel=5,
@@ -244,16 +247,19 @@ def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str
     where = str(file.path)
 
     def value(key: str, default: Any = None) -> Any:
-        found = file.value(f"{architecture}.{key}")
-        if isinstance(found, list):  # one number a block
-            if len(set(found)) != 1:
+        stored = file.value(f"{architecture}.{key}")
+        if isinstance(stored, list):  # one number a block
+            if len(set(stored)) != 1:
                 raise InputError(f"{where}: {architecture}.{key} differs between blocks; a uniform model is accepted")
-            found = found[0]
-        if found is None:
-            found = default
-        if found is None:
+            stored = stored[0]
+        if stored is None:
+            stored = default
+        if stored is None:
             raise InputError(f"{where}: metadata {architecture}.{key} is missing")
-        return found
+        return stored
+
+    def count(key: str, default: Any = None) -> int:
+        return _count(value(key, default), f"{where}: {architecture}.{key}")
 
     for key in _OTHER_MATH:
         if value(key, 0):
@@ -261,38 +267,45 @@ def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str
     if architecture == RAGGED:
         heads, kv_heads, width = _greatest(file)
     else:
-        heads, width = value("attention.head_count"), value("feed_forward_length")
-        kv_heads = value("attention.head_count_kv", heads)
-    hidden = value("embedding_length")
+        heads, width = count("attention.head_count"), count("feed_forward_length")
+        kv_heads = count("attention.head_count_kv", heads)
+    hidden, blocks = count("embedding_length"), count("block_count")
+    if blocks > len(file.tensors) and architecture != RAGGED:  # whose blocks may be empty, and are counted by its lists
+        raise InputError(f"{where}: {architecture}.block_count is {blocks}, but there are {len(file.tensors)} tensors")
     if not heads:
         raise InputError(f"{where}: {architecture}.attention.head_count is 0; at least one head is expected")
-    head_dim = value("attention.key_length", value("rope.dimension_count", hidden // heads))
+    head_dim = count("attention.key_length", value("rope.dimension_count", hidden // heads))
+    if head_dim > _MOST_HEAD:
+        raise InputError(f"{where}: heads of {head_dim} values; at most {_MOST_HEAD} are expected")
     for key in ("attention.value_length", "rope.dimension_count"):
         if value(key, head_dim) != head_dim:
             raise InputError(f"{where}: {architecture}.{key} {value(key)} differs from the head size {head_dim}")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise InputError(f"{where}: tensor token_embd.weight is missing")
+    context = count("context_length")
     config = {
         "model_type": family.model_types[0],
-        "vocab_size": value("vocab_size", int(embedding.shape[-1])),
+        "vocab_size": count("vocab_size", embedding.shape[0]),
         "hidden_size": hidden,
         "intermediate_size": width,
-        "num_hidden_layers": value("block_count"),
+        "num_hidden_layers": blocks,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": value("context_length"),
+        "max_position_embeddings": context,
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "rope_parameters": rope_parameters(file, architecture, value("context_length"), head_dim),
+        "rope_parameters": rope_parameters(file, architecture, context, head_dim),
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
     }
     for ours, theirs in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-        config[ours] = file.value(f"tokenizer.ggml.{theirs}_token_id")
+        key = f"tokenizer.ggml.{theirs}_token_id"
+        token = file.value(key)
+        config[ours] = None if token is None else _count(token, f"{where}: {key}")
 
     family.check(config, where)
     sizes = _sizes(file, architecture, config)
@@ -310,12 +323,23 @@ def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str
         raise InputError(f"{where}: {error}") from None
 
 
+def _count(value: Any, what: str) -> int:
+    """A whole number of the metadata, as a size is; InputError naming `what` for anything else."""
+    if not is_whole(value) or not 0 <= value < 1 << 32:
+        raise InputError(f"{what} is {str(value)[:200]!r}; a whole number of at most 32 bits is expected")
+    return value
+
+
 def _greatest(file: GGUFFile) -> tuple[int, int, int]:
     """Heads and KV heads of the block that has most, and the greatest FFN width."""
     lists = [file.value(f"{RAGGED}.{key}") for key in _COUNTS]
-    for key, found in zip(_COUNTS, lists, strict=True):
-        if not isinstance(found, list) or not found:
-            raise InputError(f"{file.path}: {RAGGED}.{key} is {found}; a list of one number a block is expected")
+    for key, counts in zip(_COUNTS, lists, strict=True):
+        if not isinstance(counts, list) or not counts:
+            raise InputError(
+                f"{file.path}: {RAGGED}.{key} is {str(counts)[:200]}; a list of one number a block is expected"
+            )
+        for number in counts:
+            _count(number, f"{file.path}: a number in {RAGGED}.{key}")
     kv_heads, heads = max(zip(lists[1], lists[0], strict=False))
     return heads, kv_heads, max(lists[2])
 
@@ -323,12 +347,12 @@ def _greatest(file: GGUFFile) -> tuple[int, int, int]:
 def _sizes(file: GGUFFile, architecture: str, config: dict[str, Any]) -> list[BlockSizes]:
     """Each block's sizes; InputError for the two kinds of blocks that only Nemotron's files have."""
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    counts = []
+    counts, blocks = [], config["num_hidden_layers"]
     for key, name in zip(_COUNTS, names, strict=True):
-        found = file.value(f"{architecture}.{key}")
-        if isinstance(found, list) and len(found) != config["num_hidden_layers"]:
-            raise InputError(f"{file.path}: {architecture}.{key} has {len(found)} numbers; one a block is expected")
-        counts.append(found if isinstance(found, list) else [config[name]] * config["num_hidden_layers"])
+        stored = file.value(f"{architecture}.{key}")
+        if isinstance(stored, list) and len(stored) != blocks:
+            raise InputError(f"{file.path}: {architecture}.{key} has {len(stored)} numbers; one a block is expected")
+        counts.append(stored if isinstance(stored, list) else [config[name]] * blocks)
     sizes: list[BlockSizes] = []
     for place, (heads, kv_heads, width) in enumerate(zip(*counts, strict=True)):
         where = f"{file.path}: block {place}"

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself: its metadata and where its tensors lie, every number checked against the file's size.
+"""What a GGUF file says of itself: metadata, and where its tensors lie. Each number is checked against the file's size.
 
 Ours, because `gguf.GGUFReader` makes a NumPy view of each of a tokenizer's 150,000 entries (seconds), and trusts counts
 and lengths: a few wrong bytes make it take all memory.
@@ -125,11 +125,18 @@ class _Cursor:
         if each in _SCALARS:
             self.skip(count * struct.calcsize("<" + _SCALARS[each]), what)
         elif each == _STRING:
-            for _ in range(count):
-                self.skip(self.number("Q", what), what)
+            self._skip_texts(count, what)
         else:
             raise HeaderError(f"{what} is {'an array ' if item is not None else ''}of type {each}, which is not known")
         return MetadataValue(kind, item, begin, count)
+
+    def _skip_texts(self, count: int, what: str) -> None:
+        at, last, length_at = self.at, len(self._data) - 8, struct.Struct("<Q").unpack_from
+        for place in range(count):
+            if at > last:
+                raise HeaderError(f"{what} ends in its text {place} of {count} with the file")
+            at += 8 + length_at(self._data, at)[0]
+        self.skip(at - self.at, what)
 
     def tensor(self, what: str) -> tuple[str, list[int], int, int]:
         """Name, dimensions as stored (the row's length first), type and offset of a tensor."""

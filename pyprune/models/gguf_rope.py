@@ -25,8 +25,8 @@ _YARN_FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
 def rotary_pairs(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k `[heads*head_dim, ...]` in Hugging Face's order (the two that rotate together are half a head apart)
-    as a view `[heads, head_dim/2, 2, ...]` of the same memory in llama.cpp's (they are neighbours)."""
+    """Rows of q or k `[heads*head_dim, ...]` in Hugging Face's order (the two that rotate together are half a head
+    apart) as a view `[heads, head_dim/2, 2, ...]` in llama.cpp's (they are neighbours)."""
     return rows.view(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).transpose(1, 2)
 
 

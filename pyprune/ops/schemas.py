@@ -56,10 +56,9 @@ SCHEMAS = {
     # the head of every row; the operators that multiply look at the first and the last one's.
     "compress_bfloat16": "(Tensor weight) -> Tensor",
     "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
-    # Quantised values of a GGUF file, [bytes] uint8 contiguous, of a type in llama.cpp's numbers (2 is Q4_0), written to out
-    # [..., K] in its dtype: each computed in float32 and rounded once. K is a multiple of the type's block; the rows of
-    # out may lie anywhere. The kernel has Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS (`GGUF_TYPES`);
-    # the definition whatever the `gguf` package has. Equal to that package's values to the bit.
+    # blocks [bytes] uint8, quantised values of a GGUF file, type by llama.cpp's number (2 is Q4_0) -> out [..., K] in its
+    # dtype, each computed in float32 and rounded once: the `gguf` package's values to the bit. K is a multiple of the
+    # type's block; rows of out may lie anywhere. The kernel has GGUF_TYPES, the definition all that the package has.
     "dequantize_gguf": "(Tensor blocks, int type, Tensor(a!) out) -> ()",
     # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding
     # [V, H], every block, final norm and head as `norm_head`. Activations are float32. layout: for each block the
@@ -79,7 +78,8 @@ LAYOUT = (
 
 
 GGUF_TYPES = (2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23)
-"""llama.cpp's numbers of the types that `dequantize_gguf` has a kernel for."""
+"""llama.cpp's numbers of the types that `dequantize_gguf` has a kernel for: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
+IQ4_NL and IQ4_XS."""
 
 
 def digest() -> str:

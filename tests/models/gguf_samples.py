@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "vocab": 32}
 """Rows of 64 and 96: multiples of the 32 values that a block of Q4_0, Q4_1 and Q8_0 holds."""
@@ -36,3 +37,9 @@ def gguf_tensors(sizes, tied=True, biases="", qk_norm=False):
             parts |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
         shapes |= {f"blk.{block}.{name}": shape for name, shape in parts.items()}
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def rotary_halves(rows: Tensor, heads: int) -> Tensor:
+    """Rows of q or k from llama.cpp's order (the two that rotate together are neighbours) to Hugging Face's."""
+    pairs = rows.view(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)

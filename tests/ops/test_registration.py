@@ -35,6 +35,7 @@ def arguments(name: str, rows: int) -> tuple:
         "padded_linear": (x, w, random(37, dtype=torch.bfloat16)),
         "compress_bfloat16": (w,),
         "decompress_bfloat16": (ops.compress_bfloat16(w), 61),
+        "dequantize_gguf": (torch.arange(rows * 36).to(torch.uint8), 2, torch.empty(rows, 64)),
         "decode_step": tuple(step_arguments(min(rows, 64), torch.bfloat16, torch.arange(min(rows, 64)))),
     }[name]
 
@@ -59,6 +60,8 @@ def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: to
     torch.manual_seed(0)
     if name == "compress_bfloat16":
         pytest.skip("its input has one dtype, and the size of its result depends on values")
+    if name == "dequantize_gguf":
+        pytest.skip("it gives nothing: what it writes has the dtype of its argument")
     args = changed(arguments(name, 4), lambda one: one.to(dtype) if one.is_floating_point() else one)
     traced = getattr(ops, name)(*changed(args, lambda one: one.to("meta")))
     if (name, dtype) == ("decode_step", torch.float64):  # its definition calls the others, and the library's refuse it
@@ -73,8 +76,13 @@ def test_traces_under_compile_without_a_break(name: str):
     torch.manual_seed(0)
     torch._dynamo.reset()  # one function for all operators would be compiled anew too often
     args = arguments(name, 4)
-    compiled = torch.compile(lambda *a: getattr(ops, name)(*a) * 2, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*args), getattr(ops, name)(*args) * 2)
+
+    def twice(*args):
+        result = getattr(ops, name)(*args)
+        return 2 * (args[-1] if result is None else result)  # what it wrote, where it gives nothing
+
+    compiled = torch.compile(twice, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*args), twice(*args))
 
 
 def run(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

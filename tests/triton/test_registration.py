@@ -11,7 +11,7 @@ import torch
 from pyprune import ops, triton_kernels
 
 COMPOSED = {"decode_step"}  # its definition calls the other operators, on a GPU their kernels
-OF_A_CPU = {"compress_bfloat16", "decompress_bfloat16"}
+OF_A_CPU = {"compress_bfloat16", "decompress_bfloat16", "dequantize_gguf"}
 needs_triton = pytest.mark.skipif(not triton_kernels.available(), reason=str(triton_kernels.why_not()))
 
 
