@@ -56,7 +56,7 @@ SCHEMAS = {
     # the head of every row; the operators that multiply look at the first and the last one's.
     "compress_bfloat16": "(Tensor weight) -> Tensor",
     "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
-    # blocks [bytes] uint8, quantised values of a GGUF file, type by llama.cpp's number (2 is Q4_0) -> out [..., K] in its
+    # blocks [bytes] uint8, quantised values of a GGUF file; type, llama.cpp's number (2 is Q4_0) -> out [..., K] in its
     # dtype, each computed in float32 and rounded once: the `gguf` package's values to the bit. K is a multiple of the
     # type's block; rows of out may lie anywhere. The kernel has GGUF_TYPES, the definition all that the package has.
     "dequantize_gguf": "(Tensor blocks, int type, Tensor(a!) out) -> ()",
