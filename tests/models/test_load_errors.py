@@ -128,6 +128,31 @@ def test_truncated_safetensors(saved, keep):
     refused(file.parent, "model.safetensors: not a whole safetensors file")
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ([], "no JSON object"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "tensor a of F32 and shape [2] has 4 bytes"),
+        ({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 8]}}, "tensor a of F32"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}, "tensor a begins at byte 8 of the data"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "tensors take 4 bytes, the file has 8"),
+        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, "tensors take 16 bytes, the file has 8"),
+    ],
+)
+def test_a_safetensors_header_that_does_not_fit_its_file(saved, header, message):
+    file, text = saved() / "model.safetensors", json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    refused(file.parent, "model.safetensors: not a whole safetensors file", message)
+
+
+def test_a_safetensors_header_longer_than_the_file(saved):
+    file = saved() / "model.safetensors"
+    file.write_bytes((1 << 40).to_bytes(8, "little") + bytes(100))
+    refused(file.parent, "a header of 1099511627776 bytes in a file of 108")
+
+
 def test_missing_tensor(saved):
     directory = saved()
     edit(directory, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
