@@ -1,9 +1,10 @@
 """Builds the native libraries with CMake and ninja; everything else is in pyproject.toml.
 
-The build uses the torch that is installed, so it runs without isolation: pip install --no-build-isolation -e .
-Without a C++ compiler the package installs without its kernels and says so; PYPRUNE_NATIVE=0 leaves them out.
+The build needs the headers of an installed torch, any from 2.10 on: that of the build's own environment, else that of
+the environment which pip installs into. Without a C++ compiler the package installs without its kernels and says so;
+PYPRUNE_NATIVE=0 leaves them out.
 PYPRUNE_CUDA=auto|0|1: the CUDA library is built where nvcc is there and the installed torch has CUDA (auto), never (0),
-or regardless (1: that it compiles can be checked on a machine without a GPU, and with a torch without CUDA).
+or regardless (1: for a wheel, whatever the torch here; it serves GPUs under a torch with CUDA).
 """
 
 from __future__ import annotations
@@ -17,38 +18,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]()
 LIBRARY = f"_cpu_{SCHEMAS}.so"
-CUDA_LIBRARY = "_cuda.so"
+CUDA_LIBRARY = f"_cuda_{SCHEMAS}.so"
 CUDA_CHOICES = ("auto", "0", "1")
-ROOMS = (
-    "commands",
-    "models",
-    "models.families",
-    "ops",
-    "pruning",
-    "runtime",
-    "runtime.huggingface",
-    "scoring",
-    "scoring.calibration",
-    "study",
+FIND_TORCH = (
+    "import importlib.util as u; spec = u.find_spec('torch'); print(spec.submodule_search_locations[0] if spec else '')"
 )
 
 
 def torch_folder() -> Path:
-    """The installed torch package (not imported: only its headers and libraries are needed)."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit(
-            "pyprune: no torch in this build's environment. The kernels are built against the torch that is installed: "
-            "pip install torch==2.13.0 setuptools cmake ninja, then pip install --no-build-isolation -e ."
+    """The installed torch package (not imported: only its headers and libraries are needed).
+
+    pip's isolated build hides it by what PYTHONPATH names; an isolated interpreter (-I) looks past that.
+    """
+    for isolation in ((), ("-I",)):
+        answer = subprocess.run(
+            [sys.executable, *isolation, "-c", FIND_TORCH], capture_output=True, text=True, check=True
         )
-    return Path(next(iter(spec.submodule_search_locations)))
+        if folder := answer.stdout.strip():
+            return Path(folder)
+    sys.exit(
+        "pyprune: the kernels are built against an installed torch, and there is none: pip install 'torch>=2.10', then "
+        "this again (builders with an environment of their own, such as uv and build, take --no-build-isolation too)"
+    )
 
 
 def tool(name: str) -> str | None:
@@ -67,6 +66,15 @@ def compiler() -> str | None:
     if wanted:
         return shutil.which(shlex.split(wanted)[0])
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+class BuildFresh(build_py):
+    """Modules that an earlier build left in the build folder do not come along."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "pyprune", ignore_errors=True)
+        super().run()
 
 
 class BuildWithCMake(build_ext):
@@ -101,12 +109,12 @@ class BuildWithCMake(build_ext):
         cuda = os.environ.get("PYPRUNE_CUDA") or "auto"
         if cuda not in CUDA_CHOICES:
             sys.exit(f"pyprune: PYPRUNE_CUDA={cuda}: one of {', '.join(CUDA_CHOICES)} is expected")
-        build = Path(self.build_temp).resolve() / "cmake"
+        torch, build = torch_folder(), Path(self.build_temp).resolve() / "cmake"
         shutil.rmtree(build, ignore_errors=True)  # CMake keeps the compiler and the torch of the last time
         build.mkdir(parents=True)
         cmake, ninja = tool("cmake"), tool("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-        options = [f"-DPYPRUNE_TORCH={torch_folder()}", f"-DPYPRUNE_CUDA={cuda}"]
+        options = [f"-DPYPRUNE_TORCH={torch}", f"-DPYPRUNE_CUDA={cuda}", f"-DPython3_EXECUTABLE={sys.executable}"]
         subprocess.run([cmake, *generator, "-S", HERE, "-B", build, *options], check=True)
         subprocess.run([cmake, "--build", build], check=True)
         built = {LIBRARY: build / "_cpu.so", CUDA_LIBRARY: build / "_cuda.so"}
@@ -129,11 +137,11 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     packages=[
-        "pyprune",
-        *(f"pyprune.{room}" for room in ROOMS),
+        *find_packages(include=["pyprune", "pyprune.*"]),
         "pyprune.triton_kernels",
+        *(f"pyprune.triton_kernels.{package}" for package in find_packages("triton_kernels")),
     ],
     package_dir={"pyprune": "pyprune", "pyprune.triton_kernels": "triton_kernels"},
     ext_modules=[Extension("pyprune._cpu", sources=[])],
-    cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_py": BuildFresh, "build_ext": BuildWithCMake, "bdist_wheel": PlatformWheel},
 )

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyprune.errors import InputError, NativeLibraryWarning
+from pyprune.installation import require_not_hiding
 from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ _ROOMS = {
 }
 
 
+require_not_hiding()
 register_model_types()
 
 

@@ -121,7 +121,7 @@ def best_mode(done: Sequence[dict[str, Any]]) -> str:
     If no decoding was tried, what has been built decides.
     """
     decoded = [part for part in done if part["group"] == "decode" and part["status"] != "skipped"]
-    has_library = (ROOT / "pyprune" / "_cuda.so").exists()
+    has_library = any((ROOT / "pyprune").glob("_cuda_*.so"))
     if not decoded:
         return "cuda" if has_library else "triton"
     for mode in ("cuda", "triton"):

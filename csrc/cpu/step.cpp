@@ -8,9 +8,9 @@ namespace pyprune::cpu {
 
 namespace {
 
-// A block's entry in `layout`: places in `weights`, -1 where there is none, and the attention's window.
-enum Field { mha_norm, q, k, v, o, q_bias, k_bias, v_bias, o_bias, q_norm, k_norm, window, ffn_norm, gate, up, down,
-             gate_bias, up_bias, down_bias, fields };
+// A block's entry in `layout`: places in `weights`, -1 where there is none, and the attention's window. The names are
+// LAYOUT's in pyprune/ops/schemas.py, from which CMake takes them.
+enum Field { PYPRUNE_LAYOUT, fields };
 
 // Activation rows times width up to which every thread packs all of them for itself: quicker than meeting once more.
 constexpr int64_t kPackAlone = 8192;

@@ -1,5 +1,5 @@
 # Is the CUDA library built? Sets PYPRUNE_BUILD_CUDA from
-#   PYPRUNE_CUDA   auto: where nvcc is there and the installed torch has CUDA; 1: always, as a check; 0: never
+#   PYPRUNE_CUDA   auto: where nvcc is there and the installed torch has CUDA; 1: always, as for a wheel; 0: never
 #   PYPRUNE_TORCH  folder of the installed torch package
 # and PYPRUNE_TORCH_HAS_CUDA. No GPU is looked for: the machine that builds need not be the one that runs.
 # It runs by itself too: cmake -DPYPRUNE_CUDA=auto -DPYPRUNE_TORCH=... -P csrc/cuda/choice.cmake
@@ -36,5 +36,5 @@ if(NOT PYPRUNE_BUILD_CUDA)
 elseif(PYPRUNE_TORCH_HAS_CUDA)
   message(STATUS "pyprune: CUDA library with ${PYPRUNE_NVCC}")
 else()
-  message(STATUS "pyprune: CUDA library with ${PYPRUNE_NVCC}, as a check: this torch has no CUDA, it will not load")
+  message(STATUS "pyprune: CUDA library with ${PYPRUNE_NVCC}, for a torch with CUDA: this one has none and never loads it")
 endif()

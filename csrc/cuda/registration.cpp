@@ -182,6 +182,20 @@ Tensor cuda_norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Te
 // For Python, through ctypes (pyprune/ops/gpu.py): this thread begins (1) or ends (0) to record a decode step.
 extern "C" __attribute__((visibility("default"))) void pyprune_cuda_record(int on) { pyprune::cuda::recording = on != 0; }
 
+// Why the kernels cannot run with this machine's driver; nullptr where they can. CUDA's runtime is linked in, and takes a
+// driver of its own major version or a later one. The string belongs to the library.
+extern "C" __attribute__((visibility("default"))) const char* pyprune_cuda_problem() {
+  static const std::string problem = [] {
+    int runtime = 0, driver = 0;
+    if (cudaRuntimeGetVersion(&runtime) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+      return std::string("no NVIDIA driver answers");
+    if (driver / 1000 >= runtime / 1000) return std::string();
+    const auto name = [](int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); };
+    return "it was built with CUDA " + name(runtime) + ", and this driver is for CUDA " + name(driver) + " at most";
+  }();
+  return problem.empty() ? nullptr : problem.c_str();
+}
+
 STABLE_TORCH_LIBRARY_IMPL(pyprune, CUDA, m) {
   m.impl("cuda_norm_gate_up", TORCH_BOX(&pyprune::cuda::cuda_norm_gate_up));
   m.impl("cuda_linear_residual", TORCH_BOX(&pyprune::cuda::cuda_linear_residual));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pyprune.commands.options import add_json, command
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         "available_memory_bytes": memory.available(),
         "native": native.report(),
         "gpu": gpu.report(),
+        "cuda_library": _cuda_library(gpu.CUDA_LIBRARY_PATH),
         "demonstration": {"model": _present(demo_model_path), "texts": _present(lambda: require_text(None))},
     }
     if options.json:
@@ -50,9 +52,22 @@ def run(options: argparse.Namespace) -> None:
         native_facts[f"{name}, not used"] = reason
     lines += [[f"native: {name.replace('_', ' ')}", shown(value)] for name, value in native_facts.items()]
     lines.append(["GPU kernels", found["gpu"]["reason"]])
+    lines.append(["CUDA library", found["cuda_library"]])
     lines.append([f"model {DEMO_MODEL}", found["demonstration"]["model"] or "installed"])
     lines.append(["demonstration texts", found["demonstration"]["texts"] or "installed"])
     print_table(["", ""], lines)
+
+
+def _cuda_library(file: Path) -> str:
+    """Whether this installation carries the CUDA library, and for which GPUs."""
+    import torch
+
+    from pyprune.ops import library_files
+
+    targets = library_files.cuda_targets(file)
+    if targets is None:
+        return f"none, this installation is for CPUs (and Triton): {library_files.problem(file)}"
+    return targets if torch.version.cuda else f"{targets}; never loaded, for this torch has no CUDA"
 
 
 def _present(find: Callable[[], object]) -> str | None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyprune.ops import cuda_contracts
-from pyprune.ops.schemas import SCHEMAS
+from pyprune.ops import cuda_contracts, torch_version
+from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
+
+torch_version.require()
 
 LIBRARY = torch.library.Library("pyprune", "DEF")
 
@@ -26,7 +28,7 @@ def _without_gradient(name: str) -> Callable[..., Tensor | None]:
     return call
 
 
-for _name, _schema in {**SCHEMAS, **cuda_contracts.SCHEMAS}.items():
+for _name, _schema in {**SCHEMAS, **CUDA_SCHEMAS}.items():
     LIBRARY.define(_name + _schema)
     if _name != "padded_linear":
         LIBRARY.impl(_name, _without_gradient(_name), "Autograd")

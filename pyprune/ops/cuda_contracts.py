@@ -1,4 +1,5 @@
-"""The CUDA library's own operators (csrc/cuda/): the linears of one or two rows, which are the decode step's.
+"""The CUDA library's own operators (csrc/cuda/; schemas: `CUDA_SCHEMAS`): the linears of one or two rows, which are the
+decode step's.
 
 They compute what the operators of `schemas` of the same name compute, for 1 or 2 rows of activations in all (more is a
 RuntimeError): they are steps of those operators' CUDA implementation, not a replacement for all rows. Activations,
@@ -16,23 +17,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-SCHEMAS = {
-    # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F].
-    "cuda_norm_gate_up": "(Tensor x, Tensor norm, float eps, Tensor gate, Tensor up, Tensor? gate_bias, "
-    "Tensor? up_bias, Tensor? skip=None, int unit=0) -> Tensor",
-    # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.
-    "cuda_linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, "
-    "int unit=0) -> Tensor",
-    # h weight^T [O, K] + bias [O], h = x [..., K], RMS-normalised where norm is given. Gives [..., O], in float32 where
-    # float_out is set: padded_linear's and norm_head's kernel.
-    "cuda_linear": "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm=None, float eps=0.0, "
-    "bool float_out=False) -> Tensor",
-    # norm_qkv_rope without q/k-norms, for weights whose rows start on 16 bytes and caches of their dtype.
-    "cuda_norm_qkv_rope": "(Tensor x, Tensor norm, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
-    "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, "
-    "Tensor(b!) v_cache, Tensor? skip=None, int unit=0, Tensor? slots=None) -> Tensor",
-}
 
 
 def _norm_gate_up(

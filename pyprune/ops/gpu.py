@@ -18,16 +18,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops import cuda_contracts
+from pyprune.ops import library_files
 from pyprune.ops.contracts import LIBRARY
 from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops.schemas import CUDA_SCHEMAS
 
 CHOICES = ("auto", "definitions", "triton", "cuda")
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
@@ -37,7 +37,7 @@ KERNELS = (
     "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
     "padded_linear",
 )  # fmt: skip
-CUDA_LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
+CUDA_LIBRARY_PATH = library_files.path("cuda")
 MOST_CUDA_ROWS = 2
 NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
@@ -140,13 +140,17 @@ def require_triton(what: str) -> None:
 
 
 def _load_cuda_library() -> None:
-    if not CUDA_LIBRARY_PATH.exists():
-        raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} was not built; it takes nvcc and a CUDA torch")
+    if problem := library_files.problem(CUDA_LIBRARY_PATH):
+        raise InputError(f"PYPRUNE_GPU=cuda: {problem}; it takes nvcc and a CUDA torch")
     try:
         torch.ops.load_library(str(CUDA_LIBRARY_PATH))
+        library = ctypes.CDLL(str(CUDA_LIBRARY_PATH))
     except OSError as error:
         raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} does not load: {error}") from None
-    for name in cuda_contracts.SCHEMAS:
+    library.pyprune_cuda_problem.restype = ctypes.c_char_p
+    if reason := library.pyprune_cuda_problem():
+        raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} cannot run here: {reason.decode()}")
+    for name in CUDA_SCHEMAS:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyprune::{name}", "CUDA"):
             raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} has no {name}: build it again (make setup)")
 

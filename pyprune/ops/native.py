@@ -10,17 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from pathlib import Path
 
 import torch
 
 from pyprune.errors import InputError, NativeLibraryWarning
-from pyprune.ops.schemas import digest
+from pyprune.ops import library_files
 
-LIBRARY_PATH = Path(__file__).resolve().parent.parent / f"_cpu_{digest()}.so"
+LIBRARY_PATH = library_files.path("cpu")
 REMEDY = (
-    "in a checkout, make setup; else install a C++ compiler (Debian, Ubuntu: apt install g++), then "
-    "pip install 'setuptools>=77' wheel cmake ninja && pip install --no-build-isolation --force-reinstall --no-deps ."
+    "in a checkout, make setup; else install the wheel for this machine, or install a C++ compiler (Debian, Ubuntu: "
+    "apt install g++), then, in the folder of pyprune's sources, pip install --force-reinstall --no-deps ."
 )
 
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
@@ -39,9 +38,8 @@ def load() -> bool:
     if os.environ.get("PYPRUNE_NATIVE") == "0":
         _reason = "switched off by PYPRUNE_NATIVE=0"
         return False
-    if not LIBRARY_PATH.exists():
-        _reason = f"{LIBRARY_PATH.name} was not built"
-    else:
+    _reason = library_files.problem(LIBRARY_PATH)
+    if _reason is None:
         try:
             torch.ops.load_library(str(LIBRARY_PATH))
             _library = ctypes.CDLL(str(LIBRARY_PATH))

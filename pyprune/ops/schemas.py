@@ -70,6 +70,24 @@ SCHEMAS = {
     "Tensor? skip=None) -> Tensor",
 }
 
+CUDA_SCHEMAS = {
+    # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F].
+    "cuda_norm_gate_up": "(Tensor x, Tensor norm, float eps, Tensor gate, Tensor up, Tensor? gate_bias, "
+    "Tensor? up_bias, Tensor? skip=None, int unit=0) -> Tensor",
+    # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.
+    "cuda_linear_residual": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? skip=None, "
+    "int unit=0) -> Tensor",
+    # h weight^T [O, K] + bias [O], h = x [..., K], RMS-normalised where norm is given. Gives [..., O], in float32 where
+    # float_out is set: padded_linear's and norm_head's kernel.
+    "cuda_linear": "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm=None, float eps=0.0, "
+    "bool float_out=False) -> Tensor",
+    # norm_qkv_rope without q/k-norms, for weights whose rows start on 16 bytes and caches of their dtype.
+    "cuda_norm_qkv_rope": "(Tensor x, Tensor norm, float eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, "
+    "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor? skip=None, int unit=0, Tensor? slots=None) -> Tensor",
+}
+"""The CUDA library's own operators (`cuda_contracts` says what they are)."""
+
 LAYOUT = (
     "mha_norm", "q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "window",
     "ffn_norm", "gate", "up", "down", "gate_bias", "up_bias", "down_bias",
@@ -81,9 +99,31 @@ GGUF_TYPES = (2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23)
 """llama.cpp's numbers of the types that `dequantize_gguf` has a kernel for: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
 IQ4_NL and IQ4_XS."""
 
+FUNCTIONS = {
+    "pyprune_isa_compiled": "const char* (int)",
+    "pyprune_isa_runs_here": "int (const char*)",
+    "pyprune_isa_selected": "const char* ()",
+    "pyprune_isa_select": "int (const char*)",
+    "pyprune_gemm_select": "int (const char*)",
+    "pyprune_gemm_is_own": "int (int)",
+    "pyprune_read": "uint64_t (const void*, int64_t)",
+    "pyprune_cuda_record": "void (int)",
+    "pyprune_cuda_problem": "const char* ()",
+}
+"""The libraries' C functions, which Python calls through ctypes."""
+
 
 def digest() -> str:
-    """A short name for this set of schemas. It is part of the native library's file name, so that a library built for
-    other schemas is never loaded: its kernels would read arguments that are not there."""
-    text = "\n".join(f"{name}{schema}" for name, schema in sorted(SCHEMAS.items()))
+    """A short name for all that Python and the native libraries must agree on: schemas, the step's layout, functions.
+
+    It is part of the libraries' file names and stands inside them too (`library_files`), so that a library built for
+    other contracts is never loaded: its kernels would read arguments that are not there.
+    """
+    tables = ({**SCHEMAS, **CUDA_SCHEMAS}, dict(enumerate(LAYOUT)), FUNCTIONS)
+    text = "\n\n".join("\n".join(f"{name} {value}" for name, value in sorted(table.items())) for table in tables)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":  # for CMake, which compiles both into the libraries
+    print(digest())
+    print(",".join(LAYOUT))

@@ -62,7 +62,7 @@ def test_auto_builds_where_there_is_nvcc_and_torch_has_cuda(value, cpu_torch: Pa
 
 @needs_cmake
 def test_one_builds_regardless_and_wants_nvcc(cpu_torch: Path, nvcc: Path):
-    assert f"CUDA library with {nvcc}, as a check" in choose(cpu_torch, "1", nvcc).stdout
+    assert f"CUDA library with {nvcc}, for a torch with CUDA: this one has none" in choose(cpu_torch, "1", nvcc).stdout
     without = choose(cpu_torch, "1")
     assert without.returncode != 0
     assert "there is no nvcc" in without.stderr

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyprune.ops import cuda_contracts, definitions
-from pyprune.ops.schemas import SCHEMAS
+from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
 from tests.cuda import tools
 
 
@@ -18,25 +18,25 @@ def arguments(schema: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["norm_gate_up", "linear_residual"])
 def test_the_schema_is_that_of_the_operator(name: str):
-    assert cuda_contracts.SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
+    assert CUDA_SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
 
 
 def test_the_projection_takes_the_arguments_of_the_operator_but_the_norms_of_heads():
     own, general = (
         arguments(schema["norm_qkv_rope" if schema is SCHEMAS else "cuda_norm_qkv_rope"])
-        for schema in (cuda_contracts.SCHEMAS, SCHEMAS)
+        for schema in (CUDA_SCHEMAS, SCHEMAS)
     )
     assert own == [one for one in general if not one.endswith(("q_norm", "k_norm"))]
 
 
 def test_the_plain_linear_takes_the_arguments_of_padded_linear_first():
-    assert arguments(cuda_contracts.SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
+    assert arguments(CUDA_SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
 
 
 def test_every_schema_has_a_fake_and_a_kernel():
-    assert set(cuda_contracts.FAKES) == set(cuda_contracts.SCHEMAS)
+    assert set(cuda_contracts.FAKES) == set(CUDA_SCHEMAS)
     source = (tools.CSRC / "registration.cpp").read_text()
-    for name in cuda_contracts.SCHEMAS:
+    for name in CUDA_SCHEMAS:
         assert f'm.impl("{name}", TORCH_BOX(&pyprune::cuda::{name}));' in source
 
 
@@ -67,7 +67,7 @@ def test_fakes_give_the_shapes_and_dtypes_of_the_definitions(dtype: torch.dtype)
 
 def test_the_schemas_can_be_defined_and_called_through_torch():
     library = torch.library.Library("pyprune_cuda_test", "DEF")
-    for name, schema in cuda_contracts.SCHEMAS.items():
+    for name, schema in CUDA_SCHEMAS.items():
         library.define(name + schema)
         torch.library.register_fake(f"pyprune_cuda_test::{name}", cuda_contracts.FAKES[name], lib=library)
     x, weight = torch.empty(1, 5, device="meta"), torch.empty(7, 5, device="meta")

@@ -134,9 +134,9 @@ def test_auto_leaves_float64_to_the_definitions(auto):
 def test_the_cuda_choice_without_its_library_says_what_it_takes(monkeypatch, tmp_path):
     monkeypatch.setenv("PYPRUNE_GPU", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "CUDA_LIBRARY_PATH", tmp_path / "_cuda.so")
+    monkeypatch.setattr(gpu, "CUDA_LIBRARY_PATH", tmp_path / "_cuda_0.so")
     pytest.importorskip("triton")
-    with pytest.raises(InputError, match=r"_cuda.so was not built; it takes nvcc"):
+    with pytest.raises(InputError, match=r"_cuda_0.so was not built; it takes nvcc"):
         gpu.choose()
 
 
