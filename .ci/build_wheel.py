@@ -3,8 +3,7 @@
     python .ci/build_wheel.py [--cuda auto|0|1]
 
 One wheel serves every Python from 3.11 and every torch from 2.10 (its libraries use torch's stable ABI and no Python).
-With --cuda auto the CUDA library is in it where nvcc is there. The packages of pyproject's extra `release` are needed,
-and those of its build-system.
+With --cuda auto the CUDA library is in it where nvcc is there. `make wheel` installs what this needs.
 """
 
 from __future__ import annotations

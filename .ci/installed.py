@@ -1,4 +1,4 @@
-"""Uses an installed pyprune as its users do, far from the repository: `python installed.py STEP`, in an empty folder."""
+"""Uses an installed pyprune as its users do, far from the repository: `installed.py STEP`, in an empty folder."""
 
 from __future__ import annotations
 

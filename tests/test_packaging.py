@@ -1,0 +1,84 @@
+"""What is installed, and what an installation says where it cannot work. `make check-wheel` installs for real."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+
+import pyprune
+from tests.cuda.tools import ROOT
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """setup.py's globals, with what it hands to setuptools as `given`."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
+    monkeypatch.chdir(ROOT)
+    return {**runpy.run_path(str(ROOT / "setup.py")), "given": given}
+
+
+def test_every_folder_with_python_is_a_package_that_is_installed(build: dict[str, Any]):
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "pyprune").rglob("*.py")}
+    folders |= {"pyprune" / file.parent.relative_to(ROOT) for file in (ROOT / "triton_kernels").rglob("*.py")}
+    assert set(build["given"]["packages"]) == {".".join(folder.parts) for folder in folders}
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pyprune.__version__"}
+    assert pyprune.__version__
+
+
+def answering(*answers: str) -> Any:
+    """subprocess.run, as if an interpreter printed each of these in turn; and its calls."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, answers[len(calls) - 1] + "\n", "")
+
+    run.calls = calls
+    return run
+
+
+def test_an_isolated_build_takes_the_torch_of_the_environment(build: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    assert (build["torch_folder"]() / "include").is_dir()
+    run = answering("", "/somewhere/torch")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert build["torch_folder"]() == Path("/somewhere/torch")
+    assert ["-I" in command for command in run.calls] == [False, True]
+
+
+def test_a_build_without_torch_says_in_one_line_what_to_type(build: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subprocess, "run", answering("", ""))
+    with pytest.raises(SystemExit, match=r"^pyprune: .*pip install 'torch>=2\.10', then this again.*\Z") as stop:
+        build["torch_folder"]()
+    assert "\n" not in str(stop.value)
+
+
+def imported(*places: Path) -> subprocess.CompletedProcess[str]:
+    """`import pyprune` by a Python that finds packages in these folders alone."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(place) for place in places]!r}; import pyprune; print(pyprune.__version__)"
+    )
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_sources_that_hide_an_installation_say_so_and_others_do_not(tmp_path: Path):
+    site = tmp_path / "site-packages"
+    (site / "pyprune" / "triton_kernels").mkdir(parents=True)
+    assert imported(ROOT, site).stdout.strip() == pyprune.__version__
+    (site / "pyprune-0.1.0.dist-info").mkdir()
+    (site / "pyprune-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pyprune\nVersion: 0.1.0\n")
+    last = imported(ROOT, site).stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {ROOT / 'pyprune'} hides the installed pyprune ({site / 'pyprune'}): ")
+    assert f"pip install --editable {ROOT}" in last
