@@ -36,9 +36,9 @@ FIND_TORCH = (
 def torch_folder() -> Path:
     """The installed torch package (not imported: only its headers and libraries are needed).
 
-    pip's isolated build hides it by what PYTHONPATH names; an isolated interpreter (-I) looks past that.
+    pip's isolated build hides it by what PYTHONPATH names; an interpreter that ignores that (-E) looks past it.
     """
-    for isolation in ((), ("-I",)):
+    for isolation in ((), ("-E",)):
         answer = subprocess.run(
             [sys.executable, *isolation, "-c", FIND_TORCH], capture_output=True, text=True, check=True
         )

@@ -47,7 +47,7 @@ def main() -> None:
                 artifact.absolute(),
                 at=folder,
             )
-            call(python, "-m", "pip", "check", at=folder)
+            require_satisfied(python)
             check(python, Path(folder))
             if not options.into:
                 remove_extras(Path(folder))
@@ -70,6 +70,15 @@ def clean_environment(folder: Path) -> Path:
     (site,) = (folder / "environment").glob("lib/python*/site-packages")
     (site / "packages.pth").write_text(f"{packages}\n")
     return folder / "environment" / "bin" / "python"
+
+
+def require_satisfied(python: Path) -> None:
+    """Exit with what pip misses for pyprune; what it misses for other packages is none of ours."""
+    done = subprocess.run(
+        [python, "-m", "pip", "check"], env=environment(), capture_output=True, text=True, check=False
+    )
+    if missing := [line for line in done.stdout.splitlines() if line.startswith("pyprune ")]:
+        sys.exit("\n".join(missing))
 
 
 def remove_extras(folder: Path) -> None:

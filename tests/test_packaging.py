@@ -55,7 +55,7 @@ def test_an_isolated_build_takes_the_torch_of_the_environment(build: dict[str, A
     run = answering("", "/somewhere/torch")
     monkeypatch.setattr(subprocess, "run", run)
     assert build["torch_folder"]() == Path("/somewhere/torch")
-    assert ["-I" in command for command in run.calls] == [False, True]
+    assert ["-E" in command for command in run.calls] == [False, True]
 
 
 def test_a_build_without_torch_says_in_one_line_what_to_type(build: dict[str, Any], monkeypatch: pytest.MonkeyPatch):

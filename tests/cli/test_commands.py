@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import torch
+
+from pyprune.ops import gpu
+from pyprune.ops.schemas import digest
 from tests.cli.command_line import FEW, TINY, run
 
 
@@ -15,6 +19,24 @@ def test_doctor_names_the_processor_and_the_native_code_path(capsys):
     assert {"model", "texts"} == set(found["demonstration"])
     assert found["native"]
     assert run(capsys, "doctor")[0] == 0
+
+
+def test_doctor_says_whether_the_installation_carries_the_cuda_library(capsys, monkeypatch, tmp_path):
+    file = tmp_path / f"_cuda_{digest()}.so"
+    monkeypatch.setattr(gpu, "CUDA_LIBRARY_PATH", file)
+
+    def told() -> str:
+        code, out, _ = run(capsys, "doctor", "--json")
+        assert code == 0
+        return json.loads(out)["cuda_library"]
+
+    assert told() == f"none, this installation is for CPUs (and Triton): {file.name} was not built"
+    file.write_bytes(f"pyprune library: contracts={digest()} targets=80,90a-real toolkit=13.0.88;".encode())
+    targets = "sm_80, sm_90a, later GPUs by PTX of compute_80 (CUDA 13.0.88)"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert told() == f"{targets}; never loaded, for this torch has no CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert told() == targets
 
 
 def test_compare_writes_the_report_and_prints_json_with_the_table(capsys, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyprune.ops import library_files, schemas
 from tests.cuda import tools
 
 TOOLS = {"nvcc": tools.nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": tools.cxx()}
@@ -63,6 +64,23 @@ def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
         weights, rows, form = instantiation(name)
         blocks = 3 if (FORMS[form], rows) == (2, 1) and weights != "float" else 2
         assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
+def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(built: Built):
+    record = library_files.record(built.library)
+    assert record["contracts"] == schemas.digest()
+    assert [target.removesuffix("-real") for target in record["targets"].split(",")] == list(ARCHITECTURES)
+    needed = re.findall(r"NEEDED.*\[(\S+)\]", tools.output("readelf", "-d", built.library))
+    assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
+    assert not [name for name in needed if re.match(r"libcuda|libpython|libcudart", name)]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_its_functions_are_those_of_the_digest(built: Built):
+    names = [line.split()[-1] for line in tools.output("nm", "-D", "--defined-only", built.library).splitlines()]
+    expected = {name for name in schemas.FUNCTIONS if name.startswith("pyprune_cuda")}
+    assert {name for name in names if name.startswith("pyprune_")} == expected
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
