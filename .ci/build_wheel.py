@@ -74,7 +74,7 @@ def require_complete(wheel: Path, with_cuda: bool) -> None:
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and file.suffix not in (".so", ".pyc", ".part")
     }
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     contents = {name for name in names if ".dist-info/" not in name}
     libraries = {name for name in contents if name.endswith(".so")}
     kinds = sorted(name.split("/")[1].split("_")[1] for name in libraries)

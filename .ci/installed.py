@@ -28,9 +28,9 @@ def modules() -> None:
     names = [module.name for module in pkgutil.walk_packages(pyprune.__path__, "pyprune.")]
     if importlib.util.find_spec("triton") is None:
         names = [name for name in names if not name.startswith("pyprune.triton_kernels.")]
+    names = [name for name in names if not name.rpartition(".")[2].startswith("_")]  # __main__; native libraries
     for name in names:
-        if not name.endswith("__main__"):
-            importlib.import_module(name)
+        importlib.import_module(name)
     assert "pyprune.triton_kernels" in names
     assert "pyprune.scoring.searches" in names
     from pyprune.ops import native

@@ -83,11 +83,6 @@ def test_its_functions_are_those_of_the_digest(built: Built):
     assert {name for name in names if name.startswith("pyprune_")} == expected
 
 
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-def test_the_switch_for_recordings_can_be_found(built: Built):
-    assert re.search(r" T pyprune_cuda_record$", tools.output("nm", "-D", built.library), re.MULTILINE)
-
-
 def functions(assembly: str) -> dict[tuple[str, int, int], list[str]]:
     """The instructions of each instantiation, in order."""
     parts = re.split(r"Function : (\S+)", assembly)[1:]
