@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -28,6 +29,7 @@ SCHEMAS = runpy.run_path(str(HERE / "pyprune" / "ops" / "schemas.py"))["digest"]
 LIBRARY = f"_cpu_{SCHEMAS}.so"
 CUDA_LIBRARY = f"_cuda_{SCHEMAS}.so"
 CUDA_CHOICES = ("auto", "0", "1")
+OLDEST_TORCH = (2, 10)
 FIND_TORCH = (
     "import importlib.util as u; spec = u.find_spec('torch'); print(spec.submodule_search_locations[0] if spec else '')"
 )
@@ -43,11 +45,21 @@ def torch_folder() -> Path:
             [sys.executable, *isolation, "-c", FIND_TORCH], capture_output=True, text=True, check=True
         )
         if folder := answer.stdout.strip():
+            require_new_enough(Path(folder))
             return Path(folder)
     sys.exit(
         "pyprune: the kernels are built against an installed torch, and there is none: pip install 'torch>=2.10', then "
         "this again (builders with an environment of their own, such as uv and build, take --no-build-isolation too)"
     )
+
+
+def require_new_enough(torch: Path) -> None:
+    version = re.search(r"__version__ = ['\"](\d+)\.(\d+)[^'\"]*", (torch / "version.py").read_text())
+    if version and tuple(map(int, version.groups())) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        sys.exit(
+            f"pyprune: torch {version[1]}.{version[2]}: {oldest} or newer is expected: pip install 'torch>={oldest}'"
+        )
 
 
 def tool(name: str) -> str | None:

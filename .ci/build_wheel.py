@@ -29,7 +29,8 @@ def main() -> None:
     cuda = parser.parse_args().cuda
     if cuda == "auto":
         cuda = "1" if nvcc() else "0"
-    shutil.rmtree(DIST, ignore_errors=True)
+    for old in (DIST, ROOT / "pyprune.egg-info"):  # setuptools would take an earlier list of files from the second
+        shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="pyprune-wheel-") as folder:
         python("-m", "build", "--sdist", "--no-isolation", "--outdir", DIST, ROOT)
         (sdist,) = DIST.glob("*.tar.gz")

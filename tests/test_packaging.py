@@ -50,11 +50,20 @@ def answering(*answers: str) -> Any:
     return run
 
 
-def test_an_isolated_build_takes_the_torch_of_the_environment(build: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+def installed_torch(folder: Path, version: str) -> Path:
+    (folder / "torch").mkdir()
+    (folder / "torch" / "version.py").write_text(f"__version__ = '{version}'\n")
+    return folder / "torch"
+
+
+def test_an_isolated_build_takes_the_torch_of_the_environment(
+    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     assert (build["torch_folder"]() / "include").is_dir()
-    run = answering("", "/somewhere/torch")
+    torch = installed_torch(tmp_path, "2.10.0+cu128")
+    run = answering("", str(torch))
     monkeypatch.setattr(subprocess, "run", run)
-    assert build["torch_folder"]() == Path("/somewhere/torch")
+    assert build["torch_folder"]() == torch
     assert ["-E" in command for command in run.calls] == [False, True]
 
 
@@ -63,6 +72,17 @@ def test_a_build_without_torch_says_in_one_line_what_to_type(build: dict[str, An
     with pytest.raises(SystemExit, match=r"^pyprune: .*pip install 'torch>=2\.10', then this again.*\Z") as stop:
         build["torch_folder"]()
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "1.13.0+cu117"])
+def test_a_build_with_a_torch_that_is_too_old_says_so(
+    version: str, build: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(subprocess, "run", answering(str(installed_torch(tmp_path, version))))
+    with pytest.raises(
+        SystemExit, match=r"^pyprune: torch \d\.\d+: 2\.10 or newer is expected: pip install 'torch>=2\.10'$"
+    ):
+        build["torch_folder"]()
 
 
 def imported(*places: Path) -> subprocess.CompletedProcess[str]:

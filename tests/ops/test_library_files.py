@@ -162,5 +162,6 @@ def test_the_oldest_torch_is_the_same_wherever_it_stands():
     major, minor = torch_version.OLDEST
     project = tomllib.loads((tools.ROOT / "pyproject.toml").read_text())["project"]
     assert f"torch>={major}.{minor}" in project["dependencies"]
+    assert f"OLDEST_TORCH = ({major}, {minor})\n" in (tools.ROOT / "setup.py").read_text()
     targets = re.findall(r"TORCH_TARGET_VERSION=0x(\w\w)(\w\w)0{12}", (tools.ROOT / "CMakeLists.txt").read_text())
     assert {(int(a, 16), int(b, 16)) for a, b in targets} == {(major, minor)}
