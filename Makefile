@@ -49,7 +49,7 @@ bench-peers: setup
 
 wheel: setup
 	$(BIN)/python -m pip install --quiet $(RELEASE_TOOLS)
-	$(BIN)/python .ci/build_wheel.py $(ARGS)
+	$(BIN)/python .ci/build_wheel.py
 
 check-wheel: wheel
 	$(BIN)/python .ci/check_installs.py
