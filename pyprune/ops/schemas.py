@@ -114,12 +114,13 @@ FUNCTIONS = {
 
 
 def digest() -> str:
-    """A short name for all that Python and the native libraries must agree on: schemas, the step's layout, functions.
+    """A short name for all that Python and the native libraries must agree on: schemas, the step's layout, the types
+    of GGUF blocks, functions.
 
     It is part of the libraries' file names and stands inside them too (`library_files`), so that a library built for
     other contracts is never loaded: its kernels would read arguments that are not there.
     """
-    tables = ({**SCHEMAS, **CUDA_SCHEMAS}, dict(enumerate(LAYOUT)), FUNCTIONS)
+    tables = ({**SCHEMAS, **CUDA_SCHEMAS}, dict(enumerate(LAYOUT)), dict(enumerate(GGUF_TYPES)), FUNCTIONS)
     text = "\n\n".join("\n".join(f"{name} {value}" for name, value in sorted(table.items())) for table in tables)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -44,6 +44,12 @@ def test_the_digest_is_another_when_the_layout_changes(monkeypatch: pytest.Monke
     assert len(seen) == 5
 
 
+def test_the_digest_is_another_when_a_gguf_type_comes(monkeypatch: pytest.MonkeyPatch):
+    before = schemas.digest()
+    monkeypatch.setattr(schemas, "GGUF_TYPES", (*schemas.GGUF_TYPES, 99))
+    assert schemas.digest() != before
+
+
 @needs_library
 def test_the_library_carries_the_digest_and_is_accepted():
     assert library_files.record(native.LIBRARY_PATH) == {"contracts": schemas.digest()}
