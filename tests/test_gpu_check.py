@@ -16,7 +16,6 @@ import torch
 import pyprune
 from bench.gpu_check import attention, cpu_operators, install, operators, parts, runner, scoring, table1
 from bench.gpu_check.__main__ import main
-from bench.gpu_check.cases import Case, cases
 from bench.gpu_check.child import finite
 from bench.gpu_check.decode import timing
 from bench.gpu_check.parts import Part, best_mode, chosen, groups
@@ -28,6 +27,7 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.transformers_model import to_transformers
 from pyprune.ops import native
+from pyprune.ops.self_check.cases import cases
 from pyprune.pruning.budget import UniformSizes
 
 TINY = "shape:tiny"
@@ -286,102 +286,6 @@ def test_infinities_become_words_that_json_has():
 
 
 # --- operators ----------------------------------------------------------------------------------------------------
-
-
-LINEAR = Case("padded_linear", "3x20 -> 40", lambda d: [d.normal(3, 20), d.weight(40, 20), None])
-
-
-def judged(monkeypatch, function) -> dict:
-    monkeypatch.setattr(ops, "padded_linear", function)
-    return operators.check(LINEAR, torch.float32, "cpu", 0)
-
-
-def test_a_right_operator_passes_in_every_dtype():
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert operators.check(LINEAR, dtype, "cpu", 0)["passed"]
-
-
-def test_a_result_that_is_too_inexact_fails_with_its_error(monkeypatch):
-    told = judged(monkeypatch, lambda x, w, b: (x.bfloat16() @ w.bfloat16().T).float())
-    assert (told["passed"], told["exception"]) == (False, None)
-    assert told["ratio"] > 2
-    assert 1e-4 < told["error"] < 0.1
-
-
-def test_an_unwritten_element_fails(monkeypatch):
-    def forgetful(x, w, b):
-        result = x @ w.T
-        result[1, 7] = float("nan")
-        return result
-
-    assert "NaN" in judged(monkeypatch, forgetful)["exception"]
-
-
-def test_an_operator_that_raises_fails_with_its_words(monkeypatch):
-    def broken(x, w, b):
-        raise RuntimeError("out of shared memory")
-
-    assert judged(monkeypatch, broken)["exception"] == "RuntimeError: out of shared memory"
-
-
-def test_different_bits_on_the_second_run_fail(monkeypatch):
-    turn = []
-
-    def drifting(x, w, b):
-        turn.append(1)
-        return x @ w.T * (1 + 2e-7 * len(turn))
-
-    told = judged(monkeypatch, drifting)
-    assert (told["passed"], told["same_bits_twice"]) == (False, False)
-
-
-def test_a_row_of_the_cache_written_beside_its_position_fails(monkeypatch):
-    right = ops.norm_qkv_rope
-
-    def straying(*args):
-        result = right(*args)
-        args[14][-1, 0, 0] = 1.0
-        return result
-
-    case = next(case for case in cases(0, "tiny") if case.operator == "norm_qkv_rope")
-    assert operators.check(case, torch.float32, "cpu", 0)["passed"]
-    monkeypatch.setattr(ops, "norm_qkv_rope", straying)
-    assert "NaN" in operators.check(case, torch.float32, "cpu", 0)["exception"]
-
-
-def test_the_cases_cover_every_operator_odd_and_aligned_few_and_many_rows_and_the_mask():
-    found = list(cases(3))
-    assert {case.operator for case in found} == OPERATORS
-    labels = [case.label for case in found if case.operator == "linear_residual"]
-    for part in ("1x129 -> 171", "1280x512 -> 256", "1x7155 -> 4096", "skip True", "skip False", "bias"):
-        assert any(part in label for label in labels), part
-    for operator, part in (("norm_qkv_rope", "slots"), ("decode_attention", "first rows, window 30")):
-        assert any(part in case.label for case in found if case.operator == operator), part
-    assert len({(case.operator, case.label) for case in found}) == len(found)
-
-
-def test_fresh_odd_sizes_come_with_a_fresh_seed():
-    assert [case.label for case in cases(1)] == [case.label for case in cases(1)]
-    assert [case.label for case in cases(1)] != [case.label for case in cases(2)]
-
-
-def test_the_cuda_librarys_own_operators_get_the_arguments_of_the_same_names(monkeypatch):
-    with torch.library._scoped_library("pyprune", "FRAGMENT") as library:
-        library.define(
-            "probe_linear(Tensor weight, Tensor x, Tensor? norm=None, float eps=0.0, bool wide=False) -> Tensor"
-        )
-
-        def probe(weight, x, norm=None, eps=0.0, wide=False):
-            assert wide
-            return ops.definitions.norm_head(x, norm, eps, weight)
-
-        library.impl("probe_linear", probe, "CompositeExplicitAutograd")
-        monkeypatch.setattr(operators, "DIRECT", {"norm_head": ("probe_linear", {"wide": True})})
-        twins = [twin for case in cases(0, "tiny", few_rows=True) for twin in operators.direct(case)]
-        assert {twin.operator for twin in twins} == {"norm_head"}
-        for twin in twins:
-            told = operators.check(twin, torch.bfloat16, "cpu", 0)
-            assert (told["passed"], told["direct"], told["exception"]) == (True, True, None)
 
 
 def test_a_case_that_hangs_can_be_named_from_what_was_kept():

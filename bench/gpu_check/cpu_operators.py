@@ -11,10 +11,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check import operators
-from bench.gpu_check.cases import cases
 from bench.gpu_check.settings import ROOT, Save, Settings
 from pyprune.ops import native
+from pyprune.ops.self_check.cases import cases
+from pyprune.ops.self_check.judgement import DTYPES, check, count
 
 DRY_FILE = "test_loss.py"
 
@@ -64,9 +64,9 @@ def own_loop(settings: Settings) -> dict[str, Any]:
     for isa in native.runnable_isas():
         native.select_isa(isa)
         for case in cases(settings.seed, "tiny" if settings.dry_run else "small"):
-            for dtype in operators.DTYPES:
-                told = operators.check(case, getattr(torch, dtype), "cpu", settings.seed)
+            for dtype in DTYPES:
+                told = check(case, getattr(torch, dtype), "cpu", settings.seed)
                 done.append({**told, "isa": isa})
     if before is not None:
         native.select_isa(before)
-    return {**operators.count(done), "skipped": 0, "failures": [case for case in done if not case["passed"]]}
+    return {**count(done), "skipped": 0, "failures": [case for case in done if not case["passed"]]}
