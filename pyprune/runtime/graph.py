@@ -5,7 +5,9 @@ Tests replay the recorded step on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 Replay = Callable[[], None]
 
+Record = Callable[[Callable[[], None], torch.device], Replay]
+"""what to record, the device of its tensors -> its replay"""
+
 
 class StepGraph:
     """One decode step with fixed buffers: `tokens` and `positions` are written in, `logits` are read out."""
@@ -26,7 +31,7 @@ class StepGraph:
         step: Step,
         tokens: Tensor,
         positions: Tensor,
-        record: Callable[[Callable[[], None]], Replay] | None = None,
+        record: Record | None = None,
     ) -> None:
         self.tokens, self.positions = tokens.clone(), positions.clone()
         self.logits: Tensor | None = None
@@ -34,7 +39,7 @@ class StepGraph:
         def run() -> None:
             self.logits = step(self.tokens, self.positions)
 
-        self._replay = (record or record_cuda_graph)(run)
+        self._replay = (record or record_cuda_graph)(run, tokens.device)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The step's logits; a copy, because the next replay overwrites the graph's own."""
@@ -45,18 +50,43 @@ class StepGraph:
         return self.logits.clone()
 
 
-def record_cuda_graph(run: Callable[[], None]) -> Replay:
-    """Record `run` as a CUDA graph. It runs a few times first, on another stream: kernels compile and allocate then.
+def record_cuda_graph(run: Callable[[], None], device: torch.device) -> Replay:
+    """Record `run`, whose tensors are on `device`, as a CUDA graph. It runs a few times first, on another stream:
+    kernels compile and allocate then.
 
     A decode step may run more than once: it writes the same keys and values to the same place each time.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with gpu.recording(), torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    with torch.cuda.device(device):
+        # Of this device: torch's own capture stream is one for the process, on the device that recorded first. What is
+        # started on another device runs at once, and the graph stays empty.
+        side = torch.cuda.Stream(device)
+        before = torch.cuda.current_stream(device)
+        side.wait_stream(before)
+        with torch.cuda.stream(side):  # also left where a capture does not begin
+            for _ in range(3):
+                run()
+            graph = torch.cuda.CUDAGraph()
+            with _no_collection(), gpu.recording():
+                # An allocation in another thread has nothing to do with this one's recording.
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    run()
+        before.wait_stream(side)
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within it Python collects no garbage: to free a CUDA object (an old graph) may end a recording."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -14,7 +14,8 @@ def replayed(engine: Engine) -> list[int]:
     """Make the engine record its steps; the list grows by one a recording."""
     recordings: list[int] = []
 
-    def record(run: Callable[[], None]) -> Callable[[], None]:
+    def record(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        assert device == engine.decoder.device
         recordings.append(1)
         for _ in range(3):  # as the CUDA version warms up: repeating a step must not disturb the cache
             run()
