@@ -49,7 +49,8 @@ def loss_tiles_kernel(x, x_units, norm, a, a_units, bias, targets, maxima, sums,
     top = tl.max(logits, axis=0)
     at = tile.to(tl.int64) * M + m
     tl.store(maxima + at, top, mask=row)
-    tl.store(sums + at, tl.sum(tl.exp(logits - top[None, :]), axis=0), mask=row)
+    anchor = tl.where(top == float("-inf"), 0.0, top)  # a tile of -inf alone adds nothing: exp(-inf) = 0
+    tl.store(sums + at, tl.sum(tl.exp(logits - anchor[None, :]), axis=0), mask=row)
 
 
 @triton.jit(do_not_specialize=["M", "ignore_index"])
@@ -67,7 +68,7 @@ def join_tiles_kernel(maxima, sums, picked, targets, losses, M, V, tiles, ignore
         at = t.to(tl.int64)[:, None] * M + m[None, :]
         tops = tl.load(maxima + at, mask=inside, other=float("-inf"))
         higher = tl.maximum(top, tl.max(tops, axis=0))
-        anchor = tl.where(row, higher, 0.0)
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)  # tiles of -inf so far
         parts = tl.load(sums + at, mask=inside, other=0.0) * tl.exp(tops - anchor[None, :])
         total = total * tl.exp(top - anchor) + tl.sum(parts, axis=0)
         top = higher

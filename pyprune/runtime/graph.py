@@ -66,10 +66,10 @@ def record_cuda_graph(run: Callable[[], None], device: torch.device) -> Replay:
             for _ in range(3):
                 run()
             graph = torch.cuda.CUDAGraph()
-            with _no_collection(), gpu.recording():
-                # An allocation in another thread has nothing to do with this one's recording.
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                    run()
+            # thread_local: what another thread allocates has nothing to do with this recording.
+            recorded = torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local")
+            with _no_collection(), gpu.recording(), recorded:
+                run()
         before.wait_stream(side)
 
     def replay() -> None:

@@ -59,11 +59,19 @@ def test_not_a_number_is_never_hidden_wherever_it_stands(isa: str):
         assert torch.isnan(ops.linear_cross_entropy(x, bad, torch.tensor([5, 6, 7]))).all()
 
 
-def test_a_tile_of_minus_infinity_weighs_nothing(isa: str):
-    x, w, bias = random(3, 16), weight(2500, 16, torch.float32), torch.zeros(2500)
-    bias[:1100] = float("-inf")
-    target = torch.tensor([1100, 2000, 2499])
+@pytest.mark.parametrize(
+    ("vocab", "begin", "end"), [(2500, 0, 1100), (2500, 1000, 2200), (300, 128, 256), (300, 0, 256), (300, 0, 300)]
+)
+@pytest.mark.parametrize("rows", [3, 70])
+def test_logits_of_minus_infinity_weigh_nothing(isa: str, rows: int, vocab: int, begin: int, end: int):
+    # A row of nothing else has no loss (NaN), a target that cannot be an infinite one: as in PyTorch.
+    torch.manual_seed(0)
+    x, w, bias = random(rows, 16), weight(vocab, 16, torch.float32), torch.zeros(vocab)
+    bias[begin:end] = float("-inf")
+    target = torch.randint(0, vocab, (rows,))
+    target[0], target[1] = -100, begin
     expected = D.linear_cross_entropy(*double(x, w, target), None, 0.0, bias.double())
+    assert expected[1].isinf() if end - begin < vocab else expected[1:].isnan().all()
     torch.testing.assert_close(
-        ops.linear_cross_entropy(x, w, target, None, 0.0, bias).double(), expected, atol=1e-5, rtol=0
+        ops.linear_cross_entropy(x, w, target, None, 0.0, bias).double(), expected, atol=1e-5, rtol=0, equal_nan=True
     )

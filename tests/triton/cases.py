@@ -440,6 +440,22 @@ def test_logits_of_any_size_do_not_overflow():
     torch.testing.assert_close(losses, torch.tensor([0.0, 6e4]))
 
 
+@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize(("vocab", "begin", "end"), [(300, 128, 256), (300, 0, 256), (2400, 0, 2300), (300, 0, 300)])
+def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int, end: int):
+    # 2300 entries are more tiles than are joined at once. A row of nothing else has no loss, as in PyTorch.
+    x, w, bias = random(rows, 7), weight(vocab, 7, torch.float32), random(vocab)
+    bias[begin:end] = -float("inf")
+    target = torch.randint(0, vocab, (rows,))
+    target[0], target[1] = -100, begin  # of which the second cannot be
+    args = [x, w, target, None, 0.0, bias]
+    plain, given = DEFINITIONS["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
+    assert torch.equal(given.isnan(), plain.isnan())
+    assert torch.equal(given.isinf(), plain.isinf())
+    assert given[1].isinf() if end < vocab or begin else given[1:].isnan().all()
+    torch.testing.assert_close(given, plain, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 16, 64])
 def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
     arch = configs.architecture(DEVICE)
