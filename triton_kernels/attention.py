@@ -13,7 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, configured, dependent, launch, power_of_2
+from pyprune.triton_kernels.launch import (
+    MOST_PROGRAMS,
+    architecture,
+    cdiv,
+    configured,
+    dependent,
+    launch,
+    power_of_2,
+)
 from pyprune.triton_kernels.products import begin_kernel, is_live
 
 SPLIT_TOKENS = 16  # up to this many query tokens the cache is split; the choice is the same for every batch
@@ -159,7 +167,7 @@ def decode_attention(
     device = q.device
     checks.caches(k_cache, v_cache, batch, device)
     checks.activations(q, "q", k_cache)
-    kv_heads, length = k_cache.shape[1], k_cache.shape[2]
+    kv_heads = k_cache.shape[1]
     checks.expect(
         k_cache.shape[3] == head_dim and kv_heads > 0 and heads % kv_heads == 0,
         f"q: heads of size {k_cache.shape[3]} in a multiple of {kv_heads} are expected, not {heads} of {head_dim}",
@@ -173,6 +181,23 @@ def decode_attention(
     if out.numel() == 0:
         return out
 
+    most = max(MOST_PROGRAMS[2] // kv_heads, 1)  # sequences in a grid, whose z is batch x KV heads
+    if batch <= most:
+        _attend(q, k_cache, v_cache, places, scale, skip, unit, starts, window, out)
+        return out
+    for at in range(0, batch, most):
+        part = slice(at, at + most)
+        first_rows = None if starts is None else starts[part]
+        _attend(q[part], k_cache[part], v_cache[part], places[part], scale, skip, unit, first_rows, window, out[part])
+    return out
+
+
+def _attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, scale: float, skip: Tensor | None, unit: int,
+    starts: Tensor | None, window: int, out: Tensor,
+) -> None:  # fmt: skip
+    (batch, tokens, heads, head_dim), device = q.shape, q.device
+    kv_heads, length = k_cache.shape[1], k_cache.shape[2]
     rows = tokens * (heads // kv_heads)
     split = tokens <= SPLIT_TOKENS
     tile = configs.attention_tile(architecture(device), rows, head_dim, k_cache.dtype, split)
@@ -202,4 +227,3 @@ def decode_attention(
             first=starts, out=out, skip=skip, unit=unit, tokens=tokens, stretches=splits, limit=length, window=window,
             stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d, PDL=dependent(device),
         )  # fmt: skip
-    return out

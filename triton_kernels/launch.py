@@ -18,6 +18,8 @@ from pyprune.errors import InputError
 from pyprune.triton_kernels import configs, tuning
 
 PDL_VARIABLE = "PYPRUNE_PDL"
+MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)
+"""The largest grid that CUDA takes, in x, y and z."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, stages: int, registers: int = 0,
     **arguments: object,
 ) -> None:  # fmt: skip
-    """Start `kernel` over `grid` on the current stream of `device`; `registers`: most a thread, 0 for any number."""
+    """Start `kernel` over `grid` on the current stream of `device`; `registers`: most a thread, 0 for any number.
+
+    RuntimeError naming the kernel and its tensors for a grid beyond CUDA's limits.
+    """
+    _check_grid(kernel, grid, arguments)
     one = Launch(kernel, grid, arguments, warps, stages, registers)
     if _recorded is not None:
         _recorded.append(one)
@@ -131,6 +137,17 @@ def launch(
             _start(one)
     else:
         _start(one)
+
+
+def _check_grid(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    if all(0 < size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=False)):
+        return
+    sizes = ", ".join(f"{name} {list(a.shape)}" for name, a in arguments.items() if isinstance(a, Tensor))
+    limits = " x ".join(map(str, MOST_PROGRAMS[: len(grid)]))
+    raise RuntimeError(
+        f"{kernel.__name__.removesuffix('_kernel')} of {sizes}: a grid of {' x '.join(map(str, grid))} programs; 1 to "
+        f"{limits} are accepted (fewer rows or heads at a time)"
+    )
 
 
 def _start(one: Launch) -> None:

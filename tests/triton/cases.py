@@ -24,7 +24,7 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import configs, model_cases, tune, wide_linear  # noqa: E402
+from pyprune.triton_kernels import attention, configs, model_cases, tune, wide_linear  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
@@ -318,6 +318,17 @@ def test_a_first_row_outside_the_cache_gives_nan_in_its_sequence_and_touches_no_
     result = run("decode_attention", q, keys, values, positions, 1.0, None, 0, torch.tensor([0, 70, -1, 69]), window)
     assert result.isnan().flatten(1).all(1).tolist() == [False, True, True, False]
     assert not result[[0, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("tokens", [2, 33])
+def test_more_sequences_than_a_grid_takes_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, tokens: int):
+    q, keys, values = random(5, tokens, 4, 10), random(6, 2, 90, 10), random(6, 2, 90, 10)
+    positions = torch.tensor([[3], [50], [21], [9], [55]]) + torch.arange(tokens)
+    for rest in ((), (None, 0, torch.tensor([0, 7, 20, 2, 50]), 40)):
+        whole = run("decode_attention", q, keys, values, positions, 0.3, *rest)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "MOST_PROGRAMS", (100, 100, 5))  # two sequences of two KV heads
+            assert torch.equal(run("decode_attention", q, keys, values, positions, 0.3, *rest), whole)
 
 
 def test_not_a_number_is_never_hidden_and_minus_infinity_weighs_nothing():
