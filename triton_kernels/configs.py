@@ -88,34 +88,39 @@ _NARROW = {
     "single": {**_gemv(8), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 128, 4, 3), 64: Tile(64, 64, 64, 4, 3)},
     "pair": {**_gemv(4), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 64, 4, 3), 64: Tile(64, 32, 32, 4, 4)},
 }
+# The processors are those of each generation's largest card: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090. Shared
+# memory: what a program may have of it, 1 KB less than a processor has. Registers: 65,536 a processor on all of them.
 SM_80 = Architecture("sm_80", 108, 163 << 10, **_WIDE, loss=Tile(128, 128, 64, 8, 3), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=8)  # fmt: skip
 SM_86 = Architecture("sm_86", 82, 99 << 10, **_NARROW, loss=Tile(128, 128, 32, 8, 3), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=8)  # fmt: skip
+SM_89 = replace(SM_86, name="sm_89", processors=128)
 SM_90 = Architecture("sm_90", 132, 227 << 10, **_WIDE, loss=Tile(128, 128, 64, 8, 4), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=4, dependent_launch=True)  # fmt: skip
+SM_100 = replace(SM_90, name="sm_100", processors=148)
+# Blackwell for PCs has Ampere's shared memory and matrix instructions (mma.sync), and Hopper's dependent launch.
+SM_120 = replace(SM_86, name="sm_120", processors=170, dependent_launch=True)
 
 _small = {rows: Tile(rows, 8 if rows < 16 else 16, 32, 1, 1) for rows in (1, 2, 16, 32, 64)}
 # Tiny tiles, so that in the interpreter small shapes have many of them, with loops, tails and splits.
 INTERPRETER = Architecture("interpreter", 6, 1 << 30, _small, _small, loss=Tile(64, 32, 32, 1, 1), stretch=32, keys=16,
                            attention_stages=1, warps_of_64=4)  # fmt: skip
 
-ARCHITECTURES = {80: SM_80, 86: SM_86, 90: SM_90}
+ARCHITECTURES = {80: SM_80, 86: SM_86, 89: SM_89, 90: SM_90, 100: SM_100, 120: SM_120}
+REGISTERS = 65_536  # of a processor, for the threads of all its programs
 
 
 def nearest(capability: int) -> Architecture:
-    """The table for a compute capability (86 is 8.6): its own architecture or the nearest older one."""
+    """The table for a compute capability (86 is 8.6): its own or the nearest older one; for those before 8.0, which
+    have less shared memory, that of 8.6."""
     known = [number for number in ARCHITECTURES if number <= capability]
-    # Blackwell for PCs (12.x) has Ampere's 99 KB of shared memory.
-    return ARCHITECTURES[86 if capability > 110 or not known else max(known)]
+    return ARCHITECTURES[max(known, default=86)]
 
 
 @functools.cache
 def _of_device(index: int) -> Architecture:
     properties = torch.cuda.get_device_properties(index)
-    known = nearest(10 * properties.major + properties.minor)
-    # Of its own generation, for the nearest table may be an older one's.
-    return replace(known, processors=properties.multi_processor_count, dependent_launch=properties.major >= 9)
+    return replace(nearest(10 * properties.major + properties.minor), processors=properties.multi_processor_count)
 
 
 def architecture(device: torch.device) -> Architecture:

@@ -11,6 +11,7 @@ be theirs. Nothing here says how fast a kernel is.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import subprocess
 import tempfile
@@ -98,8 +99,16 @@ def _cuobjdump() -> str:
     return triton.knobs.nvidia.cuobjdump.path
 
 
+@functools.cache
+def knows(capability: int) -> bool:
+    """Whether one of the assemblers that Triton brings makes machine code for this compute capability."""
+    named = (getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell"))
+    helps = (subprocess.run([tool.path, "--help"], capture_output=True, text=True).stdout for tool in named if tool)
+    return any(f"'sm_{capability}'" in text for text in helps)
+
+
 def usage(launch: Launch, capability: int, only: tuple[str, ...] | None = None) -> Usage:
-    """Compile one recorded launch for a compute capability (86, 90) and read its resources from the machine code."""
+    """Compile one recorded launch for a compute capability (86 is 8.6) and read its resources from the machine code."""
     compiled = _compile(launch, capability, only)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"

@@ -1,9 +1,13 @@
-"""What the compiler makes of the kernels for sm_86 and sm_90, as they would be launched; no GPU is needed."""
+"""What the compiler makes of the kernels, as they would be launched; no GPU is needed.
+
+All of it for sm_86 and sm_90; of each way to compute one kernel for the other tables.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,10 +66,50 @@ def fits(what: str, one: Launch, capability: int) -> str:
     used = inspect.usage(one, capability)
     assert used.stack == 0, f"{what}: {used.kernel} has {used.stack} bytes of stack"
     assert used.registers <= 255
-    assert used.registers * 32 * one.warps <= 65536
+    assert used.registers * 32 * one.warps <= configs.REGISTERS
     limit = configs.ARCHITECTURES[capability].shared_bytes
     assert used.shared <= limit, f"{what}: {used.kernel} takes {used.shared} bytes of shared memory"
     return used.kernel
+
+
+OTHERS = {  # what is new in an architecture: registers, matrix instructions, attention, a full GEMM tile
+    1: ("norm_gate_up", "decode_attention"), 16: ("linear_residual",), 64: ("norm_head",),
+    256: ("linear_cross_entropy",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", sorted(set(configs.ARCHITECTURES) - {86, 90}))
+def test_every_other_table_fits_its_architecture_and_starts_early_from_9_0_on(capability: int):
+    if not inspect.knows(capability):
+        pytest.skip(f"no ptxas here knows sm_{capability}")
+    early = set()
+    for rows, operators in OTHERS.items():
+        calls = inspect.operators(rows, BF16, activations=BF16)
+        for operator in operators:
+            one = inspect.recorded(capability, calls[operator])[-2 if rows == 256 else 0]
+            kernel = fits(operator, one, capability)
+            early |= {kernel} if "griddepcontrol.wait" in inspect.usage(one, capability).ptx else set()
+            assert options(one)["launch_pdl"] == (kernel in early)
+    assert early == ({"skinny_linear_kernel", "attention_kernel"} if capability >= 90 else set())
+
+
+@pytest.mark.parametrize(
+    ("capability", "table"),
+    [(75, 86), (80, 80), (86, 86), (87, 86), (89, 89), (90, 90), (100, 100), (103, 100), (110, 100), (120, 120),
+     (121, 120), (130, 120)],
+)  # fmt: skip
+def test_a_device_takes_the_table_of_its_architecture_or_of_the_nearest_older_one(
+    capability: int, table: int, monkeypatch: pytest.MonkeyPatch
+):
+    properties = SimpleNamespace(major=capability // 10, minor=capability % 10, multi_processor_count=17)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    configs._of_device.cache_clear()
+    try:
+        chosen = configs.architecture(torch.device("cuda", 0))
+    finally:
+        configs._of_device.cache_clear()
+    assert (chosen.name, chosen.processors) == (f"sm_{table}", 17)
+    assert chosen.dependent_launch == (capability >= 90)
 
 
 TUNED = {  # operator: the rows of its class, columns and inner size of LLaMA-7B's
