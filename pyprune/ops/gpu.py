@@ -1,11 +1,11 @@
 """Which implementation of the operators runs on a GPU.
 
 `PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
-or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels have passed
-their check on hardware of this kind (`CHECKED_ON`); on other GPUs the definitions, and says so once. That is decided
-when an operator first meets a tensor on a GPU, so that importing pyprune touches none. With the Triton kernels the
-configurations that `pyprune tune` measured on this GPU are taken from its file, if there is one
-(`pyprune.triton_kernels.tuning`).
+or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels were checked: on
+hardware of this kind (`CHECKED_ON`), or on this very GPU by `pyprune doctor --gpu` (`self_check.passes`); on other GPUs
+the definitions, and says so once. Each GPU has a choice of its own, made when an operator first meets a tensor there,
+so that importing pyprune touches none. With the Triton kernels the configurations that `pyprune tune` measured are
+taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ from pyprune.ops import library_files
 from pyprune.ops.contracts import LIBRARY
 from pyprune.ops.definitions import DEFINITIONS
 from pyprune.ops.schemas import CUDA_SCHEMAS
+from pyprune.ops.self_check import passes
+from pyprune.ops.self_check.passes import CUDA_LIBRARY_PATH
 
 CHOICES = ("auto", "definitions", "triton", "cuda")
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
@@ -37,15 +40,23 @@ KERNELS = (
     "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
     "padded_linear",
 )  # fmt: skip
-CUDA_LIBRARY_PATH = library_files.path("cuda")
 MOST_CUDA_ROWS = 2
 NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
 Functions = dict[str, Callable[..., Tensor]]
 
-_chosen: str | None = "definitions"  # None: not decided before the first operator on a GPU
-_why = ""  # `auto` decided as it did
-_functions: Functions = {}  # what it decided for
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs on a GPU, and why it is not more than that; the functions where `auto` chose."""
+
+    kernels: str
+    why: str = ""
+    functions: Functions = field(default_factory=dict)
+
+
+_named = "definitions"  # what runs on every GPU; `auto`: what `_choices` has
+_choices: dict[int, Choice] = {}  # of `auto`, by the device's number
 _tuning: dict[str, object] | None = None
 _deciding = threading.Lock()
 
@@ -53,62 +64,77 @@ _deciding = threading.Lock()
 def choose() -> None:
     """Register what `PYPRUNE_GPU` names, if there is a GPU. InputError for an unknown name or one that cannot run, and
     for a file of tuned configurations that is not sound (for `auto` when it decides)."""
-    global _chosen
+    global _named
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
     if wanted not in CHOICES:
         raise InputError(f"PYPRUNE_GPU={wanted}: one of {', '.join(CHOICES)} is expected")
     if not torch.cuda.is_available() or wanted == "definitions":
         return
     if wanted == "auto":
-        _chosen = None
         functions: Functions = {name: partial(_as_decided, name) for name in KERNELS}
     else:
         functions = _take(wanted)
-        _chosen = wanted
+    _named = wanted
     for name, function in functions.items():
         LIBRARY.impl(name, function, "CUDA")
 
 
 def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
-    _decide()
+    choice = choice_for(args[0].device)
     if args[0].dtype == torch.float64:  # only the definitions compute in it
         return DEFINITIONS[name](*args, **options)
-    return _functions[name](*args, **options)
+    return choice.functions[name](*args, **options)
 
 
-def _decide() -> None:
-    """What `auto` means on this machine, once; it looks at the GPU."""
-    if _chosen is None:
-        _decide_now()
+def choice_for(device: torch.device) -> Choice:
+    """What runs on a CUDA device; under `auto` it is decided at the first call, which looks at the GPU."""
+    if _named != "auto":
+        return Choice(_named)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _choices:
+        _decide(index)
+    return _choices[index]
 
 
 @torch.compiler.assume_constant_result  # it may be met first while a model is traced, which knows no locks
-def _decide_now() -> None:
-    global _chosen, _functions, _why
+def _kernels_on(device: torch.device) -> str:
+    return choice_for(device).kernels
+
+
+def _decide(index: int) -> None:
     with _deciding:
-        if _chosen is not None:
+        if index in _choices:
             return
-        wanted, _why = _best_here()
+        wanted, why = _best_on(index)
         if wanted == "definitions":
             warnings.warn(
-                f"pyprune: plain PyTorch definitions run on this GPU: {_why}; PYPRUNE_GPU=triton or cuda takes the "
-                "kernels nevertheless, PYPRUNE_GPU=definitions silences this",
-                stacklevel=3,
+                f"pyprune: plain PyTorch runs on cuda:{index} in place of pyprune's kernels: {why} "
+                "(PYPRUNE_GPU=definitions silences this)",
+                stacklevel=4,
             )
-        _functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
-        _chosen = wanted  # last: from now on nobody waits
+        functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
+        _choices[index] = Choice(wanted, why, functions)  # last: from now on nobody waits
 
 
-def _best_here() -> tuple[str, str]:
-    """The choice, and why it is not more than that."""
-    for device in range(torch.cuda.device_count()):  # the choice is one for all that are visible
-        major, minor = torch.cuda.get_device_capability(device)
-        if major not in CHECKED_ON:
-            checked = ", ".join(CHECKED_ON.values())
-            return "definitions", f"compute capability {major}.{minor}, and the kernels were checked on {checked} only"
+def _best_on(index: int) -> tuple[str, str]:
+    """The choice for a device, and why it is not more than that."""
     kernels = importlib.import_module("pyprune.triton_kernels")
     if not kernels.available():
         return "definitions", kernels.why_not()
+    best, why = best_available()
+    major, _ = torch.cuda.get_device_capability(index)
+    if major in CHECKED_ON:
+        return best, why
+    passed, reason = passes.standing(passes.identity(index))
+    if passed == best:
+        return best, why
+    if passed is not None:
+        reason = f"the self-check that passed on this GPU was of {passed}, and {best} would run ({why or 'no reason'})"
+    return "definitions", f"{reason}; run `{passes.COMMAND} --device {index}` once, and they are used if it passes"
+
+
+def best_available() -> tuple[str, str]:
+    """`cuda` where the CUDA library loads, else `triton`, and why."""
     try:
         _load_cuda_library()
     except InputError as error:
@@ -156,10 +182,10 @@ def _load_cuda_library() -> None:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Within it, this thread captures a decode step in which nothing writes a weight or a skip mask: the CUDA library's
-    kernels may ask for their first weights while the kernel before still runs."""
-    if _chosen != "cuda":
+def recording(device: torch.device) -> Iterator[None]:
+    """Within it, this thread captures a decode step on `device` in which nothing writes a weight or a skip mask: the
+    CUDA library's kernels may ask for their first weights while the kernel before still runs."""
+    if choice_for(device).kernels != "cuda":
         yield
         return
     record = ctypes.CDLL(str(CUDA_LIBRARY_PATH)).pyprune_cuda_record
@@ -217,29 +243,42 @@ def _rows_are_aligned(weight: Tensor) -> bool:
     return weight.data_ptr() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
 
 
-def runs_kernels(dtype: torch.dtype) -> bool:
-    """Whether kernels take activations of `dtype` on a GPU. Only their steps can be recorded in a CUDA graph: the
+def runs_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether kernels take activations of `dtype` on this GPU. Only their steps can be recorded in a CUDA graph: the
     definitions wait for the device."""
-    _decide()
-    return _chosen != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    kernels = _kernels_on(device) if _named == "auto" else _named
+    return kernels != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def report() -> dict[str, object]:
-    """The choice, what there is to choose from, why it is no other, what the kernels were checked on, what is tuned."""
-    there, reason = torch.cuda.is_available(), NO_GPU
+    """The choice on the current GPU, what there is to choose from, why it is no other, what the kernels were checked
+    on, what is tuned; and of each GPU its name, its choice, the reason and whether its self-check holds."""
+    there = torch.cuda.is_available()
+    devices = [_report_of(index) for index in range(torch.cuda.device_count())] if there else []
+    here: dict[str, object] = {"chosen": _named, "reason": NO_GPU}
+    if devices:
+        here = devices[torch.cuda.current_device()]
+    return {
+        "gpu": there, "chosen": here["chosen"], "choices": list(CHOICES), "reason": here["reason"],
+        "checked_on": list(CHECKED_ON.values()), "tuning": _tuning, "devices": devices,
+    }  # fmt: skip
+
+
+def _report_of(index: int) -> dict[str, object]:
+    chosen: str | None = None
     try:
-        _decide()
+        choice = choice_for(torch.device("cuda", index))
     except InputError as error:  # a tuning file that is not sound: told, like all that is wrong here
         reason = f"no operator runs: {error}"
-    if not there or _chosen is None:
-        pass
-    elif _chosen == "definitions":
-        reason = _why or "PYPRUNE_GPU=definitions"
     else:
+        chosen = choice.kernels
         tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
-        reason = f"{_chosen}{tuned}{f' ({_why})' if _why else ''}"
-    checked = list(CHECKED_ON.values())
+        reason = f"{chosen}{tuned}{f' ({choice.why})' if choice.why else ''}"
+        if chosen == "definitions":
+            reason = choice.why or "PYPRUNE_GPU=definitions"
+    passed, why = passes.standing(passes.identity(index))
+    major, minor = torch.cuda.get_device_capability(index)
     return {
-        "gpu": there, "chosen": _chosen, "choices": list(CHOICES), "reason": reason, "checked_on": checked,
-        "tuning": _tuning,
+        "device": f"cuda:{index}", "name": torch.cuda.get_device_name(index), "compute_capability": f"{major}.{minor}",
+        "chosen": chosen, "reason": reason, "self_check": {"passed": passed, "why_not": why or None},
     }  # fmt: skip

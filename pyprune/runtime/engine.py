@@ -94,7 +94,9 @@ class Engine:
         self._mask = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
         self._masked = False  # whether the current batch runs under `_mask`, a device mask
         self._record = (
-            record_cuda_graph if decoder.device.type == "cuda" and ops.gpu.runs_kernels(decoder.dtype) else None
+            record_cuda_graph
+            if decoder.device.type == "cuda" and ops.gpu.runs_kernels(decoder.dtype, decoder.device)
+            else None
         )
         self._graphs: dict[tuple[int, Plan, bool], StepGraph] = {}
         self._forget()

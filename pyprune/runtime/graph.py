@@ -68,7 +68,7 @@ def record_cuda_graph(run: Callable[[], None], device: torch.device) -> Replay:
             graph = torch.cuda.CUDAGraph()
             # thread_local: what another thread allocates has nothing to do with this recording.
             recorded = torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local")
-            with _no_collection(), gpu.recording(), recorded:
+            with _no_collection(), gpu.recording(device), recorded:
                 run()
         before.wait_stream(side)
 

@@ -86,4 +86,4 @@ def _is_ordinary(weight: Tensor | None) -> bool:
 
 
 def _runs_operator(x: Tensor) -> bool:
-    return ops.gpu.runs_kernels(x.dtype) if x.device.type == "cuda" else worth_it(x)
+    return ops.gpu.runs_kernels(x.dtype, x.device) if x.device.type == "cuda" else worth_it(x)

@@ -199,7 +199,7 @@ def _ffn(gate: Any, down: Any) -> None:
 def _here(device: torch.device) -> tuple[str, int, str, str]:
     """Device, threads, torch and kernels of a `Question`."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device), 1, torch.__version__, str(gpu.report()["chosen"])
+        return torch.cuda.get_device_name(device), 1, torch.__version__, gpu.choice_for(device).kernels
     return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "definitions"
 
 

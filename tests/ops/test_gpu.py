@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,77 +20,149 @@ def test_an_unknown_choice_is_refused_with_the_choices(monkeypatch):
         gpu.choose()
 
 
+@dataclass
+class Machine:
+    """A machine that says it has these GPUs: their compute capabilities, what the kernels are, what has passed here."""
+
+    capabilities: list[tuple[int, int]]
+    taken: dict[str, Callable]
+    library: str = ""
+    passed: dict[int, str] = field(default_factory=dict)
+
+
+def has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Callable] = {
+        "is_available": lambda: True, "current_device": lambda: 0, "device_count": lambda: 1,
+        "get_device_name": lambda index: f"GPU {index}", "get_device_capability": lambda index: (9, 0),
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(gpu.passes, "identity", lambda index: index)
+    monkeypatch.setattr(gpu.passes, "standing", lambda here: (None, "not checked"))
+
+
 @pytest.fixture
 def auto(monkeypatch):
-    """PYPRUNE_GPU unset on a machine that says it has a GPU; gives what sets its compute capability and what is there,
-    and what is registered."""
+    """PYPRUNE_GPU unset; gives what makes the machine, and what is registered."""
     registered: dict[str, Callable] = {}
     monkeypatch.delenv("PYPRUNE_GPU", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    has_one_gpu(monkeypatch)
     monkeypatch.setattr(
         gpu, "LIBRARY", SimpleNamespace(impl=lambda name, function, key: registered.update({name: function}))
     )
-    for name in ("_chosen", "_why", "_functions", "_tuning"):
+    for name in ("_named", "_tuning"):
         monkeypatch.setattr(gpu, name, getattr(gpu, name))
+    monkeypatch.setattr(gpu, "_choices", {})
 
-    def machine(capability: tuple[int, int], taken: dict[str, Callable], library: str = "") -> None:
+    def make(*capabilities: tuple[int, int], **more: Any) -> Machine:
+        machine = Machine(list(capabilities), more.pop("taken", {}), **more)
+
         def load() -> None:
-            if library:
-                raise InputError(library)
+            if machine.library:
+                raise InputError(machine.library)
 
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        def standing(index: int) -> tuple[str | None, str]:
+            passed = machine.passed.get(index)
+            return passed, "" if passed else "the kernels have not been checked on this GPU"
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(machine.capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: machine.capabilities[index])
+        monkeypatch.setattr(gpu.passes, "standing", standing)
         monkeypatch.setattr(gpu, "_load_cuda_library", load)
-        monkeypatch.setattr(gpu, "_take", lambda wanted: taken)
+        monkeypatch.setattr(gpu, "_take", lambda wanted: machine.taken)
+        gpu.choose()
+        return machine
 
-    return machine, registered
+    return make, registered
+
+
+def on(index: int) -> torch.device:
+    return torch.device("cuda", index)
+
+
+class OnGPU:
+    """Stands for a tensor on a GPU, as far as choosing looks at it."""
+
+    def __init__(self, index: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.device, self.dtype = on(index), dtype
 
 
 def test_auto_decides_when_an_operator_first_meets_a_gpu(auto):
     pytest.importorskip("triton")
-    machine, registered = auto
+    make, registered = auto
     calls: list[tuple] = []
-    machine((9, 0), {name: lambda *args, name=name: calls.append((name, args)) for name in gpu.KERNELS})
-    gpu.choose()
-    assert (gpu._chosen, set(registered)) == (None, set(gpu.KERNELS))
-    x = torch.ones(1, 2)
+    make((9, 0), taken={name: lambda *args, name=name: calls.append((name, args)) for name in gpu.KERNELS})
+    assert (gpu._choices, set(registered)) == ({}, set(gpu.KERNELS))
+    x = OnGPU(0)
     registered["padded_linear"](x, "weight")
-    assert (gpu._chosen, calls) == ("cuda", [("padded_linear", (x, "weight"))])
-    assert gpu.runs_kernels(torch.bfloat16)
-    assert not gpu.runs_kernels(torch.float64)
+    assert (gpu.choice_for(on(0)).kernels, calls) == ("cuda", [("padded_linear", (x, "weight"))])
+    assert gpu.runs_kernels(torch.bfloat16, on(0))
+    assert not gpu.runs_kernels(torch.float64, on(0))
     assert gpu.report()["reason"] == "cuda"
+
+
+def test_a_model_that_is_traced_may_be_the_first_to_ask(auto, monkeypatch):
+    pytest.importorskip("triton")
+    auto[0]((9, 0), (8, 6))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the tracer itself would look for it
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    asked = torch.compile(
+        lambda x: x + 1 if gpu.runs_kernels(torch.bfloat16, on(0)) else x - 1, backend="eager", fullgraph=True
+    )
+    assert asked(torch.zeros(1)) == 1
+    assert set(gpu._choices) == {0}
 
 
 def test_auto_takes_triton_where_there_is_no_cuda_library_and_says_why(auto):
     pytest.importorskip("triton")
-    machine, _ = auto
-    machine((9, 0), {}, library="_cuda.so was not built")
-    gpu.choose()
+    auto[0]((9, 0), library="_cuda.so was not built")
     assert gpu.report()["chosen"] == "triton"
     assert "_cuda.so was not built" in gpu.report()["reason"]
 
 
+NOT_CHECKED = (
+    r"plain PyTorch runs on cuda:0 .*the kernels have not been checked on this GPU; run `pyprune doctor --gpu --device "
+    r"0` once, and they are used if it passes \(PYPRUNE_GPU=definitions silences this\)$"
+)
+
+
 def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(auto):
-    machine, registered = auto
-    machine((8, 6), {})
-    gpu.choose()
-    x, weight = torch.randn(3, 5), torch.randn(4, 5)
-    with pytest.warns(UserWarning, match=r"compute capability 8\.6, and the kernels were checked on NVIDIA H100"):
-        result = registered["padded_linear"](x, weight)
-    torch.testing.assert_close(result, x @ weight.T)
-    assert not gpu.runs_kernels(torch.bfloat16)
+    pytest.importorskip("triton")
+    auto[0]((8, 6))
+    with pytest.warns(UserWarning, match=NOT_CHECKED):
+        functions = gpu.choice_for(on(0)).functions
+    assert functions is gpu.DEFINITIONS
+    assert not gpu.runs_kernels(torch.bfloat16, on(0))
     assert gpu.report()["chosen"] == "definitions"
+
+
+@pytest.mark.parametrize("library", ["", "_cuda.so was not built"])
+def test_auto_takes_the_kernels_on_a_gpu_whose_self_check_passed(auto, library: str):
+    pytest.importorskip("triton")
+    kernels = "triton" if library else "cuda"
+    auto[0]((12, 0), library=library, passed={0: kernels})
+    assert gpu.choice_for(on(0)).kernels == kernels
+    told = gpu.report()["devices"][0]
+    assert told["self_check"] == {"passed": kernels, "why_not": None}
+    assert (told["device"], told["name"], told["compute_capability"]) == ("cuda:0", "GPU 0", "12.0")
+
+
+def test_a_pass_of_other_kernels_than_would_run_does_not_count(auto):
+    pytest.importorskip("triton")
+    auto[0]((8, 6), library="_cuda.so does not load", passed={0: "cuda"})
+    with pytest.warns(UserWarning, match="passed on this GPU was of cuda, and triton would run"):
+        assert gpu.choice_for(on(0)).kernels == "definitions"
 
 
 @pytest.mark.parametrize("chosen", ["cuda", "triton"])
 def test_only_a_recording_tells_the_cuda_library_that_kernels_may_start_early(chosen, monkeypatch):
     told: list[int] = []
     monkeypatch.setattr(gpu.ctypes, "CDLL", lambda path: SimpleNamespace(pyprune_cuda_record=told.append))
-    monkeypatch.setattr(gpu, "_chosen", chosen)
+    monkeypatch.setattr(gpu, "_named", chosen)
     during: list[int] = []
 
     def record() -> None:
-        with gpu.recording():
+        with gpu.recording(on(0)):
             during.extend(told)
             raise KeyError
 
@@ -100,33 +174,44 @@ def test_only_a_recording_tells_the_cuda_library_that_kernels_may_start_early(ch
 
 def test_the_report_tells_what_is_wrong_instead_of_failing(auto, monkeypatch):
     pytest.importorskip("triton")
-    machine, _ = auto
-    machine((9, 0), {})
+    auto[0]((9, 0))
 
     def refuse(wanted: str) -> None:
         raise InputError("tuning.json: is not of format")
 
     monkeypatch.setattr(gpu, "_take", refuse)
-    gpu.choose()
     assert gpu.report()["reason"] == "no operator runs: tuning.json: is not of format"
     assert gpu.report()["chosen"] is None
 
 
-def test_one_gpu_that_was_not_checked_is_enough_for_the_definitions(auto, monkeypatch):
-    machine, _ = auto
-    machine((9, 0), {})
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(9, 0), (8, 6)][device])
-    gpu.choose()
-    with pytest.warns(UserWarning, match=r"compute capability 8\.6"):
-        assert gpu.report()["chosen"] == "definitions"
+def test_each_of_several_gpus_has_a_choice_of_its_own(auto):
+    pytest.importorskip("triton")
+    make, registered = auto
+    calls: list[str] = []
+    make(
+        (9, 0), (8, 6), (8, 9), passed={2: "cuda"},
+        taken={name: lambda *args: calls.append("kernel") for name in gpu.KERNELS},
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="runs on cuda:1") as warned:
+        told = gpu.report()["devices"]
+    assert [(one["device"], one["chosen"]) for one in told] == [
+        ("cuda:0", "cuda"), ("cuda:1", "definitions"), ("cuda:2", "cuda")
+    ]  # fmt: skip
+    assert len(warned) == 1
+    for index, expected in ((0, ["kernel"]), (2, ["kernel"])):
+        calls.clear()
+        registered["norm_head"](OnGPU(index))
+        assert calls == expected
+    assert gpu.choice_for(on(1)).functions is gpu.DEFINITIONS
+    assert gpu.runs_kernels(torch.float16, on(2))
+    assert not gpu.runs_kernels(torch.float16, on(1))
 
 
 def test_auto_leaves_float64_to_the_definitions(auto):
     pytest.importorskip("triton")
-    machine, registered = auto
-    machine((9, 0), {})
-    gpu.choose()
+    make, registered = auto
+    make((9, 0))
+    gpu._choices[0] = gpu.Choice("cuda")  # without functions: they are not asked
     x, weight = torch.randn(3, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(registered["padded_linear"](x, weight), x @ weight.T)
 
@@ -149,9 +234,9 @@ def with_triton(monkeypatch, tmp_path):
     registered: list[str] = []
     monkeypatch.setenv("PYPRUNE_GPU", "triton")
     monkeypatch.setenv("PYPRUNE_TUNING", str(tmp_path / "tuning.json"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    has_one_gpu(monkeypatch)
     monkeypatch.setattr(gpu, "LIBRARY", SimpleNamespace(impl=lambda name, *_: registered.append(name)))
-    for module, name in ((gpu, "_chosen"), (gpu, "_tuning"), (tuning, "_loaded")):
+    for module, name in ((gpu, "_named"), (gpu, "_tuning"), (tuning, "_loaded")):
         monkeypatch.setattr(module, name, getattr(module, name))
     return tmp_path / "tuning.json", registered
 

@@ -59,7 +59,7 @@ def test_choosing_registers_them_with_torch_for_cuda_tensors_alone(choice: str, 
     monkeypatch.setenv(tuning.VARIABLE, str(tmp_path / "none.json"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(ops.gpu, "LIBRARY", library)
-    for module, name in ((ops.gpu, "_chosen"), (ops.gpu, "_tuning"), (tuning, "_loaded")):
+    for module, name in ((ops.gpu, "_named"), (ops.gpu, "_tuning"), (tuning, "_loaded")):
         monkeypatch.setattr(module, name, getattr(module, name))
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
     assert not any(registered(f"{namespace}::{name}", "CUDA") for name in OPERATORS)
