@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyprune.commands.options import add_json, command
-from pyprune.commands.output import print_json, print_table, shown
+from pyprune.commands.output import Bar, print_json, print_table, shown
 from pyprune.errors import InputError
+
+MOST_SHOWN = 8  # failures
 
 
 def add_options(commands: Any) -> None:
@@ -21,12 +24,37 @@ def add_options(commands: Any) -> None:
         "and which code path it chose, the demonstration model and texts; and for what is missing, how to get it.",
         "pyprune doctor",
         "pyprune doctor --json",
+        "pyprune doctor --gpu",
+    )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="check the GPU kernels on this machine's GPUs, at most 90 seconds each; on a GPU where they pass they are "
+        "used from then on (default: off)",
+    )
+    parser.add_argument(
+        "--device",
+        type=gpu_number,
+        metavar="N",
+        help="with --gpu: check GPU N alone, counted from 0 (default: every GPU)",
     )
     add_json(parser)
 
 
+def gpu_number(text: str) -> int:
+    """A GPU's number, as N or cuda:N."""
+    digits = text.removeprefix("cuda:")
+    if not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text}: the number of a GPU is expected, as 0 or cuda:0")
+    return int(digits)
+
+
 def run(options: argparse.Namespace) -> None:
-    """Say what pyprune runs on here, and what is missing."""
+    """Say what pyprune runs on here, and what is missing; with --gpu check the GPU kernels."""
+    if options.device is not None and not options.gpu:
+        raise InputError("--device: goes with --gpu")
+    if options.gpu:
+        return check_gpus(options.device, options.json)
     from pyprune.models.demo import DEMO_MODEL, demo_model_path
     from pyprune.ops import gpu, native
     from pyprune.runtime import memory
@@ -51,7 +79,10 @@ def run(options: argparse.Namespace) -> None:
     for name, reason in native_facts.pop("isas_unused", {}).items():
         native_facts[f"{name}, not used"] = reason
     lines += [[f"native: {name.replace('_', ' ')}", shown(value)] for name, value in native_facts.items()]
-    lines.append(["GPU kernels", found["gpu"]["reason"]])
+    for one in found["gpu"]["devices"]:
+        lines.append([f"GPU kernels, {one['device']} ({one['name']})", one["reason"]])
+    if not found["gpu"]["devices"]:
+        lines.append(["GPU kernels", found["gpu"]["reason"]])
     lines.append(["CUDA library", found["cuda_library"]])
     lines.append([f"model {DEMO_MODEL}", found["demonstration"]["model"] or "installed"])
     lines.append(["demonstration texts", found["demonstration"]["texts"] or "installed"])
@@ -68,6 +99,56 @@ def _cuda_library(file: Path) -> str:
     if targets is None:
         return f"none, this installation is for CPUs (and Triton): {library_files.problem(file)}"
     return targets if torch.version.cuda else f"{targets}; never loaded, for this torch has no CUDA"
+
+
+def check_gpus(number: int | None, as_json: bool) -> None:
+    """Check the GPU kernels on one GPU or on each; SystemExit 1 where they did not pass on all of them."""
+    import torch
+
+    from pyprune.ops import gpu
+    from pyprune.runtime.self_check.run import self_check
+
+    gpu.require_triton("doctor --gpu")
+    count = torch.cuda.device_count()
+    if number is not None and number >= count:
+        raise InputError(f"--device {number}: 0 to {count - 1} are the GPUs here")
+    verdicts = []
+    for index in range(count) if number is None else (number,):
+        with Bar() as bar:
+            verdicts.append(self_check(torch.device("cuda", index), tell=partial(bar, f"checking cuda:{index}")))
+        if not as_json:
+            print("\n".join(told(verdicts[-1])))
+    if as_json:
+        print_json({"self_checks": verdicts})
+    if not all(one["passed"] for one in verdicts):
+        raise SystemExit(1)
+
+
+def told(verdict: dict[str, Any]) -> list[str]:
+    """A verdict of the self-check in lines."""
+    done = f"{verdict['done']} of {verdict['of']} cases in {verdict['seconds']:.0f} s"
+    where = f"{verdict['device']} ({verdict['gpu']})"
+    if verdict["passed"]:
+        return [f"{where}: passed, {done}. From now on pyprune uses its kernels ({verdict['kernels']}) on this GPU."]
+    failures = verdict["failures"]
+    lines = [f"  {one['case']}: {_failure(one)}" for one in failures[:MOST_SHOWN]]
+    lines += [f"  and {len(failures) - MOST_SHOWN} more (--json has all)"] * (len(failures) > MOST_SHOWN)
+    if failures:
+        return [
+            f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=definitions runs plain PyTorch instead.", *lines
+        ]  # fmt: skip
+    return [
+        f"{where}: not finished, {done}; nothing was wrong so far. Run it again: what was compiled is kept, so "
+        "that it gets further."
+    ]
+
+
+def _failure(one: dict[str, Any]) -> str:
+    if one.get("exception"):
+        return " ".join(str(one["exception"]).split())
+    if not one.get("same_bits_twice", True):
+        return "other bits the second time"
+    return f"error {one['error']}, PyTorch's {one['pytorch_error']} (shares of the largest value)"
 
 
 def _present(find: Callable[[], object]) -> str | None:

@@ -42,16 +42,21 @@ def check(case: Case, dtype: torch.dtype, device: str, seed: int) -> dict[str, A
     Passed: finite, of the right shape, at most twice PyTorch's error (plus `TINY`), the same bits twice, and nothing
     written in the caches but at the positions.
     """
-    told = {
-        "operator": case.operator, "direct": case.direct, "dtype": str(dtype).removeprefix("torch."),
-        "case": case.label, "passed": False, "error": None, "pytorch_error": None, "ratio": None,
-        "same_bits_twice": None, "exception": None,
-    }  # fmt: skip
+    told = blank(case.operator, case.label, dtype, case.direct)
     try:
         told.update(_measure(case, Draw(seed, case.label, dtype, device)))
     except Exception as error:  # every kind: the text is the finding
         told["exception"] = f"{type(error).__name__}: {error}"[:1500]
     return told
+
+
+def blank(operator: str, label: str, dtype: torch.dtype, direct: bool = False) -> dict[str, Any]:
+    """What is told of a case before anything is known."""
+    return {
+        "operator": operator, "direct": direct, "dtype": str(dtype).removeprefix("torch."), "case": label,
+        "passed": False, "error": None, "pytorch_error": None, "ratio": None, "same_bits_twice": None,
+        "exception": None,
+    }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -64,6 +69,16 @@ def _measure(case: Case, draw: Draw) -> dict[str, Any]:
     ours = _outputs(case, operator, args)
     poison(exact[0])
     again = _outputs(case, operator, args)
+    return verdict(ours, again, plain, exact, TINY.get(case.operator, 1e-6))
+
+
+def verdict(
+    ours: list[Tensor], again: list[Tensor], plain: list[Tensor], exact: list[Tensor], tiny: float = 1e-6
+) -> dict[str, Any]:
+    """Results of two runs against PyTorch's in the same dtype and the true ones: the errors, and whether they passed.
+
+    AssertionError for another shape, and for NaN anywhere but where the true result has it.
+    """
     worst, worst_plain, passed = 0.0, 0.0, True
     for mine, theirs, true in zip(ours, plain, exact, strict=True):
         untouched = torch.isnan(true)
@@ -77,7 +92,7 @@ def _measure(case: Case, draw: Draw) -> dict[str, Any]:
             continue
         scale = float(true.abs().max()) or 1.0
         error, error_plain = (float((t - true).abs().max()) / scale for t in (mine, theirs))
-        passed &= error <= TIMES_PYTORCH * max(error_plain, _least(dtype, true)) + TINY.get(case.operator, 1e-6)
+        passed &= error <= TIMES_PYTORCH * max(error_plain, _least(dtype, true)) + tiny
         worst, worst_plain = max(worst, error), max(worst_plain, error_plain)
     same = all(_same_bits(one, other) for one, other in zip(ours, again, strict=True))
     return {
