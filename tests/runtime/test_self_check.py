@@ -11,7 +11,7 @@ import torch
 from pyprune.commands.doctor import told
 from pyprune.ops.self_check import passes
 from pyprune.ops.self_check.judgement import DTYPES
-from pyprune.runtime.self_check import run
+from pyprune.runtime.self_check import run, schedule
 from pyprune.runtime.self_check.child import Orders
 from pyprune.runtime.self_check.recorded import check_step
 from pyprune.runtime.self_check.run import self_check
@@ -29,8 +29,8 @@ def _alone(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def dry_run(replaced: str, **options: float) -> dict:
-    return self_check(CPU, replaced=f"tests.runtime.wrong_kernels:{replaced}", small=True, **options)
+def dry_run(replaced: str) -> dict:
+    return self_check(CPU, replaced=f"tests.runtime.wrong_kernels:{replaced}", small=True)
 
 
 def names(verdict: dict) -> set[str]:
@@ -55,8 +55,9 @@ def test_a_wrong_kernel_fails_the_check_in_its_own_cases_and_in_the_recorded_ste
     assert all("linear_residual" in name or "recorded" in name for name in names(verdict))
 
 
-def test_an_item_that_ends_or_halts_its_process_fails_and_the_others_go_on():
-    verdict = dry_run("DEADLY", item_s=8.0)
+def test_an_item_that_ends_or_halts_its_process_fails_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(schedule, "CASE_S", 8.0)
+    verdict = dry_run("DEADLY")
     assert (verdict["passed"], verdict["complete"]) == (False, True)
     why = {failure["case"]: failure["exception"] for failure in verdict["failures"]}
     assert set(why) == {"bfloat16 padded_linear 1x129 -> 171", "float16 norm_head 1x129 -> 171"}
@@ -105,6 +106,7 @@ def test_every_operator_is_checked_in_every_dtype_after_the_recorded_steps():
 def as_on_a_gpu(monkeypatch, replaced: str) -> None:
     """What runs on `cuda:1` runs on the CPU instead."""
     monkeypatch.setattr(run.gpu, "best_available", lambda: ("triton", "no library"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 8 << 30))
     monkeypatch.setattr(run.passes, "identity", lambda index: replace(HERE, gpu=f"GPU {index}"))
     monkeypatch.setattr(
         run, "Orders", lambda **told: Orders(**{**told, "device": "cpu", "replaced": replaced, "small": True})
@@ -120,6 +122,20 @@ def test_a_pass_is_kept_for_the_gpu_and_taken_back_by_a_failure(monkeypatch):
     as_on_a_gpu(monkeypatch, "tests.runtime.wrong_kernels:TOO_LARGE")
     assert not self_check(torch.device("cuda", 1), small=True)["passed"]
     assert passes.standing(replace(HERE, gpu="GPU 1"))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "free_gib", "expected"), [(16, 80, 6), (8, 80, 4), (2, 80, 1), (16, 4, 2), (16, 0, 1)]
+)
+def test_as_many_processes_run_as_cores_and_memory_allow(monkeypatch, cores: int, free_gib: int, expected: int):
+    monkeypatch.setattr(run.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib << 30, 80 << 30))
+    count = run._processes(torch.device("cuda", 0))
+    assert count == expected
+    lanes = run._lanes(count, False)
+    assert len(lanes) == expected
+    assert sorted(number for lane in lanes for number in lane) == list(range(sum(map(len, jobs()))))
+    assert lanes[0][0] == 0
 
 
 def test_doctor_checks_every_gpu_or_one_and_says_so(monkeypatch, capsys):

@@ -19,13 +19,16 @@ import torch
 
 from pyprune.ops import gpu
 from pyprune.ops.self_check import passes
-from pyprune.runtime.self_check.child import Orders
+from pyprune.runtime.self_check.child import BROKEN, Orders
 from pyprune.runtime.self_check.schedule import jobs
 
-LIMIT_S, ITEM_S, START_S = 90.0, 30.0, 45.0
-"""Seconds of the whole, of one item, and of a process until its first item."""
+LIMIT_S, START_S = 90.0, 45.0
+"""Seconds of the whole, and of a process until it has begun with its first item."""
 
 MOST_PROCESSES, MOST_RESTARTS = 6, 3
+PROCESS_BYTES = 3 << 29
+"""Of the GPU's memory that a process may need: its CUDA context and the largest case."""
+
 DRY_RUN = "pyprune.ops.definitions:DEFINITIONS"
 
 
@@ -43,7 +46,7 @@ class _Lane:
 
     def _start(self) -> None:
         self._starts += 1
-        self._since, self._trying = time.monotonic(), False
+        self._since, self._trying = time.monotonic(), -1
         told = Orders(numbers=self.left, out=str(self._out), **self._orders)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -51,11 +54,12 @@ class _Lane:
                 env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def step(self, item_s: float, start_s: float) -> bool:
-        """Take in what was told since; whether there is more to wait for."""
+    def step(self, limits: list[float]) -> bool:
+        """Take in what was told since; whether there is more to wait for. limits: seconds of each item."""
         ended = self.process.poll() is not None  # before what it told is read: then nothing of it is missed
         self._take_in()
-        late = time.monotonic() > self._since + (item_s if self._trying else start_s)
+        limit = limits[self._trying] if self._trying >= 0 else START_S
+        late = time.monotonic() > self._since + limit
         if not self.left:
             if late:
                 end(self.process)
@@ -63,10 +67,10 @@ class _Lane:
         if not ended and not late:
             return True
         end(self.process)
-        if ended and self.process.returncode == 3 and not self._trying:
+        if ended and self.process.returncode == BROKEN and self._trying < 0:
             why = None  # the item that broke the device has told so itself
         elif late:
-            why = f"took longer than {item_s if self._trying else start_s:.0f} s"
+            why = f"took longer than {limit:.0f} s"
         else:
             why = f"ended the process ({_ending(self.process.returncode)}): {_last_line(self._log)}"
         if why is not None:
@@ -84,7 +88,7 @@ class _Lane:
                     break
                 self._read += len(line)
                 told = json.loads(line)
-                self._since, self._trying = time.monotonic(), "trying" in told
+                self._since, self._trying = time.monotonic(), told.get("trying", -1)
                 if "done" in told:
                     self.left.remove(told["done"])
                     self.results[told["done"]] = told["told"]
@@ -93,7 +97,6 @@ class _Lane:
 def self_check(
     device: torch.device,
     limit_s: float = LIMIT_S,
-    item_s: float = ITEM_S,
     replaced: str = DRY_RUN,
     small: bool = False,
     tell: Callable[[int, int], None] = lambda done, total: None,
@@ -115,13 +118,12 @@ def self_check(
     with tempfile.TemporaryDirectory(prefix="pyprune-self-check-") as folder:
         lanes: list[_Lane] = []
         try:
-            lanes += [
-                _Lane(number, lane, Path(folder), orders, env) for number, lane in enumerate(_lanes(on_gpu, small))
-            ]
+            for number, numbers in enumerate(_lanes(_processes(device), small)):
+                lanes.append(_Lane(number, numbers, Path(folder), orders, env))
             running = list(lanes)
             while running and time.monotonic() < began + limit_s:
                 time.sleep(0.1)
-                running = [lane for lane in running if lane.step(item_s, START_S)]
+                running = [lane for lane in running if lane.step([item.limit_s for item in items])]
                 tell(sum(len(lane.results) for lane in lanes), len(items))
         finally:
             for lane in lanes:
@@ -145,10 +147,17 @@ def self_check(
     return verdict
 
 
-def _lanes(on_gpu: bool, small: bool) -> list[list[int]]:
-    """The items' numbers, shared out by whole jobs: the kernels of one are compiled once."""
+def _processes(device: torch.device) -> int:
+    """How many at a time: one for two cores, as far as the GPU's free memory goes."""
+    if device.type != "cuda":
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(1, min(MOST_PROCESSES, cores // 2)) if on_gpu else 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(MOST_PROCESSES, cores // 2, free // PROCESS_BYTES))
+
+
+def _lanes(count: int, small: bool) -> list[list[int]]:
+    """The items' numbers, shared out by whole jobs: the kernels of one are compiled once."""
     lanes: list[list[int]] = [[] for _ in range(count)]
     number = 0
     for place, job in enumerate(jobs(small)):
