@@ -39,6 +39,21 @@ def test_doctor_says_whether_the_installation_carries_the_cuda_library(capsys, m
     assert told() == targets
 
 
+def test_doctor_names_every_gpu_with_its_kernels_and_the_reason(capsys, monkeypatch):
+    devices = [
+        {"device": "cuda:0", "name": "H100", "reason": "cuda"},
+        {"device": "cuda:1", "name": "RTX", "reason": "not checked; run `pyprune doctor --gpu --device 1` once"},
+    ]
+    report = {**gpu.report(), "devices": devices}
+    monkeypatch.setattr(gpu, "report", lambda: report)
+    code, out, _ = run(capsys, "doctor")
+    text = " ".join(out.split())
+    assert code == 0
+    assert "GPU kernels, cuda:0 (H100) cuda" in text
+    assert "GPU kernels, cuda:1 (RTX) not checked;" in text
+    assert json.loads(run(capsys, "doctor", "--json")[1])["gpu"]["devices"] == devices
+
+
 def test_compare_writes_the_report_and_prints_json_with_the_table(capsys, tmp_path):
     target = tmp_path / "report"
     code, out, err = run(

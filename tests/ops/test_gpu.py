@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.ops import gpu
+from pyprune.ops.self_check import passes
+
+STANDING = passes.standing
 
 
 def test_an_unknown_choice_is_refused_with_the_choices(monkeypatch):
@@ -145,6 +148,23 @@ def test_auto_takes_the_kernels_on_a_gpu_whose_self_check_passed(auto, library: 
     told = gpu.report()["devices"][0]
     assert told["self_check"] == {"passed": kernels, "why_not": None}
     assert (told["device"], told["name"], told["compute_capability"]) == ("cuda:0", "GPU 0", "12.0")
+
+
+def test_auto_reads_the_pass_that_doctor_kept(auto, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    here = passes.Identity("NVIDIA GeForce RTX 4090", "8.9", "580.65.06", "2.11.0", "3.6.0", passes.digest())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    auto[0]((8, 9))
+    monkeypatch.setattr(passes, "standing", STANDING)
+    monkeypatch.setattr(passes, "identity", lambda index: here)
+    passes.keep(replace(here, kernels="of before"), "cuda", 300)
+    with pytest.warns(
+        UserWarning, match=r"the self-check that passed on this GPU was of another version of the kernels; run"
+    ):
+        assert gpu.choice_for(on(0)).kernels == "definitions"
+    gpu._choices.clear()
+    passes.keep(here, "cuda", 300)
+    assert gpu.choice_for(on(0)).kernels == "cuda"
 
 
 def test_a_pass_of_other_kernels_than_would_run_does_not_count(auto):

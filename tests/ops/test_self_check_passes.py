@@ -41,8 +41,8 @@ def test_a_pass_holds_for_its_gpu_alone_and_can_be_taken_back():
         ({"torch": "2.12.0"}, "was of another torch 2.11.0, now 2.12.0"),
         ({"triton": "3.7.0"}, "was of another Triton 3.6.0, now 3.7.0"),
         ({"compute_capability": "8.9"}, "was of another compute capability 8.6, now 8.9"),
-        ({"kernels": "other"}, "was of another kernels"),
-        ({"kernels": "other", "torch": "2.12.0"}, "was of another torch 2.11.0, now 2.12.0, kernels"),
+        ({"kernels": "other"}, "was of another version of the kernels"),
+        ({"kernels": "other", "torch": "2.12.0"}, "was of another torch 2.11.0, now 2.12.0, version of the kernels"),
     ],
 )
 def test_a_pass_of_something_else_is_stale_and_what_changed_is_told(change: dict, told: str):

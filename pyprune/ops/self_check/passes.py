@@ -87,7 +87,9 @@ def standing(here: Identity) -> tuple[str | None, str]:
         return None, "the kernels have not been checked on this GPU"
     changed = [name for name in NAMES if getattr(ours[-1], name) != getattr(here, name)]
     told = ", ".join(
-        NAMES[name] if name == "kernels" else f"{NAMES[name]} {getattr(ours[-1], name)}, now {getattr(here, name)}"
+        "version of the kernels"
+        if name == "kernels"
+        else f"{NAMES[name]} {getattr(ours[-1], name)}, now {getattr(here, name)}"
         for name in changed
     )
     return None, f"the self-check that passed on this GPU was of another {told}"

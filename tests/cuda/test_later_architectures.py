@@ -1,0 +1,38 @@
+"""GPUs after the H100 get the CUDA library as PTX of compute_80: what it becomes for sm_100 and sm_120."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cuda import tools
+
+NVCC = tools.nvcc()
+pytestmark = pytest.mark.skipif(NVCC is None, reason="not installed: nvcc")
+THREADS, BLOCKS = 256, 2
+
+
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("ptx") / "skinny_linear.ptx"
+    tools.output(
+        str(NVCC), "-ptx", "-arch=compute_80", "-O3", "-std=c++17", tools.CSRC / "skinny_linear.cu", "-o", target
+    )
+    return target
+
+
+@pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
+def test_nothing_spills_and_two_blocks_fit_a_processor(ptx: Path, tmp_path: Path, arch: str):
+    ptxas = shutil.which("ptxas", path=str(Path(str(NVCC)).resolve().parent))
+    assert ptxas is not None
+    if arch not in tools.output(ptxas, "--help"):
+        pytest.skip(f"this ptxas does not know {arch}")
+    report = tools.output(ptxas, f"-arch={arch}", "-v", ptx, "-o", tmp_path / "kernel.cubin")
+    used = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(used) == len(spills) == 18  # three dtypes, one and two rows, three forms
+    assert set(spills) == {("0", "0", "0")}
+    assert max(used) * THREADS * BLOCKS <= 65536
