@@ -170,7 +170,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Stop the process and all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs may hold it for longer
+        process.wait(10)
 
 
 def _ending(code: int) -> str:
