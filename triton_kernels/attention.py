@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyprune.strides import empty_rows
 from pyprune.triton_kernels import checks, configs
 from pyprune.triton_kernels.launch import (
     MOST_PROGRAMS,
@@ -49,8 +50,8 @@ def _seen_rows(position, first, limit, window):
 
 
 @triton.jit(do_not_specialize=["unit", "tokens", "window"])
-def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, first, out, parts,
-                     peaks, skip, unit, tokens, limit, window, stretch, scale,
+def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, first, out,
+                     out_row, parts, peaks, skip, unit, tokens, limit, window, stretch, scale,
                      HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
                      DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
                      STAGES: tl.constexpr, PDL: tl.constexpr,
@@ -111,6 +112,7 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
     if parts is None:
         result = acc / total[:, None]
         result = tl.where(live, tl.where(known[:, None], result, float("nan")), 0.0)
+        at = query[:, None] * out_row + head[:, None] * HEAD_DIM + d[None, :]
         tl.store(out + at, result.to(out.dtype.element_ty), mask=stored)
     else:
         # A stretch that a query does not reach is not stored; the reduction does not read it.
@@ -122,7 +124,8 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
 
 
 @triton.jit(do_not_specialize=["unit", "tokens", "window"])
-def join_stretches_kernel(parts, peaks, positions, first, out, skip, unit, tokens, stretches, limit, window, stretch,
+def join_stretches_kernel(parts, peaks, positions, first, out, out_row, skip, unit, tokens, stretches, limit, window,
+                          stretch,
                           HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
                           ):  # fmt: skip
     """One query head a program, stretches in their order. Grid: (batch x tokens x heads,)."""
@@ -146,7 +149,8 @@ def join_stretches_kernel(parts, peaks, positions, first, out, skip, unit, token
         total += share * tl.load(peaks + slot * 2 + 1)
         acc += share * tl.load(parts + slot * HEAD_DIM + d, mask=inside, other=0.0)
     result = tl.where(live, tl.where(known, acc / total, float("nan")), 0.0)
-    tl.store(out + index * HEAD_DIM + d, result.to(out.dtype.element_ty), mask=inside)
+    at = index // HEADS * out_row + index % HEADS * HEAD_DIM + d
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
 def _stride_unit(*caches: Tensor) -> int:
@@ -177,7 +181,8 @@ def decode_attention(
     checks.expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
     checks.skip_mask(skip, unit, device)
     q = q.contiguous()
-    out = torch.empty_like(q)
+    # The projection that comes next reads a token's heads as one row.
+    out = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device).view(q.shape)
     if out.numel() == 0:
         return out
 
@@ -216,14 +221,15 @@ def _attend(
         attention_kernel, (splits, cdiv(rows, tile.queries), batch * kv_heads), device, tile.warps, tile.stages, q=q,
         k_cache=k_cache, k_batch=k_cache.stride(0) // u, k_head=k_cache.stride(1) // u, k_row=k_cache.stride(2) // u,
         v_cache=v_cache, v_batch=v_cache.stride(0) // u, v_head=v_cache.stride(1) // u, v_row=v_cache.stride(2) // u,
-        positions=places, first=starts, out=out, parts=parts, peaks=peaks, skip=skip, unit=unit, tokens=tokens,
-        limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads, KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries, BLOCK_L=tile.keys,
-        BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
+        positions=places, first=starts, out=out, out_row=out.stride(1), parts=parts, peaks=peaks, skip=skip, unit=unit,
+        tokens=tokens, limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads,
+        KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries,
+        BLOCK_L=tile.keys, BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
         launch(
             join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
-            first=starts, out=out, skip=skip, unit=unit, tokens=tokens, stretches=splits, limit=length, window=window,
-            stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d, PDL=dependent(device),
+            first=starts, out=out, out_row=out.stride(1), skip=skip, unit=unit, tokens=tokens, stretches=splits,
+            limit=length, window=window, stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
+            PDL=dependent(device),
         )  # fmt: skip

@@ -180,8 +180,14 @@ def unit(*matrices: Tensor) -> int:
     the constant again in the kernel shows every alignment down to 16 bytes, padding to 8 elements included.
     """
     size = 16 // matrices[0].element_size()
-    aligned = all(m.data_ptr() % 16 == 0 and m.stride(0) % size == 0 for m in matrices)
+    # No kernel steps from a single row to a next one.
+    aligned = all(m.data_ptr() % 16 == 0 and (m.shape[0] == 1 or m.stride(0) % size == 0) for m in matrices)
     return size if aligned else 1
+
+
+def row_stride(rows: Tensor) -> int:
+    """Values from row to row of `rows` [..., N], contiguous or of `empty_rows`."""
+    return rows.stride(-2) if rows.dim() > 1 else rows.shape[0]
 
 
 def cdiv(a: int, b: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyprune.strides import empty_rows, gpu_rows
 from pyprune.triton_kernels import configs
 from pyprune.triton_kernels.candidates import PAIRS
 from pyprune.triton_kernels.configs import Architecture, Shape
@@ -86,12 +87,16 @@ def _random(device: torch.device, dtype: torch.dtype, *shape: int, seed: int = 0
 
 
 def _made(device: torch.device, *like: Tensor | None) -> list[Tensor | None]:
-    """Random values of the same sizes and dtypes."""
-    return [None if one is None else _random(device, one.dtype, *one.shape, seed=seed) for seed, one in enumerate(like)]
+    """Random values of the same sizes and dtypes, matrices as they are kept on a GPU."""
+    return [
+        None if one is None else gpu_rows(_random(device, one.dtype, *one.shape, seed=seed))
+        for seed, one in enumerate(like)
+    ]
 
 
 def _rows(device: torch.device, rows: int, weight: Tensor) -> Tensor:
-    return _random(device, weight.dtype, rows, 1, weight.shape[1])
+    values = _random(device, weight.dtype, rows, 1, weight.shape[1])
+    return empty_rows(*values.shape, dtype=values.dtype, device=device).copy_(values)
 
 
 def _qkv_inputs(mha: MHA, eps: float, rows: int, device: torch.device) -> Prepared:

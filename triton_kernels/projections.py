@@ -1,29 +1,21 @@
 """The operators that are a projection with something fused around it. Contracts: pyprune/ops/contracts.py.
 
-Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM, and
-at odd sizes `wide_linear`'s.
+Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM
+(`gemm`), and at odd sizes that it cannot be handed aligned `wide_linear`'s. Results that a projection reads next have
+rows that start on 16 bytes whatever their width (`empty_rows`).
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pyprune.strides import empty_rows
 from pyprune.triton_kernels import checks, rows
 from pyprune.triton_kernels.configs import FEW_ROWS
-from pyprune.triton_kernels.launch import unit as alignment
+from pyprune.triton_kernels.gemm import gemm, takes
 from pyprune.triton_kernels.skinny_linear import skinny_linear
-from pyprune.triton_kernels.wide_linear import takes, wide_linear
-
-
-def gemm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's x weight^T + bias in the weights' dtype, contiguous. Rows of x are padded where the weight's are."""
-    x = x.to(weight.dtype)
-    if x.shape[1] and alignment(weight) > alignment(x):  # else the GEMM falls to its kernels for odd strides
-        padded = rows.padded_rows(*x.shape, x.dtype, x.device)
-        x = padded.copy_(x)
-    return F.linear(x, weight, None if bias is None else bias.to(weight.dtype)).contiguous()
+from pyprune.triton_kernels.wide_linear import wide_linear
 
 
 def linear_residual(
@@ -43,9 +35,9 @@ def linear_residual(
     if flat.shape[0] <= FEW_ROWS:
         skinny_linear("linear_residual", flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
     elif takes(weight):
-        wide_linear(flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
+        rows.add_residual(gemm(flat, weight, bias).contiguous(), base, out, skip, unit)
     else:
-        rows.add_residual(gemm(flat, weight, bias), base, out, skip, unit)
+        wide_linear(flat, weight, bias, out, residual=base, skip=skip, unit_index=unit)
     return out
 
 
@@ -62,14 +54,16 @@ def norm_gate_up(
     checks.vector(gate_bias, gate.shape[0], "gate_bias", gate)
     checks.vector(up_bias, gate.shape[0], "up_bias", gate)
     checks.skip_mask(skip, unit, x.device)
-    out = torch.empty(*x.shape[:-1], gate.shape[0], dtype=x.dtype, device=x.device)
+    out = empty_rows(*x.shape[:-1], gate.shape[0], dtype=x.dtype, device=x.device)
     if flat.shape[0] <= FEW_ROWS:
         skinny_linear("norm_gate_up", flat, gate, gate_bias, out, norm, eps, up, up_bias, skip=skip, unit_index=unit)
     else:
         h = rows.rms_norm(flat, norm, eps, gate.dtype)
-        if takes(gate):
-            return wide_linear(h, gate, gate_bias, out, up, up_bias, skip=skip, unit_index=unit)
-        rows.silu_product(gemm(h, gate, gate_bias), gemm(h, up, up_bias), out, skip, unit)
+        if takes(gate, padded_result=True) and takes(up, padded_result=True):
+            products = gemm(h, gate, gate_bias), gemm(h, up, up_bias)
+            rows.silu_product(*products, out.view(flat.shape[0], gate.shape[0]), skip, unit)
+        else:
+            wide_linear(h, gate, gate_bias, out, up, up_bias, skip=skip, unit_index=unit)
     return out
 
 
@@ -81,7 +75,8 @@ def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor 
     checks.vector(bias, weight.shape[0], "bias", weight)
     shape = (*x.shape[:-1], weight.shape[0])
     if flat.shape[0] > FEW_ROWS:
-        return gemm(rows.rms_norm(flat, norm, eps, weight.dtype), weight, bias).float().view(shape)
+        logits = gemm(rows.rms_norm(flat, norm, eps, weight.dtype), weight, bias)
+        return logits.float().contiguous().view(shape)
     out = torch.empty(shape, dtype=torch.float32, device=x.device)
     return skinny_linear("norm_head", flat, weight, bias, out, norm, eps)
 
@@ -92,8 +87,8 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     checks.matrix(weight, flat.shape[1], "weight", weight)
     checks.vector(bias, weight.shape[0], "bias", weight)
     shape = (*x.shape[:-1], weight.shape[0])
-    if flat.shape[0] > FEW_ROWS and not takes(weight):
-        return gemm(flat, weight, bias).to(x.dtype).view(shape)
+    if flat.shape[0] > FEW_ROWS and takes(weight):
+        return gemm(flat, weight, bias).to(x.dtype).contiguous().view(shape)
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
     if flat.shape[0] > FEW_ROWS:
         return wide_linear(flat, weight, bias, out)

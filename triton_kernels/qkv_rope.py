@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
+from pyprune.triton_kernels.gemm import gemm
 from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, power_of_2
 from pyprune.triton_kernels.launch import unit as alignment
 from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
-from pyprune.triton_kernels.projections import gemm
 from pyprune.triton_kernels.rows import rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, row_stride, unit
 from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
 from pyprune.triton_kernels.rows import rms_norm
 
@@ -23,12 +23,11 @@ def _bias(bias, n, N):
 
 
 @triton.jit
-def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps,
+def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, live, M, N, K, eps,
            NORM: tl.constexpr, PAIR: tl.constexpr,
            ):  # fmt: skip
-    """Sums of products -> inverse RMS, biases, SiLU product, residual -> out [M, N]."""
+    """Sums of products -> inverse RMS, biases, SiLU product, residual -> out [M, N], its rows out_row apart."""
     inside = (n < N)[:, None] & (m < M)[None, :]
-    offsets = m.to(tl.int64)[None, :] * N + n[:, None]
     if NORM:
         inverse = tl.rsqrt(squares / K + eps)[None, :]
         acc_a *= inverse
@@ -41,13 +40,14 @@ def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, 
         acc_a = acc_a / (1.0 + tl.exp(-acc_a)) * acc_b
     acc_a = tl.where(live, acc_a, 0.0)
     if residual is not None:
-        acc_a += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + offsets, acc_a.to(out.dtype.element_ty), mask=inside)
+        acc_a += tl.load(residual + m.to(tl.int64)[None, :] * N + n[:, None], mask=inside, other=0.0).to(tl.float32)
+    at = out + m.to(tl.int64)[None, :] * out_row + n[:, None]
+    tl.store(at, acc_a.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["unit", "M", "steps"])
-def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bias, residual, out, parts, part_squares,
-                         skip, unit, M, N, K, steps, eps,
+def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bias, residual, out, out_row, parts,
+                         part_squares, skip, unit, M, N, K, steps, eps,
                          X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                          BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
                          ):  # fmt: skip
@@ -70,7 +70,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
         x_rows, norm, a_rows, b_rows, lo, hi, PAIR, True, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
     )
     if parts is None:
-        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, live, M, N, K, eps, NORM, PAIR)
     else:
         kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
         inside = (n < N)[:, None] & (m < kept)[None, :]
@@ -84,7 +84,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
 
 
 @triton.jit(do_not_specialize=["unit", "M", "splits"])
-def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, unit, M, N, K, splits, eps,
+def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, out_row, skip, unit, M, N, K, splits, eps,
                       PAIR: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                       PDL: tl.constexpr,
                       ):  # fmt: skip
@@ -106,7 +106,7 @@ def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, skip, 
             acc_b += tl.load(parts + offsets + M * N, mask=inside, other=0.0)
         if NORM:
             squares += tl.load(part_squares + split * M + m, mask=m < kept, other=0.0)
-    finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, eps, NORM, PAIR)
+    finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, live, M, N, K, eps, NORM, PAIR)
 
 
 def skinny_linear(
@@ -117,7 +117,8 @@ def skinny_linear(
     """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows. `operator` asks for it.
 
     With `up` (as large as `weight`): silu(h weight^T + bias) * (h up^T + up_bias). With `residual`
-    [M, N], contiguous: added. `out` is contiguous, in any of the three float dtypes.
+    [M, N], contiguous: added. `out` [..., N], in any of the three float dtypes, is contiguous or of `empty_rows`; what
+    lies between its rows is not written.
     """
     rows, inner = x.shape
     columns = weight.shape[0]
@@ -134,8 +135,8 @@ def skinny_linear(
         parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32)
         squares = x.new_empty(splits, rows, dtype=torch.float32) if norm is not None else None
     x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
-    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, parts=parts, part_squares=squares, skip=skip,
-                  unit=unit_index, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
+    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, out_row=row_stride(out), parts=parts,
+                  part_squares=squares, skip=skip, unit=unit_index, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
     launch(
         skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,

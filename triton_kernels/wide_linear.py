@@ -1,4 +1,5 @@
 """Projections of many rows at sizes that GEMM libraries have no fast kernel for: x W^T with odd K or N, fused.
+`gemm.takes` says which are for torch's GEMM nevertheless.
 
 Tiles are those of a full GEMM; the end of K is masked, so a weight whose rows are padded comes in wide loads at any K,
 and gate and up pass together, their SiLU product taken in registers. Where tiles are fewer than processors K is split,
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, row_stride, unit
 from pyprune.triton_kernels.products import banded, is_live, tile_products
 from pyprune.triton_kernels.rows import padded_rows
 from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
@@ -22,8 +23,9 @@ _BAND = 8  # row tiles that pass over a tile of weights together, so that it is 
 
 
 @triton.jit(do_not_specialize=["unit", "M", "steps"])
-def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, residual, out, parts, skip, unit, M, N, K,
-                       steps, X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BAND: tl.constexpr, BLOCK_M: tl.constexpr,
+def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, residual, out, out_row, parts, skip, unit,
+                       M, N, K, steps,
+                       X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BAND: tl.constexpr, BLOCK_M: tl.constexpr,
                        BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
                        ):  # fmt: skip
     """One tile of rows and columns over one split of K. Grid: (row tiles x column tiles, splits)."""
@@ -44,7 +46,7 @@ def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, resid
         x_rows, None, a_rows, b_rows, lo, hi, PAIR, False, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
     )
     if parts is None:
-        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, live, M, N, K, 0.0, False, PAIR)
+        finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, live, M, N, K, 0.0, False, PAIR)
     else:
         kept = tl.where(live, M, 0)
         inside = (n < N)[:, None] & (m < kept)[None, :]
@@ -52,13 +54,6 @@ def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, resid
         tl.store(parts + (first + m)[None, :] * N + n[:, None], acc_a, mask=inside)
         if PAIR:
             tl.store(parts + (first + M + m)[None, :] * N + n[:, None], acc_b, mask=inside)
-
-
-def takes(weight: Tensor) -> bool:
-    """Whether a weight [out, in] is for these kernels: sizes that are no multiples of 16 bytes, where GEMM libraries
-    fall to kernels for any alignment. For all others the products are torch's own."""
-    size = 16 // weight.element_size()
-    return any(length % size for length in weight.shape)
 
 
 def wide_linear(
@@ -77,8 +72,9 @@ def wide_linear(
     splits, steps = configs.splits_for(arch, tiles, inner, tile)
     parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32) if splits > 1 else None
     x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
-    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, parts=parts, skip=skip, unit=unit_index,
-                  M=rows, N=columns, K=inner)  # fmt: skip
+    shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, out_row=row_stride(out), parts=parts,
+                  skip=skip,
+                  unit=unit_index, M=rows, N=columns, K=inner)  # fmt: skip
     launch(
         wide_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, a=weight, a_units=weight.stride(0) // w_unit, b=up,

@@ -43,7 +43,8 @@ def load(
 
     `spec`: a Hugging Face directory or hub name, a `.gguf` file, `smollm2-135m`, `shape:NAME`, a loaded transformers
     PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified; where accelerate has
-    offloaded some, blocks are streamed), or a Decoder.
+    offloaded some, blocks are streamed), or a Decoder. On a GPU matrices of odd width are copies with rows of their own
+    distance (`Decoder.to`), all else is shared there too.
     `dtype` None keeps the checkpoint's own: the configuration's, as transformers does, else the embedding's; float32
     for a quantised GGUF file. `stream`: of a Hugging Face directory or hub name, read each block only when it is
     run, and the next one meanwhile (`Decoder.blocks` is then a `StreamedBlocks`): to score models larger than memory.

@@ -20,9 +20,12 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from pyprune.strides import gpu_rows
+
 HUGE_PAGE = 2 << 20
 CHUNK = 64 << 20  # unless one tensor needs more: memory is given back a chunk at a time, with its last tensor
 LINE = 64  # bytes; every tensor begins on a line of the cache
+PADDED_ON = ("cuda",)  # types of devices on which rows are placed for wide loads
 
 
 class Pages:
@@ -59,8 +62,12 @@ class Pages:
     def move(
         self, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, share: bool = True
     ) -> Tensor:
-        """`tensor.to(device, dtype)`, on these pages where the CPU gets a new one: always, unless it may `share`."""
-        if torch.device(device or tensor.device).type != "cpu":
+        """`tensor.to(device, dtype)`, on these pages where the CPU gets a new one: always, unless it may `share`. On a
+        GPU a matrix of odd width gets rows that start on 128 bytes (`gpu_rows`), also one that is there already."""
+        place = torch.device(device or tensor.device).type
+        if place in PADDED_ON:
+            return gpu_rows(tensor.to(device=device, dtype=dtype))
+        if place != "cpu":
             return tensor.to(device=device, dtype=dtype)
         same = tensor.device.type == "cpu" and tensor.dtype == (dtype or tensor.dtype)
         return tensor if share and same else self.copy(tensor, dtype)

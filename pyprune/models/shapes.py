@@ -202,8 +202,10 @@ class _RandomWeights(TensorSource):
         else:
             std = 1 / sqrt(shape[1])
         if device.type == "cpu":
-            return fill_uniform(self.pages.empty(shape, dtype), part, std)
-        return random_uniform_there(part, shape, std, dtype, device)
+            values = fill_uniform(self.pages.empty(shape, dtype), part, std)
+        else:
+            values = random_uniform_there(part, shape, std, dtype, device)
+        return self.pages.move(values, dtype, device)
 
 
 def _random(name: str, shape: tuple[int, ...], std: float, dtype: torch.dtype, device: torch.device) -> Tensor:

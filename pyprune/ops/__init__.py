@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyprune.ops import contracts, definitions, gpu, native
-from pyprune.ops.strides import pad_stride
+from pyprune.strides import pad_stride
 
 native.load()
 gpu.choose()

@@ -23,7 +23,8 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     """The decoder without what `pruning` removes; `decoder` itself is left as it is.
 
     Indices are the original model's, also when `decoder` is already pruned: then both prunings are in force, and what
-    is already gone may be named again. Tensors that lose nothing are shared, narrowed ones are contiguous copies.
+    is already gone may be named again. Tensors that lose nothing are shared, narrowed ones are copies: contiguous on a
+    CPU, on a GPU with rows that start on 16 bytes (`Decoder.to`).
     What the pruning adds to biases is added once, to a new bias where the projection has none.
     With `pad_to`, each FFN gets zero rows in gate and up and zero columns in down, at the end, up to the multiple. That
     is exact, because silu(0) * 0 = 0.
@@ -167,14 +168,14 @@ def _added(half: Half, projection: str, name: str, added: Compensation) -> Half:
 
 
 def _on_pages(half: Half | None, original: Half | None, pages: Pages) -> Half | None:
-    """The half with what it does not share with the original on `pages`: a narrowed model is read as fast as a whole
-    one. Elsewhere than on a CPU nothing changes."""
+    """The half with what it does not share with the original on `pages`, as a loaded model's: a narrowed one is read as
+    fast as a whole one."""
     if half is None or half is original:
         return half
     shared = {id(tensor) for _, tensor in original.tensors()}
 
     def own(tensor: Tensor) -> Tensor:
-        return tensor if id(tensor) in shared or tensor.device.type != "cpu" else pages.copy(tensor)
+        return tensor if id(tensor) in shared else pages.move(tensor, None, None, share=False)
 
     return half.map(own)
 

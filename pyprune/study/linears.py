@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyprune.ops.strides import ROW_BYTES
 from pyprune.pruning.apply import padded_width
 from pyprune.runtime.memory import require
 from pyprune.runtime.padded_linear import linear
+from pyprune.strides import ROW_BYTES
 from pyprune.study.device import synchroniser
 from pyprune.study.measure import interleave
 

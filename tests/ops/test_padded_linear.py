@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyprune import InputError, ops
-from pyprune.ops.strides import ROW_BYTES, has_padded_stride
+from pyprune.strides import ROW_BYTES, has_padded_stride
 from tests.ops.inputs import WEIGHTS, assert_as_exact_as_pytorch, double, low, random, weight
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyprune
 from pyprune import InputError, PaddedLinear, ops
-from pyprune.ops.strides import has_padded_stride
+from pyprune.strides import has_padded_stride
 from tests.runtime.test_accelerate import calls, ids, small_model  # noqa: F401
 
 

@@ -24,7 +24,7 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import attention, configs, model_cases, tune, wide_linear  # noqa: E402
+from pyprune.triton_kernels import attention, configs, gemm, model_cases, tune  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
@@ -86,7 +86,7 @@ def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: i
         check("padded_linear", [x, w, b], torch.float32)
         check("linear_residual", [x, w, b, random(rows, out)], torch.float32)
         check("norm_gate_up", [x, n, 1e-5, w, up, b, random(out)], torch.float32)
-        assert wide_linear.takes(w) == (out != 40)
+        assert gemm.takes(w) == (out != 40)
     arch = configs.architecture(DEVICE)
     for pair in (False, True):
         tile = configs.many_rows_tile(arch, torch.float32, pair)
