@@ -182,7 +182,8 @@ def decode_attention(
     checks.skip_mask(skip, unit, device)
     q = q.contiguous()
     # The projection that comes next reads a token's heads as one row.
-    out = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device).view(q.shape)
+    by_token = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device)
+    out, out_row = by_token.view(q.shape), by_token.stride(0)
     if out.numel() == 0:
         return out
 
@@ -221,7 +222,7 @@ def _attend(
         attention_kernel, (splits, cdiv(rows, tile.queries), batch * kv_heads), device, tile.warps, tile.stages, q=q,
         k_cache=k_cache, k_batch=k_cache.stride(0) // u, k_head=k_cache.stride(1) // u, k_row=k_cache.stride(2) // u,
         v_cache=v_cache, v_batch=v_cache.stride(0) // u, v_head=v_cache.stride(1) // u, v_row=v_cache.stride(2) // u,
-        positions=places, first=starts, out=out, out_row=out.stride(1), parts=parts, peaks=peaks, skip=skip, unit=unit,
+        positions=places, first=starts, out=out, out_row=out_row, parts=parts, peaks=peaks, skip=skip, unit=unit,
         tokens=tokens, limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads,
         KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries,
         BLOCK_L=tile.keys, BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
@@ -229,7 +230,7 @@ def _attend(
     if splits > 1:
         launch(
             join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
-            first=starts, out=out, out_row=out.stride(1), skip=skip, unit=unit, tokens=tokens, stretches=splits,
+            first=starts, out=out, out_row=out_row, skip=skip, unit=unit, tokens=tokens, stretches=splits,
             limit=length, window=window, stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
             PDL=dependent(device),
         )  # fmt: skip

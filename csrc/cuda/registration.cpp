@@ -24,6 +24,7 @@ Arguments arguments_of(const FewRows& x, const Tensor& weight, const Optional& b
   a.n = int(weight.size(0));
   a.k = int(x.width);
   a.x = x.tensor.const_data_ptr();
+  a.x_stride = int(x.stride);
   a.x_is_float = is_float(x.tensor, weight, "x");
   a.norm = vector_data(norm, x.width, weight, x.device, "norm", a.norm_is_float);
   a.eps = float(eps);
@@ -48,6 +49,7 @@ void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
   const torch::stable::accelerator::DeviceGuard guard(x.device);
   a.out = out.mutable_data_ptr();
   a.out_is_float = out.scalar_type() == ScalarType::Float;
+  a.out_stride = out.dim() > 1 ? int(out.stride(out.dim() - 2)) : a.n;
   void* const stream = current_stream(x.device);
   const auto error = static_cast<cudaError_t>(launch_skinny_linear(a, int(x.count), form, x.device, stream, overlap()));
   if (error != cudaSuccess) cudaGetLastError();  // told here, and not again at an innocent launch
@@ -57,7 +59,8 @@ void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
 // The same with a new output, [..., n] of `type`.
 Tensor run(Arguments& a, const FewRows& x, Form form, const Tensor& like, ScalarType type) {
   const torch::stable::accelerator::DeviceGuard guard(x.device);
-  Tensor out = torch::stable::new_empty(like, x.shape(a.n), type);
+  // What gate and up make is read again as rows, by the projection down.
+  Tensor out = form == Form::gate_up ? empty_rows(like, x.shape(a.n), type) : torch::stable::new_empty(like, x.shape(a.n), type);
   run(a, x, form, out);
   return out;
 }
@@ -119,7 +122,9 @@ Tensor cuda_norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor 
 }
 
 Tensor cuda_linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t unit) {
-  const FewRows rows(x, "x"), base(residual, "residual");
+  const FewRows rows(x, "x");
+  FewRows base(residual, "residual");
+  base.pack();
   check_device(residual, rows.device, "residual");
   bool alike = weight.dim() == 2 && base.width == weight.size(0) && residual.dim() == x.dim();
   for (int64_t d = 0; alike && d + 1 < x.dim(); ++d) alike = x.size(d) == residual.size(d);

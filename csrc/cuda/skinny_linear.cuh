@@ -131,7 +131,7 @@ __device__ __forceinline__ float squares(const X* x, int k) {
 // 1 / sqrt(mean(x^2) + eps) of one row of x, computed by the whole block with kWarps values of shared memory.
 template <class W>
 __device__ __forceinline__ float inverse_rms(const Arguments& a, int m, float* partial) {
-  const int64_t begin = int64_t(m) * a.k;
+  const int64_t begin = int64_t(m) * a.x_stride;
   const float sum = warp_sum(a.x_is_float ? squares(static_cast<const float*>(a.x) + begin, a.k)
                                           : squares(static_cast<const W*>(a.x) + begin, a.k));
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
@@ -294,7 +294,6 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
   if (skipped) {
     for (int i = 0; i < plan.rows_per_warp; ++i) {
       const int row = row_of(i);
-      const int64_t at = int64_t(lane) * a.n + row;
       if (!(part == 0 && lane < kRows && row < a.n)) continue;
       if constexpr (kForm == Form::qkv_rope) {  // zeros for queries; the caches stay as they are
         const Pair to = pair_of(a.heads, row);
@@ -304,7 +303,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
           store_as<W>(a.out, a.out_is_float, query + a.heads.half, 0.0f);
         }
       } else {
-        store_as<W>(a.out, a.out_is_float, at, a.residual ? load_as_float<W>(a.residual, a.out_is_float, at) : 0.0f);
+        const float value = a.residual ? load_as_float<W>(a.residual, a.out_is_float, int64_t(lane) * a.n + row) : 0.0f;
+        store_as<W>(a.out, a.out_is_float, int64_t(lane) * a.out_stride + row, value);
       }
     }
     return;
@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
         W* const target = reinterpret_cast<W*>(shared + x_row(w, m));
-        const int64_t begin = int64_t(m) * a.k;
+        const int64_t begin = int64_t(m) * a.x_stride;
         if (a.x_is_float) stage(static_cast<const float*>(a.x) + begin, first, count, a.k, a, scale[m], target);
         else stage(static_cast<const W*>(a.x) + begin, first, count, a.k, a, scale[m], target);
       }
@@ -442,7 +442,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
         rotate_and_append<W>(a, lane, row, position, slot, value, total[1] + bias[1], c, s);
       } else {
         if constexpr (kForm == Form::gate_up) value = value / (1.0f + expf(-value)) * (total[1] + bias[1]);
-        store_as<W>(a.out, a.out_is_float, int64_t(lane) * a.n + row, value + residual);
+        store_as<W>(a.out, a.out_is_float, int64_t(lane) * a.out_stride + row, value + residual);
       }
     }
   }

@@ -60,17 +60,19 @@ struct Heads {
   int64_t batch_stride[2] = {}, head_stride[2] = {}, row_stride[2] = {};
 };
 
-// x is [rows, k], contiguous; absent pointers are null.
+// x is [rows, k] and out [rows, n], their rows x_stride and out_stride elements apart (out of qkv_rope: contiguous); what
+// lies between is neither read nor written. Absent pointers are null.
 struct Arguments {
   const void* weight[2] = {};
   int64_t stride[2] = {};  // elements between weight rows
   const void* bias[2] = {};
   const void* x = nullptr;
   const void* norm = nullptr;
-  const void* residual = nullptr;  // of the output's type and shape
+  const void* residual = nullptr;  // of the output's type and shape, contiguous
   void* out = nullptr;
   const bool* skip = nullptr;  // this unit's flag
   int n = 0, k = 0;  // at most kMostElements
+  int x_stride = 0, out_stride = 0;  // the same
   float eps = 0;
   DType weight_type = {};
   // Each of these is float32, or else of the weights' type.

@@ -71,19 +71,27 @@ inline const bool* skip_flag(const Optional& mask, int64_t unit, int32_t device)
   return static_cast<const bool*>(mask->const_data_ptr()) + unit;
 }
 
-// Activations [..., width], one or two rows of them (or none), contiguous.
+// Activations [..., width], one or two rows of them (or none), `stride` elements apart, the values of each side by side.
 struct FewRows {
   Tensor tensor;
-  int64_t count = 1, width;
+  int64_t count = 1, width, stride;
   int32_t device;
 
   FewRows(const Tensor& t, const char* what) : tensor(t) {
     STD_TORCH_CHECK(t.is_cuda() && t.dim() >= 1, what, ": a CUDA tensor [..., features] is expected");
-    if (!t.is_contiguous()) tensor = torch::stable::contiguous(t);
     device = t.get_device_index();
-    width = t.size(t.dim() - 1);
-    for (int64_t d = 0; d + 1 < t.dim(); ++d) count *= t.size(d);
+    width = stride = t.size(t.dim() - 1);
+    for (int64_t d = 0; d + 1 < t.dim(); ++d) {
+      count *= t.size(d);
+      if (t.size(d) == 2) stride = t.stride(d);  // the one dimension that has rows
+    }
     STD_TORCH_CHECK(count <= 2, what, ": at most 2 rows are expected, there are ", count);
+    if ((width > 1 && t.stride(t.dim() - 1) != 1) || stride > kMostElements) pack();
+  }
+
+  void pack() {
+    if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
+    stride = width;
   }
 
   std::vector<int64_t> shape(int64_t last) const {
@@ -92,6 +100,17 @@ struct FewRows {
     return sizes;
   }
 };
+
+// As empty_rows of pyprune/strides.py: a new [..., n] like `t`, contiguous where rows of n values start on 16 bytes, else
+// with rows that start on 128.
+inline Tensor empty_rows(const Tensor& t, std::vector<int64_t> shape, ScalarType type) {
+  constexpr int64_t kRowBytes = 128;
+  const int64_t n = shape.back(), size = type == ScalarType::Float ? 4 : 2;
+  if (n * size % kWideBytes == 0) return torch::stable::new_empty(t, shape, type);
+  shape.back() = (n * size + kRowBytes - 1) / kRowBytes * kRowBytes / size;
+  Tensor wide = torch::stable::new_empty(t, shape, type);
+  return torch::stable::narrow(wide, int64_t(shape.size()) - 1, 0, n);
+}
 
 inline void* current_stream(int32_t device) {
   void* stream = nullptr;

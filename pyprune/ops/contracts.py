@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pyprune.ops import cuda_contracts, torch_version
 from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
+from pyprune.strides import empty_rows
 
 torch_version.require()
 
@@ -71,6 +73,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _rows_to_project(x: Tensor, *shape: int) -> Tensor:
+    """A result that a projection reads next: where kernels run on a GPU its rows start on 16 bytes."""
+    gpu = importlib.import_module("pyprune.ops.gpu")  # which imports this module
+    if x.device.type == "cuda" and gpu.runs_kernels(x.dtype):
+        return empty_rows(*shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(shape)
+
+
 @torch.library.register_fake("pyprune::norm_qkv_rope")
 def _(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
@@ -94,7 +104,8 @@ def _(
     first: Tensor | None = None,
     window: int = 0,
 ) -> Tensor:
-    return q.new_empty(q.shape)
+    batch, tokens, heads, head_dim = q.shape
+    return _rows_to_project(q, batch * tokens, heads * head_dim).view(q.shape)
 
 
 @torch.library.register_fake("pyprune::linear_residual")
@@ -109,7 +120,7 @@ def _(
     x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
     skip: Tensor | None = None, unit: int = 0,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty(*x.shape[:-1], gate.shape[0])
+    return _rows_to_project(x, *x.shape[:-1], gate.shape[0])
 
 
 @torch.library.register_fake("pyprune::norm_head")

@@ -18,12 +18,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyprune.strides import empty_rows
 
 def _norm_gate_up(
     x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
     skip: Tensor | None = None, unit: int = 0,
 ) -> Tensor:  # fmt: skip
-    return x.new_empty(*x.shape[:-1], gate.shape[0])
+    return empty_rows(*x.shape[:-1], gate.shape[0], dtype=x.dtype, device=x.device)
 
 
 def _linear_residual(

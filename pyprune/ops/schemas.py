@@ -6,7 +6,10 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
 * Weights are `[out, in]`, float32, bfloat16 or float16; rows may lie further apart than their length (padded strides).
 * On a CPU a bfloat16 weight may also be compressed: the bytes, uint8, that `compress_bfloat16` gives, and no others. It
   means the weight that went in, and results have the same bits.
-* Activations are float32 or the weights' dtype; results have the activations' dtype unless said otherwise.
+* Activations are float32 or the weights' dtype; results have the activations' dtype unless said otherwise. Rows of them
+  may lie further apart as well. On a GPU results that a projection reads next, those of `norm_gate_up` and
+  `decode_attention`, have a token's values on rows that start on 16 bytes (`pyprune/strides.py`), all others are
+  contiguous.
 * Any size is allowed; products are accumulated in float32. One row is as good as many: for few rows (up to 64) the
   weights are streamed once through fused kernels; many rows go through them in groups where that is the faster way
   (docs/kernels.md), else the products are torch's own GEMM.
@@ -71,7 +74,8 @@ SCHEMAS = {
 }
 
 CUDA_SCHEMAS = {
-    # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F].
+    # silu(h gate^T + gate_bias) * (h up^T + up_bias) with h = RMSNorm(x [..., H]); gate, up [F, H]. Gives [..., F], its
+    # rows as `strides.empty_rows` lays them out.
     "cuda_norm_gate_up": "(Tensor x, Tensor norm, float eps, Tensor gate, Tensor up, Tensor? gate_bias, "
     "Tensor? up_bias, Tensor? skip=None, int unit=0) -> Tensor",
     # residual [..., O] + x [..., K] weight^T [O, K] + bias [O]. Gives [..., O] in the residual's dtype.

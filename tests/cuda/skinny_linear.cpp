@@ -35,6 +35,12 @@ struct Vector {
   }
 };
 
+// Rows of noise, `stride` elements apart, with NaN between them.
+template <class T>
+void fill_rows(Vector<T>& x, int rows, int k, int stride) {
+  for (int64_t i = 0; i < int64_t(rows) * stride; ++i) x.set(i, i % stride < k ? 2 * noise() : NAN);
+}
+
 template <class W>
 double rounded(double value) {
   W result;
@@ -90,13 +96,16 @@ void check(int index) {
   for (int w = 0; w < kMatrices; ++w)
     for (int r = 0; r < n; ++r)
       for (int e = 0; e < k; ++e) weights.set(start[w] + r * stride[w] + e, noise());
-  const int64_t inputs = int64_t{kRows} * k, outputs = int64_t{kRows} * n;
-  Vector<W> x(inputs, a.x_is_float, draw(0, 3)), norm(k, a.norm_is_float, draw(0, 3));
-  Vector<W> residual(outputs, a.out_is_float, draw(0, 3)), out(outputs + 8, a.out_is_float, draw(0, 3));
+  // So do the rows of x and of the result, which may lie apart too.
+  a.x_stride = k + (chance(50) ? 0 : draw(0, 2 * v));
+  a.out_stride = n + (chance(50) ? 0 : draw(0, 2 * v));
+  const int64_t outputs = int64_t{kRows} * a.out_stride;
+  Vector<W> x(int64_t{kRows} * a.x_stride, a.x_is_float, draw(0, 3)), norm(k, a.norm_is_float, draw(0, 3));
+  Vector<W> residual(int64_t{kRows} * n, a.out_is_float, draw(0, 3)), out(outputs + 8, a.out_is_float, draw(0, 3));
   std::vector<Vector<W>> bias;
-  x.fill(inputs, 2.0f);
+  fill_rows(x, kRows, k, a.x_stride);
   norm.fill(k, 0.3f, 1.0f);
-  residual.fill(outputs, 1.0f);
+  residual.fill(int64_t{kRows} * n, 1.0f);
   out.fill(outputs + 8, 0.0f, NAN);
   bool has_bias[2] = {};
   for (int w = 0; w < 2; ++w) {
@@ -154,13 +163,13 @@ void check(int index) {
 
   for (int m = 0; m < kRows; ++m) {
     double squares = 0;
-    for (int e = 0; e < k; ++e) squares += double(x.at(int64_t(m) * k + e)) * x.at(int64_t(m) * k + e);
+    for (int e = 0; e < k; ++e) squares += double(x.at(int64_t(m) * a.x_stride + e)) * x.at(int64_t(m) * a.x_stride + e);
     const double scale = 1 / std::sqrt(squares / k + a.eps);
     for (int r = 0; r < n; ++r) {
       double sum[2] = {}, size[2] = {};
       for (int w = 0; w < kMatrices; ++w) {
         for (int e = 0; e < k; ++e) {
-          const double h = with_norm ? x.at(int64_t(m) * k + e) * scale * norm.at(e) : x.at(int64_t(m) * k + e);
+          const double value = x.at(int64_t(m) * a.x_stride + e), h = with_norm ? value * scale * norm.at(e) : value;
           const double product = rounded<W>(h) * weights.at(start[w] + r * stride[w] + e);
           sum[w] += product;
           size[w] += std::abs(product);
@@ -174,7 +183,7 @@ void check(int index) {
       if (kMatrices == 2) allowed = allowed * (1 + std::abs(sum[1])) * 1.2 + (0.05 * step + 2e-6) * size[1] * (1 + std::abs(sum[0]));
       if (with_residual) expected += residual.at(int64_t(m) * n + r);
       if (skip) expected = with_residual ? residual.at(int64_t(m) * n + r) : 0, allowed = 0;
-      const double actual = out.at(int64_t(m) * n + r);
+      const double actual = out.at(int64_t(m) * a.out_stride + r);
       if (!out.is_float) allowed += std::abs(expected) * (std::is_same_v<W, Bf16> ? 4e-3 : 5e-4);
       if (!(std::abs(actual - expected) <= allowed)) {
         std::printf("row %d, column %d: %.9g, expected %.9g within %.3g\n", m, r, actual, expected, allowed);
@@ -182,8 +191,8 @@ void check(int index) {
       }
     }
   }
-  for (int i = 0; i < 8; ++i)
-    if (out.at(outputs + i) == out.at(outputs + i)) fail_case("something is written past the output");
+  for (int64_t i = 0; i < outputs + 8; ++i)
+    if ((i >= outputs || i % a.out_stride >= n) && out.at(i) == out.at(i)) fail_case("something is written beside the output");
   const bool panels = a.plan.panel_slots < slots;
   std::printf("plan split=%d rows=%d period=%d copies=%d panels=%d\n", a.plan.split, a.plan.rows_per_warp, a.plan.period,
               a.plan.copies, int(panels));
@@ -207,8 +216,9 @@ void check_qkv(int index) {
   a.norm_is_float = sizeof(W) == 4 || chance(50);
   a.out_is_float = a.x_is_float;
   h.heads = heads, h.kv_heads = kv_heads, h.half = half, h.tokens = kRows / batch;
-  Vector<W> x(int64_t{kRows} * k, a.x_is_float, draw(0, 3)), norm(k, a.norm_is_float, draw(0, 3));
-  x.fill(int64_t{kRows} * k, 2.0f);
+  a.x_stride = k + (chance(50) ? 0 : draw(0, 2 * v));
+  Vector<W> x(int64_t{kRows} * a.x_stride, a.x_is_float, draw(0, 3)), norm(k, a.norm_is_float, draw(0, 3));
+  fill_rows(x, kRows, k, a.x_stride);
   norm.fill(k, 0.3f, 1.0f);
   a.x = x.data;
   a.norm = with_norm ? norm.data : nullptr;
@@ -282,7 +292,7 @@ void check_qkv(int index) {
   int64_t written = 0;
   for (int m = 0; m < kRows; ++m) {
     double squares = 0;
-    for (int e = 0; e < k; ++e) squares += double(x.at(int64_t(m) * k + e)) * x.at(int64_t(m) * k + e);
+    for (int e = 0; e < k; ++e) squares += double(x.at(int64_t(m) * a.x_stride + e)) * x.at(int64_t(m) * a.x_stride + e);
     const double scale = with_norm ? 1 / std::sqrt(squares / k + a.eps) : 1;
     const int64_t position = positions[m], slot = own_slots ? slots[m] : position;
     const bool known = 0 <= position && position < limit && 0 <= slot && slot < length;
@@ -293,7 +303,7 @@ void check_qkv(int index) {
           for (int w = 0; w < 2; ++w) {
             const int row = head * dim + w * half + i;
             for (int e = 0; e < k; ++e) {
-              const double value = x.at(int64_t(m) * k + e) * scale * (with_norm ? norm.at(e) : 1);
+              const double value = x.at(int64_t(m) * a.x_stride + e) * scale * (with_norm ? norm.at(e) : 1);
               const double product = rounded<W>(value) * weights[s].at(row * h.stride[s] + e);
               sum[w] += product;
               size += std::abs(product);

@@ -60,11 +60,20 @@ MUTANTS = {  # what is right, what is not, the form that shows it
     "place in the next head": ("at.head * h.head_stride[kv]", "(at.head + 1) * h.head_stride[kv]", "qkv_rope"),
     "forgotten edge of x": ("e % kX == 0) {", "e % kX >= 0) {", "linear"),
 }
+MUTANTS_OF_TWO_ROWS = {
+    "result whose rows are packed": ("a.out_stride + row, value + residual", "a.n + row, value + residual", "linear"),
+    "x whose rows are packed": (
+        "const int64_t begin = int64_t(m) * a.x_stride;\n        if",
+        "const int64_t begin = int64_t(m) * a.k;\n        if",
+        "linear",
+    ),
+}
 
 
-@pytest.mark.parametrize("fault", MUTANTS)
+@pytest.mark.parametrize("fault", [*MUTANTS, *MUTANTS_OF_TWO_ROWS])
 def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
-    right, wrong, form = MUTANTS[fault]
+    right, wrong, form = {**MUTANTS, **MUTANTS_OF_TWO_ROWS}[fault]
+    rows, others = ("2", "1") if fault in MUTANTS_OF_TWO_ROWS else ("1", "2")
     kernel = (tools.CSRC / "skinny_linear.cuh").read_text()
     assert kernel.count(right) == 1
     kernel = kernel.replace(right, wrong).replace('"skinny_linear.h"', f'"{tools.CSRC}/skinny_linear.h"')
@@ -72,12 +81,12 @@ def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
     program = (tools.HERE / "skinny_linear.cpp").read_text()
     program = program.replace("../../csrc/cuda/", "").replace('"emulator.h"', f'"{tools.HERE}/emulator.h"')
     program = re.sub(
-        r".*(check_all<float>|check_all<Half>|check_form<W, 2|Form::gate_up).*", "", program
+        rf".*(check_all<float>|check_all<Half>|check_form<W, {others}|Form::gate_up).*", "", program
     )  # compiles faster
     (tmp_path / "program.cpp").write_text(program)
     tools.output(tools.cxx() or "", "-std=c++17", "-O0", "-w", tmp_path / "program.cpp", "-o", tmp_path / "program")
     with pytest.raises(AssertionError, match="FAILED"):
-        tools.output(tmp_path / "program", "bf16", "1", form, "60", "7")
+        tools.output(tmp_path / "program", "bf16", rows, form, "60", "7")
 
 
 def test_every_layout_fits_its_device(tmp_path: Path):
