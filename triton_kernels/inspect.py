@@ -3,9 +3,9 @@
     python -m pyprune.triton_kernels.inspect [--arch 86 90] [--dtype bf16 fp16]
 
 Operators are called with meta tensors of LLaMA-7B's shapes; what they would launch is recorded and compiled. The two
-load columns are the widest load of the weights where K = 7155: rows padded to 16 bytes, and rows as they are, where
-only every eighth starts on 16 bytes. For them the weights alone are declared aligned, so that a 16-byte load can only
-be theirs. Nothing here says how fast a kernel is.
+load columns are the widest load of the weights where K = 7155: padded rows, as they are kept on a GPU, and packed ones,
+of which only every eighth starts on 16 bytes. For them the weights alone are declared aligned, so that a 16-byte load
+can only be theirs. Nothing here says how fast a kernel is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from pyprune.strides import empty_rows, gpu_rows
 from pyprune.triton_kernels import attention, configs, cross_entropy, projections, qkv_rope
 from pyprune.triton_kernels.launch import Launch, options, recording
 
@@ -50,6 +52,7 @@ class Usage:
     stack: int
     shared: int
     weight_load: int  # bytes of weights that a thread takes from global memory with one instruction
+    widest_load: int  # the same of anything
     ptx: str
     ttgir: str  # Triton's own representation, where layouts and their conversions are written out
 
@@ -87,12 +90,23 @@ def weight_load(ptx: str) -> int:
     bytes only. Where there is neither (a tile that is read again by others is not marked): the widest load from
     global memory, 64-bit integers apart.
     """
+    loads = _loads(ptx)
+    marked = [size for size, streamed in loads if streamed]
+    return max(marked or [size for size, _ in loads], default=0)
+
+
+def widest_load(ptx: str) -> int:
+    """Bytes of the widest load in PTX from global memory, or copy from there, 64-bit integers apart."""
+    return max((size for size, _ in _loads(ptx)), default=0)
+
+
+def _loads(ptx: str) -> list[tuple[int, bool]]:
+    """The bytes of every load, and whether it is marked as one of weights."""
     loads = [
         (int(n or 1) * int(bits) // 8, "evict_first" in kind)
         for kind, n, bits in re.findall(r"ld\.global([\w.:]*?)(?:\.v(\d))?\.[bfus](8|16|32)\b", ptx)
     ]
-    marked = [size for size, streamed in loads if streamed] + [16] * ("cp.async.cg.shared.global" in ptx)
-    return max(marked or [size for size, _ in loads], default=0)
+    return loads + [(16, True)] * ("cp.async.cg.shared.global" in ptx)
 
 
 def _cuobjdump() -> str:
@@ -123,6 +137,7 @@ def usage(launch: Launch, capability: int, only: tuple[str, ...] | None = None) 
         numbers["STACK"] + numbers["LOCAL"],
         compiled.metadata.shared,
         weight_load(ptx),
+        widest_load(ptx),
         ptx,
         compiled.asm["ttgir"],
     )
@@ -140,9 +155,9 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def weight(out: int, inner: int, dtype: torch.dtype, padded: bool = True) -> Tensor:
-    """A weight [out, inner] on the meta device, its rows padded to 16 bytes or not."""
-    size = 16 // dtype.itemsize
-    return _meta(out, -(-inner // size) * size if padded else inner, dtype=dtype)[:, :inner]
+    """A weight [out, inner] on the meta device, as it is kept on a GPU, or packed."""
+    packed = _meta(out, inner, dtype=dtype)
+    return gpu_rows(packed) if padded else packed
 
 
 def operators(
@@ -155,7 +170,8 @@ def operators(
         return weight(out, inner, dtype, padded)
 
     def a(*shape: int) -> Tensor:
-        return _meta(*shape, dtype=activations)
+        rows = _meta if not padded else partial(empty_rows, device=torch.device("meta"))
+        return rows(*shape, dtype=activations)
 
     x, norm, skip = a(rows, hidden), _meta(hidden, dtype=dtype), _meta(64, dtype=torch.bool)
     heads = HEADS

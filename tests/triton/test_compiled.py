@@ -197,8 +197,7 @@ def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors()
 @pytest.mark.parametrize("capability", [86, 90])
 def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
     # Triton alone sees only multiples of 16 values: 7160 is one of 8.
-    weight = inspect.weight(inspect.HIDDEN, ODD, torch.bfloat16)
-    assert weight.stride(0) == 7160
+    weight = torch.empty(inspect.HIDDEN, 7160, dtype=torch.bfloat16, device="meta")[:, :ODD]
     even = torch.empty(1, 7160, dtype=torch.bfloat16, device="meta")[:, :ODD]
     for call in (
         lambda: inspect.projections.padded_linear(even, weight),
@@ -312,3 +311,5 @@ def test_load_widths_are_read_from_ptx():
     assert inspect.weight_load(narrow + "\n" + other) == 2
     assert inspect.weight_load(narrow + "\n" + copy) == 16
     assert inspect.weight_load("ld.global.b64 { %rd1 }, [ %rd2 + 0 ];") == 0
+    assert inspect.widest_load(narrow + "\n" + other) == inspect.widest_load(narrow + "\n" + copy) == 16
+    assert inspect.widest_load(narrow) == 2
