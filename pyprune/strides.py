@@ -57,10 +57,11 @@ def has_padded_stride(weight: Tensor, row_bytes: int = ROW_BYTES) -> bool:
 
 def gpu_rows(tensor: Tensor) -> Tensor:
     """A weight as it is kept on a GPU: itself, unless it is a matrix of which a row does not start on 16 bytes; then a
-    copy of the same shape whose rows start on 128, with zeros between them."""
+    copy of the same shape, its rows `gpu_stride` apart with zeros between them."""
     if tensor.dim() != 2 or has_padded_stride(tensor, WIDE_LOAD):
         return tensor
-    return pad_stride(tensor, GPU_ROW_BYTES)
+    odd = tensor.shape[1] * tensor.itemsize % WIDE_LOAD
+    return pad_stride(tensor, GPU_ROW_BYTES if odd else WIDE_LOAD)
 
 
 def gpu_stride(width: int, itemsize: int) -> int:

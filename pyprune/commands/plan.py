@@ -18,7 +18,7 @@ def add_options(commands: Any) -> None:
         "how much memory a model and its engine will take",
         "Say how much memory a model and its engine will take, used up to their full length, from the configuration "
         "alone: nothing is loaded, so it need not fit here. Weights, the KV cache of M sequences of L tokens, and the "
-        "most that prefill or a decode step works with, on a CPU. The Python process itself comes on top "
+        "most that prefill or a decode step works with, on a CPU or a GPU. The Python process itself comes on top "
         "(about 0.25 GB).",
         "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
         "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",
@@ -40,6 +40,12 @@ def add_options(commands: Any) -> None:
     )
     add_skip(parser)
     add_compress(parser)
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="kind of device to plan for, which need not be here (default: cpu)",
+    )
     add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
     add_json(parser)
 
@@ -48,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
     """Say how much memory a model and its engine will take."""
     if not options.memory:
         raise InputError("plan: nothing to plan; --memory is expected")
+    import torch
+
     from pyprune.runtime import memory
     from pyprune.runtime.planner import default_length, plan_memory
 
@@ -55,12 +63,16 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded_sizes(options.model, options.dtype)
     lengths = options.len or [default_length(decoder)]
     engines = [(batch, length) for batch in options.batch for length in lengths]
-    plans = {one: plan_memory(decoder, *one, skip=skip, compress=options.compress) for one in engines}
-    free = memory.available()
+    plans = {
+        one: plan_memory(decoder, *one, skip=skip, compress=options.compress, device=options.device) for one in engines
+    }
+    there = options.device == "cpu" or torch.cuda.is_available()
+    free = memory.available(options.device) if there else None
     if options.json:
         return print_json(
             {
                 "model": decoder.name,
+                "device": options.device,
                 "dtype": str(decoder.dtype).removeprefix("torch."),
                 "parameters": decoder.parameters(),
                 "skip": skip,
@@ -80,4 +92,4 @@ def run(options: argparse.Namespace) -> None:
         sizes += [plan.making] if options.compress else []
         fits = "unknown" if free is None else shown(plan.most <= free)
         rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
-    print_table(header, rows, f"{decoder.name} in {stored}: GiB of memory")
+    print_table(header, rows, f"{decoder.name} in {stored} on {options.device}: GiB of memory")

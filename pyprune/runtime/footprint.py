@@ -3,8 +3,9 @@
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
 native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own
 kernels where those multiply them (csrc/cpu/many.h); else weights widened to float32 for torch's GEMM, slice by slice,
-or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU activations have
-the weights' dtype and products need nothing else: an estimate there, never measured.
+or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`) they
+have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
+estimate, never measured. What the weights take there is exact.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
@@ -19,6 +21,7 @@ from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS, runs_operator
 from pyprune.runtime.compressed import compressed_bytes, compressing_bytes
 from pyprune.runtime.skip import Plan, plan
+from pyprune.strides import gpu_stride
 
 # As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
 FEW_ROWS = 64
@@ -41,21 +44,39 @@ def cache_bytes(decoder: Decoder, batch: int, length: int, runs: Plan | None = N
     return batch * length * rows * decoder.dtype.itemsize
 
 
-def workspace_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool = False) -> int:
+def weight_bytes(decoder: Decoder, gpu: bool = False) -> int:
+    """What all tensors take, a tied head once; with `gpu` as they lie there: where they are, or will be placed."""
+    return sum(
+        _kept_bytes(tensor) if gpu else tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors()
+    )
+
+
+def _kept_bytes(tensor: Tensor) -> int:
+    """What a weight takes on a GPU, what lies between its rows included."""
+    if tensor.dim() != 2:
+        return tensor.numel() * tensor.element_size()
+    rows, columns = tensor.shape
+    apart = tensor.stride(0) if tensor.device.type == "cuda" else gpu_stride(columns, tensor.element_size())
+    return rows * max(columns, apart) * tensor.element_size()
+
+
+def workspace_bytes(
+    decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool = False, gpu: bool = False
+) -> int:
     """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time; with
     `compress` a weight that meets many rows is made bfloat16 again, one at a time."""
     rope = decoder.rope
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
     tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
-    prefill = _prefill(decoder, batch, length, runs, chunk, compress)
-    scratch = scratch_bytes(decoder, batch, length, runs, chunk)
+    prefill = _prefill(decoder, batch, length, runs, chunk, compress, gpu)
+    scratch = scratch_bytes(decoder, batch, length, runs, chunk, gpu)
     return tables + scratch + max(prefill, _decode(decoder, batch, length, runs))
 
 
-def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int) -> int:
+def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, gpu: bool = False) -> int:
     """What the operators' threads keep for attention of many tokens: the parts of a few queries, and their scores."""
     tokens = min(length, max(1, chunk // batch))
-    if tokens <= FEW_TOKENS or not _runs_operator(decoder, tokens):
+    if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
     most = 0
     for block, one_runs in zip(decoder.blocks, runs.mha, strict=True):
@@ -73,53 +94,57 @@ def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, c
     let a larger engine begin, and end the process in the middle of a sequence.
     """
     needed = cache_bytes(decoder, max_batch, max_len)
-    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress)
+    gpu = decoder.device.type == "cuda"
+    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress, gpu)
     if compress:  # before there are caches, one matrix is there twice
         needed = max(compressed_bytes(decoder) + needed, compressing_bytes(decoder))
     what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
     memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
 
 
-def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool) -> int:
+def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool, gpu: bool) -> int:
     """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
     tokens = min(length, max(1, chunk // batch))
     rows, hidden = batch * tokens, decoder.hidden_size
-    size = decoder.dtype.itemsize if decoder.device.type == "cuda" else FLOAT
+    size = decoder.dtype.itemsize if gpu else FLOAT
     # States that live through every block: x, the embedded piece and, from the second whole piece on, the last result.
     states = (3 if length >= 2 * tokens else 2) * hidden
     windows = {block.mha.window for block, one in zip(decoder.blocks, runs.mha, strict=True) if one}
-    masks = 0 if _runs_operator(decoder, tokens) else sum(_mask(tokens, length, window) for window in windows)
+    masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
     most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
     def hold(*widths: int, besides: int = 0) -> None:
         nonlocal most
         most = max(most, rows * size * (states + sum(widths)) + masks + besides)
 
-    own = decoder.device.type != "cuda" and native.multiplies_many_rows(decoder.dtype)
+    def apart(width: int) -> int:
+        return gpu_stride(width, size) if gpu else width
+
+    own = not gpu and native.multiplies_many_rows(decoder.dtype)
     for block, mha_runs, ffn_runs in zip(decoder.blocks, runs.mha, runs.ffn, strict=True):
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
-            width, kv_width = mha.heads * mha.head_dim, mha.kv_heads * mha.head_dim
+            width, kv_width = apart(mha.heads * mha.head_dim), apart(mha.kv_heads * mha.head_dim)
             if own:
                 hold(held, query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden)
+                product = _product(decoder, compress, rows, width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
-                product = _product(decoder, compress, rows, kv_width, hidden)
+                product = _product(decoder, compress, rows, kv_width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
-            hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length))  # q, context
+            hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length, gpu))  # q, context
             query = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width)
+            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
             hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
         if ffn_runs:
-            width = block.ffn.width
+            width = apart(block.ffn.width)
             if own:
                 hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden)
+                product = _product(decoder, compress, rows, width, hidden, gpu)
                 hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width)
+            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
             hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
     return most
 
@@ -130,11 +155,11 @@ def _packed(decoder: Decoder, rows: int, inner: int) -> int:
     return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
 
 
-def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int) -> int:
+def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int, gpu: bool) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
     weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
     compressed weight as bfloat16."""
-    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or decoder.device.type == "cuda":
+    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
         return 0
     plain = outer * inner * decoder.dtype.itemsize if compress else 0
     if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
@@ -142,24 +167,24 @@ def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int
     return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
 
-def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int) -> int:
+def _attention(decoder: Decoder, mha: MHA, batch: int, tokens: int, length: int, gpu: bool) -> int:
     """What attention of `tokens` over `length` cache rows needs beyond q and its result."""
     if tokens <= FEW_TOKENS:
         return _partial(mha, batch * tokens, length)
-    if _runs_operator(decoder, tokens):
+    if _runs_operator(tokens, gpu):
         return 0  # `scratch_bytes`
     held = _mask(tokens, length, mha.window) * FLOAT  # torch's SDPA makes float32 of it
     seen = 2 * batch * _seen(tokens, length, mha.window) * mha.kv_heads
-    if decoder.dtype.itemsize != FLOAT and decoder.device.type != "cuda":  # else they are a view of the caches
+    if decoder.dtype.itemsize != FLOAT and not gpu:  # else they are a view of the caches
         held += seen * mha.head_dim * FLOAT
     if mha.head_dim % ALIGNED:
         held += (seen + batch * tokens * mha.heads) * ceil(mha.head_dim / ALIGNED) * ALIGNED * FLOAT
     return held
 
 
-def _runs_operator(decoder: Decoder, tokens: int) -> bool:
-    """As in `attention.py`; a model without weights is planned for the CPU."""
-    return runs_operator(tokens, torch.device("cuda" if decoder.device.type == "cuda" else "cpu"))
+def _runs_operator(tokens: int, gpu: bool) -> bool:
+    """As in `attention.py`."""
+    return runs_operator(tokens, torch.device("cuda" if gpu else "cpu"))
 
 
 def _seen(tokens: int, length: int, window: int) -> int:

@@ -12,7 +12,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
 from pyprune.runtime.compressed import compressed_bytes, compressing_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
-from pyprune.runtime.footprint import cache_bytes, workspace_bytes
+from pyprune.runtime.footprint import cache_bytes, weight_bytes, workspace_bytes
 from pyprune.runtime.inputs import is_whole
 from pyprune.runtime.skip import Skip, plan
 
@@ -60,12 +60,15 @@ def plan_memory(
     dtype: torch.dtype | str | None = None,
     skip: Skip = None,
     compress: bool = False,
+    device: torch.device | str | None = None,
 ) -> MemoryPlan:
-    """The memory of `Engine(load(model, dtype), max_batch=batch, max_len=length)` on a CPU, from sizes alone.
+    """The memory of `Engine(load(model, dtype, device), max_batch=batch, max_len=length)`, from sizes alone.
 
     model: whatever `load` takes; only its configuration is read. length: prompt and new tokens together (default: as
     the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay. compress: as for
-    `Engine`, once nobody else holds the decoder that the weights came from.
+    `Engine`, once nobody else holds the decoder that the weights came from. device: "cpu" or "cuda", which need not be
+    there (default: where a given decoder lies, else a CPU). On a GPU what lies between rows of odd width counts, and
+    the workspace is an estimate.
     InputError for a model that cannot be read, a batch or a length that the engine or the model does not take, and a
     skip that names what is not there, and compress for other weights than bfloat16.
     """
@@ -75,15 +78,31 @@ def plan_memory(
         raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")
     if not is_whole(length) or not 1 <= length <= decoder.max_positions:
         raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
+    kind = _kind(decoder, device)
     if compress:
         require_compressible(decoder)
+        if kind == "cuda":
+            raise InputError(f"compress: {decoder.name} on cuda; bfloat16 weights on a CPU are accepted")
     runs = plan(decoder, skip)
-    plain = sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.tensors())
+    plain = weight_bytes(decoder, kind == "cuda")
     cache = cache_bytes(decoder, batch, length)
     return MemoryPlan(
         weights=compressed_bytes(decoder) if compress else plain,
         cache=cache,
-        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress),
+        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress, kind == "cuda"),
         untouched=cache - cache_bytes(decoder, batch, length, runs),
         making=plain + compressing_bytes(decoder) if compress else 0,
     )
+
+
+def _kind(decoder: Decoder, device: torch.device | str | None) -> str:
+    """The type of device that is planned for; InputError unless it is cpu or cuda."""
+    if device is None:
+        return "cuda" if decoder.device.type == "cuda" else "cpu"
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        kind = None
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device {device}: cpu or cuda is accepted")
+    return kind
