@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyprune.ops import cuda_contracts, torch_version
 from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
-from pyprune.strides import empty_rows
+from pyprune.strides import gpu_stride
 
 torch_version.require()
 
@@ -76,9 +76,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _rows_to_project(x: Tensor, *shape: int) -> Tensor:
     """A result that a projection reads next: where kernels run on a GPU its rows start on 16 bytes."""
     gpu = importlib.import_module("pyprune.ops.gpu")  # which imports this module
-    if x.device.type == "cuda" and gpu.runs_kernels(x.dtype):
-        return empty_rows(*shape, dtype=x.dtype, device=x.device)
-    return x.new_empty(shape)
+    *leading, width = shape
+    stride = gpu_stride(width, x.dtype.itemsize) if x.device.type == "cuda" and gpu.runs_kernels(x.dtype) else width
+    rows = x.new_empty(*leading, stride)
+    return rows if stride == width else rows[..., :width]
 
 
 @torch.library.register_fake("pyprune::norm_qkv_rope")

@@ -7,6 +7,7 @@ import json
 import shlex
 
 import pytest
+import torch
 
 from pyprune import plan_memory
 from pyprune.cli import build_parser
@@ -44,7 +45,10 @@ def test_json_has_every_plan_in_bytes(capsys):
     )  # fmt: skip
     assert (code, err) == (0, "")
     data = json.loads(out)
-    assert set(data) == {"model", "dtype", "parameters", "skip", "compress", "available_memory_bytes", "plans"}
+    assert set(data) == {
+        "model", "device", "dtype", "parameters", "skip", "compress", "available_memory_bytes", "plans",
+    }  # fmt: skip
+    assert data["device"] == "cpu"
     assert (data["model"], data["dtype"]) == (TINY, "bfloat16")
     assert data["skip"] == {"blocks": [1], "mha": [], "ffn": [2, 3]}
     assert [(plan["batch"], plan["len"]) for plan in data["plans"]] == [(1, 140), (1, 524), (16, 140), (16, 524)]
@@ -64,6 +68,20 @@ def test_the_table_shows_gibibytes_and_whether_they_fit(capsys, monkeypatch):
         row = next(line for line in out.splitlines() if " 524 " in line).split()
         sizes = (figures.weights, figures.cache, figures.workspace, figures.total)
         assert row == ["16", "524", *(f"{size / 2**30:.3f}" for size in sizes), fits]
+
+
+def test_a_gpu_is_planned_for_with_the_rows_that_it_has(capsys):
+    odd = "shape:tiny,ffn=101"
+    code, out, err = run(capsys, odd, "--memory", "--len", "50", "--dtype", "bf16", "--device", "cuda", "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    [planned] = data["plans"]
+    assert data["device"] == "cuda"
+    expected = plan_memory(odd, 1, 50, "bf16", device="cuda")
+    assert planned == {"batch": 1, "len": 50, **expected.to_dict()}
+    assert expected.weights > plan_memory(odd, 1, 50, "bf16").weights
+    if not torch.cuda.is_available():
+        assert data["available_memory_bytes"] is None
 
 
 def test_what_a_skip_leaves_unused_has_a_column_of_its_own(capsys):

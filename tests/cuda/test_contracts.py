@@ -59,6 +59,8 @@ def test_fakes_give_the_shapes_and_dtypes_of_the_definitions(dtype: torch.dtype)
             fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in args]
             made = cuda_contracts.FAKES[name](*fake)
             assert (made.shape, made.dtype) == (expected[name].shape, expected[name].dtype), name
+            # What gate and up make is read again as rows: 7 values of x's float32, on 128 bytes.
+            assert made.stride() == ((32, 32, 1) if name == "cuda_norm_gate_up" else (7, 7, 1)), name
         half = mode.from_tensor(x).to(torch.bfloat16)
         assert (
             cuda_contracts.FAKES["cuda_linear"](half, mode.from_tensor(weight), float_out=True).dtype == torch.float32

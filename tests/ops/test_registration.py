@@ -13,6 +13,7 @@ import torch
 
 from pyprune import ops
 from pyprune.errors import InputError
+from pyprune.ops import contracts
 from pyprune.ops.definitions import DEFINITIONS
 from tests.ops.inputs import norm, random, weight
 from tests.ops.test_attention import CASES, poisoned, qkv_arguments
@@ -163,3 +164,24 @@ def test_the_whole_road_runs_without_the_library():
     scores = [[float(v) for v in done.stdout.split("]")[0].strip("[").split(",")] for done in (plain, native)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     assert plain.stdout.split("] ")[1] == native.stdout.split("] ")[1]
+
+
+class OnGpu:
+    """As much of a tensor on a GPU as the fakes of results look at; what they make is on the CPU."""
+
+    device = torch.device("cuda")
+    dtype = torch.bfloat16
+
+    @staticmethod
+    def new_empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(("kernels", "stride"), [(True, 7168), (False, 7155)])
+def test_tracing_knows_how_far_apart_the_rows_of_a_result_are_on_a_gpu(kernels, stride, monkeypatch):
+    # What a compiler is told has to be what the Triton and CUDA kernels give; the definitions' results are contiguous.
+    monkeypatch.setattr(ops.gpu, "runs_kernels", lambda dtype: kernels)
+    made = contracts._rows_to_project(OnGpu(), 2, 3, 7155)
+    assert (made.shape, made.stride()) == ((2, 3, 7155), (3 * stride, stride, 1))
+    assert contracts._rows_to_project(OnGpu(), 2, 7160).is_contiguous()
+    assert contracts._rows_to_project(torch.empty(2, 5), 2, 7).is_contiguous()
