@@ -183,7 +183,7 @@ def decode_attention(
     q = q.contiguous()
     # The projection that comes next reads a token's heads as one row.
     by_token = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device)
-    out, out_row = by_token.view(q.shape), by_token.stride(0)
+    out = by_token.view(q.shape)
     if out.numel() == 0:
         return out
 
@@ -202,7 +202,7 @@ def _attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, scale: float, skip: Tensor | None, unit: int,
     starts: Tensor | None, window: int, out: Tensor,
 ) -> None:  # fmt: skip
-    (batch, tokens, heads, head_dim), device = q.shape, q.device
+    (batch, tokens, heads, head_dim), device, out_row = q.shape, q.device, out.stride(1)
     kv_heads, length = k_cache.shape[1], k_cache.shape[2]
     rows = tokens * (heads // kv_heads)
     split = tokens <= SPLIT_TOKENS

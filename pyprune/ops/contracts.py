@@ -77,7 +77,11 @@ def _rows_to_project(x: Tensor, *shape: int) -> Tensor:
     """A result that a projection reads next: where kernels run on a GPU its rows start on 16 bytes."""
     gpu = importlib.import_module("pyprune.ops.gpu")  # which imports this module
     *leading, width = shape
-    stride = gpu_stride(width, x.dtype.itemsize) if x.device.type == "cuda" and gpu.runs_kernels(x.dtype) else width
+    stride = (
+        gpu_stride(width, x.dtype.itemsize)
+        if x.device.type == "cuda" and gpu.runs_kernels(x.dtype, x.device)
+        else width
+    )
     rows = x.new_empty(*leading, stride)
     return rows if stride == width else rows[..., :width]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyprune.strides import empty_rows
 
+
 def _norm_gate_up(
     x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None,
     skip: Tensor | None = None, unit: int = 0,
