@@ -44,7 +44,8 @@ NAN = float("nan")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(gemm.VARIABLE, raising=False)
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

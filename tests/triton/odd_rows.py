@@ -24,7 +24,8 @@ FEW, MANY = [1, 2, 3, 18, 64], [65, 130]
 
 
 @pytest.fixture(autouse=True)
-def _not_a_number_in_new_memory() -> Iterator[None]:
+def _not_a_number_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(gemm.VARIABLE, raising=False)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)

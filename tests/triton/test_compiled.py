@@ -18,7 +18,7 @@ from pyprune.errors import InputError
 if not triton_kernels.available():
     pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
 
-from pyprune.triton_kernels import configs, inspect, launch
+from pyprune.triton_kernels import configs, gemm, inspect, launch
 from pyprune.triton_kernels.candidates import PAIRS, candidates
 from pyprune.triton_kernels.configs import Shape
 from pyprune.triton_kernels.launch import Launch, options, trying
@@ -43,6 +43,12 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launch.dependent_wanted.cache_clear()
     yield
     launch.dependent_wanted.cache_clear()
+
+
+@pytest.fixture
+def own_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Odd sizes of many rows run on `wide_linear`, padded or not."""
+    monkeypatch.setenv(gemm.VARIABLE, "own")
 
 
 def name(value: object) -> str:
@@ -166,7 +172,9 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
      ("norm_gate_up", FP32, 70)],
     ids=name,
 )  # fmt: skip
-def test_odd_widths_of_many_rows_fit_and_spill_nothing(operator: str, dtype: torch.dtype, rows: int, capability: int):
+def test_odd_widths_of_many_rows_fit_and_spill_nothing(
+    operator: str, dtype: torch.dtype, rows: int, capability: int, own_gemm: None
+):
     found = set()
     for one in inspect.recorded(capability, inspect.operators(rows, dtype, 4096, ODD, activations=dtype)[operator]):
         found.add(fits(operator, one, capability))
@@ -175,7 +183,7 @@ def test_odd_widths_of_many_rows_fit_and_spill_nothing(operator: str, dtype: tor
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(capability: int):
+def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(capability: int, own_gemm: None):
     for padded, expected in ((True, 16), (False, 2)):
         for operator in ("padded_linear", "norm_gate_up"):  # 7155 values a row in both
             call = inspect.operators(1024, BF16, ODD, ODD, padded, activations=BF16)[operator]
@@ -184,7 +192,7 @@ def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(cap
             assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == expected
 
 
-def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors():
+def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors(own_gemm: None):
     calls = inspect.operators(96, BF16, 4096, ODD, activations=BF16)
     for operator in ("padded_linear", "linear_residual"):
         main = next(filter(inspect.reads_weights, inspect.recorded(90, calls[operator])))
@@ -278,7 +286,7 @@ def test_a_wrong_value_of_the_variable_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-def test_float32_products_are_summed_a_step_at_a_time(capability: int):
+def test_float32_products_are_summed_a_step_at_a_time(capability: int, own_gemm: None):
     # A product that adds to the running sum would make one chain of K additions of it, and its error as much larger.
     # Only the last step, of fewer values than the others, does: in the code it comes after the loop.
     few = inspect.operators(64, FP32, head_dim=64)

@@ -123,6 +123,7 @@ def test_nothing_is_copied_between_the_operators_of_a_step(rows: int, step: Call
 
 @pytest.mark.parametrize("rows", [96, 1280])
 def test_torchs_gemm_is_handed_aligned_views_of_many_rows(rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(gemm.VARIABLE, raising=False)
     handed: list[tuple[Tensor, ...]] = []
 
     def product(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
@@ -153,7 +154,10 @@ def test_torchs_gemm_is_handed_aligned_views_of_many_rows(rows: int, monkeypatch
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-def test_what_comes_between_the_products_of_many_rows_is_read_and_written_16_bytes_at_a_time(capability: int):
+def test_what_comes_between_the_products_of_many_rows_is_read_and_written_16_bytes_at_a_time(
+    capability: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv(gemm.VARIABLE, raising=False)
     x, norm = torch.empty(96, 4096, dtype=BF16, device="meta"), torch.empty(4096, dtype=BF16, device="meta")
     gate = inspect.weight(7155, 4096, BF16)
     call = functools.partial(OPERATORS["norm_gate_up"], x, norm, 1e-5, gate, gate, None, None)
