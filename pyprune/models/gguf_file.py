@@ -231,9 +231,8 @@ class _GGUFSource(TensorSource):
     def _copied(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, share: bool
     ) -> Tensor:
-        if device.type == "cpu":
-            return self._read(name, self.pages.empty(shape, dtype))
-        return self._read(name, torch.empty(shape, dtype=dtype)).to(device)
+        home = self.pages.empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype)
+        return self.pages.move(self._read(name, home), dtype, device)
 
     def _read(self, name: str, tensor: Tensor) -> Tensor:
         """`tensor`, filled from the file."""

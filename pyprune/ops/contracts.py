@@ -77,11 +77,8 @@ def _rows_to_project(x: Tensor, *shape: int) -> Tensor:
     """A result that a projection reads next: where kernels run on a GPU its rows start on 16 bytes."""
     gpu = importlib.import_module("pyprune.ops.gpu")  # which imports this module
     *leading, width = shape
-    stride = (
-        gpu_stride(width, x.dtype.itemsize)
-        if x.device.type == "cuda" and gpu.runs_kernels(x.dtype, x.device)
-        else width
-    )
+    kernels = x.device.type == "cuda" and gpu.runs_kernels(x.dtype, x.device)
+    stride = gpu_stride(width, x.dtype.itemsize) if kernels else width
     rows = x.new_empty(*leading, stride)
     return rows if stride == width else rows[..., :width]
 
