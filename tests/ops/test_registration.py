@@ -180,7 +180,7 @@ class OnGpu:
 @pytest.mark.parametrize(("kernels", "stride"), [(True, 7168), (False, 7155)])
 def test_tracing_knows_how_far_apart_the_rows_of_a_result_are_on_a_gpu(kernels, stride, monkeypatch):
     # What a compiler is told has to be what the Triton and CUDA kernels give; the definitions' results are contiguous.
-    monkeypatch.setattr(ops.gpu, "runs_kernels", lambda dtype: kernels)
+    monkeypatch.setattr(ops.gpu, "runs_kernels", lambda dtype, device: kernels)
     made = contracts._rows_to_project(OnGpu(), 2, 3, 7155)
     assert (made.shape, made.stride()) == ((2, 3, 7155), (3 * stride, stride, 1))
     assert contracts._rows_to_project(OnGpu(), 2, 7160).is_contiguous()
