@@ -17,18 +17,29 @@ def add_options(commands: Any) -> None:
         "draw figures and pages from result files",
         "Draw what other commands measured, from their files alone: the page of a comparison from its results.json, a "
         "bar chart of scores, and of several scores a map of each unit's place under each. A name in .png gives one "
-        "figure, any other a directory with a page.",
+        "figure, any other a directory with a page. From files of `python -m bench.gpu_check` (with comparisons of the "
+        "paper's models beside them, if any): the paper's tables and figures of speed and memory, its numbers beside "
+        "those measured, and in words where they agree, where not, and why.",
         "pyprune report compare-135m/results.json --out compare-again",
         "pyprune report boolq.json sms.json --count 6 --out heat.png",
+        "pyprune report mission/gpu_check.json sweep/gpu_check.json --out paper",
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="results of compare (one file), or scores of score --out (any number)"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="results of compare (one file), scores of score --out (any number), or gpu_check.json (any number)",
     )
     add_amount(parser, "scores' figures mark")
     parser.add_argument(
         "--protect",
         metavar="WHICH",
         help="blocks that stay in that choice: first=N, last=N and indices, with commas (default: none)",
+    )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="the paper's tables and figures from comparisons alone (default: only where a gpu_check.json is there)",
     )
     parser.add_argument(
         "--out", metavar="PATH", required=True, help="a .png file for scores, or a new or empty directory (required)"
@@ -40,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     """Draw figures and pages from result files."""
     from pyprune.study.redraw import redraw
 
-    written = redraw(options.files, options.out, **chosen_amount(options))
+    written = redraw(options.files, options.out, options.paper, **chosen_amount(options))
     if options.json:
         return print_json({"written": [str(path) for path in written]})
     for path in written:

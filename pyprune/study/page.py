@@ -10,15 +10,20 @@ from pyprune.study.findings import NAMES, WIDTH_METHOD, findings
 from pyprune.study.table import table
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
+:root { color-scheme: light dark; --text: #222; --ground: #fff; --line: #ddd; --code: #f4f4f4; --warning: #b00020; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e4e4; --ground: #16181b; --line: #3a3f45; --code: #22262b; --warning: #ff8a80; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground); max-width: 72rem;
+  margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .scroll { overflow-x: auto; }
-img { max-width: 100%; height: auto; }
-pre { background: #f4f4f4; padding: .6rem .8rem; overflow-x: auto; }
+.warning { color: var(--warning); font-weight: bold; border: 2px solid; padding: .5rem .8rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+pre { background: var(--code); padding: .6rem .8rem; overflow-x: auto; }
 """
 
 

@@ -16,24 +16,33 @@ from pyprune.study import report
 from pyprune.study.contrast_plot import side_by_side
 from pyprune.study.destination import require_directory, require_figure
 from pyprune.study.page import html_page, html_table, inline_figure
+from pyprune.study.paper import pages
+from pyprune.study.paper.evidence import GPU_CHECK
 from pyprune.study.score_plots import chosen, chosen_bars, heat_map
 
 RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
 """What draws a directory from results of each format."""
 
 
-def redraw(files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], **amount: Any) -> list[Path]:
+def redraw(
+    files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], paper: bool = False, **amount: Any
+) -> list[Path]:
     """Draw `files` into `out` and return what was written.
 
-    One file of a known format (a comparison's results.json): its directory with figures and page. Scores: into a .png,
-    the bars of one or the map of several; else into a directory with the bars of each, of several the map, of two both
-    side by side, and a page. amount: `ratio`, `count`, `protect` as in `pyprune.depth`, marked in the scores' figures.
+    One comparison's results.json: its directory with figures and page. Files of the GPU check, comparisons beside them
+    or, with `paper`, alone: the paper's tables and figures of speed, its own numbers beside (`study.paper`). Scores:
+    into a .png, the bars of one or the map of several; else into a directory with the bars of each, of several the map,
+    of two both side by side, and a page. amount: `ratio`, `count`, `protect` as in `pyprune.depth`, marked in the
+    scores' figures.
     InputError for anything else, and when `out` is taken.
     """
     figure = str(out).lower().endswith(".png")
     target = require_figure(out) if figure else require_directory(out)
     data = [read_json(path) for path in files]
     formats = [content.get("format") if isinstance(content, dict) else None for content in data]
+    if paper or set(formats) & set(GPU_CHECK):
+        _require_directory_alone(out, files, amount)
+        return [target / name for name in pages.render(files, data, out)]
     if any(formats):
         return [_results(files, data, formats, out, amount)]
     scores = [Scores.from_json(path) for path in files]
@@ -50,16 +59,21 @@ def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any
     if len(files) > 1:
         raise InputError(f"report: {len(files)} files with results of {formats[0]}; one, or scores alone, are expected")
     if formats[0] not in RENDERERS:
-        raise InputError(f"{files[0]}: results of format {formats[0]!r}; {', '.join(RENDERERS)} are accepted")
-    if str(out).lower().endswith(".png"):
-        raise InputError(f"{out}: these results are drawn as several figures and a page; a directory is expected")
-    for name, value in amount.items():
-        raise InputError(f"--{name} {value}: belongs to scores, and {files[0]} holds none")
+        accepted = ", ".join((*RENDERERS, *GPU_CHECK))
+        raise InputError(f"{files[0]}: results of format {formats[0]!r}; {accepted} are accepted")
+    _require_directory_alone(out, files, amount)
     try:
         RENDERERS[formats[0]](data[0], Path(out))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"{files[0]}: not whole results of {formats[0]} ({type(error).__name__}: {error})") from None
     return Path(out) / "index.html"
+
+
+def _require_directory_alone(out: Any, files: Sequence[Any], amount: dict[str, Any]) -> None:
+    if str(out).lower().endswith(".png"):
+        raise InputError(f"{out}: these results are drawn as several figures and a page; a directory is expected")
+    for name, value in amount.items():
+        raise InputError(f"--{name} {value}: belongs to scores, and {files[0]} holds none")
 
 
 def _one_figure(scores: list[Scores], labels: list[str], amount: dict[str, Any]) -> bytes:

@@ -76,7 +76,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, resul
     write_json(tmp_path / "list.json", [1])
     refusals = [
         (["results.json", "novels.json"], "out", {}, "2 files with results of pyprune-comparison/1"),
-        (["new.json"], "out", {}, "format 'pyprune-comparison/9'; pyprune-comparison/1 are accepted"),
+        (["new.json"], "out", {}, "format 'pyprune-comparison/9'; pyprune-comparison/1, pyprune-gpu-check/1, *"),
         (["torn.json"], "out", {}, "torn.json: not whole results"),
         (["list.json"], "out", {}, "list.json: .*object is expected"),
         (["none.json"], "out", {}, "none.json: No such file"),

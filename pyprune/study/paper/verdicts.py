@@ -1,0 +1,335 @@
+"""Where a result agrees with the paper, where not, and why: sentences by rules, from the numbers alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from pyprune.study.alignment import alignments
+from pyprune.study.findings import FEW_RUNS
+from pyprune.study.paper import facts
+from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Peak, Timing
+
+TOLERANCE = 0.03
+"""What is called the same: a speed within 3 % of what is predicted; a printed speed-up within 3 % of 1."""
+
+LAUNCH_BOUND = 2.0
+"""A step that takes this many times what its bytes need is bound by something else than the memory."""
+
+MEMORY_TOLERANCE = 0.05
+WAYS = ((GENERATION, "hf"), (GENERATION, "pyprune"), (STEP, "pyprune"))
+"""How speeds are told, in this order: whole generations of both engines, and replayed steps."""
+
+WORDS = {
+    (GENERATION, "hf"): "Hugging Face eager, generations",
+    (GENERATION, "pyprune"): "pyprune, generations",
+    (STEP, "pyprune"): "pyprune, replayed steps",
+}
+AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
+VERDICTS = {AGREES: "agree", DISAGREES: "disagree", UNDECIDED: "undecided"}
+SAYS = {
+    AGREES: "as in the paper", DISAGREES: "other than in the paper", UNDECIDED: "too few runs to say",
+}  # fmt: skip
+SLOWER, SAME, FASTER = "slower", "as fast", "faster"
+
+
+def paper_gpu(evidence: Evidence) -> str:
+    """Which of the paper's two GPUs stands beside the results: the RTX 3090 for one of those, else the H100."""
+    return "RTX3090" if "3090" in evidence.device else "H100"
+
+
+def direction(gain: dict[str, float | int | None]) -> str | None:
+    """Slower or faster than the original, where the 95 % interval of the median says so; as fast where all of it is
+    within 3 % of 1; else None."""
+    low, high = gain["low"], gain["high"]
+    if low is None or high is None:
+        return None
+    if low >= 1 - TOLERANCE and high <= 1 + TOLERANCE:
+        return SAME
+    return SLOWER if high < 1 else FASTER if low > 1 else None
+
+
+def printed_direction(value: float) -> str:
+    """The same of a speed-up that is printed without an interval."""
+    return SAME if abs(value - 1) <= TOLERANCE else SLOWER if value < 1 else FASTER
+
+
+def agreement(gain: dict[str, float | int | None], paper: float) -> str:
+    """Whether a measured speed-up over the original says what the paper's does."""
+    measured = direction(gain)
+    if measured is None:
+        return UNDECIDED
+    return AGREES if measured == printed_direction(paper) else DISAGREES
+
+
+def step_seconds(timing: Timing) -> float:
+    """Median seconds a new token: of a generation the prompt's pass is in it."""
+    median = statistics.median(timing.seconds)
+    return median if timing.kind == STEP else median / timing.new_tokens
+
+
+def floor_seconds(evidence: Evidence, timing: Timing) -> float | None:
+    """What a step's bytes need at the measured bandwidth: the weights once, and the cache of every sequence."""
+    if not evidence.bandwidth:
+        return None
+    return step_bytes(timing) / evidence.bandwidth
+
+
+def step_bytes(timing: Timing) -> float:
+    """Bytes that one step reads: weights, and the cache rows up to the middle of the generation."""
+    return timing.row.bytes_per_token + timing.batch * timing.position * timing.row.kv_bytes_per_position
+
+
+def by_bytes(evidence: Evidence, timing: Timing) -> float | None:
+    """The speed-up over the original that the bytes of a step predict."""
+    original = evidence.rows.get((facts.ORIGINAL, None, "packed"))
+    if original is None:
+        return None
+    whole = original.bytes_per_token + timing.batch * timing.position * original.kv_bytes_per_position
+    return whole / step_bytes(timing)
+
+
+def why(evidence: Evidence, timing: Timing) -> tuple[str, str]:
+    """What the speed follows from, by the first rule that holds: a word for it, and the evidence.
+
+    alignment: the same row with padded rows is faster. launches: the step takes twice what its bytes need or more, and
+    its speed goes with the number of blocks. bytes: it is what the bytes predict. Else perhaps alignment, where the
+    widths are no multiples of 8 and no padded row was timed, or none of these.
+    """
+    gain, predicted, floor = timing.gain, by_bytes(evidence, timing), floor_seconds(evidence, timing)
+    if gain is None or predicted is None:
+        return "unknown", "the original was not timed beside it"
+    share = gain["median"] / predicted
+    other = _other_layout(evidence, timing)
+    better = None if other is None else step_seconds(timing) / step_seconds(other)
+    if better is not None and better > 1 + TOLERANCE:
+        return "alignment", f"with rows that start on 64 bytes {better:.2f} times as fast, {predicted:.2f}x by bytes"
+    over = None if floor is None else step_seconds(timing) / floor
+    blocks = evidence.rows[facts.ORIGINAL, None, "packed"].blocks / timing.row.blocks
+    if over is not None and over >= LAUNCH_BOUND and abs(gain["median"] / blocks - 1) <= TOLERANCE:
+        return "launches", f"a step takes {over:.1f} times what its bytes need, {blocks:.2f}x by the number of blocks"
+    if abs(share - 1) <= TOLERANCE:
+        return "bytes", f"{predicted:.2f}x by bytes"
+    slower = f"{1 - share:.0%} short of {predicted:.2f}x by bytes"
+    if share > 1:
+        return "none", f"{share - 1:.0%} above {predicted:.2f}x by bytes"
+    if better is None and timing.row.divisor is not None and timing.row.divisor < 8:
+        return "perhaps alignment", f"{slower}, its widths no multiples of 8"
+    return "none", slower
+
+
+REASONS = {
+    "bytes": "It follows the bytes of a step",
+    "launches": "It is launch-bound: time goes with the number of blocks, and fewer bytes alone make nothing faster",
+    "alignment": "It is the alignment of the weights' rows",
+    "perhaps alignment": "It may be alignment: no row with padded strides was timed under this engine",
+    "none": "Bytes, launches and alignment do not explain it",
+    "unknown": "The cause is not known",
+}
+
+
+def _other_layout(evidence: Evidence, timing: Timing) -> Timing | None:
+    row = timing.row
+    if row.layout != "packed":
+        return None
+    return evidence.timing(row.method, row.ratio, timing.engine, timing.kind, timing.batch, "padded")
+
+
+def findings(evidence: Evidence) -> dict[str, list[str]]:
+    """Sentences under their headings; of a dry run only that it is one."""
+    if evidence.dry_run:
+        told = (
+            "This is a dry run on a CPU in tiny sizes: it shows that the scripts run. Nothing here was measured, and "
+            "nothing is said about the paper."
+        )
+        return {"What this is": [told]}
+    sections = {
+        "What was measured": [*_sample(evidence), *_missing(evidence)],
+        "Speed-ups over the original, and the paper's": [*_tally(evidence), *_speeds(evidence)],
+        "Width against depth at equal bytes": list(_equal_bytes(evidence)),
+        "The compiled peer": list(_peers(evidence)),
+        "Memory": list(_memory(evidence)),
+        "Which alignment matters": list(_alignment(evidence)),
+    }
+    return {heading: sentences for heading, sentences in sections.items() if sentences}
+
+
+def _sample(evidence: Evidence) -> Iterator[str]:
+    rate = "" if not evidence.bandwidth else f", {evidence.bandwidth / 1e12:.2f} TB/s measured"
+    model = facts.MODELS[evidence.model]
+    beside = paper_gpu(evidence)
+    other = "" if beside in evidence.device else f" The paper's numbers are those of its {beside}, another GPU."
+    yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {', '.join(evidence.sources)}.{other}"
+    few = {(one.kind, one.engine) for one in evidence.timings} - {
+        (one.kind, one.engine) for one in evidence.timings if len(one.seconds) >= FEW_RUNS
+    }
+    for kind, engine in WAYS:
+        if (kind, engine) in few:
+            yield (
+                f"{WORDS[kind, engine]}: fewer than {FEW_RUNS} runs, too few for a 95 % interval, so what they say "
+                "about the paper is undecided."
+            )
+
+
+def _compared(evidence: Evidence) -> Iterator[tuple[str, str, str, Timing, float]]:
+    """Kind, engine, ratio, timing and the paper's speed-up of every row at batch 1 that both have."""
+    for kind, engine in WAYS:
+        for ratio in facts.ratios(evidence.model):
+            for method in facts.METHODS:
+                timing = evidence.timing(method, ratio, engine, kind)
+                paper = facts.speedup(evidence.model, ratio, method, paper_gpu(evidence))
+                if timing is not None and timing.gain is not None and paper is not None:
+                    yield kind, engine, ratio, timing, paper
+
+
+def _tally(evidence: Evidence) -> Iterator[str]:
+    verdicts = [agreement(timing.gain, paper) for *_, timing, paper in _compared(evidence) if timing.gain]
+    if verdicts:
+        counts = ", ".join(f"{verdicts.count(one)} {word}" for one, word in VERDICTS.items())
+        yield f"Of {len(verdicts)} speed-ups at batch 1 that the paper has too: {counts}."
+
+
+def _speeds(evidence: Evidence) -> Iterator[str]:
+    groups: dict[tuple[str, str, str, str, str], list[str]] = {}
+    for kind, engine, ratio, timing, paper in _compared(evidence):
+        assert timing.gain is not None
+        cause, told = why(evidence, timing)
+        key = (kind, engine, ratio, agreement(timing.gain, paper), cause)
+        groups.setdefault(key, []).append(
+            f"{facts.NAMES[timing.row.method]} {gain_text(timing)}, paper {paper:.2f}x ({told})"
+        )
+    for (kind, engine, ratio, verdict, cause), rows in groups.items():
+        yield f"{WORDS[kind, engine]}, {ratio}, {SAYS[verdict]}: {'; '.join(rows)}. {REASONS[cause]}."
+
+
+def gain_text(timing: Timing) -> str:
+    """The speed-up over the original, with its interval where there is one."""
+    gain = timing.gain
+    assert gain is not None
+    interval = "" if gain["low"] is None else f" ({gain['low']:.2f} to {gain['high']:.2f})"
+    return f"{gain['median']:.2f}x{interval}"
+
+
+def _equal_bytes(evidence: Evidence) -> Iterator[str]:
+    """The mission's question, a sentence a way, batch and layout: is width as fast as depth at equal bytes?"""
+    for kind, engine in WAYS:
+        for batch in evidence.batches():
+            for layout in ("packed", "padded", "64"):
+                shares: dict[str, dict[str, float]] = {}
+                for ratio in facts.ratios(evidence.model):
+                    depth = evidence.timing("depth", ratio, engine, kind, batch)
+                    for method in facts.METHODS[1:]:
+                        width = evidence.timing(method, ratio, engine, kind, batch, layout)
+                        if depth is not None and depth.gain and width is not None and width.gain:
+                            shares.setdefault(ratio, {})[method] = relative_speed(evidence, width, depth)
+                if shares:
+                    yield _equal_sentence(evidence, shares, batch, layout, WORDS[kind, engine])
+
+
+def relative_speed(evidence: Evidence, width: Timing, depth: Timing) -> float:
+    """A width row's speed over the depth row's, each over what its bytes predict: 1 is as fast at equal bytes."""
+    assert width.gain is not None
+    assert depth.gain is not None
+    own, other = by_bytes(evidence, width), by_bytes(evidence, depth)
+    assert own is not None
+    assert other is not None
+    return (width.gain["median"] / own) / (depth.gain["median"] / other)
+
+
+def _equal_sentence(evidence: Evidence, shares: dict[str, dict[str, float]], batch: int, layout: str, way: str) -> str:
+    told = "; ".join(
+        f"{ratio}: {', '.join(f'{facts.NAMES[method]} {share:.2f}' for method, share in own.items())}"
+        for ratio, own in shares.items()
+    )
+    worst = min(share for own in shares.values() for share in own.values())
+    verdict = "width is as fast as depth" if worst >= 1 - TOLERANCE else "width is slower than depth"
+    gpu, paper = paper_gpu(evidence), ""
+    if batch == 1:
+        values = [
+            width / depth
+            for ratio, own in shares.items()
+            for method in own
+            if (width := facts.speedup(evidence.model, ratio, method, gpu))
+            and (depth := facts.speedup(evidence.model, ratio, "depth", gpu))
+        ]
+        paper = f" In the paper, at nearly equal bytes: {min(values):.2f} to {max(values):.2f}." if values else ""
+    rows = {"packed": "packed rows", "padded": "padded strides", "64": "widths of multiples of 64"}[layout]
+    return f"{way}, batch {batch}, {rows}: {verdict} (speed over depth's, each over its bytes: {told}).{paper}"
+
+
+def _peers(evidence: Evidence) -> Iterator[str]:
+    for result in evidence.peers:
+        for line in result["timings"]:
+            gain = line.get("speedup")
+            if gain is None:
+                continue
+            share = "" if "share" not in line else f" (ours at {line['share']['pyprune']:.0%} of the bandwidth)"
+            interval = "" if gain["low"] is None else f" ({gain['low']:.2f} to {gain['high']:.2f})"
+            yield (
+                f"{result['layers']} layers compiled by torch.compile ({line['mode']}) in one CUDA graph, batch "
+                f"{line['batch']}: ours run at {gain['median']:.2f}x{interval} of their speed{share}."
+            )
+        for key, reason in result["absent"].items():
+            yield f"The compiled layer ({key}) is absent: {reason}."
+
+
+def _memory(evidence: Evidence) -> Iterator[str]:
+    for engine in ("hf", "pyprune"):
+        ratios = []
+        for one in facts.memories():
+            peak = peak_of(evidence, one, engine)
+            if one.model == evidence.model and one.gb is not None and peak is not None and peak.bytes is not None:
+                ratios.append(peak.bytes / 2**30 / one.gb)
+        if ratios:
+            far = sum(abs(ratio - 1) > MEMORY_TOLERANCE for ratio in ratios)
+            word = "agrees with" if not far else f"is more than {MEMORY_TOLERANCE:.0%} from the paper in {far} of"
+            yield (
+                f"Memory under {'Hugging Face' if engine == 'hf' else 'pyprune'} {word} "
+                f"{'Table 9' if not far else f'{len(ratios)} cells of Table 9'}: {min(ratios):.2f} to "
+                f"{max(ratios):.2f} of the paper's."
+            )
+
+
+def peak_of(evidence: Evidence, cell: facts.Memory, engine: str) -> Peak | None:
+    """What was measured for a cell of Table 9."""
+    method = facts.ORIGINAL if cell.ratio is None else "depth"
+    wanted = ((method, cell.ratio, "packed"), engine, cell.batch, cell.output_tokens)
+    found = [one for one in evidence.peaks if (one.row, one.engine, one.batch, one.new_tokens) == wanted]
+    return found[-1] if found else None
+
+
+def _alignment(evidence: Evidence) -> Iterator[str]:
+    for sweep in evidence.sweeps:
+        found = alignments(sweep["points"], sweep["hidden"])
+        for side in dict.fromkeys(one.side for one in found):
+            own = sorted((one for one in found if one.side == side), key=lambda one: (one.rows, one.role))
+            needs = [one for one in own if one.needed > 1]
+            told = "; ".join(
+                f"{one.role} at M = {one.rows}: multiples of {one.needed} (others up to {one.worst:.2f}x as long)"
+                for one in needs
+            )
+            free = ", ".join(f"{one.role} at M = {one.rows}" for one in own if one.needed == 1)
+            yield (
+                f"{side}: "
+                + ". ".join(
+                    filter(None, (f"matters for {told}" if told else "", f"none matters for {free}" if free else ""))
+                )
+                + "."
+            )
+        if not sweep["finished"]:
+            yield f"The width sweep ended after {len(sweep['points'])} points; the widths between them are missing."
+
+
+def _missing(evidence: Evidence) -> Iterator[str]:
+    for kind, engine in WAYS:
+        rows = [(None, facts.ORIGINAL), *((r, m) for r in facts.ratios(evidence.model) for m in facts.METHODS)]
+        gone = [
+            f"{facts.NAMES[method]}{f' {ratio}' if ratio else ''}"
+            for ratio, method in rows
+            if evidence.timing(method, ratio, engine, kind) is None
+        ]
+        if len(gone) == len(rows):
+            yield f"{WORDS[kind, engine]}: no row was measured."
+        elif gone:
+            yield f"{WORDS[kind, engine]}: not measured: {', '.join(gone)}."
+    yield from (f"Not whole: {line}." for line in evidence.incomplete)
