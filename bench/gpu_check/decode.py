@@ -1,77 +1,118 @@
-"""Part: decoding of large shapes, Hugging Face (sdpa) against pyprune, and the share of the bandwidth each uses."""
+"""Part: decode steps of a large shape, timed as replays by the device's events, kernel by kernel beside the prediction.
+
+Weights are random, so speed is all that means anything. A prompt's pass is timed too, by the clock: where it is not
+recorded the host's launches are what it waits for.
+"""
 
 from __future__ import annotations
 
 import statistics
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
 import pyprune
+from bench.gpu_check import predict
 from bench.gpu_check.environment import gpu_report
-from bench.gpu_check.race import free, quiet, race
+from bench.gpu_check.launches import step_bytes
+from bench.gpu_check.race import fit, free, race
+from bench.gpu_check.replays import decode_replay, time_replays
 from bench.gpu_check.settings import Save, Settings
-from pyprune.study.compare import hugging_face, ours
-from pyprune.study.measure import speedup
+from bench.gpu_check.timeline import timeline
+from pyprune.models.decoder import Decoder
 
-SPECS, BATCHES, PROMPT, NEW, RUNS = ("shape:llama-7b", "shape:llama-1b"), (1, 4, 16), 12, 32, 4
-DRY_SPECS, DRY_BATCHES, DRY_NEW, DRY_RUNS = ("shape:tiny",), (1, 2), 3, 1
+BATCHES, LENGTHS, PROMPT, ROUNDS, PER_ROUND = (1, 4, 16), (44, 140, 4096), 12, 7, 10
+DRY_SPEC, DRY_BATCHES, DRY_LENGTHS, DRY_ROUNDS, DRY_PER_ROUND = "shape:tiny", (1, 2), (20, 40), 2, 2
+PROFILED = 140
+"""The cache whose steps are told kernel by kernel: that of the paper's 12 + 128 tokens."""
 
 
 def run(settings: Settings, save: Save) -> dict[str, Any]:
-    """For each shape and batch: raw seconds of generating 1 and L new tokens, interleaved, and what follows from them.
+    """For each batch and cache size: seconds of a step at the cache's middle (beyond the prompt), raw and predicted.
 
-    The share is bytes_per_token over the seconds of one decode step (the difference of the two, over L - 1) over the
-    measured bandwidth. Weights are random, so speed is all that means anything.
+    `share`: the weights' bytes over the step's median over the bandwidth that this machine's run measured;
+    `share_with_cache` counts the cache's bytes too.
     """
-    quiet()
-    dry = settings.dry_run
-    device = torch.device(settings.device)
-    specs, batches = (DRY_SPECS, DRY_BATCHES) if dry else (SPECS, BATCHES)
-    new, runs = (DRY_NEW, DRY_RUNS) if dry else (NEW, RUNS)
+    dry, device = settings.dry_run, torch.device(settings.device)
+    spec = DRY_SPEC if dry else settings.options["spec"]
+    batches, lengths, rounds, per_round = (
+        (DRY_BATCHES, DRY_LENGTHS, DRY_ROUNDS, DRY_PER_ROUND) if dry else (BATCHES, LENGTHS, ROUNDS, PER_ROUND)
+    )
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=device)
     result: dict[str, Any] = {
-        "gpu": gpu_report(), "prompt_tokens": PROMPT, "new_tokens": new, "bandwidth": settings.bandwidth, "timings": [],
+        "gpu": gpu_report(), "model": spec, "dtype": "bfloat16", "bytes_per_token": decoder.bytes_per_token(),
+        "bandwidth": settings.bandwidth, "prompt_tokens": PROMPT, "timings": [], "timelines": [], "prompts": [],
     }  # fmt: skip
-    for spec in specs:
-        decoder = pyprune.load(spec, dtype=torch.bfloat16, device=device)
-        engines = {"hf": hugging_face(decoder), "pyprune": ours(decoder, max(batches), PROMPT + new)}
-        generator = torch.Generator().manual_seed(settings.seed)
-        prompts = torch.randint(0, decoder.vocab_size, (max(batches), PROMPT), generator=generator).to(device)
-        for batch in batches:
-            contestants = {
-                (name, length): partial(generate, prompts[:batch], length)
-                for name, generate in engines.items()
-                for length in (new, 1)
-            }
-            samples, errors = race(contestants, device, runs)
-            line = timing(samples, errors, new, decoder.bytes_per_token(), settings.bandwidth)
-            result["timings"].append({"model": spec, "dtype": "bfloat16", "batch": batch, **line})
+    # The paper's cache first: what a part that is stopped has, is what matters.
+    profiled = PROFILED if PROFILED in lengths else lengths[0]
+    for length, batch in product(sorted(lengths, key=lambda size: size != profiled), batches):
+        line: dict[str, Any] = {"batch": batch, "cache": length, "position": predict.middle(length)}
+        result["timings"].append(line)
+        try:
+            engine, step = engine_and_step(decoder, batch, length, settings.seed)
+            line["seconds"] = time_replays(step, device, rounds, per_round)
+            line["recorded"] = bool(engine._graphs)
+            judge(line, decoder, settings)
             save(result)
-        del decoder, engines, contestants
+            if length == profiled:
+                told = {"batch": batch, "cache": length, **timeline(step, device, 3)}
+                result["timelines"].append(told)
+            del engine, step
+        except Exception as error:  # every kind: the text is the finding
+            line["error"] = f"{type(error).__name__}: {error}"[:1500]
+        save(result)
         free(device)
-    return result
+    result["prompts"] = prompts(decoder, batches, settings, rounds)
+    return {**result, "gpu": gpu_report()}
 
 
-def timing(
-    samples: dict[tuple[str, int], list[float]], errors: dict[tuple[str, int], str], new: int, size: int,
-    bandwidth: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    """One line of the result: raw samples, step seconds and bandwidth share of each engine, our speed-up over the peer.
+def engine_and_step(decoder: Decoder, batch: int, length: int, seed: int) -> tuple[pyprune.Engine, Any]:
+    """An engine with a cache of `length` rows and its recorded step at the cache's middle."""
+    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=generator).to(decoder.device)
+    return engine, decode_replay(engine, ids, predict.middle(length))
 
-    `samples`: seconds for (engine, new tokens), new tokens being 1 or `new`; `size`: bytes that one step reads.
-    """
-    line: dict[str, Any] = {
-        "bytes_per_token": size,
-        "seconds": {f"{name}, {length} new": seconds for (name, length), seconds in samples.items()},
-        "errors": {f"{name}, {length} new": text for (name, length), text in errors.items()},
-    }
-    for name in ("hf", "pyprune"):
-        if (name, new) in samples and (name, 1) in samples:
-            pairs = zip(samples[name, new], samples[name, 1], strict=True)
-            step = statistics.median((whole - one) / (new - 1) for whole, one in pairs)
-            line[f"{name}_step_seconds"] = step
-            line[f"{name}_share"] = None if bandwidth is None or step <= 0 else size / step / bandwidth
-    if ("hf", new) in samples and ("pyprune", new) in samples:
-        line["speedup"] = speedup(samples["hf", new], samples["pyprune", new])
-    return line
+
+def judge(line: dict[str, Any], decoder: Decoder, settings: Settings) -> None:
+    """Add the median, the share of the bandwidth and the prediction."""
+    line["median_seconds"] = step = statistics.median(line["seconds"])
+    if settings.bandwidth:
+        machine = predict.measured_machine(settings, decoder.device)
+        line["share"] = decoder.bytes_per_token() / step / settings.bandwidth
+        line["share_with_cache"] = step_bytes(decoder, line["batch"], line["position"]) / step / settings.bandwidth
+        line["predicted_seconds"] = predict.decode_seconds(
+            decoder, line["batch"], line["cache"], line["position"], machine
+        )
+
+
+def prompts(decoder: Decoder, batches: tuple[int, ...], settings: Settings, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of prompts of PROMPT tokens, by the clock, the device waited for."""
+    engine = pyprune.Engine(decoder, max_batch=max(batches), max_len=2 * PROMPT)
+    generator = torch.Generator().manual_seed(settings.seed)
+    ids = torch.randint(0, decoder.vocab_size, (max(batches), PROMPT), generator=generator).to(decoder.device)
+    passes = {batch: partial(engine.prefill, ids[:batch]) for batch in batches}
+    fit(passes, decoder.device)  # twice: what is recorded at its second use is recorded before it is timed
+    samples, errors = race(passes, decoder.device, rounds)
+    lines: list[dict[str, Any]] = [
+        {"batch": batch, "seconds": taken, "median_seconds": statistics.median(taken)}
+        for batch, taken in samples.items()
+    ]
+    if settings.bandwidth:
+        machine = predict.measured_machine(settings, decoder.device)
+        for line in lines:
+            line["predicted_seconds"] = predict.prompt_seconds(decoder, line["batch"], machine)
+    return [*lines, *({"batch": batch, "error": text} for batch, text in errors.items())]
+
+
+def warm(settings: Settings) -> str:
+    """Run once what the timed part will start, on a short model of the same sizes: its kernels compile and are kept."""
+    dry, device = settings.dry_run, torch.device(settings.device)
+    spec = DRY_SPEC if dry else f"{settings.options['spec']},blocks=2"
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=device)
+    batches, lengths = (DRY_BATCHES, DRY_LENGTHS) if dry else (BATCHES, LENGTHS)
+    for length, batch in product(lengths, batches):
+        engine_and_step(decoder, batch, length, settings.seed)[1]()
+    return f"{spec}, batches {batches}, caches {lengths}"

@@ -23,7 +23,7 @@ MOST_RESTARTS = 6
 def run(settings: Settings, save: Save) -> dict[str, Any]:
     """Every case of the dtype(s) asked for; a case that fails, or breaks the device, does not stop the others."""
     options = settings.options
-    size = "tiny" if settings.dry_run or options.get("sanitized") else "full"
+    size = "tiny" if settings.dry_run or options.get("tiny") else "full"
     dtypes = DTYPES if options["dtype"] == "all" else (options["dtype"],)
     todo = [(dtype, case) for dtype in dtypes for case in cases(settings.seed, size, options.get("few_rows", False))]
     if "operators" in options:

@@ -1,12 +1,13 @@
-"""The parts of the check, as data, in the order in which they run."""
+"""The scripts of the check and their parts, as data, in the order in which they run: most important first."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,40 +15,50 @@ from typing import Any
 from bench.gpu_check.settings import ROOT
 from pyprune.errors import InputError
 
+BUDGETS = {"install": 100.0, "correct": 150.0, "fast": 120.0, "mission": 150.0, "sweep": 60.0}
+"""The scripts, and the seconds that the expected times of each one's parts may add up to, on 16 cores and an H100 or
+H200. A machine is lent for fifteen minutes, its starts included, and a command may run for ten."""
+
+MODELS = ("7b", "13b")
+"""What `mission` may be asked for: LLaMA-7B's rows of Table 1, or Vicuna-13B's."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """One subprocess: its name, the group that `--only` knows it by, and the seconds after which it is stopped.
+    """One subprocess: its name, the group that the summary knows it by, the seconds that it should take and those after
+    which it is stopped.
 
-    `command` in place of our own child; `prefix` is what the child runs under; `gpu` False for a part that runs
-    without one. `mode`: PYPRUNE_GPU. Parts of one stage run side by side.
+    `prefix` is what the child runs under; `gpu` False for a part that runs without one. `mode`: PYPRUNE_GPU. Parts of
+    one stage run side by side: they check or compile, and do not time.
+    `everywhere`: a machine needs its own, so that another machine's is no reason to leave it out.
     """
 
     name: str
     group: str
     limit_s: float
     kind: str = ""
+    expected_s: float = 0.0
     mode: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     gpu: bool = True
     prefix: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     skip: str | None = None
+    everywhere: bool = False
 
 
-# Several threads only where there is a core for each: threads that wait for a busy core take minutes.
-CPU_ALONE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4" if (os.cpu_count() or 1) >= 8 else "1"}
+Stage = list[Part]
 
-DTYPES = ("bfloat16", "float16", "float32")
+HALVES = ("bfloat16", "float16")
 SHARES = {
     "qkv": ("norm_qkv_rope",),
-    "gate-up": ("norm_gate_up", "linear_cross_entropy"),
-    "others": ("linear_residual", "padded_linear", "norm_head", "decode_attention"),
+    "gate-up": ("norm_gate_up",),
+    "loss": ("linear_cross_entropy",),
+    "residual": ("linear_residual",),
+    "linear": ("padded_linear",),
+    "head-attention": ("norm_head", "decode_attention"),
 }
-"""How the operators are shared out: their time is the kernels' compilation, which one process does one by one."""
-
-WARM = ("decode", "scoring", "table1, even", "table1, odd")
-"""What `warm` is asked for, one process each."""
+"""How the operators are shared out over 16 cores: their time is the kernels' compilation, one by one in a process."""
 
 DONE, STOPPED = "done", "stopped"
 """The status of a part that came to its end, and of one that was stopped at its limit."""
@@ -55,91 +66,144 @@ DONE, STOPPED = "done", "stopped"
 BEST = "best"
 """The mode of a part that takes the best of the modes that could decode."""
 
+SANITIZED = {"dtype": "bfloat16", "tiny": True}
+"""The cases under a sanitizer; the same run before without one, so that it meets compiled kernels."""
 
-def stages(dry_run: bool, model: str | None) -> list[list[Part]]:
-    """All parts; the parts of an inner list run at the same time (they check, and do not time)."""
-    no_model = None if model else "no --model was given"
-    # On a CPU all modes are the same: one of them tries the program.
-    twin = "a dry run has no GPU, so the other mode's part was the same" if dry_run else None
+
+def script(name: str, dry_run: bool = False, model: str = "7b", weights: str | None = None) -> list[Stage]:
+    """The stages of a script. Times: the three runs on an H100 (bench/results) and, for what those did not have, the
+    bytes it moves, 10 s for the start of a process and 2 s for each kernel that it may have to compile."""
+    if name == "install":
+        why = "a dry run installs nothing" if dry_run else None
+        return [[Part("install", "install", 170, "install", 90, gpu=False, skip=why, everywhere=True)]]
+    if name == "correct":
+        return _correct(dry_run, weights)
+    if name == "fast":
+        return _fast(dry_run)
+    if name == "mission":
+        return _mission(dry_run, model)
+    if name == "sweep":
+        return _sweep(dry_run)
+    raise InputError(f"{name}: one or more of {', '.join(BUDGETS)} are expected")
+
+
+def plan(names: Sequence[str], dry_run: bool = False, model: str = "7b", weights: str | None = None) -> list[Stage]:
+    """The stages of several scripts, in the order of their names, no part twice. InputError for an unknown name."""
+    found: list[Stage] = []
+    known: set[str] = set()
+    for name in names:
+        for stage in script(name, dry_run, model, weights):
+            new = [part for part in stage if part.name not in known]
+            known |= {part.name for part in new}
+            if new:
+                found.append(new)
+    return found
+
+
+def expected_seconds(stages: Sequence[Stage]) -> float:
+    """What the stages should take: the parts of a stage run side by side."""
+    return sum(max(part.expected_s for part in stage) for stage in stages)
+
+
+def _machine() -> Stage:
+    # Side by side: the one asks the processor, the other the GPU.
     return [
-        [Part("install", "install", 170, "install", gpu=False, skip="a dry run installs nothing" if dry_run else None)],
-        [Part("environment", "environment", 30, "environment", mode="definitions", gpu=False)],
-        [
-            *(_operators("triton", dtype, *share) for dtype in DTYPES for share in SHARES.items()),
-            _operators("cuda", "all"),
-            # Without a visible GPU: these tests are about the CPU's kernels alone. The others compile meanwhile.
-            Part("cpu-operators", "cpu", 110, "cpu_operators", gpu=False, env=CPU_ALONE),
-            *(
-                Part(f"warm-{share.replace(', ', '-')}", "warm", 110, "warm", mode=BEST, options={"share": share})
-                for share in WARM
-            ),
-        ],
-        [Part("ceilings", "ceilings", 30, "ceilings", mode="definitions")],
-        [
-            # As a user has it: no mode is named. The engine's steps are recorded, so this compares recorded ones too.
-            Part("model-auto", "model", 60, "real_model", skip=no_model or twin),
-            Part("model-cuda", "model", 60, "real_model", mode="cuda", skip=no_model),
-            Part("model-triton", "model", 60, "real_model", mode="triton", skip=no_model or twin),
-            Part("model-definitions", "model", 60, "real_model", mode="definitions", skip=no_model or twin),
-        ],
-        [Part("decode-cuda", "decode", 90, "decode", mode="cuda")],
-        [Part("skipping", "skipping", 45, "skipping", mode=BEST)],
-        [Part("scoring-triton", "scoring", 45, "scoring", mode="triton")],
-        [Part("table1", "table1", 150, "table1", mode=BEST)],
-        [_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")],
-        [Part("compiled", "compiled", 120, "compiled", mode=BEST)],
-        [Part("profile", "profile", 40, "profile", mode=BEST)],
-        [Part("attention-triton", "attention", 30, "attention", mode="triton")],
-        [Part("decode-triton", "decode", 90, "decode", mode="triton", skip=twin)],
-        # Last, because they say least: if time runs out, it is these that go.
-        [Part("decode-definitions", "decode", 60, "decode", mode="definitions", skip=twin)],
-        [Part("scoring-definitions", "scoring", 45, "scoring", mode="definitions", skip=twin)],
+        Part("environment", "environment", 30, "environment", 7, mode="definitions", gpu=False, everywhere=True),
+        Part("ceilings", "ceilings", 30, "ceilings", 8, mode="definitions", everywhere=True),
     ]
 
 
-def groups() -> list[str]:
-    """The names that `--only` takes, in order."""
-    return list(dict.fromkeys(part.group for stage in stages(False, None) for part in stage))
+def _correct(dry_run: bool, weights: str | None) -> list[Stage]:
+    no_weights = None if weights else "no --weights were given"
+    # On a CPU all modes are the same: one of them tries the program.
+    twin = "a dry run has no GPU, so the other mode's part was the same" if dry_run else None
+    other = "a dry run tries the shares in one dtype" if dry_run else None
+    return [
+        [
+            *(_operators("cuda", dtype) for dtype in HALVES),
+            *(_steps("cuda", dtype) for dtype in HALVES),
+            *(_operators("triton", "bfloat16", *share) for share in SHARES.items()),
+            *(_operators("triton", "float16", *share, skip=other) for share in SHARES.items()),
+            # What the sanitizers will run, so that it is compiled.
+            Part("tiny-cases", "operators", 80, "operators", 30, mode=BEST, options=SANITIZED, everywhere=True),
+            _machine()[0],
+        ],
+        [
+            *(_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")),
+            Part("self-check", "self_check", 100, "self_check", 55, everywhere=True),
+            # As a user has it: no mode is named.
+            Part("steps-auto", "steps", 80, "steps", 25, skip=twin),
+            *(_steps("triton", dtype, twin) for dtype in HALVES),
+            Part("weights-auto", "weights", 70, "real_model", 45, skip=no_weights),
+            *_warm(),
+        ],
+    ]  # fmt: skip
 
 
-def chosen(only: Sequence[str] | None, dry_run: bool, model: str | None) -> list[list[Part]]:
-    """The stages with the parts that `only` names by group or by themselves (all of them for None); InputError for an
-    unknown name."""
-    every = stages(dry_run, model)
-    known = {*groups(), *(part.name for stage in every for part in stage)}
-    for name in only or ():
-        if name not in known:
-            raise InputError(f"--only {name}: one or more of {','.join(groups())}, or of their parts, are expected")
-    kept = [[part for part in stage if only is None or {part.group, part.name} & set(only)] for stage in every]
-    return [stage for stage in kept if stage]
+def _fast(dry_run: bool) -> list[Stage]:
+    # Of a dry run all shapes are the same tiny one.
+    twin = "a dry run has one tiny shape, so the other part was the same" if dry_run else None
+    return [
+        _machine(),
+        _warm(),
+        [_decode("7b", "shape:llama-7b", 30)],
+        [Part("masked", "masked", 30, "masked", 13, mode=BEST)],
+        [Part("widths", "widths", 40, "widths", 15, mode=BEST)],
+        [_decode("1b", "shape:llama-1b", 17, twin)],
+        [Part("scoring", "scoring", 45, "scoring", 20, mode=BEST)],
+    ]
 
 
-def best_mode(done: Sequence[dict[str, Any]]) -> str:
-    """The first of cuda and triton that decoded all that it came to, or was not tried yet; else definitions. From the
-    results of the parts so far.
-
-    If no decoding was tried, what has been built decides.
-    """
-    decoded = [part for part in done if part["group"] == "decode" and part["status"] != "skipped"]
-    has_library = any((ROOT / "pyprune").glob("_cuda_*.so"))
-    if not decoded:
-        return "cuda" if has_library else "triton"
-    for mode in ("cuda", "triton"):
-        tried = [part for part in decoded if part["mode"] == mode]
-        timings = [part["result"].get("timings") or [{}] for part in tried if part["status"] in (DONE, STOPPED)]
-        untried = not tried and (mode == "triton" or has_library)
-        if untried or any(all("pyprune_share" in one for one in found) for found in timings):
-            return mode
-    return "definitions"
+def _mission(dry_run: bool, model: str) -> list[Stage]:
+    large = model == "13b"
+    mark, options = ("-13b" if large else ""), {"model": model}
+    timed = options if dry_run else {**options, "seconds": 26.0}
+    return [
+        _machine(),
+        [_warmed(f"{kind}{mark}", kind, 18, options) for kind in ("table1", "layer_peer")],
+        [Part(f"table1{mark}", "table1", 110, "table1", 60 if large else 40, mode=BEST, options=options)],
+        [Part(f"generations{mark}", "generations", 90, "generations", 55 if large else 50, mode=BEST, options=timed)],
+        [Part(f"layer_peer{mark}", "layer_peer", 70, "layer_peer", 35 if large else 30, mode=BEST, options=options)],
+    ]
 
 
-def _operators(mode: str, dtype: str, share: str | None = None, operators: Sequence[str] = ()) -> Part:
-    name = "-".join(["operators", mode, *([dtype] if dtype != "all" else []), *([share] if share else [])])
+def _sweep(dry_run: bool) -> list[Stage]:
+    options = {} if dry_run else {"seconds": 36.0}
+    return [_machine(), [Part("sweep", "sweep", 80, "width_sweep", 50, mode=BEST, options=options)]]
+
+
+def _warm() -> Stage:
+    """What compiles the kernels of `fast`, one process each."""
+    return [
+        _warmed("decode-7b", "decode", 16, {"spec": "shape:llama-7b"}),
+        _warmed("decode-1b", "decode", 16, {"spec": "shape:llama-1b"}),
+        *(_warmed(kind, kind, 16) for kind in ("masked", "widths", "scoring")),
+    ]
+
+
+def _warmed(name: str, kind: str, expected_s: float, options: dict[str, Any] | None = None) -> Part:
+    told = {"of": kind, **(options or {})}
+    return Part(f"warm-{name}", "warm", 60, "warm", expected_s, mode=BEST, options=told, everywhere=True)
+
+
+def _operators(
+    mode: str, dtype: str, share: str | None = None, operators: Sequence[str] = (), skip: str | None = None
+) -> Part:
+    name = "-".join(["operators", mode, dtype, *([share] if share else [])])
     few = mode == "cuda"  # one and two rows are what that library is for
     options: dict[str, Any] = {"dtype": dtype, "few_rows": few, "direct": few}
     if share:
         options["operators"] = list(operators)
-    return Part(name, "operators", 110, "operators", mode=mode, options=options)
+    return Part(name, "operators", 110, "operators", 60, mode=mode, options=options, skip=skip)
+
+
+def _steps(mode: str, dtype: str, skip: str | None = None) -> Part:
+    options = {"dtypes": [dtype]}
+    return Part(f"steps-{mode}-{dtype}", "steps", 110, "steps", 55, mode=mode, options=options, skip=skip)
+
+
+def _decode(name: str, spec: str, expected_s: float, skip: str | None = None) -> Part:
+    return Part(f"decode-{name}", "decode", 60, "decode", expected_s, mode=BEST, options={"spec": spec}, skip=skip)
 
 
 def _sanitizer(tool: str, dry_run: bool) -> Part:
@@ -147,9 +211,8 @@ def _sanitizer(tool: str, dry_run: bool) -> Part:
     why = "a dry run has no GPU" if dry_run else None if path else "compute-sanitizer was not found"
     prefix = (str(path), "--tool", tool, "--target-processes", "application-only", "--error-exitcode", "9")
     return Part(
-        f"sanitizer-{tool}", "sanitizer", 75, "operators", mode=BEST, options={"dtype": "bfloat16", "sanitized": True},
-        prefix=prefix, skip=why,
-    )  # fmt: skip
+        f"sanitizer-{tool}", "sanitizer", 90, "operators", 60, mode=BEST, options=SANITIZED, prefix=prefix, skip=why
+    )
 
 
 def _beside_nvcc(name: str) -> str | None:
@@ -160,11 +223,22 @@ def _beside_nvcc(name: str) -> str | None:
     return next((str(path) for path in found if path.is_file()), None)
 
 
-def has_gpu() -> bool:
-    """Whether torch finds a GPU; asked of a fresh process, so that this one needs no torch."""
-    import subprocess
+def best_mode(done: Sequence[dict[str, Any]]) -> str:
+    """The first of cuda and triton under which no decoding failed so far, as far as it is there; else definitions."""
+    decoded = [part for part in done if part["group"] == "decode" and part["status"] != "skipped"]
+    for mode in ("cuda", "triton"):
+        tried = [part for part in decoded if part["mode"] == mode]
+        timed = [part for part in tried if any("seconds" in line for line in part["result"].get("timings", ()))]
+        there = mode == "triton" or any((ROOT / "pyprune").glob("_cuda_*.so"))
+        if timed or (there and not tried):
+            return mode
+    return "definitions"
 
+
+def gpu_question() -> Callable[[], bool]:
+    """Asks a fresh process, at once, whether torch finds a GPU; the function waits for the answer."""
     if importlib.util.find_spec("torch") is None:
-        return False
+        return lambda: False
     question = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", question], capture_output=True, timeout=120).returncode == 0
+    process = subprocess.Popen([sys.executable, "-c", question], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return lambda: process.wait(120) == 0

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_check.parts import BEST, DONE, STOPPED, Part, best_mode
+from bench.gpu_check.parts import BEST, DONE, STOPPED, Part, best_mode, expected_seconds
+from bench.gpu_check.resume import FORMAT, Earlier
 from bench.gpu_check.settings import ROOT, Settings
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
 
 RESULT_FILE = "gpu_check.json"
-FORMAT = "pyprune-gpu-check/1"
 TAIL = 4000
 LEAST_S = 8.0
 """A part that would get less time than this is not started."""
+
+DRY_LIMIT_S = 300.0
+"""Of every part of a dry run: on a small and busy machine the parts' own limits mean nothing."""
 
 FAILED, SKIPPED = "failed", "skipped"
 
@@ -41,14 +44,29 @@ class _Running:
 
 
 class Check:
-    """One run of the check: its results so far, in memory and in `folder / gpu_check.json`."""
+    """One run of the check: its results so far, in memory and in `folder / gpu_check.json`.
+
+    `gpu` answers whether there is one, when that is first asked. `machine` describes the machine at hand, `earlier`
+    holds what is known already. `again`: parts that run though they are done.
+    """
 
     def __init__(
-        self, folder: Path, settings: Settings, limit_s: float, gpu: bool, tell: Callable[[str], None] = print
+        self,
+        folder: Path,
+        settings: Settings,
+        limit_s: float,
+        gpu: Callable[[], bool],
+        tell: Callable[[str], None] = print,
+        machine: dict[str, Any] | None = None,
+        earlier: Earlier | None = None,
+        again: Sequence[str] = (),
     ) -> None:
-        self.folder, self.settings, self.gpu, self.tell = folder, settings, gpu, tell
+        self.folder, self.settings, self.gpu, self.tell, self.again = folder, settings, gpu, tell, set(again)
         self.began = time.monotonic()
         self.deadline = self.began + limit_s
+        self.side_by_side = max(2, len(os.sched_getaffinity(0)))
+        self.known = earlier or Earlier()
+        self.machine = self.known.machine(machine or {"id": "", "commit": None, "code": ""})
         self.results: dict[str, Any] = {
             "format": FORMAT,
             "command": shlex.join(["python", "-m", "bench.gpu_check", *_without_folders(sys.argv[1:])]),
@@ -56,33 +74,50 @@ class Check:
             "seed": settings.seed,
             "limit_s": limit_s,
             "seconds": 0.0,
-            "parts": [],
+            "machines": self.known.machines,
+            "parts": self.known.parts,
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="gpu-check-")
 
     def run(self, stages: Sequence[Sequence[Part]]) -> dict[str, Any]:
         """Run the stages one after the other; whatever happens, no process of theirs is left."""
+        todo = [stage for stage in map(self._not_done, stages) if stage]
         with self._scratch:
-            for stage in stages:
-                self._run_stage(stage)
+            for place, stage in enumerate(todo):
+                self._run_stage(stage, reserved=expected_seconds(todo[place + 1 :]))
+        self._write()
         return self.results
 
-    def _run_stage(self, stage: Sequence[Part]) -> None:
+    def _not_done(self, stage: Sequence[Part]) -> list[Part]:
+        found = []
+        for part in stage:
+            there = self.known.done(part.name, self.machine if part.everywhere else None)
+            if there and not {part.name, part.group} & self.again:
+                self.tell(f"{part.name}: done before")
+            else:
+                found.append(part)
+        return found
+
+    def _run_stage(self, stage: Sequence[Part], reserved: float) -> None:
+        """`reserved`: seconds that the stages after it should take, which this one may not use up."""
         running: list[_Running] = []
+        waiting = list(stage)
         try:
-            for part in stage:
-                why = self._why_not(part)
-                if why is None:
-                    running.append(self._start(part))
-                else:
-                    self._keep({"name": part.name, "group": part.group, "status": SKIPPED, "why": why})
-            while running:
+            while waiting or running:
+                while waiting and len(running) < self.side_by_side:
+                    part = waiting.pop(0)
+                    why = self._why_not(part)
+                    if why is None:
+                        running.append(self._start(part, reserved))
+                    else:
+                        told = {"name": part.name, "group": part.group, "status": SKIPPED, "why": why, "result": {}}
+                        self._keep(part, told)
                 time.sleep(0.05)
                 for one in list(running):
                     late = time.monotonic() > one.started + one.limit_s
                     if one.process.poll() is not None or late:
                         running.remove(one)
-                        self._keep(self._finish(one, late and one.process.returncode is None))
+                        self._keep(one.part, self._finish(one, late and one.process.returncode is None))
         finally:
             for one in running:
                 kill_group(one.process)
@@ -90,25 +125,29 @@ class Check:
     def _why_not(self, part: Part) -> str | None:
         if part.skip is not None:
             return part.skip
-        if part.gpu and not self.gpu:
+        if part.gpu and not self.gpu():
             return "torch finds no NVIDIA GPU"
         left = self.deadline - time.monotonic()
         return None if left >= LEAST_S else f"no time left: {max(left, 0):.0f} s of {self.results['limit_s']:.0f} s"
 
-    def _start(self, part: Part) -> _Running:
+    def _start(self, part: Part, reserved: float) -> _Running:
         out = Path(self._scratch.name) / f"{part.name}.json"
         log = Path(self._scratch.name) / f"{part.name}.log"
         mode = best_mode(self.results["parts"]) if part.mode == BEST else part.mode
         told = Settings(
             kind=part.kind, out=str(out), seed=self.settings.seed, dry_run=self.settings.dry_run,
-            model=self.settings.model, bandwidth=self._bandwidth(), options=part.options,
+            model=self.settings.model, bandwidth=self._ceiling("bandwidth"), gemm_flops=self._ceiling("gemm_flops"),
+            options=part.options,
         )  # fmt: skip
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **part.env}
         env["HF_HUB_OFFLINE"] = "1"
+        # One for all parts, so that what one has compiled no other one compiles, under a sanitizer least of all.
+        env["TRITON_CACHE_DIR"] = str(ROOT / "build" / "gpu-check-triton")
         env.pop("PYPRUNE_GPU", None)
         if mode is not None and not self.settings.dry_run:
             env["PYPRUNE_GPU"] = mode
-        limit = min(part.limit_s, self.deadline - time.monotonic())
+        left = self.deadline - time.monotonic()
+        limit = min(left, DRY_LIMIT_S) if self.settings.dry_run else allowed_seconds(part, left, reserved)
         self.tell(f"{part.name} ...")
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -136,6 +175,7 @@ class Check:
             "why": why,
             "mode": one.mode,
             "seconds": round(seconds, 2),
+            "expected_s": one.part.expected_s,
             "limit_s": round(one.limit_s, 1),
             "result": written.get("result", {}),
         }
@@ -144,17 +184,31 @@ class Check:
             part["output_tail"] = text[-TAIL:]
         return part
 
-    def _keep(self, part: dict[str, Any]) -> None:
-        self.results["parts"].append(_public(part))
+    def _keep(self, part: Part, record: dict[str, Any]) -> None:
+        record = {**record, "machine": self.machine, "everywhere": part.everywhere}
+        self.known.add(_public(record))
+        gpus = record["result"].get("machine", {}).get("gpus") if part.kind == "environment" else None
+        if gpus:
+            self.known.machines[self.machine]["gpu"] = gpus[0]["name"]
+        self._write()
+        why = "" if record.get("why") is None else ": " + _line(record["why"])
+        self.tell(f"{record['name']}: {record['status']}{why}")
+
+    def _write(self) -> None:
         self.results["seconds"] = round(time.monotonic() - self.began, 1)
         write_json(self.folder / RESULT_FILE, self.results)
-        self.tell(f"{part['name']}: {part['status']}{'' if part.get('why') is None else ': ' + _line(part['why'])}")
 
-    def _bandwidth(self) -> float | None:
-        for part in self.results["parts"]:
-            if part["name"] == "ceilings" and part["status"] == DONE:
-                return part["result"]["bandwidth"]
+    def _ceiling(self, name: str) -> float | None:
+        for part in self.known.parts:
+            if (part["name"], part["status"], part["machine"]) == ("ceilings", DONE, self.machine):
+                return part["result"][name]
         return None
+
+
+def allowed_seconds(part: Part, left: float, reserved: float) -> float:
+    """How long a part may run: to its limit, as far as the stages after it keep the seconds that they should take; but
+    as long as it should take itself in any case, for what comes first matters most."""
+    return min(left, max(part.expected_s, min(part.limit_s, left - reserved)))
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 import pyprune
+from bench.gpu_check import predict
 from bench.gpu_check.environment import gpu_report
 from bench.gpu_check.race import quiet, race
 from bench.gpu_check.settings import Save, Settings
+from bench.gpu_check.timeline import timeline
 from bench.naive import naive_scores
 from pyprune.models.transformers_model import to_transformers
 from pyprune.study.measure import speedup, spread
 
-SPEC, SAMPLES, TOKENS, RUNS = "shape:llama-7b", 10, 128, 3
+SPEC, SAMPLES, TOKENS, RUNS = "shape:llama-7b", 10, 128, 2
 DRY_SPEC, DRY_SAMPLES, DRY_TOKENS, DRY_RUNS = "shape:tiny", 2, 16, 1
 
 
@@ -45,8 +47,22 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     }  # fmt: skip
     if "pyprune" in taken:
         result["median_seconds"] = spread(taken["pyprune"])["median"]
+        if settings.bandwidth:
+            machine = predict.measured_machine(settings, device)
+            result["predicted_seconds"] = predict.scoring_seconds(decoder, samples, tokens, machine)
+        result["timeline"] = timeline(ours, device, 1)
+        save(result)
     if len(taken) == 2:
         result["speedup"] = speedup(taken["naive"], taken["pyprune"])
         pairs = zip(found["pyprune"], found["naive"], strict=True)
         result["largest_relative_difference"] = max(abs(a - b) / b for a, b in pairs)
     return result
+
+
+def warm(settings: Settings) -> str:
+    """Score once with a short model of the same sizes."""
+    spec = DRY_SPEC if settings.dry_run else f"{SPEC},blocks=2"
+    samples, tokens = (DRY_SAMPLES, DRY_TOKENS) if settings.dry_run else (SAMPLES, TOKENS)
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=settings.device)
+    pyprune.score(decoder, torch.zeros(samples, tokens, dtype=torch.int64))
+    return f"{spec}, {samples} x {tokens}"

@@ -19,8 +19,8 @@ Save = Callable[[dict[str, Any]], None]
 class Settings:
     """One part's orders. `kind` is the module that does it, `options` what distinguishes it from others of that kind.
 
-    `out`: the JSON file of its result. `model`: a checkpoint with real weights. `bandwidth`: bytes/s that this run
-    measured, the yardstick for decoding.
+    `out`: the JSON file of its result. `model`: a checkpoint with real weights. `bandwidth` and `gemm_flops`: bytes/s
+    and operations/s of a large product that were measured on this machine, the yardsticks.
     """
 
     kind: str
@@ -29,6 +29,7 @@ class Settings:
     dry_run: bool = False
     model: str | None = None
     bandwidth: float | None = None
+    gemm_flops: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,12 @@ from typing import Any
 def summary(results: dict[str, Any]) -> str:
     """All parts, the skipped ones with their reason."""
     rows = [("part", "status", "seconds", "what it found")]
+    several = len(results["machines"]) > 1
     for part in results["parts"]:
         seconds = "" if part.get("seconds") is None else f"{part['seconds']:.1f}"
         said = list(_found(part))
+        if several:
+            said.insert(0, f"on machine {part['machine'] + 1}")
         if part.get("why"):
             said.append(_short(part["why"]))
         first, *rest = said or [""]
@@ -71,13 +73,8 @@ def _operators(result: dict[str, Any]) -> list[str]:
     return [line, *shown, *([f"  ... and {len(bad) - 3} more"] if len(bad) > 3 else [])]
 
 
-def _cpu(result: dict[str, Any]) -> list[str]:
-    counts = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
-    return [f"{', '.join(result['isas']) or 'no native library'}: {counts}"]
-
-
 def _warm(result: dict[str, Any]) -> list[str]:
-    return [", ".join(result["done"])]
+    return [result["done"]]
 
 
 def _ceilings(result: dict[str, Any]) -> list[str]:
@@ -96,77 +93,103 @@ def _model(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _steps(result: dict[str, Any]) -> list[str]:
+    bad = [case for case in result["cases"] if not case["passed"]]
+    worst = max((case["ratio"] for case in result["cases"] if isinstance(case["ratio"], (int, float))), default=None)
+    recorded = sum(bool(case.get("recorded")) for case in result["cases"])
+    line = f"{result['passed']} of {result['of']} passed, {recorded} of recordings, by {_choice(result)}"
+    shown = [
+        f"  {case['dtype']} {case['shape']}, batch {case['batch']}, {case['left_out']}: "
+        + _short(case["exception"] or f"error {case['error']:.2e}, PyTorch {case['pytorch_error']:.2e}", 70)
+        for case in bad[:3]
+    ]
+    return [line + ("" if worst is None else f"; worst error {worst:.2f}x PyTorch's"), *shown]
+
+
+def _self_check(result: dict[str, Any]) -> list[str]:
+    word = "passed" if result["passed"] else "failed" if result["failures"] else "not finished"
+    line = f"{word}: {result['kernels']}, {result['done']} of {result['of']} cases in {result['seconds']:.0f} s"
+    return [line, *(f"  {_short(str(one['case']), 90)}" for one in result["failures"][:3])]
+
+
+def _choice(result: dict[str, Any]) -> str:
+    return str(result["gpu"].get("chosen", "?"))
+
+
+def _beside(line: dict[str, Any], name: str = "median_seconds") -> str:
+    """The measured milliseconds, and the predicted ones where there are any."""
+    words = f"{1000 * line[name]:.3f} ms"
+    return words + (f" (predicted {1000 * line['predicted_seconds']:.3f})" if "predicted_seconds" in line else "")
+
+
 def _decode(result: dict[str, Any]) -> list[str]:
     lines = []
     for one in result["timings"]:
-        words = [f"{one['model']} batch {one['batch']}:"]
-        for name in ("hf", "pyprune"):
-            if f"{name}_step_seconds" in one:
-                share = one[f"{name}_share"]
-                words.append(
-                    f"{name} {1000 * one[f'{name}_step_seconds']:.2f} ms/step"
-                    + ("" if share is None else f" ({share:.0%} of bandwidth)")
-                )
-        words += [f"{one['speedup']['median']:.2f}x HF"] if "speedup" in one else []
-        words += [f"{name}: {_short(text, 60)}" for name, text in one["errors"].items()]
-        lines.append(" ".join(words))
+        name = f"{result['model']} batch {one['batch']}, cache {one['cache']}: "
+        if "median_seconds" not in one:
+            lines.append(name + _short(one.get("error", "not timed"), 90))
+            continue
+        share = f", {one['share_with_cache']:.0%} of bandwidth" if "share" in one else ""
+        lines.append(name + _beside(one) + share + ("" if one["recorded"] else ", not recorded"))
+    for one in result["timelines"]:
+        first = "; ".join(f"{1e6 * k['seconds']:.0f} us {_short(k['kernel'], 34)}" for k in one["kernels"][:4])
+        lines.append(f"  batch {one['batch']}, {one['launches']:.0f} launches: {first}")
+    for one in result["prompts"]:
+        words = _beside(one) if "median_seconds" in one else _short(one["error"], 90)
+        lines.append(f"  a prompt of {result['prompt_tokens']} tokens, batch {one['batch']}: {words}")
     return lines
 
 
-def _skipping(result: dict[str, Any]) -> list[str]:
-    steps = ", ".join(f"{name} {1000 * seconds:.3f} ms" for name, seconds in result["step_seconds"].items())
-    lines = [f"{result['model']}, blocks {result['left_out']} left out, a step: {steps}"]
-    if "masked_share" in result:
-        lines.append(
-            f"a masked block costs {result['masked_share']:.1%} of a block, a mask that is clear "
-            f"{result['clear_mask_share']:.1%} of a step; same tokens: {result['same_tokens']}"
-        )
-    return [*lines, *(f"{name}: {_short(text, 80)}" for name, text in result["errors"].items())]
-
-
-def _profile(result: dict[str, Any]) -> list[str]:
-    lines = []
-    for one in result["runs"]:
-        lines.append(f"{one['what']}: {1000 * one['seconds']:.2f} ms of kernels")
-        lines += [
-            f"  {1000 * k['seconds']:9.3f} ms in {k['launches']:5} launches  {_short(k['kernel'], 90)}"
-            for k in one["kernels"][:9]
-        ]
-    return lines
-
-
-def _compiled(result: dict[str, Any]) -> list[str]:
-    shares = result.get("share", {})
-    words = [f"{result['model']}, batch {result['batch']}, {result['mode']}:"]
-    for name, step in result["step_seconds"].items():
-        words.append(
-            f"{name} {1000 * step:.3f} ms/step" + (f" ({shares[name]:.0%} of bandwidth)" if name in shares else "")
-        )
-    if "speedup" in result:
-        one = result["speedup"]
-        interval = "" if one["low"] is None else f" [{one['low']:.2f}, {one['high']:.2f}]"
-        words.append(f"{one['median']:.2f}x{interval}")
-    words += [f"{name}: {_short(text, 100)}" for name, text in result["absent"].items()]
-    return [" ".join(words)]
-
-
-def _attention(result: dict[str, Any]) -> list[str]:
+def _masked(result: dict[str, Any]) -> list[str]:
     lines = []
     for one in result["timings"]:
-        words = [f"{one['model']}, {one['sequences']} x {result['tokens']} tokens:"]
-        words += [f"{name} {1e6 * statistics.median(taken):.0f} us" for name, taken in one["seconds"].items()]
-        if "speedup" in one:
-            low, high = one["speedup"]["low"], one["speedup"]["high"]
-            interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-            words.append(f"ours {one['speedup']['median']:.2f}x SDPA{interval}")
-        words += [f"{name}: {_short(text, 60)}" for name, text in one["failures"].items()]
-        lines.append(" ".join(words))
+        share = "unknown" if one["masked_share"] is None else f"{one['masked_share']:.1%}"
+        lines.append(
+            f"batch {one['batch']}: a masked block costs {share} of a block of {1e6 * one['block_seconds']:.0f} us, a "
+            f"clear mask {one['clear_mask_share']:+.1%} of a step"
+        )
     return lines
+
+
+def _widths(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["timings"]:
+        cells = ", ".join(f"{name} {1e6 * taken:.1f}" for name, taken in one["median_seconds"].items())
+        predicted = f" (predicted {1e6 * one['predicted_seconds']:.1f})" if "predicted_seconds" in one else ""
+        lines.append(f"{one['rows']:5} rows, {one['role']} {one['width']}: us {cells}{predicted}")
+        lines += [f"  {name}: {_short(text, 80)}" for name, text in one["errors"].items()]
+    return lines
+
+
+def _layer_peer(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["timings"]:
+        cells = ", ".join(f"{name} {1000 * taken:.3f} ms" for name, taken in one["median_seconds"].items())
+        ratio = f": ours {one['speedup']['median']:.2f}x" if "speedup" in one else ""
+        lines.append(f"{one['mode']}, batch {one['batch']}: {cells}{ratio}")
+    return [*lines, *(f"{name}: {_short(text, 90)}" for name, text in result["absent"].items())]
+
+
+def _generations(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for one in result["timings"]:
+        ratio = f", {one['speedup']['median']:.2f}x the original" if "speedup" in one else ""
+        over = f", {one['over_hf']['median']:.2f}x Hugging Face" if "over_hf" in one else ""
+        lines.append(f"{one['row']}, {one['engine']}: {one['latency_s']:.3f} s{ratio}{over}")
+    return [*lines, *_errors(result)]
+
+
+def _sweep(result: dict[str, Any]) -> list[str]:
+    return [f"{len(result['points'])} points, {'all' if result['finished'] else 'not all'} of them", *_errors(result)]
+
+
+def _errors(result: dict[str, Any]) -> list[str]:
+    return [f"{name}: {_short(text, 80)}" for name, text in list(result["errors"].items())[:3]]
 
 
 def _scoring(result: dict[str, Any]) -> list[str]:
     words = [f"{result['blocks']} blocks, {result['samples']} x {result['tokens']} tokens:"]
-    words += [f"{result['median_seconds']:.3f} s"] if "median_seconds" in result else []
+    words += [_beside(result)] if "median_seconds" in result else []
     if "speedup" in result:
         difference = result["largest_relative_difference"]
         words.append(f"{result['speedup']['median']:.2f}x the naive loop, scores differ by at most {difference:.1e}")
@@ -177,13 +200,12 @@ def _table1(result: dict[str, Any]) -> list[str]:
     lines = []
     for row in dict.fromkeys(line["row"] for line in result["timings"]):
         cells = []
-        for batch in dict.fromkeys(line["batch"] for line in result["timings"]):
-            own = {line["engine"]: line for line in result["timings"] if (line["row"], line["batch"]) == (row, batch)}
-            figures = [f"{name} {line.get('speedup', float('nan')):.2f}x" for name, line in own.items()]
-            ratio = own.get("pyprune", {}).get("pyprune_vs_hf")
-            cells.append(f"M={batch} {' '.join(figures)}" + ("" if ratio is None else f" (ours {ratio:.2f}x HF)"))
+        first = {line["batch"]: line for line in reversed(result["timings"]) if line["row"] == row}
+        for line in sorted(first.values(), key=lambda one: one["batch"]):
+            ratio = f", {line['speedup']['median']:.2f}x" if "speedup" in line else ""
+            cells.append(f"M={line['batch']} {1000 * line['median_step_seconds']:.3f} ms{ratio}")
         lines.append(f"{row:24} {'; '.join(cells)}")
-    return [*lines, *(f"{name}: {_short(text, 80)}" for name, text in list(result["errors"].items())[:3])]
+    return [*lines, *_errors(result)]
 
 
 def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
@@ -192,11 +214,10 @@ def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
 
 
 _TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "install": _install, "environment": _environment, "operators": _operators, "cpu": _cpu, "ceilings": _ceilings,
-    "warm": _warm,
-    "model": _model, "decode": _decode, "skipping": _skipping, "profile": _profile, "compiled": _compiled,
-    "attention": _attention, "scoring": _scoring, "table1": _table1,
-    "sanitizer": _operators,
+    "install": _install, "environment": _environment, "operators": _operators, "steps": _steps, "sanitizer": _operators,
+    "self_check": _self_check, "weights": _model, "warm": _warm, "ceilings": _ceilings, "decode": _decode,
+    "masked": _masked, "widths": _widths, "scoring": _scoring, "table1": _table1, "generations": _generations,
+    "layer_peer": _layer_peer, "sweep": _sweep,
 }  # fmt: skip
 
 
