@@ -148,7 +148,7 @@ TIMED = {"seconds": [1.0]}
 )
 def test_later_parts_take_the_best_mode_that_could_decode(done, mode, monkeypatch, tmp_path):
     (tmp_path / "pyprune").mkdir()
-    (tmp_path / "pyprune" / "_cuda.so").touch()
+    (tmp_path / "pyprune" / "_cuda_0123456789ab.so").touch()
     monkeypatch.setattr(parts, "ROOT", tmp_path)
     assert best_mode(done) == mode
 
