@@ -1,5 +1,5 @@
 # make compare: set up everything and compare depth with width pruning on a real model.
-# make test:    set up everything and run the tests.
+# make test:    set up everything and run the tests; make test-quick: one case of each, in a minute.
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make ci-full: .ci/run, and the tests again with other seeds, instruction sets and threads (hours).
@@ -8,6 +8,8 @@ VENV   ?= .venv
 # The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# Tests run on as many processes as there are cores; those marked `alone` follow, one after the other.
+WORKERS ?= auto
 # A peer of `make bench-peers` alone; built from its source package, for this processor's own instructions.
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 
@@ -18,7 +20,7 @@ READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test bench bench-peers lint wheel check-wheel ci-full clean
+.PHONY: setup compare test test-quick bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -36,7 +38,10 @@ compare: setup
 	$(BIN)/pyprune compare smollm2-135m $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-quick: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --quick $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-enable -k "not fp16 and not fp32" $(ARGS)

@@ -1,22 +1,32 @@
-"""Fixtures for all rooms: a tiny model and the real one, each loaded once."""
+"""Fixtures for all folders: a tiny model and the real one, each loaded once; and how the suite runs."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 
 import pyprune
 from pyprune.models.decoder import Decoder
+from tests import seeds
+from tests.alone import Alone
+from tests.quick import Quick
 
 TINY = "shape:hidden=48,blocks=5,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the first case of each test that is not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Quick(), "pyprune-quick")
+    config.pluginmanager.register(Alone(), "pyprune-alone")
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test draws the same numbers in any order and alone; PYPRUNE_TEST_SEED draws others, to look for luck."""
-    torch.manual_seed(int(os.environ.get("PYPRUNE_TEST_SEED", "0")))
+    torch.manual_seed(seeds.seed())
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,13 @@ from bench.rounds import Side, interleave
 from bench.tables import aligned, interval_text
 from pyprune.models.transformers_model import to_transformers
 from pyprune.study.measure import speedup
+from tests import seeds
 
 PROMPT, STEPS = 12, 20
 
 
 def prompts(decoder, batch):
-    return torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=seeds.generator(1))
 
 
 def greedy(peer, decoder, batch):
@@ -91,6 +92,7 @@ def test_compiling_without_a_compiler_is_absence(monkeypatch, tiny):
         pass
 
 
+@pytest.mark.alone
 def test_compiling_for_too_long_is_absence(monkeypatch, tiny):
     monkeypatch.setattr(hugging_face, "COMPILE_SECONDS", 1)
     monkeypatch.setattr(torch, "compile", lambda model, **options: lambda *args, **named: time.sleep(30))

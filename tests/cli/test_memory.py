@@ -8,6 +8,7 @@ import numpy
 import pytest
 
 from pyprune import load
+from tests import seeds
 from tests.cli.command_line import TINY, run
 
 FEW = ("--samples", "2", "--seq-len", "16")
@@ -32,7 +33,7 @@ def test_a_limit_that_is_none_or_too_small_is_told(capsys, given: str, told: str
 @pytest.mark.parametrize("command", [("score",), ("search", "--depth", "1")])
 def test_a_streamed_checkpoint_is_scored_as_one_in_memory(capsys, tmp_path, command):
     load(TINY).save(tmp_path / "model")
-    numpy.save(tmp_path / "ids.npy", numpy.random.default_rng(0).integers(0, 250, 200))
+    numpy.save(tmp_path / "ids.npy", numpy.random.default_rng(seeds.seed(0)).integers(0, 250, 200))
     words = (*command, str(tmp_path / "model"), *FEW, "--text", str(tmp_path / "ids.npy"), "--json")
     code, streamed, _ = run(capsys, *words, "--stream")
     assert code == 0

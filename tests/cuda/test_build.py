@@ -94,19 +94,20 @@ def test_setup_refuses_a_wrong_value_before_it_builds(monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="module")
-def undefined(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def undefined() -> set[str]:
     """Names that registration.cpp wants from elsewhere."""
     if tools.cxx() is None or shutil.which("nm") is None or tools.nvcc() is None:
         pytest.skip("a C++ compiler, nm and the CUDA toolkit's headers are needed")
     dry = tools.output(tools.nvcc() or "", "--dryrun", "-c", tools.CSRC / "skinny_linear.cu", "-o", os.devnull)
     toolkit = re.search(r"^#\$ TOP=(.*)$", dry, re.MULTILINE)
     assert toolkit, dry
-    target = tmp_path_factory.mktemp("registration") / "registration.o"
     headers = ["-isystem", tools.torch_folder() / "include", "-isystem", Path(toolkit[1]) / "include"]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden"]
     defines = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     source = tools.CSRC / "registration.cpp"
-    tools.output(tools.cxx() or "", *flags, *defines, *headers, "-c", source, "-o", target)
+    target = tools.compiled(
+        source, [*flags, *defines, *headers, "-c"], [tools.CSRC, tools.torch_folder() / "version.py"]
+    )
     return {line.split()[-1] for line in tools.output("nm", "-u", target).splitlines() if line.strip()}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pyprune.ops import library_files, schemas
 from tests.cuda import tools
+from tests.programs import made_once, version
 
 TOOLS = {"nvcc": tools.nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": tools.cxx()}
 MISSING = [name for name, found in TOOLS.items() if found is None]
@@ -32,14 +33,20 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built() -> Built:
     """The library as an installation builds it, against whatever torch is here: it need not load."""
-    folder = tmp_path_factory.mktemp("cuda")
     options = ["-DPYPRUNE_CUDA=1", f"-DPYPRUNE_TORCH={tools.torch_folder()}"]
     options += ["-DCMAKE_CUDA_FLAGS=-Xptxas=-v -Werror=all-warnings", f"-DPYPRUNE_NVCC={tools.nvcc()}"]
-    tools.output("cmake", "-G", "Ninja", "-S", tools.ROOT, "-B", folder, *options)
-    report = tools.output("cmake", "--build", folder, "--target", "pyprune_cuda", "--verbose")
-    return Built(report, folder / "_cuda.so")
+
+    def make(folder: Path) -> None:
+        tools.output("cmake", "-G", "Ninja", "-S", tools.ROOT, "-B", folder, *options)
+        report = tools.output("cmake", "--build", folder, "--target", "pyprune_cuda", "--verbose")
+        (folder / "report.txt").write_text(report)
+
+    settings = [version(tools.nvcc() or ""), version(tools.cxx() or ""), *options]
+    ours = [tools.ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py")]
+    folder = made_once("cuda_library", settings, [*ours, tools.torch_folder() / "version.py"], make)
+    return Built((folder / "report.txt").read_text(), folder / "_cuda.so")
 
 
 def instantiation(mangled: str) -> tuple[str, int, int]:
@@ -66,6 +73,7 @@ def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
         assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
 def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(built: Built):
     record = library_files.record(built.library)
@@ -76,6 +84,7 @@ def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(built
     assert not [name for name in needed if re.match(r"libcuda|libpython|libcudart", name)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 def test_its_functions_are_those_of_the_digest(built: Built):
     names = [line.split()[-1] for line in tools.output("nm", "-D", "--defined-only", built.library).splitlines()]
@@ -100,6 +109,7 @@ def assembly(request: pytest.FixtureRequest, built: Built) -> tuple[str, dict[tu
     return request.param, functions(text)
 
 
+@pytest.mark.slow
 @needs_disassembler
 def test_weights_are_loaded_sixteen_bytes_at_a_time_and_enough_at_once(assembly):
     arch, code = assembly
@@ -111,6 +121,7 @@ def test_weights_are_loaded_sixteen_bytes_at_a_time_and_enough_at_once(assembly)
         assert not any(re.search(r"\b(LDL|STL)\b", line) for line in instructions), (arch, which)
 
 
+@pytest.mark.slow
 @needs_disassembler
 def test_x_is_read_sixteen_bytes_at_a_time(assembly):
     arch, code = assembly
@@ -121,6 +132,7 @@ def test_x_is_read_sixteen_bytes_at_a_time(assembly):
         )
 
 
+@pytest.mark.slow
 @needs_disassembler
 def test_dependent_launch_is_compiled_for_hopper_alone(assembly):
     arch, code = assembly
@@ -129,6 +141,7 @@ def test_dependent_launch_is_compiled_for_hopper_alone(assembly):
         assert ("ACQBULK" in names) == ("PREEXIT" in names) == (arch == "90a"), (arch, which)
 
 
+@pytest.mark.slow
 @needs_disassembler
 def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(built: Built):
     code = functions(tools.output(tools.cuobjdump() or "", "-sass", "-arch", "sm_90a", built.library))
@@ -142,6 +155,7 @@ def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(b
         assert all(WIDE_LOAD.search(line) for line in before), (which, before)
 
 
+@pytest.mark.slow
 @needs_disassembler
 def test_later_architectures_get_ptx_of_compute_80_alone_and_weights_stream_past_both_caches(built: Built):
     ptx = tools.output(tools.cuobjdump() or "", "-ptx", built.library)

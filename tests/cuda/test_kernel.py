@@ -20,22 +20,24 @@ CASES: list[Case] = [(w, rows, form) for w in ("f32", "bf16", "f16") for rows in
 
 
 @pytest.fixture(scope="module")
-def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], str]:
+def emulate() -> Callable[[Case], str]:
     """Runs 16 random cases of one instantiation, once; gives what was printed."""
-    program = tools.build_program("skinny_linear.cpp", tmp_path_factory.mktemp("emulation"))
+    program = tools.build_program("skinny_linear.cpp")
     return functools.cache(lambda case: tools.output(program, *map(str, case), "16", "7"))
 
 
-def test_every_element_of_every_row_is_read_once_by_aligned_loads(tmp_path: Path):
-    printed = tools.output(tools.build_program("row_cover.cpp", tmp_path))
+def test_every_element_of_every_row_is_read_once_by_aligned_loads():
+    printed = tools.output(tools.build_program("row_cover.cpp"))
     assert int(re.search(r"passed (\d+) cases", printed)[1]) > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "{}-rows{}-{}".format(*case))
 def test_the_kernel_agrees_with_float64_and_reads_each_weight_once(emulate: Callable[[Case], str], case: Case):
     assert "passed 16 cases" in emulate(case)
 
 
+@pytest.mark.slow
 def test_the_cases_reach_every_layout(emulate: Callable[[Case], str]):
     seen = {found for case in CASES for found in re.findall(r"(split|rows|period|copies|panels)=(\d)", emulate(case))}
     wanted = {"split": "1248", "rows": "1234", "period": "1248", "copies": "12", "panels": "01"}
@@ -70,6 +72,7 @@ MUTANTS_OF_TWO_ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*MUTANTS, *MUTANTS_OF_TWO_ROWS])
 def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
     right, wrong, form = {**MUTANTS, **MUTANTS_OF_TWO_ROWS}[fault]
@@ -84,13 +87,14 @@ def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
         rf".*(check_all<float>|check_all<Half>|check_form<W, {others}|Form::gate_up).*", "", program
     )  # compiles faster
     (tmp_path / "program.cpp").write_text(program)
-    tools.output(tools.cxx() or "", "-std=c++17", "-O0", "-w", tmp_path / "program.cpp", "-o", tmp_path / "program")
+    reads = [tmp_path / "skinny_linear.cuh", tools.HERE / "emulator.h", tools.CSRC]
+    compiled = tools.compiled(tmp_path / "program.cpp", ["-std=c++17", "-O0", "-w"], reads)
     with pytest.raises(AssertionError, match="FAILED"):
-        tools.output(tmp_path / "program", "bf16", rows, form, "60", "7")
+        tools.output(compiled, "bf16", rows, form, "60", "7")
 
 
-def test_every_layout_fits_its_device(tmp_path: Path):
-    lines = tools.output(tools.build_program("plans.cpp", tmp_path)).splitlines()
+def test_every_layout_fits_its_device():
+    lines = tools.output(tools.build_program("plans.cpp")).splitlines()
     assert len(lines) == 3 * 12 * 2 * 2 * 2
     for line in lines:
         _, shared, n, k, v, rows, matrices, split, rows_per_warp, period, blocks, used = map(int, line.split())

@@ -32,6 +32,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "layouts: there is no nvcc on the PATH\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(tools.nvcc() is None, reason="nvcc is not installed")
 def test_the_program_compiles(tmp_path):
     program = build(str(tools.nvcc()), "90a", tmp_path, VARIANTS["v4"])

@@ -6,9 +6,11 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.programs import ROOT, made_once, version
+
 CSRC = ROOT / "csrc" / "cuda"
 HERE = Path(__file__).resolve().parent
 
@@ -49,9 +51,17 @@ def output(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def build_program(source: str, folder: Path) -> Path:
-    program = folder / source.removesuffix(".cpp")
+def compiled(source: Path, flags: Sequence[str | Path], reads: Iterable[Path]) -> Path:
+    """A program, or with `-c` an object; `reads`: whatever the source includes of ours."""
     compiler = cxx()
     assert compiler is not None
-    output(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", HERE / source, "-o", program)
-    return program
+
+    def make(target: Path) -> None:
+        output(compiler, *flags, source, "-o", target)
+
+    return made_once(source.stem, [version(compiler), *flags], [source, *reads], make)
+
+
+def build_program(source: str) -> Path:
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    return compiled(HERE / source, flags, [HERE / "emulator.h", CSRC])

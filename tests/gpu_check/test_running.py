@@ -31,6 +31,7 @@ def written(folder) -> dict:
     return json.loads((folder / runner.RESULT_FILE).read_text())
 
 
+@pytest.mark.alone
 def test_a_part_past_its_limit_is_ended_with_all_it_started_and_keeps_what_it_had(check, tmp_path):
     text = f"""
 import subprocess
@@ -61,6 +62,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.alone
 def test_a_part_that_breaks_says_how_and_the_next_one_runs(check, tmp_path):
     broken = script("print('on the way'); sys.exit('no such kernel')", name="broken")
     fine = script(
@@ -72,6 +74,7 @@ def test_a_part_that_breaks_says_how_and_the_next_one_runs(check, tmp_path):
     assert (second["status"], second["result"], second["why"]) == ("done", {"x": 1}, None)
 
 
+@pytest.mark.alone
 def test_without_a_gpu_or_without_time_a_part_is_skipped_with_the_reason(check):
     check.deadline = time.monotonic() + 3
     parts_ = check.run([[script("", gpu=True)], [script("", name="late")], [script("", name="not", skip="because")]])[
@@ -82,6 +85,7 @@ def test_without_a_gpu_or_without_time_a_part_is_skipped_with_the_reason(check):
     assert "no time left: 3 s of 60 s" in parts_[1]["why"]
 
 
+@pytest.mark.alone
 def test_parts_of_one_stage_run_side_by_side(check, tmp_path):
     def meets(mine: str, other: str) -> str:
         return f"""
@@ -127,6 +131,7 @@ def test_infinities_become_words_that_json_has():
     assert json.dumps(finite({"a": [float("inf"), 1.5], 2: float("nan")})) == '{"a": ["inf", 1.5], "2": "nan"}'
 
 
+@pytest.mark.alone
 def test_at_most_a_part_for_each_core_runs_at_once(check):
     check.side_by_side = 2
     text = (

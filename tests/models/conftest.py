@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests import seeds
+
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
@@ -29,7 +31,7 @@ def _offline(monkeypatch):
 
 
 def _randomise(model, dtype):
-    generator = torch.Generator().manual_seed(7)
+    generator = seeds.generator(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.5, generator=generator)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from tests import seeds
+
 GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "vocab": 32}
 """Rows of 64 and 96: multiples of the 32 values that a block of Q4_0, Q4_1 and Q8_0 holds."""
 
@@ -12,7 +14,7 @@ GGUF_SIZES = {"hidden": 64, "ffn": 96, "blocks": 2, "heads": 4, "kv_heads": 2, "
 def gguf_tensors(sizes, tied=True, biases="", qk_norm=False):
     """Random float32 tensors of a Llama under llama.cpp's names; `biases`: names of attention projections. Heads are
     of `sizes["head_dim"]` where that is given."""
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(seeds.seed(11))
     hidden, ffn = sizes["hidden"], sizes["ffn"]
     head_dim = sizes.get("head_dim", hidden // sizes["heads"])
     q, kv = head_dim * sizes["heads"], head_dim * sizes["kv_heads"]

@@ -8,6 +8,7 @@ import torch
 
 from pyprune.models.decoder import Decoder, Linear
 from pyprune.pruning import Pruning, apply, pad
+from tests import seeds
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 4,
            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]}  # fmt: skip
@@ -45,7 +46,7 @@ def variants(decoder: Decoder) -> dict[str, Decoder]:
 
 def with_biases(decoder: Decoder) -> Decoder:
     """Biases on o in every second block and on down in the others, as FLAP adds them."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeds.generator(5)
 
     def biased(linear: Linear) -> Linear:
         bias = torch.randn(linear.weight.shape[0], generator=generator)

@@ -85,6 +85,7 @@ def narrowed(decoder, width):
     return replace(decoder, blocks=tuple(replace(block, ffn=ffn(block.ffn)) for block in decoder.blocks))
 
 
+@pytest.mark.slow
 def test_fresh_process_reads_the_same_tensors_and_the_same_logits(llama, tmp_path, package_environment):
     variants = {
         "bf16": {"dtype": torch.bfloat16},
@@ -333,6 +334,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_safetensors_words_its_errors_as_we_read_them(tmp_path, package_environment):
     """A real write that fails: the limit on a file's size stands in for the full disk."""
     arguments = [sys.executable, "-c", FILE_TOO_LARGE, str(tmp_path / "saved")]

@@ -15,6 +15,7 @@ from pyprune.models import as_decoder, load, to_transformers
 from pyprune.models.load import load_sizes
 from pyprune.pruning import Pruning, apply, pad
 from pyprune.runtime.sequence import embed, run_block
+from tests.judge import assert_as_near_as
 
 WINDOW = 5
 MIXED = {
@@ -50,7 +51,12 @@ def made(random_model):
 
     def make(name, **changes):
         model_type, own, _ = MODELS[name]
-        return random_model(model_type, **{**own, **changes})
+        model = random_model(model_type, **{**own, **changes})
+        with torch.no_grad():  # softer attention, which does not amplify rounding as that of random weights does
+            for layer in model.model.layers:
+                for tensor in layer.self_attn.q_proj.parameters():
+                    tensor.mul_(0.2)
+        return model
 
     return make
 
@@ -86,8 +92,7 @@ def test_logits_equal_those_of_transformers(made, name):
     model = made(name)
     decoder = load(model)
     assert windows(decoder) == MODELS[name][2]
-    expected = logits(model)
-    torch.testing.assert_close(our_logits(decoder), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert_as_near_as(our_logits(decoder), model, logits)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -203,8 +208,7 @@ def test_width_pruned_models_lose_the_rows_of_biases_too(made, tmp_path, name):
         for linear in (block.mha.q, block.mha.k, block.mha.v, block.mha.o):
             assert linear.bias is None or linear.bias.shape == linear.weight.shape[:1]
     assert windows(pruned) == MODELS[name][2]
-    expected = logits(reference)
-    torch.testing.assert_close(our_logits(pruned), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert_as_near_as(our_logits(pruned), reference, logits)
     pruned.save(tmp_path / "saved")
     assert torch.equal(logits(plain(tmp_path / "saved")), logits(to_transformers(pruned)))
     again = load(tmp_path / "saved")
@@ -217,8 +221,7 @@ def test_padded_models_compute_the_same(made, tmp_path, name):
     decoder = load(made(name))
     padded = pad(decoder, 16)
     assert padded.blocks[0].ffn.width == 48
-    expected = our_logits(decoder)
-    torch.testing.assert_close(our_logits(padded), expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+    assert_as_near_as(our_logits(padded), to_transformers(decoder), logits)
     padded.save(tmp_path / "saved")
     assert torch.equal(logits(plain(tmp_path / "saved")), logits(to_transformers(padded)))
 
@@ -233,8 +236,7 @@ def test_cached_generation_where_windows_are_mixed_and_attention_is_missing(made
     options = {"max_new_tokens": 9, "do_sample": False, "attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
     found = model.generate(prompt, use_cache=True, **options)
     assert torch.equal(found, model.generate(prompt, use_cache=False, **options))
-    expected = logits(model)
-    torch.testing.assert_close(our_logits(pruned), expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert_as_near_as(our_logits(pruned), model, logits)
 
 
 def with_windows(decoder, *sizes):

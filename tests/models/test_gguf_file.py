@@ -15,6 +15,7 @@ from pyprune.models import load, to_transformers
 from pyprune.models.families.family import gguf_name, hf_name
 from pyprune.models.gguf_file import GGUFFile
 from pyprune.models.gguf_rope import rotary_pairs
+from tests import seeds
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -45,7 +46,7 @@ def test_weights_and_logits_are_bit_equal_to_transformers(write_gguf, ids, kind,
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0"])
 def test_types_that_only_llama_cpp_writes_equal_gguf_dequantize(write_gguf, kind):
     """Random bytes, with the few float16 scales made small and finite."""
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(seeds.seed(5))
     sizes = {**GGUF_SIZES, "hidden": 256, "ffn": 512}
 
     def raw(shape, qtype):
@@ -75,7 +76,7 @@ def test_types_that_only_llama_cpp_writes_equal_gguf_dequantize(write_gguf, kind
 def test_permutation_undoes_llama_cpps():
     """llama.cpp's converter splits each head's rows into two halves and interleaves them."""
     heads, head_dim = 3, 10
-    rows = torch.randn(heads * head_dim, 4, generator=torch.Generator().manual_seed(1))
+    rows = torch.randn(heads * head_dim, 4, generator=seeds.generator(1))
     interleaved = rows.reshape(heads, 2, head_dim // 2, 4).swapaxes(1, 2).reshape(rows.shape)
     assert not torch.equal(interleaved, rows)
     assert torch.equal(rotary_halves(interleaved, heads), rows)

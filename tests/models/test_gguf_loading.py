@@ -20,10 +20,11 @@ from pyprune.models import load
 from pyprune.models.demo import demo_model_path
 from pyprune.models.families.family import gguf_name
 from pyprune.models.gguf_file import GGUFFile
+from tests import seeds
 
 SMALL = {"hidden": 512, "ffn": 1024, "blocks": 6, "heads": 4, "kv_heads": 2, "head_dim": 128, "vocab": 3001}
 MIDDLE = {"hidden": 1024, "ffn": 4096, "blocks": 6, "heads": 8, "kv_heads": 2, "head_dim": 128, "vocab": 60000}
-SEED = int(os.environ.get("PYPRUNE_TEST_SEED", "0"))
+SEED = seeds.seed()
 
 
 def by_the_package(path) -> dict[str, torch.Tensor]:
@@ -106,6 +107,7 @@ def test_without_the_library_the_package_dequantises_the_same_values(write_gguf)
     assert all(torch.equal(tensor, other[part]) for part, tensor in load(path, dtype="bf16").tensors())
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_load_takes_little_more_memory_than_its_weights(tmp_path):
     """Pages of the file included, which are a third of the weights here: they are let go as they have been read."""

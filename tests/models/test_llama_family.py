@@ -140,6 +140,7 @@ def test_as_decoder_leaves_weights_where_they_lie(llama):
     assert as_decoder("shape:tiny").name == "shape:tiny"
 
 
+@pytest.mark.slow
 def test_import_does_not_import_transformers(package_environment):
     import subprocess
     import sys

@@ -10,8 +10,9 @@ import torch
 
 import pyprune
 from pyprune import InputError
+from tests import seeds
 
-IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(4))
+IDS = torch.randint(0, 61, (2, 12), generator=seeds.generator(4))
 
 
 def offloaded(model, how: str, folder):

@@ -76,6 +76,7 @@ def flags_at(address: int) -> list[str]:
     raise AssertionError("no such mapping")
 
 
+@pytest.mark.alone
 @on_linux
 def test_little_is_resident_beyond_the_tensors():
     pages = Pages()

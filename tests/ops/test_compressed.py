@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyprune import ops
+from tests.library import needs_library
 from tests.ops.inputs import norm, random, weight
 from tests.ops.test_attention import CASES, poisoned, qkv_arguments
 from tests.ops.test_step import step_arguments
@@ -162,6 +163,7 @@ def test_what_is_no_compressed_weight_is_refused(bad, message: str, by):
         bad(by)
 
 
+@needs_library
 def test_rows_cut_off_are_refused():
     with pytest.raises(RuntimeError, match="row 0 of 976 bytes is not one of compress_bfloat16"):
         ops.padded_linear(random(2, 640), of_640()[:, : 16 + 960])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import gguf
 import numpy as np
 import pytest
@@ -12,10 +10,11 @@ import torch
 from pyprune import ops
 from pyprune.ops import definitions
 from pyprune.ops.schemas import GGUF_TYPES
+from tests import seeds
 from tests.models.gguf_random import random_blocks
 
 KINDS = [gguf.GGMLQuantizationType(number).name for number in GGUF_TYPES]
-SEED = int(os.environ.get("PYPRUNE_TEST_SEED", "0"))
+SEED = seeds.seed()
 
 
 def sample(kind: str, rows: int = 37, blocks: int = 11) -> tuple[torch.Tensor, torch.Tensor]:

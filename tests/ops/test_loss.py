@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from pyprune import ops
-from tests.ops.inputs import WEIGHTS, assert_as_exact_as_pytorch, double, low, norm, random, weight
+from tests import seeds
+from tests.judge import assert_no_worse_than_torch
+from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
 
 D = ops.definitions
 
@@ -14,7 +16,7 @@ D = ops.definitions
 def test_loss_equals_log_softmax_across_tiles_of_rows_and_vocabulary(
     isa: str, rows: int, vocab: int, hidden: int, dtype: torch.dtype
 ):
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
     x, w, target = random(rows, hidden) * 3, weight(vocab, hidden, dtype), torch.randint(0, vocab, (rows,))
     for args in (
         [x, w, target],
@@ -22,13 +24,13 @@ def test_loss_equals_log_softmax_across_tiles_of_rows_and_vocabulary(
     ):
         result = ops.linear_cross_entropy(*args)
         assert result.dtype == torch.float32
-        assert_as_exact_as_pytorch(
+        assert_no_worse_than_torch(
             result, D.linear_cross_entropy(*low(dtype, *args)), D.linear_cross_entropy(*double(*args)), tiny=2e-6
         )
 
 
 def test_ignored_rows_cost_nothing_and_do_not_disturb_the_others(isa: str):
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
     x, w, target = random(2, 5, 16), weight(50, 16, torch.float32), torch.randint(0, 50, (2, 5))
     masked = target.clone()
     masked[1, 2:] = -100
@@ -65,13 +67,14 @@ def test_not_a_number_is_never_hidden_wherever_it_stands(isa: str):
 @pytest.mark.parametrize("rows", [3, 70])
 def test_logits_of_minus_infinity_weigh_nothing(isa: str, rows: int, vocab: int, begin: int, end: int):
     # A row of nothing else has no loss (NaN), a target that cannot be an infinite one: as in PyTorch.
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
     x, w, bias = random(rows, 16), weight(vocab, 16, torch.float32), torch.zeros(vocab)
     bias[begin:end] = float("-inf")
     target = torch.randint(0, vocab, (rows,))
     target[0], target[1] = -100, begin
-    expected = D.linear_cross_entropy(*double(x, w, target), None, 0.0, bias.double())
-    assert expected[1].isinf() if end - begin < vocab else expected[1:].isnan().all()
-    torch.testing.assert_close(
-        ops.linear_cross_entropy(x, w, target, None, 0.0, bias).double(), expected, atol=1e-5, rtol=0, equal_nan=True
-    )
+    plain = D.linear_cross_entropy(x, w, target, None, 0.0, bias)
+    exact = D.linear_cross_entropy(*double(x, w, target), None, 0.0, bias.double())
+    assert exact[1].isinf() if end - begin < vocab else exact[1:].isnan().all()
+    result, shown = ops.linear_cross_entropy(x, w, target, None, 0.0, bias), exact.isfinite()
+    torch.testing.assert_close(result[~shown].double(), exact[~shown], rtol=0, atol=0, equal_nan=True)
+    assert_no_worse_than_torch(result[shown], plain[shown], exact[shown], tiny=2e-6)

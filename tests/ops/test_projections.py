@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from pyprune import ops
-from tests.ops.inputs import ROWS, SIZES, WEIGHTS, assert_as_exact_as_pytorch, double, low, norm, random, weight
+from tests.judge import assert_no_worse_than_torch
+from tests.library import needs_library
+from tests.ops.inputs import ROWS, SIZES, WEIGHTS, double, low, norm, random, weight
 
 D = ops.definitions
 
@@ -12,7 +14,7 @@ D = ops.definitions
 def check(name: str, args: list, dtype: torch.dtype) -> None:
     result = getattr(ops, name)(*args)
     definition = D.DEFINITIONS[name]
-    assert_as_exact_as_pytorch(result, definition(*low(dtype, *args)), definition(*double(*args)), dtype=dtype)
+    assert_no_worse_than_torch(result, definition(*low(dtype, *args)), definition(*double(*args)), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -77,7 +79,7 @@ def test_leading_dimensions_and_strided_activations_are_kept_and_followed():
     w = weight(37, 61, torch.float32)
     result = ops.padded_linear(x, w)
     assert result.shape == (3, 4, 37)
-    torch.testing.assert_close(result, x @ w.T)
+    assert_no_worse_than_torch(result, x @ w.T, x.double() @ w.double().T)
 
 
 def test_no_rows_give_no_rows():
@@ -101,6 +103,7 @@ def test_a_skipped_unit_does_nothing(isa: str, rows: int):
     assert not torch.equal(ops.linear_residual(x, w, None, residual, skip, 0), residual)
 
 
+@needs_library
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.ops.schemas import LAYOUT
+from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, norm, random, weight
 
 D = ops.definitions
@@ -121,6 +122,7 @@ def test_wrong_arguments_are_named(run, place: int, value: object, message: str)
         run(*args)
 
 
+@needs_library
 def test_weights_that_do_not_fit_are_named():
     args = step_arguments(2, torch.float32, torch.tensor([1, 2]))
     for name, message in (("down", "down"), ("o", "o_weight"), ("k", "whole heads"), ("up", "up: the shape")):
@@ -138,6 +140,7 @@ def test_weights_that_do_not_fit_are_named():
             run(*args, torch.zeros(5, dtype=torch.bool))
 
 
+@needs_library
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

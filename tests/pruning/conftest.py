@@ -1,4 +1,7 @@
-"""A tiny decoder made by hand, and the model's formulas in float64, written apart from the package's own."""
+"""A tiny decoder made by hand, and the model's formulas, written apart from the package's own.
+
+They compute in the dtype of what they are given: float64 is the reference, float32 what plain PyTorch makes of it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear, Rope
+from tests import seeds
 
 EPS = 1e-5
 
@@ -28,7 +32,7 @@ def _make(
     dtype=torch.float64,
     seed=0,
 ):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -77,12 +81,12 @@ def _make(
 
 
 def _project(part, x):
-    y = x @ part.weight.double().T
-    return y if part.bias is None else y + part.bias.double()
+    y = x @ part.weight.to(x.dtype).T
+    return y if part.bias is None else y + part.bias.to(x.dtype)
 
 
 def _rms(x, weight):
-    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.to(x.dtype)
 
 
 def _context(mha, x, rope):
@@ -93,7 +97,7 @@ def _context(mha, x, rope):
     q, k, v = (_project(part, normed).view(shape) for part in (mha.q, mha.k, mha.v))
     if mha.q_norm is not None:
         q, k = _rms(q, mha.q_norm), _rms(k, mha.k_norm)
-    angles = torch.outer(torch.arange(length).double(), rope.inv_freq.double())
+    angles = torch.outer(torch.arange(length).double(), rope.inv_freq.double()).to(x.dtype)
 
     def rotate(y):
         one, two = y.chunk(2, dim=-1)
@@ -125,8 +129,8 @@ def _run_block(block, x, rope):
     return x
 
 
-def _logits(decoder, input_ids):
-    x = decoder.embedding.double()[input_ids]
+def _logits(decoder, input_ids, dtype=torch.float64):
+    x = decoder.embedding.to(dtype)[input_ids]
     for block in decoder.blocks:
         x = _run_block(block, x, decoder.rope)
     return _project(decoder.head, _rms(x, decoder.norm))

@@ -6,6 +6,7 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block
 from pyprune.pruning import Pruning, apply, pad
+from tests import seeds
 
 
 def named(decoder):
@@ -30,7 +31,7 @@ def test_narrowed_attention_equals_zeroed_channels(make_decoder, reference, head
     decoder = make_decoder(heads=heads, kv_heads=kv_heads, biases=biases, qk_norm=biases, window=3 * biases)
     gone = [1] if kv_heads == 3 else []
     pruned = apply(decoder, Pruning(kv_groups={2: gone}))
-    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=seeds.generator(1))
     whole, narrow = decoder.blocks[2].mha, pruned.blocks[2].mha
     context = reference.context(whole, x, decoder.rope)
     per_group = heads // kv_heads * 4
@@ -50,7 +51,7 @@ def test_narrowed_ffn_equals_zeroed_channels(make_decoder, reference, biases, pa
     decoder = make_decoder(biases=biases)
     gone = [0, 5, 12]
     pruned = apply(decoder, Pruning(neurons={1: gone}, pad_to=pad_to))
-    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=seeds.generator(1))
     whole, narrow = decoder.blocks[1].ffn, pruned.blocks[1].ffn
     activation = reference.activation(whole, x)
     activation[..., gone] = 0

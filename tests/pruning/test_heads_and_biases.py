@@ -11,10 +11,11 @@ from pyprune.models import load
 from pyprune.models.decoder import MHA
 from pyprune.pruning import KeptBlock, Pruning, apply, index_map, pad
 from pyprune.pruning.compensation import FILE, Compensation
+from tests import seeds
 
 
 def values(seed, size=16):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(size, generator=seeds.generator(seed))
 
 
 def added(**biases):
@@ -30,7 +31,7 @@ def test_removed_query_heads_equal_zeroed_channels(make_decoder, reference, bias
     decoder = make_decoder(heads=9, kv_heads=3, biases=biases, qk_norm=biases, window=4 * biases)
     gone = [1, 5, 6]  # one of each group of three
     pruned = apply(decoder, Pruning(heads={2: gone}))
-    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 7, 16, dtype=torch.float64, generator=seeds.generator(1))
     whole, narrow = decoder.blocks[2].mha, pruned.blocks[2].mha
     context = reference.context(whole, x, decoder.rope)
     for head in gone:

@@ -20,13 +20,14 @@ from width_definitions import (
 
 from pyprune.pruning import Pruning, apply, width
 from pyprune.pruning.budget import BlockCosts, UniformSizes, depth_row, quotas
+from tests import seeds
 
 pytestmark = pytest.mark.real_model
 
 
 @pytest.fixture(scope="module")
 def ids():
-    return torch.randint(0, 49152, (2, 24), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, 49152, (2, 24), generator=seeds.generator(1))
 
 
 def uniform(decoder, ratio, blocks=None):
@@ -48,6 +49,7 @@ def removed(units, sizes, decoder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["corrected", "faithful"])
 def test_flap_selects_as_in_float64(smollm2, ids, reference, code):
     units, cost = (
@@ -93,6 +95,7 @@ def test_wanda_sp_selects_as_in_float64(smollm2, ids, reference):
     assert (pruning.kv_groups, pruning.neurons) == (kv_groups, neurons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["param_first", "param_mix"])
 def test_llm_pruner_selects_as_in_float64(smollm2, ids, reference, variant):
     # Every block's gradient by plain autograd in float64 would take gigabytes: an early, a middle and a late one do.
@@ -150,6 +153,7 @@ def test_flaps_bias_stands_for_what_is_gone(smollm2, ids, reference):
     assert float(difference.norm()) < 1e-5 * float(whole.mean((0, 1)).norm())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("variant", "most"), [("param_first", 3), ("param_mix", 4)])
 def test_gradients_stay_within_a_few_times_the_model(variant, most):
     # The peak does not depend on the number of samples: bench/width_memory.py takes it with 1000.

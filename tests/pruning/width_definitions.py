@@ -1,6 +1,7 @@
-"""The width methods written out as loops in float64, apart from the package: what its selections are compared with.
+"""The width methods written out as loops, apart from the package: what its selections are compared with.
 
-`reference` is the fixture of that name: attention context, FFN activation and blocks in float64.
+`reference` is the fixture of that name: attention context, FFN activation and blocks. In float64 they are the
+yardstick, in float32 they show what plain PyTorch makes of the same formula.
 """
 
 import torch
@@ -128,9 +129,9 @@ def gone(units, kept):
     return {kind: {block: tuple(sorted(places)) for block, places in one.items()} for kind, one in found.items()}
 
 
-def sample_gradients(decoder, ids, reference, blocks):
+def sample_gradients(decoder, ids, reference, blocks, dtype=torch.float64):
     """For each sample, dL/dW of these blocks' projections by plain autograd; L is the sample's mean NLL."""
-    decoder = decoder.map(lambda tensor: tensor.detach().double().clone())
+    decoder = decoder.map(lambda tensor: tensor.detach().to(dtype, copy=True))
     names, leaves = [], []
     for block in decoder.blocks:
         if block.index not in blocks:
@@ -140,18 +141,18 @@ def sample_gradients(decoder, ids, reference, blocks):
                 names.append((block.index, name))
                 leaves.append(tensor.requires_grad_())
     for sample in ids:
-        loss = torch.nn.functional.cross_entropy(reference.logits(decoder, sample[None])[0, :-1], sample[1:])
+        loss = torch.nn.functional.cross_entropy(reference.logits(decoder, sample[None], dtype)[0, :-1], sample[1:])
         yield dict(zip(names, torch.autograd.grad(loss, leaves), strict=True))
 
 
-def llm_pruner_units(decoder, ids, reference, variant, blocks=None, faithful=False):
+def llm_pruner_units(decoder, ids, reference, variant, blocks=None, faithful=False, dtype=torch.float64):
     """(block, kind, place) -> score, row by row."""
     blocks = {block.index for block in decoder.blocks} if blocks is None else set(blocks)
-    samples = list(sample_gradients(decoder, ids, reference, blocks))
+    samples = list(sample_gradients(decoder, ids, reference, blocks, dtype))
     units = {}
 
     def row_scores(block, name, columns=False):
-        weight = dict(block.tensors())[f"{name}.weight"].double()
+        weight = dict(block.tensors())[f"{name}.weight"].to(dtype)
         g = sum(sample[block.index, f"{name}.weight"] for sample in samples) / len(samples)
         h = sum(sample[block.index, f"{name}.weight"] ** 2 for sample in samples) / len(samples)
         s, w2h = weight * g, weight**2 * h
@@ -181,20 +182,20 @@ def llm_pruner_units(decoder, ids, reference, variant, blocks=None, faithful=Fal
     return units
 
 
-def gate_units(decoder, ids, reference):
+def gate_units(decoder, ids, reference, dtype=torch.float64):
     """(block, kind, place) -> mean over samples of |dL/d gate|, gates multiplied into the forward pass."""
     units = {}
     for sample in ids:
         gates = {}
-        x = decoder.embedding.double()[sample[None]]
+        x = decoder.embedding.to(dtype)[sample[None]]
         for block in decoder.blocks:
             mha, ffn = block.mha, block.ffn
-            head = gates[block.index, "heads"] = torch.ones(mha.heads, dtype=torch.float64, requires_grad=True)
-            neuron = gates[block.index, "neurons"] = torch.ones(ffn.width, dtype=torch.float64, requires_grad=True)
+            head = gates[block.index, "heads"] = torch.ones(mha.heads, dtype=dtype, requires_grad=True)
+            neuron = gates[block.index, "neurons"] = torch.ones(ffn.width, dtype=dtype, requires_grad=True)
             context = reference.context(mha, x, decoder.rope) * head.repeat_interleave(mha.head_dim)
             x = x + reference.project(mha.o, context)
             x = x + reference.project(ffn.down, reference.activation(ffn, x) * neuron)
-        normed = x / (x.square().mean(-1, keepdim=True) + decoder.eps).sqrt() * decoder.norm.double()
+        normed = x / (x.square().mean(-1, keepdim=True) + decoder.eps).sqrt() * decoder.norm.to(dtype)
         logits = reference.project(decoder.head, normed)
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], sample[1:])
         slopes = dict(zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True))

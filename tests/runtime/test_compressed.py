@@ -79,6 +79,7 @@ def test_a_ragged_model_is_the_same():
     assert torch.equal(small_engine(decoder, 3, 50).generate(prompt, max_new_tokens=8), expected)
 
 
+@pytest.mark.slow
 def test_the_real_model_writes_the_same_text(smollm2):
     decoder = smollm2.to(torch.bfloat16)
     prompt = torch.tensor([decoder.tokenizer()("The capital of France is").input_ids])
@@ -177,6 +178,7 @@ def test_other_weights_than_bfloat16_are_refused(tiny):
         plan_memory("shape:tiny", dtype="fp16", length=10, compress=True)
 
 
+@pytest.mark.slow
 def test_the_plain_definitions_give_the_same_too():
     code = (
         "import json, torch\nfrom pyprune import Engine, load\n"

@@ -8,13 +8,14 @@ from pyprune.models.families.family import hf_name
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning, apply
 from pyprune.runtime.differentiable import block_gradients, loss
+from tests import seeds
 
 SHAPE = "shape:hidden=24,blocks=3,heads=6,kv_heads=2,head_dim=6,ffn=17,vocab=53"
 FAMILIES = ["", ",family=mistral,window=5", ",family=qwen2,window=5,full_blocks=1", ",family=qwen3", ",tied=1"]
 
 
 def ids(samples=3, tokens=9, vocab=53):
-    return torch.randint(0, vocab, (samples, tokens), generator=torch.Generator().manual_seed(5))
+    return torch.randint(0, vocab, (samples, tokens), generator=seeds.generator(5))
 
 
 def padding(input_ids):

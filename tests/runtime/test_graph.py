@@ -8,6 +8,7 @@ import torch
 
 from pyprune import Engine
 from pyprune.runtime import engine as module
+from tests import seeds
 
 
 def replayed(engine: Engine) -> list[int]:
@@ -27,7 +28,7 @@ def replayed(engine: Engine) -> list[int]:
 
 
 def prompt(batch: int, tokens: int = 7) -> torch.Tensor:
-    return torch.randint(0, 131, (batch, tokens), generator=torch.Generator().manual_seed(batch))
+    return torch.randint(0, 131, (batch, tokens), generator=seeds.generator(batch))
 
 
 def test_recorded_steps_give_the_same_tokens_and_are_recorded_once_for_each_batch_and_mask(tiny):
@@ -61,7 +62,7 @@ def test_old_recordings_make_room(tiny, monkeypatch):
 def test_one_recording_for_each_batch_size_serves_every_device_mask(tiny):
     direct, recorded = Engine(tiny, max_batch=3, max_len=40), Engine(tiny, max_batch=3, max_len=40)
     count = replayed(recorded)
-    masks = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(0)) < 0.3
+    masks = torch.rand(4, 5, 2, generator=seeds.generator(0)) < 0.3
     for batch in (1, 3):
         for mask in masks:
             expected = direct.generate(prompt(batch), max_new_tokens=9, skip=mask)

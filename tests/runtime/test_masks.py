@@ -10,12 +10,13 @@ import torch
 from pyprune import Engine, InputError, Pruning, apply
 from pyprune.runtime import engine as module
 from pyprune.runtime.skip import device_mask
+from tests import seeds
 
 SKIPS = [{}, {"blocks": [1, 3]}, {"mha": [0, 2], "ffn": [4]}, {"blocks": [0, 4], "mha": [2], "ffn": [1]}]
 
 
 def ids(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 131, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 131, (batch, tokens), generator=seeds.generator(seed))
 
 
 def as_mask(skip: dict, blocks: int = 5) -> torch.Tensor:

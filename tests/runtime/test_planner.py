@@ -186,6 +186,7 @@ def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning,
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc and Linux's /proc")
 @pytest.mark.parametrize(
     ("spec", "options"),

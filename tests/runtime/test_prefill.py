@@ -7,11 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
 
 from pyprune import Decoder, Engine, to_transformers
 from pyprune.ops import native
 from pyprune.runtime import attention
 from pyprune.runtime.pieces import Piece, pieces
+from tests import seeds
+from tests.judge import assert_as_near_as, in_float64
 
 kernels = pytest.mark.skipif(
     native.report()["cpu_library"] is None,
@@ -20,7 +24,7 @@ kernels = pytest.mark.skipif(
 
 
 def ids(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 131, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 131, (batch, tokens), generator=seeds.generator(seed))
 
 
 def windowed(decoder: Decoder, *windows: int) -> Decoder:
@@ -29,6 +33,20 @@ def windowed(decoder: Decoder, *windows: int) -> Decoder:
         for block, window in zip(decoder.blocks, windows, strict=True)
     ]
     return dataclasses.replace(decoder, blocks=tuple(blocks))
+
+
+def windowed_model(decoder: Decoder, windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """The transformers model of a decoder whose blocks get windows of their own, which no configuration describes."""
+
+    def attend(module, query, key, value, *_, **__):
+        gap = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])
+        seen = (gap >= 0) & (gap < (windows[module.layer_idx] or len(gap)))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True).transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "windowed", attend)
+    model = to_transformers(decoder)
+    model.set_attn_implementation("windowed")
+    return model
 
 
 def one_by_one(decoder: Decoder, prompt: torch.Tensor) -> torch.Tensor:
@@ -64,10 +82,8 @@ def test_a_long_prompt_does_not_drag_short_ones_along():
 @pytest.mark.parametrize("chunk", [5, 16, 100, 512])
 def test_a_prompt_of_700_tokens_has_hugging_face_logits_whatever_the_pieces(tiny, chunk: int):
     prompt = ids(1, 713)
-    with torch.no_grad():
-        expected = to_transformers(tiny)(prompt, logits_to_keep=1).logits[:, -1]
     logits = Engine(tiny, max_len=720, prefill_chunk=chunk).prefill(prompt)
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert_as_near_as(logits, to_transformers(tiny), lambda model: model(prompt, logits_to_keep=1).logits[:, -1])
 
 
 @pytest.mark.parametrize("chunk", [3, 40, 150, 2000])
@@ -80,18 +96,25 @@ def test_a_ragged_batch_in_pieces_gives_each_prompt_what_it_gets_alone(tiny, chu
     engine = Engine(tiny, max_batch=5, max_len=320, prefill_chunk=chunk)
     logits, next_logits = engine.prefill(prompt, mask), engine.decode(torch.arange(5))
     whole = Engine(tiny, max_len=320, prefill_chunk=4000)
+    model = to_transformers(tiny)
+    exact = in_float64(model)
     for b, row in enumerate(rows):
-        torch.testing.assert_close(logits[b : b + 1], whole.prefill(row), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(next_logits[b : b + 1], whole.decode(torch.tensor([b])), atol=1e-5, rtol=1e-5)
+        sequence = torch.cat([row, torch.tensor([[b]])], dim=1)
+        ours = torch.stack([logits[b : b + 1], next_logits[b : b + 1]], dim=1)
+        alone = torch.stack([whole.prefill(row), whole.decode(torch.tensor([b]))], dim=1)
+        for result in (ours, alone):
+            assert_as_near_as(result, model, lambda model, ids=sequence: model(ids).logits[:, -2:], exact)
 
 
 @pytest.mark.parametrize("chunk", [16, 50, 60, 512])
 @pytest.mark.parametrize("windows", [(1, 7, 0, 33, 55), (54, 56, 60, 61, 2000)], ids=str)
-def test_windows_hide_the_same_rows_in_prefill_as_in_decoding(tiny, chunk: int, windows: tuple[int, ...]):
+def test_windows_hide_the_same_rows_in_prefill_as_in_decoding(tiny, monkeypatch, chunk, windows: tuple[int, ...]):
     decoder, prompt = windowed(tiny, *windows), ids(2, 110)
     expected = one_by_one(decoder, prompt)
     engine = Engine(decoder, max_batch=2, max_len=110, prefill_chunk=chunk)
-    torch.testing.assert_close(engine.prefill(prompt), expected, atol=1e-5, rtol=1e-5)
+    model = windowed_model(tiny, windows, monkeypatch)
+    for result in (expected, engine.prefill(prompt)):
+        assert_as_near_as(result, model, lambda model: model(prompt).logits[:, -1])
     if min(window or 110 for window in windows) < 50:  # a window that is not kept is seen
         assert (Engine(tiny, max_batch=2, max_len=110).prefill(prompt) - expected).abs().max() > 1e-2
 
@@ -176,11 +199,9 @@ def test_our_own_kernels_read_a_prompt_at_once_with_the_bits_of_one_read_token_b
 
 @pytest.mark.real_model
 def test_smollm2_reads_a_prompt_of_700_tokens_as_hugging_face_does(smollm2):
-    prompt = torch.randint(0, smollm2.vocab_size, (1, 700), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = to_transformers(smollm2)(prompt, logits_to_keep=1).logits[:, -1]
+    prompt = torch.randint(0, smollm2.vocab_size, (1, 700), generator=seeds.generator(0))
     logits = Engine(smollm2, max_len=700).prefill(prompt)
-    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
+    assert_as_near_as(logits, to_transformers(smollm2), lambda model: model(prompt, logits_to_keep=1).logits[:, -1])
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -46,6 +46,7 @@ def test_the_definitions_pass_against_themselves_and_nothing_is_kept_of_a_dry_ru
     assert not passes.location().exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_fails_the_check_in_its_own_cases_and_in_the_recorded_steps():
     verdict = dry_run("TOO_LARGE")
     assert (verdict["passed"], verdict["complete"]) == (False, True)
@@ -55,6 +56,7 @@ def test_a_wrong_kernel_fails_the_check_in_its_own_cases_and_in_the_recorded_ste
     assert all("linear_residual" in name or "recorded" in name for name in names(verdict))
 
 
+@pytest.mark.slow
 def test_an_item_that_ends_or_halts_its_process_fails_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(schedule, "CASE_S", 8.0)
     verdict = dry_run("DEADLY")
@@ -113,6 +115,7 @@ def as_on_a_gpu(monkeypatch, replaced: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_pass_is_kept_for_the_gpu_and_taken_back_by_a_failure(monkeypatch):
     as_on_a_gpu(monkeypatch, run.DRY_RUN)
     verdict = self_check(torch.device("cuda", 1), small=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyprune import Engine, InputError
+from tests.judge import assert_as_near_as
 from tests.runtime.test_engine import greedy, ids, reference
 
 OPTIONS = [
@@ -159,10 +160,12 @@ def test_log_probabilities_are_the_models_own(tiny, options: dict):
     assert logs.dtype == torch.float32
     model = reference(tiny, {"blocks": [1]})
     for b, (row, new) in enumerate(zip(rows, (9, 6), strict=True)):
-        with torch.no_grad():
-            logits = model(torch.cat([row, tokens[b, :new]])[None]).logits[0, len(row) - 1 : -1]
-        expected = logits.double().log_softmax(-1).gather(1, tokens[b, :new, None])[:, 0]
-        torch.testing.assert_close(logs[b, :new].double(), expected, atol=1e-4, rtol=0)
+        sequence, chosen = torch.cat([row, tokens[b, :new]])[None], tokens[b, :new, None]
+
+        def log_probabilities(model, sequence=sequence, chosen=chosen):
+            return model(sequence).logits[0, -len(chosen) - 1 : -1].log_softmax(-1).gather(1, chosen)[:, 0]
+
+        assert_as_near_as(logs[b, :new], model, log_probabilities)
         assert (logs[b, new:] == 0).all()
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from pyprune.models.decoder import FFN, Block, Decoder, Linear, Rope
 from pyprune.models.transformers_model import to_transformers
+from tests import seeds
 
 SIZES = "shape:hidden=24,blocks=4,heads=6,kv_heads=2,head_dim=6,ffn=17,vocab=53"
 FAMILIES = {
@@ -26,7 +27,7 @@ PARTS = {
 
 
 def ids(samples=4, tokens=9, vocab=53, seed=5):
-    return torch.randint(0, vocab, (samples, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, vocab, (samples, tokens), generator=seeds.generator(seed))
 
 
 def padding(input_ids):

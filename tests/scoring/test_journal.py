@@ -16,6 +16,7 @@ import torch
 from pyprune import InputError, Scores, load, score, search
 from pyprune.scoring import evaluator, footprint, parts
 from pyprune.scoring.journal import Journal, subject_of
+from tests import seeds
 
 SHAPE = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 S, T = 60, 40
@@ -28,7 +29,7 @@ def decoder():
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 97, (S, T), generator=torch.Generator().manual_seed(2))
+    return torch.randint(0, 97, (S, T), generator=seeds.generator(2))
 
 
 @pytest.fixture
@@ -81,6 +82,7 @@ def test_finished_parts_are_not_computed_again(decoder, samples, tmp_path, small
     assert computed == []
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_in_the_round_in_which_it_was_cut_off(decoder, samples, tmp_path, small_parts, computed):
     whole = search(decoder, samples, count=3, unit="mha+ffn")
     computed.clear()
@@ -205,6 +207,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.alone
 def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, computed, capsys):
     from pyprune.cli import main
 

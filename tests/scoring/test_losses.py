@@ -15,6 +15,7 @@ from pyprune.scoring.perplexity import perplexities
 from pyprune.scoring.removals import WHOLE, present_places, removal_of
 from pyprune.scoring.schedule import schedule
 from pyprune.scoring.states import StateStore
+from tests import seeds
 
 S, T = 4, 13
 ANY = [
@@ -31,7 +32,7 @@ ANY = [
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 131, (S, T), generator=torch.Generator().manual_seed(5))
+    return torch.randint(0, 131, (S, T), generator=seeds.generator(5))
 
 
 def one_by_one(decoder, ids) -> list[float]:
@@ -141,7 +142,7 @@ def test_units_become_places_in_a_pruned_decoder(tiny):
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_every_family_and_every_unit_equal_the_loop(family: str):
     decoder = load(f"shape:hidden=24,blocks=3,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97,family={family}")
-    ids = torch.randint(0, 97, (2, 11), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(0, 97, (2, 11), generator=seeds.generator(3))
     for unit, key in (("block", "blocks"), ("mha", "mha"), ("ffn", "ffn")):
         expected = [perplexity(apply(decoder, Pruning(**{key: [n]})), ids) for n in range(3)]
         assert score(decoder, ids, unit=unit).values == pytest.approx(expected, rel=1e-6)
@@ -177,7 +178,7 @@ def test_what_is_left_goes_in_chunks_of_few_different_sizes(left: int, sizes: li
 @pytest.mark.parametrize("tokens", [3, 13, 64])
 def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     """Few rows have kernels of their own; how the work is cut must not show, or several processes would not agree."""
-    ids = torch.randint(0, 131, (8, tokens), generator=torch.Generator().manual_seed(tokens))
+    ids = torch.randint(0, 131, (8, tokens), generator=seeds.generator(tokens))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[5, 0] = False
     together = losses(tiny, ids, mask, ANY, rows=10_000).by_sample

@@ -10,6 +10,7 @@ from plain import FAMILIES, SIZES, model_of, modules
 
 from pyprune import Pruning, apply, load, score
 from pyprune.scoring.aggregation import aggregate, neuron_sums
+from tests import seeds
 
 
 @pytest.mark.parametrize("unit", ["block", "mha", "ffn", "mha+ffn"])
@@ -85,7 +86,7 @@ def test_a_product_of_thousands_of_small_scores_is_still_told_apart():
 
 
 def test_neuron_sums_do_not_depend_on_how_rows_are_cut(monkeypatch):
-    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(7, 5, generator=seeds.generator(1))
     expected = weight.double().abs().sum(1)
     monkeypatch.setattr("pyprune.scoring.aggregation.CHUNK_FLOATS", 11)
     assert torch.equal(neuron_sums(lambda w: w.abs(), weight), expected)

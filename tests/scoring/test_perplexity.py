@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from pyprune import Decoder, InputError, Pruning, apply, load, perplexity, score, to_transformers
+from tests import seeds
 
 S, T = 3, 17
 
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 131, (S, T), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 131, (S, T), generator=seeds.generator(0))
 
 
 def naive(decoder: Decoder, ids: torch.Tensor, mask: torch.Tensor | None = None) -> float:
@@ -99,7 +100,7 @@ def test_half_precision_weights_keep_the_order_of_clear_differences(tiny, sample
 
 def test_tied_heads_and_many_rows_take_the_same_road():
     decoder = load("shape:hidden=32,blocks=3,heads=2,kv_heads=1,head_dim=16,ffn=40,vocab=3000,tied=1")
-    ids = torch.randint(0, 3000, (20, 140), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 3000, (20, 140), generator=seeds.generator(1))
     result = score(decoder, ids)
     assert result.baseline == pytest.approx(naive(decoder, ids), rel=1e-4)
     assert result.values[1] == pytest.approx(naive(apply(decoder, Pruning(blocks=[1])), ids), rel=1e-4)

@@ -12,6 +12,7 @@ from pyprune.scoring.footprint import FIXED, plan_bytes
 from pyprune.scoring.removals import WHOLE, removal_of, units_of
 from pyprune.scoring.similarity import window_distances
 from pyprune.scoring.states import StateStore
+from tests import seeds
 
 S, T = 3, 11
 KEYS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
@@ -25,7 +26,7 @@ def seven():
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 97, (S, T), generator=torch.Generator().manual_seed(7))
+    return torch.randint(0, 97, (S, T), generator=seeds.generator(7))
 
 
 def without(decoder, units):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pyprune import load, perplexity, score
+from tests import seeds
 
 SHAPE = "shape:hidden=256,blocks=30,heads=4,kv_heads=4,head_dim=64,ffn=1536,vocab=300"
 CONFINED = Path(__file__).parent / "confined_scoring.py"
@@ -25,7 +26,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(2))
+    return torch.randint(0, 300, (2, 16), generator=seeds.generator(2))
 
 
 def test_scores_are_those_of_the_model_in_memory(checkpoint, samples):
@@ -35,6 +36,7 @@ def test_scores_are_those_of_the_model_in_memory(checkpoint, samples):
     assert score(streamed, samples, unit="mha+ffn").units == score(whole, samples, unit="mha+ffn").units
 
 
+@pytest.mark.alone
 def test_a_checkpoint_several_times_the_memory_limit_is_scored_under_it(checkpoint, samples):
     """30 blocks of 5.8 MB, under a hard limit (RLIMIT_DATA) of 48 MiB beyond what the process had before."""
     assert (checkpoint / "model.safetensors").stat().st_size > 3 * (48 << 20)

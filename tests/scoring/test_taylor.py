@@ -34,6 +34,7 @@ def values(found):
     return dict(zip(found.units, found.values, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_taylor_is_autograds_of_every_family(family: str, masked: bool):

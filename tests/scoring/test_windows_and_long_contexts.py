@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyprune import Pruning, apply, load, perplexity, score, to_transformers
+from tests import seeds
 
 SHAPE = "shape:hidden=48,blocks=4,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131"
 MODELS = ["family=mistral,window=5", "family=qwen2,window=5,full_blocks=2", "family=qwen3,window=5,full_blocks=1"]
@@ -19,7 +20,7 @@ S, T = 3, 23
 
 @pytest.fixture(scope="module")
 def samples() -> torch.Tensor:
-    return torch.randint(0, 131, (S, T), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 131, (S, T), generator=seeds.generator(0))
 
 
 def naive(model, ids, mask=None) -> float:

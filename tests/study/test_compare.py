@@ -36,6 +36,7 @@ def no_loading(monkeypatch):
     monkeypatch.setattr(module, "load", refuse)
 
 
+@pytest.mark.slow
 def test_rows_are_the_original_and_three_forms_for_each_ratio(comparison):
     names = [row["name"] for row in comparison.results["rows"]]
     assert names == [
@@ -44,6 +45,7 @@ def test_rows_are_the_original_and_three_forms_for_each_ratio(comparison):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_width_method_has_rows_of_the_same_size(tmp_path):
     methods = ["magnitude-sp", "flap", "llm-pruner", "head-gate"]
     results = compare(

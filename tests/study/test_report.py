@@ -122,6 +122,7 @@ def test_results_of_another_format_are_refused(results, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_writing_leaves_nothing_behind(results, tmp_path, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,9 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.ops.definitions import DEFINITIONS
 from pyprune.strides import empty_rows, gpu_rows, gpu_stride, has_zero_gap, mark_zero_gap, widened
-from tests.ops.inputs import assert_as_exact_as_pytorch, double, low, norm, random, weight
+from tests import seeds
+from tests.judge import assert_no_worse_than_torch
+from tests.ops.inputs import double, low, norm, random, weight
 from tests.triton.cases import DEVICE, DTYPES, NAN, OPERATORS
 
 from pyprune.triton_kernels import gemm, projections  # isort: skip
@@ -26,7 +28,7 @@ FEW, MANY = [1, 2, 3, 18, 64], [65, 130]
 @pytest.fixture(autouse=True)
 def _not_a_number_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(gemm.VARIABLE, raising=False)
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3, device=DEVICE).isnan().all()
@@ -71,7 +73,7 @@ def test_gate_and_up_leave_rows_that_start_on_16_bytes(rows: int, dtype: torch.d
     result = OPERATORS["norm_gate_up"](*args, None, None)
     definition = DEFINITIONS["norm_gate_up"]
     args = [a.cpu() if isinstance(a, Tensor) else a for a in args] + [None, None]
-    assert_as_exact_as_pytorch(result.cpu(), definition(*low(dtype, *args)), definition(*double(*args)))
+    assert_no_worse_than_torch(result.cpu(), definition(*low(dtype, *args)), definition(*double(*args)))
     assert result.shape == (rows, 1, WIDTH)
     assert result.stride() == (gpu_stride(WIDTH, 4), gpu_stride(WIDTH, 4), 1)
     # For few rows what lies between is never written, and never read; for many it is zero, and known to be.
@@ -99,7 +101,7 @@ def test_attention_leaves_a_tokens_heads_as_a_row_that_starts_on_16_bytes(tokens
     args = (q, keys, values, positions, head_dim**-0.5)
     result = OPERATORS["decode_attention"](*here(*args))
     definition = DEFINITIONS["decode_attention"]
-    assert_as_exact_as_pytorch(result.cpu(), definition(*args), definition(*double(*args)))
+    assert_no_worse_than_torch(result.cpu(), definition(*args), definition(*double(*args)))
     assert result.shape == q.shape
     row = result.flatten(2)
     assert row.data_ptr() == result.data_ptr(), "a view"
@@ -126,7 +128,7 @@ def test_a_whole_half_of_odd_width_is_as_exact_as_pytorch(rows: int, dtype: torc
 
     args = (x, n, gate, up, down, b)
     for result in results:
-        assert_as_exact_as_pytorch(result, defined(*low(dtype, *args)), defined(*double(*args)))
+        assert_no_worse_than_torch(result, defined(*low(dtype, *args)), defined(*double(*args)))
     assert rows > 64 or torch.equal(results[0], results[1])
 
 
@@ -160,16 +162,18 @@ def test_torchs_gemm_takes_odd_widths_only_where_zeros_lie_between_the_rows(
     for w in (gpu_rows(down), apart(down), down):
         for rows in (x, apart(x)):
             result = OPERATORS["linear_residual"](rows, w, None, residual)
-            torch.testing.assert_close(result, residual + x @ down.T, rtol=1e-4, atol=1e-5)
+            exact = residual.double() + x.double() @ down.double().T
+            assert_no_worse_than_torch(result, residual + x @ down.T, exact)
     assert calls[::2] == calls[1::2] == expected[:3]
     calls.clear()
     up = down.T.contiguous()
     args = (residual, n, 1e-5, up, up, None, None)
     result = OPERATORS["norm_gate_up"](*args)
-    torch.testing.assert_close(result, DEFINITIONS["norm_gate_up"](*args), rtol=1e-4, atol=1e-5)
+    definition = DEFINITIONS["norm_gate_up"]
+    assert_no_worse_than_torch(result, definition(*args), definition(*double(*args)))
     result = OPERATORS["padded_linear"](residual, up)
     assert result.is_contiguous()
-    torch.testing.assert_close(result, residual @ up.T, rtol=1e-4, atol=1e-5)
+    assert_no_worse_than_torch(result, residual @ up.T, residual.double() @ up.double().T)
     assert calls == expected[3:]
 
 
@@ -187,7 +191,9 @@ def test_what_torchs_gemm_is_handed_starts_on_16_bytes_in_every_row_and_is_zero_
     assert not has_zero_gap(part)
     assert not has_zero_gap(down[:, 24:])
     assert has_zero_gap(down[3:])
-    torch.testing.assert_close(gemm.gemm(x[:, :37], part, None), x[:, :37] @ part.T, rtol=1e-4, atol=1e-5)
+    narrow = x[:, :37]
+    exact = narrow.double() @ part.double().T
+    assert_no_worse_than_torch(gemm.gemm(narrow, part, None), narrow @ part.T, exact)
 
 
 def test_an_unknown_choice_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -55,6 +55,7 @@ def name(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 @pytest.mark.parametrize(("rows", "dtype", "activations", "head_dim"), CASES, ids=name)
 def test_nothing_spills_and_every_kernel_fits_its_architecture(
@@ -147,6 +148,7 @@ def test_asynchronous_copies_of_weights_can_ask_for_no_bytes(capability: int):
     assert all(re.search(r"0x10, %r\d+;$", copy) for copy in copies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 @pytest.mark.parametrize("rows", [1, 16])
 def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd_rows_are_not(
@@ -165,6 +167,7 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
         assert len(found) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 @pytest.mark.parametrize(
     ("operator", "dtype", "rows"),
@@ -182,6 +185,7 @@ def test_odd_widths_of_many_rows_fit_and_spill_nothing(
     assert ("sum_splits_kernel" in found) == (operator == "linear_residual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(capability: int, own_gemm: None):
     for padded, expected in ((True, 16), (False, 2)):
@@ -202,6 +206,7 @@ def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors(o
         assert (main.grid[1] - 1) * steps < main.arguments["K"] <= main.grid[1] * steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
     # Triton alone sees only multiples of 16 values: 7160 is one of 8.
@@ -215,6 +220,7 @@ def test_rows_padded_to_8_values_are_enough_for_16_byte_loads(capability: int):
         assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_the_kv_cache_comes_in_16_byte_loads(capability: int):
     for rows in (1, 4):
@@ -223,6 +229,7 @@ def test_the_kv_cache_comes_in_16_byte_loads(capability: int):
             assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == 16
 
 
+@pytest.mark.slow
 def test_the_products_of_more_than_two_rows_run_on_the_matrix_units():
     call = inspect.operators(16, torch.bfloat16)["linear_residual"]
     assert "mma.sync.aligned.m16n8k16" in inspect.usage(inspect.recorded(86, call)[0], 86).ptx
@@ -231,6 +238,7 @@ def test_the_products_of_more_than_two_rows_run_on_the_matrix_units():
     assert "mma" not in inspect.usage(inspect.recorded(90, one)[0], 90).ptx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2])
 def test_streamed_weights_stay_in_the_registers_they_were_loaded_into(rows: int):
     moved = re.compile(r"convert_layout [^:]*: tensor<(\d+)x1x1024xbf16")
@@ -242,6 +250,7 @@ def test_streamed_weights_stay_in_the_registers_they_were_loaded_into(rows: int)
         assert not moved.search(ttgir), operator
 
 
+@pytest.mark.slow
 def test_no_kernel_adds_with_atomics():
     atomic = re.compile(r"^\s*(@!?%p\d+\s+)?(atom|red)\.", re.MULTILINE)
     assert atomic.search("\t@%p1 atom.global.gpu.relaxed.add.f32 %f1, [ %rd1 + 0 ], %f2;")
@@ -251,6 +260,7 @@ def test_no_kernel_adds_with_atomics():
                 assert not atomic.search(inspect.usage(one, 90).ptx)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_kernels_that_start_early_wait_before_they_touch_memory(capability: int):
     # Nothing may branch around the wait either. Older architectures lack the instructions.
@@ -285,6 +295,7 @@ def test_a_wrong_value_of_the_variable_is_named(monkeypatch: pytest.MonkeyPatch)
         inspect.recorded(90, inspect.operators(1, BF16)["linear_residual"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
 def test_float32_products_are_summed_a_step_at_a_time(capability: int, own_gemm: None):
     # A product that adds to the running sum would make one chain of K additions of it, and its error as much larger.

@@ -1,0 +1,63 @@
+"""The yardstick of numerical tests: float64, and how far plain PyTorch is from it on the machine at hand.
+
+A fixed tolerance holds on the machine where it was found. Other instruction sets and numbers of threads add in another
+order, and what a sum loses depends on its operands: plain PyTorch, which loses about as much, says how much that is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# Beyond twice PyTorch's error, of the largest value: for one operator, and for the layers of a model, where the error
+# that rounding begins with is amplified, and by how much is chance: 32 roundings of float32.
+TINY = 1e-6
+TINY_OF_MODELS = 4e-6
+# Plain PyTorch itself has to be this near, in roundings of its dtype: else the inputs tell nothing.
+CONDITION = 1000
+
+
+def assert_no_worse_than_torch(
+    result: Tensor, plain: Tensor, exact: Tensor, tiny: float = TINY, dtype: torch.dtype = torch.float32
+) -> None:
+    """The largest error is at most twice that of plain PyTorch in the same dtype, plus `tiny` of the largest value.
+
+    Plain PyTorch is not credited with less than half a unit in the last place of `dtype`, in which it computes: of one
+    or two values its rounding may happen to be nothing.
+    """
+    assert exact.dtype == torch.float64, f"{exact.dtype} is no reference: float64 is expected"
+    assert result.shape == plain.shape == exact.shape
+    if not exact.numel():
+        return
+    scale = exact.abs().max().clamp(min=1e-30)
+    error = (result.double() - exact).abs().max()
+    theirs = (plain.double() - exact).abs().max().clamp(min=torch.finfo(dtype).eps / 2 * scale)
+    allowed = 2 * theirs + tiny * scale
+    assert torch.isfinite(result).all()
+    assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"
+
+
+def assert_model_no_worse(result: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """The same for what a model of some layers computes, whose inputs have to be well conditioned."""
+    theirs, scale = (plain.double() - exact).abs().max(), exact.abs().max()
+    limit = CONDITION * torch.finfo(plain.dtype).eps * scale
+    assert theirs <= limit, (
+        f"badly conditioned: plain PyTorch's own error is {theirs:.3e}, at most {limit:.3e} expected"
+    )
+    assert_no_worse_than_torch(result, plain, exact, TINY_OF_MODELS, plain.dtype)
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """A copy of a PyTorch model that computes in float64; what it is a copy of stays as it is."""
+    return copy.deepcopy(model).double().eval()
+
+
+def assert_as_near_as(
+    result: Tensor, model: nn.Module, run: Callable[[nn.Module], Tensor], exact: nn.Module | None = None
+) -> None:
+    """`result` against what `run` gives of a PyTorch model, and of `exact` (else: of its copy in float64)."""
+    with torch.no_grad():
+        assert_model_no_worse(result, run(model), run(in_float64(model) if exact is None else exact))

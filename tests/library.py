@@ -1,0 +1,10 @@
+"""Tests of what the compiled CPU library alone does."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+LEFT_OUT = os.environ.get("PYPRUNE_NATIVE") == "0"
+needs_library = pytest.mark.skipif(LEFT_OUT, reason="PYPRUNE_NATIVE=0: the test is of the CPU library's kernels")
