@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
 from bench.gpu_check import parts, resume
 from bench.gpu_check.parts import BUDGETS, HALVES, plan
 from bench.gpu_check.settings import ROOT
@@ -12,6 +14,7 @@ from bench.gpu_check.summary import summary
 from pyprune.ops.self_check.cases import cases
 
 
+@pytest.mark.alone
 def test_every_part_is_done_or_says_why_not(dry_run):
     done, results, _ = dry_run
     assert (done.returncode, done.stderr) == (0, "")
@@ -26,6 +29,7 @@ def test_every_part_is_done_or_says_why_not(dry_run):
     }  # fmt: skip
 
 
+@pytest.mark.alone
 def test_the_file_says_which_machine_and_code_ran_it(dry_run):
     results = dry_run[1]
     assert results["format"] == resume.FORMAT
@@ -33,6 +37,7 @@ def test_the_file_says_which_machine_and_code_ran_it(dry_run):
     assert results["machines"][0]["code"] == resume.code_digest()
 
 
+@pytest.mark.alone
 def test_every_case_of_every_operator_passes(dry_run):
     found = {part["name"]: part.get("result", {}) for part in dry_run[1]["parts"]}
     every = {case.operator for case in cases(7, "tiny")}
@@ -46,6 +51,7 @@ def test_every_case_of_every_operator_passes(dry_run):
     assert found["tiny-cases"]["passed"] == len(list(cases(7, "tiny")))
 
 
+@pytest.mark.alone
 def test_every_timed_part_has_its_seconds_and_nothing_broke(dry_run):
     found = {part["name"]: part.get("result", {}) for part in dry_run[1]["parts"]}
     assert found["ceilings"]["bandwidth"] > 0
@@ -69,6 +75,7 @@ def test_every_timed_part_has_its_seconds_and_nothing_broke(dry_run):
     assert all(told["done"] for name, told in found.items() if name.startswith("warm-"))
 
 
+@pytest.mark.alone
 def test_no_folder_is_published_and_the_table_comes_last(dry_run, slice_folder):
     done, results, folder = dry_run
     text = json.dumps(results)
