@@ -183,26 +183,27 @@ def decode_attention(
     q = q.contiguous()
     # The projection that comes next reads a token's heads as one row.
     by_token = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device)
-    out = by_token.view(q.shape)
+    out, out_row = by_token.view(q.shape), by_token.stride(0)
     if out.numel() == 0:
         return out
 
     most = max(MOST_PROGRAMS[2] // kv_heads, 1)  # sequences in a grid, whose z is batch x KV heads
     if batch <= most:
-        _attend(q, k_cache, v_cache, places, scale, skip, unit, starts, window, out)
+        _attend(q, k_cache, v_cache, places, scale, skip, unit, starts, window, out, out_row)
         return out
     for at in range(0, batch, most):
         part = slice(at, at + most)
         first_rows = None if starts is None else starts[part]
-        _attend(q[part], k_cache[part], v_cache[part], places[part], scale, skip, unit, first_rows, window, out[part])
+        caches = k_cache[part], v_cache[part]
+        _attend(q[part], *caches, places[part], scale, skip, unit, first_rows, window, out[part], out_row)
     return out
 
 
 def _attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, scale: float, skip: Tensor | None, unit: int,
-    starts: Tensor | None, window: int, out: Tensor,
+    starts: Tensor | None, window: int, out: Tensor, out_row: int,
 ) -> None:  # fmt: skip
-    (batch, tokens, heads, head_dim), device, out_row = q.shape, q.device, out.stride(1)
+    (batch, tokens, heads, head_dim), device = q.shape, q.device
     kv_heads, length = k_cache.shape[1], k_cache.shape[2]
     rows = tokens * (heads // kv_heads)
     split = tokens <= SPLIT_TOKENS
