@@ -16,7 +16,7 @@ from pathlib import Path
 import pyprune
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.footprint import split
-from pyprune.scoring.removals import WHOLE, removal_of, units_of
+from pyprune.scoring.removals import NO_REMOVAL, removal_of, units_of
 from tests.runtime.measure_memory import WARM_UP, resident
 
 STATES = 400 << 20
@@ -29,7 +29,7 @@ def measure(spec: str, work: str, samples: int, seq_len: int) -> dict[str, int]:
     pyprune.search(warm, calibration(warm, samples=20, seq_len=128).input_ids, "one-shot", count=1, unit="mha")
     decoder = pyprune.load(spec)
     ids = calibration(decoder, samples=samples, seq_len=seq_len).input_ids
-    removals = [WHOLE, *(removal_of(decoder, [unit]) for unit in units_of(decoder, "block"))]
+    removals = [NO_REMOVAL, *(removal_of(decoder, [unit]) for unit in units_of(decoder, "block"))]
     planned = split(decoder, tuple(ids.shape), removals, None).bytes
     gc.collect()
     pyprune.runtime.memory.give_back()

@@ -25,16 +25,16 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
     journal_beside(options)
 
 
-def join(device: Any = "cpu") -> None:
+def init_distributed(device: Any = "cpu") -> None:
     """Come together with the other processes that torchrun has started, if it has: before the slow part, so that what
     happens to one in it is known to all."""
     if "RANK" in os.environ:
-        from pyprune.scoring.distributed import team_of
+        from pyprune.scoring.distributed import process_group
 
-        team = team_of(torch_device(device))
+        group = process_group(torch_device(device))
 
         def terminated(*_: object) -> None:
-            team.check()  # torchrun ends all processes when one has died: then that is what is told
+            group.check()  # torchrun ends all processes when one has died: then that is what is told
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGTERM, terminated)

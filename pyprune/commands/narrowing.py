@@ -54,20 +54,20 @@ def refuse_narrowing(options: argparse.Namespace, reason: str) -> None:
 
 def require_narrowable(options: argparse.Namespace) -> None:
     """Raise InputError now for an unknown method or variant, and for texts that it needs and that are missing."""
-    from pyprune.pruning.width import METHODS, chosen_words
+    from pyprune.pruning.width import METHODS, variant_options
 
-    chosen_words(options.method or DEFAULT, options.variant)
+    variant_options(options.method or DEFAULT, options.variant)
     if METHODS[options.method or DEFAULT].calibrated:
         require_texts(options)
     elif options.text is not None:
         raise InputError(f"--text {options.text}: method {options.method} looks at no text")
 
 
-def rehearsed_narrowing(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
+def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
     """A pruning of the size that will come: what cannot be had or saved is told before the slow part."""
-    from pyprune.pruning.width import rehearsal
+    from pyprune.pruning.width import dry_run
 
-    return rehearsal(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
+    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
 
 
 def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:

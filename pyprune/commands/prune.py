@@ -6,12 +6,19 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import join, loaded, measured_scores, remove_journal, require_scorable, searched
+from pyprune.commands.inputs import (
+    init_distributed,
+    loaded,
+    measured_scores,
+    remove_journal,
+    require_scorable,
+    searched,
+)
 from pyprune.commands.narrowing import (
     add_narrowing,
     measured_narrowing,
+    narrowing_dry_run,
     refuse_narrowing,
-    rehearsed_narrowing,
     require_narrowable,
 )
 from pyprune.commands.options import (
@@ -25,7 +32,7 @@ from pyprune.commands.options import (
     command,
     indices,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
 
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
@@ -120,24 +127,24 @@ def run(options: argparse.Namespace) -> None:
     elif options.depth is not None and ranked is None:
         require_scorable(options, unit)
 
-    join()
+    init_distributed()
     decoder = loaded(options.model)
     with Bar() as bar:
         if options.depth is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
-            rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
-            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
+            _require_savable(pruning.apply(decoder, trial | padding))
             if options.search in (None, "one-shot"):
                 ranked = ranked or measured_scores(options, decoder, unit, bar)
                 chosen = pruning.depth(ranked, decoder, **limits)
             else:
                 chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
-            rehearsed = rehearsed_narrowing(options, decoder, amount.ratio)
-            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            trial = narrowing_dry_run(options, decoder, amount.ratio)
+            _require_savable(pruning.apply(decoder, trial | padding))
             chosen = measured_narrowing(options, decoder, amount.ratio, bar)
-        if not leading():
+        if not is_rank_zero():
             return
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
@@ -169,12 +176,12 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         )
 
 
-def _rehearsal(decoder: Any, unit: str) -> Any:
+def _equal_scores(decoder: Any, unit: str) -> Any:
     from pyprune.scoring.removals import units_of
     from pyprune.scoring.scores import Scores
 
     units = list(units_of(decoder, unit))
-    return Scores(decoder.name, "rehearsal", unit, None, units, [0.0] * len(units))
+    return Scores(decoder.name, "equal", unit, None, units, [0.0] * len(units))
 
 
 def _require_savable(decoder: Any) -> None:

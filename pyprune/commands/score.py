@@ -9,7 +9,7 @@ from pyprune.commands.criterion import add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
     chosen_amount,
     chosen_device,
-    join,
+    init_distributed,
     loaded,
     measured_scores,
     remove_journal,
@@ -28,7 +28,7 @@ from pyprune.commands.options import (
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
 
 SHOWN_DIFFERENCES = 8
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
     scores = _given(options) if options.model.endswith(".json") else _measured(options)
-    if not leading():
+    if not is_rank_zero():
         return None
     found = None if other is None else _contrast(scores, other, amount)
     if options.out is not None:
@@ -131,7 +131,7 @@ def _measured(options: argparse.Namespace) -> Any:
     unit = options.unit or "block"
     require_scorable(options, unit)
     device = chosen_device(options)
-    join(device)
+    init_distributed(device)
     decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         return measured_scores(options, decoder, unit, bar)

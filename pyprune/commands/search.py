@@ -6,7 +6,15 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, chosen_criterion
-from pyprune.commands.inputs import chosen_device, join, journal_beside, loaded, remove_journal, require_texts, searched
+from pyprune.commands.inputs import (
+    chosen_device,
+    init_distributed,
+    journal_beside,
+    loaded,
+    remove_journal,
+    require_texts,
+    searched,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
     add_device,
@@ -19,7 +27,7 @@ from pyprune.commands.options import (
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 
 
 def add_options(commands: Any) -> None:
@@ -84,11 +92,11 @@ def run(options: argparse.Namespace) -> None:
     require_texts(options)
     journal_beside(options)
     device = chosen_device(options)
-    join(device)
+    init_distributed(device)
     decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         found = searched(options, decoder, options.method, amount, bar)
-    if not leading():
+    if not is_rank_zero():
         return None
     if options.out is not None:
         found.to_json(options.out)

@@ -71,7 +71,7 @@ def width(
     return _pruning(decoder, method, task, chosen)
 
 
-def rehearsal(
+def dry_run(
     decoder: Decoder,
     method: str = "wanda-sp",
     *,
@@ -96,7 +96,7 @@ def rehearsal(
     return _pruning(decoder, method, task, Chosen(kept_, biases))
 
 
-def chosen_words(method: str, variant: str | Iterable[str] | None) -> frozenset[str]:
+def variant_options(method: str, variant: str | Iterable[str] | None) -> frozenset[str]:
     """One word of each of the method's options: those that `variant` names, else the defaults.
 
     `variant`: words, or one string with commas between. InputError for a word that is none of them and for two of one
@@ -131,7 +131,7 @@ def _task(
     protect: Iterable[int] | str | None = None,
     remove_groups: int | None = None,
 ) -> Task:
-    words = chosen_words(method, variant)
+    words = variant_options(method, variant)
     if (ratio is None) == (target_parameters is None):
         raise InputError(
             f"width: ratio {ratio!r} and target_parameters {target_parameters!r}: exactly one of them is expected"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyprune.models.decoder import FFN, MHA, Decoder
-from pyprune.scoring.removals import WHOLE, Removal, present_places
+from pyprune.scoring.removals import NO_REMOVAL, Removal, present_sublayers
 from pyprune.scoring.schedule import Schedule
 
 
@@ -67,7 +67,7 @@ class Costs:
     def apart(self, removals: Iterable[Removal]) -> list[int]:
         """What each candidate takes after it has left what all of them begin with."""
         removals = list(removals)
-        common = frozenset.intersection(*removals) if removals else WHOLE
+        common = frozenset.intersection(*removals) if removals else NO_REMOVAL
         return [self._after(removal, min(removal - common, default=None)) for removal in removals]
 
     def _after(self, removal: Removal, leaves: int | None) -> int:
@@ -78,7 +78,7 @@ class Costs:
 
 def naive_passes(decoder: Decoder, removals: Iterable[Removal]) -> Passes:
     """One forward pass of its own for every candidate."""
-    present = present_places(decoder)
+    present = present_sublayers(decoder)
     kept = [len(present - removal) for removal in removals]
     return Passes(sum(kept) / 2, len(kept))
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.scoring.lifeline import Lifeline
-from pyprune.scoring.team import ALONE, Team, WorkerLost
+from pyprune.scoring.liveness import LivenessMonitor
+from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup, WorkerLost
 
 PATIENCE = 600.0
 """Seconds in which all processes have to come together: one may load its model much faster than another."""
@@ -36,7 +36,7 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def team_of(device: torch.device, distributed: bool | None = None) -> Team:
+def process_group(device: torch.device, distributed: bool | None = None) -> ProcessGroup:
     """The processes that share the work of this one: those of torch's process group, which is begun where torchrun has
     started this process.
 
@@ -44,61 +44,61 @@ def team_of(device: torch.device, distributed: bool | None = None) -> Team:
     them come.
     """
     if distributed is False or not dist.is_available():
-        return ALONE
+        return SINGLE_PROCESS
     if not dist.is_initialized():
         if not launched():
             if distributed:
                 raise InputError("distributed: True given, but neither torchrun nor init_process_group began others")
-            return ALONE
+            return SINGLE_PROCESS
         _begin(device)
-    return _ranks(device) if dist.get_world_size() > 1 else ALONE
+    return _ranks(device) if dist.get_world_size() > 1 else SINGLE_PROCESS
 
 
-class Ranks(Team):
+class Ranks(ProcessGroup):
     """The processes of torch's default process group."""
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device if "nccl" in str(dist.get_backend()) else torch.device("cpu")
-        self._lifeline: Lifeline | None = None
+        self._liveness: LivenessMonitor | None = None
         address = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        self._lifeline = Lifeline(self.rank, self.size, self._tell, address, PATIENCE)
+        self._liveness = LivenessMonitor(self.rank, self.size, self._tell, address, PATIENCE)
 
     def check(self) -> None:
-        self._lifeline.check()
+        self._liveness.check()
 
-    def agree(self, subject: str) -> None:
+    def require_same_call(self, subject: str) -> None:
         mine = torch.frombuffer(bytearray(hashlib.sha256(subject.encode()).digest()), dtype=torch.uint8)
         others = mine.clone()
-        self.as_first(others)
+        self.broadcast(others)
         if not torch.equal(mine, others):
             raise InputError(
                 f"rank {self.rank} was given other weights, tokens or options than rank 0; all processes have to make"
                 " the same call (distributed=False works alone)"
             )
 
-    def add_up(self, *tensors: Tensor) -> None:
-        self._lifeline.wait_for_all()
+    def all_reduce(self, *tensors: Tensor) -> None:
+        self._liveness.wait_for_all()
         for tensor in tensors:
             self._collect(tensor, dist.all_reduce)
 
-    def as_first(self, *tensors: Tensor) -> None:
-        self._lifeline.wait_for_all()
+    def broadcast(self, *tensors: Tensor) -> None:
+        self._liveness.wait_for_all()
         for tensor in tensors:
             self._collect(tensor, functools.partial(dist.broadcast, src=0))
 
-    def tell_first(self, entry: dict[str, Any]) -> None:
-        self._lifeline.send_entry(entry)
+    def send_to_rank_zero(self, entry: dict[str, Any]) -> None:
+        self._liveness.send_entry(entry)
 
     def listen(self, take: Callable[[dict[str, Any]], None]) -> None:
-        self._lifeline.on_entry = take
+        self._liveness.on_entry = take
 
     def fail(self, why: str) -> None:
-        self._lifeline.close(why)
+        self._liveness.close(why)
 
     def leave(self) -> None:
         """Part in peace."""
-        self._lifeline.close()
+        self._liveness.close()
 
     def _collect(self, tensor: Tensor, collective: Callable[..., Any]) -> None:
         """Run a collective in place, watching the others: on its own it would wait for a dead one for half an hour."""
@@ -108,8 +108,8 @@ class Ranks(Team):
         try:
             work = collective(buffer, async_op=True)
             while not work.is_completed():
-                if self._lifeline is not None:
-                    self._lifeline.check(leaving=False)
+                if self._liveness is not None:
+                    self._liveness.check(leaving=False)
                 if time.monotonic() > until:
                     raise WorkerLost(f"rank 0 did not come within {PATIENCE:.0f} s; every process has to make the call")
                 time.sleep(0.002)
@@ -117,8 +117,8 @@ class Ranks(Team):
         except WorkerLost:
             raise
         except RuntimeError as error:
-            if self._lifeline is not None:
-                self._lifeline.wait_lost(5.0)  # it says who
+            if self._liveness is not None:
+                self._liveness.wait_lost(5.0)  # it says who
             raise WorkerLost(f"the connection to another process broke: {error}") from None
         if buffer.data_ptr() != tensor.data_ptr():
             bytes_of_bool.copy_(buffer)
@@ -134,10 +134,10 @@ class Ranks(Team):
 
 @functools.cache
 def _ranks(device: torch.device) -> Ranks:
-    """The team of this process, connected once."""
-    team = Ranks(device)
-    atexit.register(team.leave)
-    return team
+    """The group of this process, connected once."""
+    group = Ranks(device)
+    atexit.register(group.leave)
+    return group
 
 
 def _begin(device: torch.device) -> None:

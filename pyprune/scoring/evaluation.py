@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
-from pyprune.scoring.distributed import team_of
+from pyprune.scoring.distributed import process_group
 from pyprune.scoring.evaluator import Evaluator
 from pyprune.scoring.journal import Journal, entry_of, subject_of
+from pyprune.scoring.process_group import ProcessGroup, WorkerLost
 from pyprune.scoring.removals import Removal
-from pyprune.scoring.team import Team, WorkerLost
 
 
 @contextmanager
@@ -34,43 +34,43 @@ def evaluation(
     """The evaluator of checked samples, as long as the work lasts.
 
     work: what is done, for the journal. resume: the journal's file: finished parts are kept in it, and those that are
-    there already are not computed again. distributed: as in `team_of`. memory, search: as in `Evaluator`.
+    there already are not computed again. distributed: as in `process_group`. memory, search: as in `Evaluator`.
     """
-    team = team_of(decoder.device, distributed)
+    group = process_group(decoder.device, distributed)
     try:
         subject = subject_of(decoder, input_ids, mask, work)
-        team.agree(json.dumps([subject, resume is not None]))
-        with _journal(resume, subject, team) as journal:
-            yield Evaluator(decoder, input_ids, mask, memory=memory, journal=journal, team=team, search=search)
+        group.require_same_call(json.dumps([subject, resume is not None]))
+        with _journal(resume, subject, group) as journal:
+            yield Evaluator(decoder, input_ids, mask, memory=memory, journal=journal, group=group, search=search)
     except WorkerLost:
         raise
     except BaseException as error:
-        team.fail(str(error) or type(error).__name__)
+        group.fail(str(error) or type(error).__name__)
         raise
 
 
 class _Told:
     """The journal as a process has it that is not the first: rank 0 keeps it, and knows what is in it."""
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
 
     def fill(self, removals: Sequence[Removal], losses: Tensor, todo: Tensor) -> None:
         pass
 
     def add(self, removals: Sequence[Removal], first: int, losses: Tensor) -> None:
-        self._team.tell_first(entry_of(removals, first, losses))
+        self._group.send_to_rank_zero(entry_of(removals, first, losses))
 
 
 @contextmanager
 def _journal(
-    path: str | os.PathLike[str] | None, subject: dict[str, Any], team: Team
+    path: str | os.PathLike[str] | None, subject: dict[str, Any], group: ProcessGroup
 ) -> Iterator[Journal | _Told | None]:
     if path is None:
         yield None
-    elif team.rank > 0:
-        yield _Told(team)
+    elif group.rank > 0:
+        yield _Told(group)
     else:
         with Journal(Path(path), subject) as journal:
-            team.listen(journal.add_entry)
+            group.listen(journal.add_entry)
             yield journal

@@ -23,10 +23,10 @@ from pyprune.scoring.footprint import Split, split
 from pyprune.scoring.journal import Journal
 from pyprune.scoring.losses import Losses, exp_mean, losses, predicted_positions
 from pyprune.scoring.parts import Stretch
-from pyprune.scoring.removals import WHOLE, Removal, present_places
+from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
+from pyprune.scoring.removals import NO_REMOVAL, Removal, present_sublayers
 from pyprune.scoring.schedule import schedule
 from pyprune.scoring.states import StateStore
-from pyprune.scoring.team import ALONE, Team
 
 Progress = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ class Evaluator:
     """The losses of candidates, `decoder` without some places, on checked `input_ids [S, T]`.
 
     mask: bool `[S, T]` or None. memory: bytes that may be taken beyond the model; what is free when None. journal:
-    where finished parts are kept, and found again. team: the processes that share the work; all of them make the same
+    where finished parts are kept, and found again. group: the processes that share the work; all of them make the same
     calls and get the same results. search: the calls are rounds of a search, so states are kept between them in what
     the limit leaves.
     `passes`: what has been computed so far, by all processes; `naive`: what one forward pass for every candidate would
@@ -53,16 +53,16 @@ class Evaluator:
         *,
         memory: int | None = None,
         journal: Journal | None = None,
-        team: Team = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
         search: bool = False,
     ) -> None:
         self.passes, self.naive = Passes(), Passes()
         self._decoder, self._ids, self._mask = decoder, input_ids, mask
-        self._journal, self._team, self._search = journal, team, search
+        self._journal, self._group, self._search = journal, group, search
         self._memory = _Memory(decoder, input_ids, mask is not None, memory)
-        self._present, self._costs = present_places(decoder), Costs.of(decoder, input_ids.shape[1])
+        self._present, self._costs = present_sublayers(decoder), Costs.of(decoder, input_ids.shape[1])
         self._stores: dict[tuple[int, int], StateStore] = {}
-        self._removed = WHOLE
+        self._removed = NO_REMOVAL
         self._samples: int | None = None  # in a part, once a search has begun
 
     def settle(self, removed: Removal) -> None:
@@ -83,16 +83,16 @@ class Evaluator:
         todo = torch.ones(len(removals), samples, dtype=torch.bool)
         if self._journal is not None:
             self._journal.fill(removals, known, todo)
-            self._team.as_first(known, todo)
+            self._group.broadcast(known, todo)
         costs = numpy.asarray(self._costs.apart(removals), dtype=numpy.float64)
-        mine = parts.share(todo.T.numpy(), costs, self._team.rank, self._team.size)
-        before = float((~todo.T.numpy() * costs).sum()) / self._team.size
+        mine = parts.share(todo.T.numpy(), costs, self._group.rank, self._group.size)
+        before = float((~todo.T.numpy() * costs).sum()) / self._group.size
         steps = _Steps(progress, before, before + float((mine * costs).sum()))
         computed, spent = torch.zeros_like(known), Passes()
         for part in self._parts(mine, removals, costs):
             spent += self._run(part, removals, costs, computed, steps)
         both = torch.tensor([spent.blocks, spent.heads], dtype=torch.float64)
-        self._team.add_up(computed, both)
+        self._group.all_reduce(computed, both)
         self.passes += Passes(*(both / samples).tolist())
         self.naive += naive_passes(self._decoder, removals)
         steps.finish()
@@ -146,7 +146,7 @@ class Evaluator:
         self, part: _Part, removals: Sequence[Removal], costs: numpy.ndarray, computed: Tensor, steps: _Steps
     ) -> Passes:
         """Compute a part and keep what came out; what it cost, summed over its samples."""
-        self._team.check()
+        self._group.check()
         chosen, candidates = slice(part.cells.start, part.cells.stop), list(part.cells.candidates)
         group = [removals[i] for i in candidates]
         stored = None if part.store is None else part.store.has
@@ -155,7 +155,7 @@ class Evaluator:
         scale = float(costs[candidates].sum()) / self._costs.of_schedule(plan)
 
         def advance(sequences: int, place: int | None) -> None:
-            self._team.check()
+            self._group.check()
             steps.advance(scale * sequences * self._costs.at(place))
 
         seen = None if self._mask is None else self._mask[chosen]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.runtime.sequence import activation_dtype
-from pyprune.scoring.removals import Removal, present_places
+from pyprune.scoring.removals import Removal, present_sublayers
 from pyprune.scoring.schedule import schedule
 
 ROWS = {"cpu": 1280, "cuda": 16384}
@@ -67,7 +67,7 @@ def split(
     samples, tokens = shape
     blocks = len(decoder.blocks)
     held = streamed_bytes(decoder)
-    slots = schedule(blocks, present_places(decoder), removals).slots
+    slots = schedule(blocks, present_sublayers(decoder), removals).slots
     rows = ROWS.get(decoder.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:

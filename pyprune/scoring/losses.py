@@ -18,7 +18,7 @@ from pyprune import ops
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed
 from pyprune.scoring.footprint import FEW_ROWS, chunk_size
-from pyprune.scoring.removals import Removal, present_places
+from pyprune.scoring.removals import Removal, present_sublayers
 from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
 
@@ -63,7 +63,7 @@ def losses(
     one sample's T. store: states of earlier passes over the same samples, used and added to.
     """
     blocks = decoder.blocks
-    plan = schedule(len(blocks), present_places(decoder), removals, None if store is None else store.has)
+    plan = schedule(len(blocks), present_sublayers(decoder), removals, None if store is None else store.has)
     run = _Pass(decoder, input_ids, mask, plan, rows, advance or (lambda sequences, place: None))
     todo = range(plan.first, len(blocks))
     for place, block in zip(todo, blocks[plan.first :] if plan.first else blocks, strict=True):

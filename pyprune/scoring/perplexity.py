@@ -21,7 +21,7 @@ from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.evaluation import evaluation
 from pyprune.scoring.evaluator import Evaluator, Progress
-from pyprune.scoring.removals import WHOLE, Removal, removal_of, units_of
+from pyprune.scoring.removals import NO_REMOVAL, Removal, removal_of, units_of
 from pyprune.scoring.scores import Scores
 
 
@@ -43,7 +43,7 @@ def perplexity_scores(
     resume, distributed: as in `evaluation`.
     """
     found = units_of(decoder, unit)
-    removals = [WHOLE, *(removal_of(decoder, [one]) for one in found)]
+    removals = [NO_REMOVAL, *(removal_of(decoder, [one]) for one in found)]
     given = {"memory": memory, "resume": resume, "distributed": distributed}
     with evaluation(decoder, input_ids, mask, f"score ppl {unit}", **given) as evaluator:
         values = evaluator.perplexities(removals, progress)
@@ -88,7 +88,7 @@ def perplexity(
     """
     decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
-    return perplexities(decoder, input_ids, mask, [WHOLE], memory=memory, progress=progress)[0]
+    return perplexities(decoder, input_ids, mask, [NO_REMOVAL], memory=memory, progress=progress)[0]
 
 
 def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

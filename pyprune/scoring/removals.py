@@ -14,7 +14,7 @@ from pyprune.pruning.budget import unit_parameters
 Removal = frozenset[int]
 """Places that do not run. Nothing removed is the whole model."""
 
-WHOLE: Removal = frozenset()
+NO_REMOVAL: Removal = frozenset()
 
 RANKED = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
 """What can be ranked, and the kinds of units that are candidates then: "mha+ffn" ranks 2L halves together."""
@@ -22,7 +22,7 @@ RANKED = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mh
 _HALVES = {"block": (0, 1), "mha": (0,), "ffn": (1,)}
 
 
-def present_places(decoder: Decoder) -> Removal:
+def present_sublayers(decoder: Decoder) -> Removal:
     """The places of all halves that the decoder has."""
     halves = ((2 * b, block.mha, block.ffn) for b, block in enumerate(decoder.sizes().blocks))
     return frozenset(p + half for p, *parts in halves for half, part in enumerate(parts) if part is not None)

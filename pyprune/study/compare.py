@@ -24,7 +24,7 @@ from pyprune.models.load import require_device
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning
 from pyprune.pruning.budget import depth_count
-from pyprune.pruning.width import METHODS, rehearsal
+from pyprune.pruning.width import METHODS, dry_run
 from pyprune.runtime import Engine, memory
 from pyprune.runtime.engine import MAX_BATCH
 from pyprune.scoring import calibration as texts
@@ -232,7 +232,7 @@ def check_ratios(decoder: Decoder, ratios: Sequence[str], methods: Sequence[str]
         assert ratio is not None
         depth_count(decoder, ratio)
         for method in methods:
-            rehearsal(decoder, method, ratio=ratio)
+            dry_run(decoder, method, ratio=ratio)
 
 
 def check_positions(decoder: Decoder, protocol: Protocol, seq_len: int) -> None:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from pyprune.cli import build_parser
-from pyprune.pruning.width import chosen_words
+from pyprune.pruning.width import variant_options
 
 PAGE = (Path(__file__).parents[2] / "docs" / "width.md").read_text("utf-8")
 
@@ -30,4 +30,4 @@ def test_every_word_of_every_method_is_on_the_page():
         for option in method.options:
             for word in option:
                 assert f"`{word}`" in PAGE
-                assert word in chosen_words(name, word)
+                assert word in variant_options(name, word)

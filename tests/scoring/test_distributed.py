@@ -20,9 +20,9 @@ import torch
 from pyprune import InputError, Scores, load, score, search
 from pyprune.scoring import parts
 from pyprune.scoring.calibration import calibration
-from pyprune.scoring.distributed import team_of
-from pyprune.scoring.lifeline import Lifeline
-from pyprune.scoring.team import ALONE, WorkerLost
+from pyprune.scoring.distributed import process_group
+from pyprune.scoring.liveness import LivenessMonitor
+from pyprune.scoring.process_group import SINGLE_PROCESS, WorkerLost
 
 SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 
@@ -203,15 +203,15 @@ def free_port() -> int:
 
 def test_without_torchrun_a_process_is_alone(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    assert team_of(torch.device("cpu")) is ALONE
-    assert team_of(torch.device("cpu"), False) is ALONE
+    assert process_group(torch.device("cpu")) is SINGLE_PROCESS
+    assert process_group(torch.device("cpu"), False) is SINGLE_PROCESS
     with pytest.raises(InputError, match="distributed: True given"):
-        team_of(torch.device("cpu"), True)
+        process_group(torch.device("cpu"), True)
 
 
 @pytest.fixture
 def three():
-    """Lifelines as three processes have them, and the address at which the first one listens."""
+    """Liveness monitors as three processes have them, and the address at which the first one listens."""
     said = queue.Queue()
     invitation: list[str] = []
 
@@ -223,10 +223,10 @@ def three():
             return text
         return said.get(timeout=10)
 
-    found: dict[int, Lifeline] = {}
+    found: dict[int, LivenessMonitor] = {}
 
     def connect(rank: int) -> None:
-        found[rank] = Lifeline(rank, 3, tell, "127.0.0.1", patience=10)
+        found[rank] = LivenessMonitor(rank, 3, tell, "127.0.0.1", patience=10)
 
     threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -240,12 +240,12 @@ def three():
     for thread in threads:
         thread.join()
     yield [found[rank] for rank in range(3)]
-    for lifeline in found.values():
-        lifeline.close()
+    for monitor in found.values():
+        monitor.close()
 
 
-def waiting(lifeline: Lifeline) -> threading.Thread:
-    thread = threading.Thread(target=lifeline.wait_for_all)
+def waiting(monitor: LivenessMonitor) -> threading.Thread:
+    thread = threading.Thread(target=monitor.wait_for_all)
     thread.start()
     return thread
 
@@ -302,4 +302,4 @@ def test_finished_parts_reach_the_first_process_before_it_goes_on(three):
 @pytest.mark.alone
 def test_who_does_not_come_is_named():
     with pytest.raises(WorkerLost, match=r"rank 1, 2 did not come within 0 s"):
-        Lifeline(0, 3, lambda text: text, "127.0.0.1", patience=0.2)
+        LivenessMonitor(0, 3, lambda text: text, "127.0.0.1", patience=0.2)

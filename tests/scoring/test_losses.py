@@ -12,14 +12,14 @@ from pyprune import InputError, Pruning, apply, load, perplexity, score
 from pyprune.scoring.footprint import chunk_size, plan_bytes, split
 from pyprune.scoring.losses import exp_mean, losses
 from pyprune.scoring.perplexity import perplexities
-from pyprune.scoring.removals import WHOLE, present_places, removal_of
+from pyprune.scoring.removals import NO_REMOVAL, present_sublayers, removal_of
 from pyprune.scoring.schedule import schedule
 from pyprune.scoring.states import StateStore
 from tests import seeds
 
 S, T = 4, 13
 ANY = [
-    WHOLE,
+    NO_REMOVAL,
     frozenset({0, 1}),
     frozenset({9}),
     frozenset({0, 1, 4, 5}),
@@ -52,12 +52,12 @@ def test_any_sets_of_halves_equal_one_forward_each(tiny, samples):
 
 def test_candidates_that_begin_alike_share_their_states():
     present = frozenset(range(2 * 4))
-    singles = [WHOLE, *(frozenset({2 * b, 2 * b + 1}) for b in range(4))]
+    singles = [NO_REMOVAL, *(frozenset({2 * b, 2 * b + 1}) for b in range(4))]
     plan = schedule(4, present, singles)
     assert plan.slots == 5
     # Block b runs for the whole model and for every candidate before b: 1 + 2 + 3 + 4 states, two halves each.
     assert plan.half_passes == 2 * (1 + 2 + 3 + 4)
-    assert schedule(4, present, [WHOLE, WHOLE, frozenset({99})]).slots == 1
+    assert schedule(4, present, [NO_REMOVAL, NO_REMOVAL, frozenset({99})]).slots == 1
     assert schedule(4, present - {2}, [frozenset({2})]).half_passes == 7
 
 
@@ -111,13 +111,13 @@ def test_padding_stays_with_its_sample_in_every_split(tiny, samples):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride: int):
     store = StateStore(1 << 30, stride)
-    singles = [WHOLE, *(frozenset({2 * b, 2 * b + 1}) for b in range(5))]
+    singles = [NO_REMOVAL, *(frozenset({2 * b, 2 * b + 1}) for b in range(5))]
     losses(tiny, samples, None, singles, rows=1000, store=store)
     removed = singles[3]  # block 2
     store.keep_for(removed)
     second = [removed | one for one in singles[1:] if one != removed]
-    fresh = schedule(5, present_places(tiny), second)
-    again = schedule(5, present_places(tiny), second, store.has)
+    fresh = schedule(5, present_sublayers(tiny), second)
+    again = schedule(5, present_sublayers(tiny), second, store.has)
     assert again.half_passes < fresh.half_passes
     found = losses(tiny, samples, None, second, rows=1000, store=store)
     values = [exp_mean(total, found.positions) for total in found.totals]
@@ -134,7 +134,7 @@ def test_a_store_keeps_no_more_than_its_limit(tiny, samples):
 def test_units_become_places_in_a_pruned_decoder(tiny):
     pruned = apply(tiny, Pruning(blocks=[1], ffn=[3]))
     assert removal_of(pruned, [("block", 2), ("mha", 4)]) == frozenset({2, 3, 6})
-    assert present_places(pruned) == frozenset({0, 1, 2, 3, 4, 6, 7})
+    assert present_sublayers(pruned) == frozenset({0, 1, 2, 3, 4, 6, 7})
     with pytest.raises(InputError, match=r"block 1: .* has blocks 0, 2-4"):
         removal_of(pruned, [("block", 1)])
 
@@ -149,7 +149,7 @@ def test_every_family_and_every_unit_equal_the_loop(family: str):
 
 
 def test_sums_over_parts_are_over_all_positions(tiny, samples):
-    parts = [losses(tiny, part, None, [WHOLE], rows=1000) for part in samples.split(3)]
+    parts = [losses(tiny, part, None, [NO_REMOVAL], rows=1000) for part in samples.split(3)]
     both = parts[0] + parts[1]
     assert both.positions == S * (T - 1)
     assert math.exp(both.totals[0] / both.positions) == pytest.approx(perplexity(tiny, samples), rel=1e-6)

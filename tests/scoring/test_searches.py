@@ -9,7 +9,7 @@ import torch
 
 from pyprune import InputError, Pruning, SearchResult, apply, load, perplexity, score, search
 from pyprune.scoring.footprint import FIXED, plan_bytes
-from pyprune.scoring.removals import WHOLE, removal_of, units_of
+from pyprune.scoring.removals import NO_REMOVAL, removal_of, units_of
 from pyprune.scoring.similarity import window_distances
 from pyprune.scoring.states import StateStore
 from tests import seeds
@@ -119,26 +119,26 @@ def test_the_trunk_is_kept_before_anything_else():
     for block in range(1, 8):
         store.offer(block, frozenset({0, 1}), state)  # a candidate
     for block in range(1, 8):
-        store.offer(block, WHOLE, state)
-    assert all(store.has(block, WHOLE) for block in range(1, 8))
+        store.offer(block, NO_REMOVAL, state)
+    assert all(store.has(block, NO_REMOVAL) for block in range(1, 8))
     assert store.bytes <= 10 * 100
     few = StateStore.within(limit=3 * 100, state=100, blocks=8, leaving=range(8))
     for block in range(1, 8):
-        few.offer(block, WHOLE, state)
-    assert [block for block in range(1, 8) if few.has(block, WHOLE)] == [2, 4, 6]  # spread, not the first ones
+        few.offer(block, NO_REMOVAL, state)
+    assert [block for block in range(1, 8) if few.has(block, NO_REMOVAL)] == [2, 4, 6]  # spread, not the first ones
 
 
 def test_a_removal_turns_the_states_of_its_candidate_into_the_trunk():
     store = StateStore.within(limit=1 << 20, state=100, blocks=4, leaving=range(4))
     removed, other = frozenset({2, 3}), frozenset({0, 1})
     for block in (2, 3):
-        for lacking in (WHOLE, removed, other):
+        for lacking in (NO_REMOVAL, removed, other):
             store.offer(block, lacking, torch.zeros(25))
     store.offer(1, other, torch.zeros(25))
     store.keep_for(removed)
     assert store.has(2, removed)
     assert store.has(3, removed)
-    assert not store.has(2, WHOLE)
+    assert not store.has(2, NO_REMOVAL)
     assert not store.has(2, other)
     assert store.has(1, other)  # before the removed block the candidate is as it was
     assert store.bytes == 3 * 100

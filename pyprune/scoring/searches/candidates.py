@@ -11,7 +11,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio
 from pyprune.pruning.depth import protected_blocks
-from pyprune.scoring.removals import present_places, removal_of, units_of
+from pyprune.scoring.removals import present_sublayers, removal_of, units_of
 from pyprune.scoring.searches.result import Choice, Unit
 
 Ranker = Callable[[Sequence[tuple[Unit, ...]]], list[float]]
@@ -79,7 +79,7 @@ class Candidates:
             raise InputError(f"search: count {self.count}: 1 to {len(sizes)} units can be removed")
         if self.ratio is not None:
             count_for_ratio(self.ratio, self.parameters, sorted(sizes))
-        everything = removal_of(self.decoder, self.units) >= present_places(self.decoder)
+        everything = removal_of(self.decoder, self.units) >= present_sublayers(self.decoder)
         if everything and self.most() >= len(sizes):
             raise InputError(f"search: all {len(sizes)} units would be removed; at least one must stay")
 

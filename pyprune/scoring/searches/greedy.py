@@ -8,7 +8,7 @@ was scored before the last removal is not computed again.
 from __future__ import annotations
 
 from pyprune.scoring.evaluator import Evaluator, Progress, share
-from pyprune.scoring.removals import WHOLE, removal_of
+from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.searches.candidates import Candidates, place_of
 from pyprune.scoring.searches.result import Choice, Step
 
@@ -18,12 +18,12 @@ def greedy(
 ) -> tuple[float, list[Step]]:
     """The perplexity of the whole model, and the steps: one unit each. ranker: none, rounds go by perplexity."""
     decoder, left = candidates.decoder, dict(candidates.units)
-    most, baseline, removed = candidates.most(), None, WHOLE
+    most, baseline, removed = candidates.most(), None, NO_REMOVAL
     steps: list[Step] = []
     while (enough := candidates.enough([step.parameters for step in steps])) is None:
         units = list(left)
         removals = [removed | removal_of(decoder, [unit]) for unit in units]
-        first = [] if steps else [WHOLE]
+        first = [] if steps else [NO_REMOVAL]
         values = evaluator.perplexities([*first, *removals], share(progress, len(steps), most))
         if first:
             baseline = values.pop(0)

@@ -6,7 +6,7 @@ A ranking does not tell what its first units cost together, so the perplexity af
 from __future__ import annotations
 
 from pyprune.scoring.evaluator import Evaluator, Progress, share
-from pyprune.scoring.removals import WHOLE, removal_of
+from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.searches.candidates import Candidates, Ranker, place_of
 from pyprune.scoring.searches.result import Choice, Step, Unit
 
@@ -18,7 +18,7 @@ def one_shot(
     decoder, units = candidates.decoder, [(unit,) for unit in candidates.units]
     known: list[float] = []
     if ranker is None:
-        removals = [WHOLE, *(removal_of(decoder, unit) for unit in units)]
+        removals = [NO_REMOVAL, *(removal_of(decoder, unit) for unit in units)]
         baseline, *values = evaluator.perplexities(removals, share(progress, 0, 2))
         known = [baseline, min(values)]
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pyprune.errors import InputError
 from pyprune.pruning.budget import count_for_ratio
 from pyprune.scoring.evaluator import Evaluator, Progress
-from pyprune.scoring.removals import WHOLE, removal_of
+from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.searches.candidates import Candidates, Ranker, place_of
 from pyprune.scoring.searches.result import Choice, Step, Unit
 
@@ -20,7 +20,7 @@ def window(
     None."""
     decoder, windows = candidates.decoder, windows_of(candidates)
     if ranker is None:
-        removals = [WHOLE, *(removal_of(decoder, one) for one in windows)]
+        removals = [NO_REMOVAL, *(removal_of(decoder, one) for one in windows)]
         baseline, *values = evaluator.perplexities(removals, progress)
     else:
         values = ranker(windows)
@@ -28,7 +28,7 @@ def window(
     best = min(choices, key=place_of)
     score = best.score
     if ranker is not None:
-        baseline, score = evaluator.perplexities([WHOLE, removal_of(decoder, best.units)], progress)
+        baseline, score = evaluator.perplexities([NO_REMOVAL, removal_of(decoder, best.units)], progress)
     return baseline, [Step(best.units, score, sum(candidates.units[unit] for unit in best.units), choices)]
 
 

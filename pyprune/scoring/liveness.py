@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from pyprune.scoring.team import WorkerLost
+from pyprune.scoring.process_group import WorkerLost
 
 Tell = Callable[[str], str]
 """Gives every process the text that the first one calls it with."""
@@ -30,7 +30,7 @@ _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """A silent machine is given up after 5 + 3 * 2 seconds."""
 
 
-class Lifeline:
+class LivenessMonitor:
     """The connections of one process, number `rank` of `size`.
 
     tell: how the others learn where the first process listens, at `address`. patience: seconds in which all of them

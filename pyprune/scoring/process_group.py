@@ -12,7 +12,7 @@ class WorkerLost(RuntimeError):
     """Another process that shares the work has died, failed or left, so the result cannot come."""
 
 
-class Team:
+class ProcessGroup:
     """Processes that make the same calls, each of them doing its part. This one has no others."""
 
     rank, size = 0, 1
@@ -20,16 +20,16 @@ class Team:
     def check(self) -> None:
         """Raise WorkerLost when another process has died, failed or left."""
 
-    def agree(self, subject: str) -> None:
+    def require_same_call(self, subject: str) -> None:
         """Raise InputError when another process works on something else than `subject` says."""
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Make each tensor the sum over all processes, in place."""
 
-    def as_first(self, *tensors: Tensor) -> None:
+    def broadcast(self, *tensors: Tensor) -> None:
         """Make each tensor the one of rank 0, in place."""
 
-    def tell_first(self, entry: dict[str, Any]) -> None:
+    def send_to_rank_zero(self, entry: dict[str, Any]) -> None:
         """Hand a finished part to rank 0."""
 
     def listen(self, take: Callable[[dict[str, Any]], None]) -> None:
@@ -39,4 +39,4 @@ class Team:
         """Let the others know that this process cannot go on."""
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
