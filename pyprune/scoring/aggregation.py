@@ -1,4 +1,4 @@
-"""From weights to a unit: scores of output neurons, of the matrices that hold them, of the unit that holds those.
+"""From weights to a unit: scores of output neurons, then of their matrices, then of the unit.
 
 The paper scores weights at the level of output neurons and found sums at both levels above it to work best among sum,
 mean, product and maximum (Shortened LLaMA, section 3.1 and its second footnote).
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block
-from pyprune.scoring.measured import Unit
-from pyprune.scoring.removals import RANKED
+from pyprune.scoring.measurement import Unit
+from pyprune.scoring.removals import UNIT_KINDS
 
 REDUCTIONS = ("sum", "mean", "max", "prod")
 
@@ -28,37 +28,38 @@ def weights_of(block: Block) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_weight(name: str) -> bool:
+    """Whether a tensor of that name is a weight matrix or an RMSNorm vector, and not a bias."""
     return not name.endswith(".bias")
 
 
 def neuron_sums(element: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """sum_j element(...)_ij in float64, `[out]`, for tensors `[out, in]` of one shape; each entry of a vector (an
     RMSNorm's weight) is a neuron of its own. Some rows at a time are widened to float64."""
-    rows = [tensor.detach().reshape(len(tensor), -1) for tensor in tensors]
-    together = max(1, CHUNK_FLOATS // rows[0].shape[1])
-    parts = zip(*(one.split(together) for one in rows), strict=True)
-    return torch.cat([element(*(one.double() for one in part)).sum(1) for part in parts])
+    matrices = [tensor.detach().reshape(len(tensor), -1) for tensor in tensors]
+    rows = max(1, CHUNK_FLOATS // matrices[0].shape[1])
+    chunks = zip(*(matrix.split(rows) for matrix in matrices), strict=True)
+    return torch.cat([element(*(rows.double() for rows in chunk)).sum(1) for chunk in chunks])
 
 
 def unit_values(
     neurons: dict[str, Tensor], block: Block, unit: str, within: str, across: str
 ) -> Iterator[tuple[Unit, float]]:
     """The units of `unit`'s ranking in this block with their values, from the neurons' scores of its weights."""
-    for kind in RANKED[unit]:
+    for kind in UNIT_KINDS[unit]:
         if kind == "block" or getattr(block, kind) is not None:
-            modules = [found for name, found in neurons.items() if kind in ("block", name.partition(".")[0])]
-            yield (kind, block.index), aggregate(modules, within, across)
+            scores = [s for name, s in neurons.items() if kind in ("block", name.partition(".")[0])]
+            yield (kind, block.index), aggregate(scores, within, across)
 
 
-def aggregate(modules: list[Tensor], within: str, across: str) -> float:
+def aggregate(matrix_scores: list[Tensor], within: str, across: str) -> float:
     """across_k within_i s_ki of non-negative neuron scores s_k `[out]`, one vector a matrix.
 
     With a product anywhere it is the logarithm of that: a product of thousands of scores is below any float.
     """
     if "prod" in (within, across):
-        logs = torch.stack([_LOG_REDUCTIONS[within](scores.log()) for scores in modules])
+        logs = torch.stack([_LOG_REDUCTIONS[within](scores.log()) for scores in matrix_scores])
         return float(_LOG_REDUCTIONS[across](logs))
-    return float(_REDUCTIONS[across](torch.stack([_REDUCTIONS[within](scores) for scores in modules])))
+    return float(_REDUCTIONS[across](torch.stack([_REDUCTIONS[within](scores) for scores in matrix_scores])))
 
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.max}

@@ -27,24 +27,24 @@ class RankCorrelation:
 
 def rank_correlation(a: Scores, b: Scores) -> RankCorrelation:
     """The rank correlation of two scores over the units that both have; InputError when they share fewer than two."""
-    others = dict(zip(b.units, b.values, strict=True))
-    pairs = [(value, others[unit]) for unit, value in zip(a.units, a.values, strict=True) if unit in others]
+    by_b = dict(zip(b.units, b.values, strict=True))
+    pairs = [(value, by_b[unit]) for unit, value in zip(a.units, a.values, strict=True) if unit in by_b]
     if len(pairs) < 2:
         raise InputError(
             f"scores {a.criterion} of unit {a.unit} and {b.criterion} of unit {b.unit} share {len(pairs)} units;"
             " at least 2 are needed to compare their order"
         )
-    one, two = zip(*pairs, strict=True)
-    return RankCorrelation(spearman(one, two), kendall(one, two), len(pairs))
+    values_a, values_b = zip(*pairs, strict=True)
+    return RankCorrelation(spearman(values_a, values_b), kendall(values_a, values_b), len(pairs))
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation of two sequences of the same length; None where one is constant."""
     x, y = ranks(a), ranks(b)
-    middle = (len(x) + 1) / 2
-    together = sum((i - middle) * (j - middle) for i, j in zip(x, y, strict=True))
-    spread = math.sqrt(sum((i - middle) ** 2 for i in x)) * math.sqrt(sum((j - middle) ** 2 for j in y))
-    return together / spread if spread else None
+    mean = (len(x) + 1) / 2
+    covariance = sum((i - mean) * (j - mean) for i, j in zip(x, y, strict=True))
+    deviations = math.sqrt(sum((i - mean) ** 2 for i in x)) * math.sqrt(sum((j - mean) ** 2 for j in y))
+    return covariance / deviations if deviations else None
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -55,18 +55,18 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """The place of each value in ascending order, from 1; equal values share the mean of their places."""
+    """The rank of each value in ascending order, from 1; equal values share the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
-    found = [0.0] * len(values)
+    result = [0.0] * len(values)
     start = 0
     while start < len(order):
         stop = start
         while stop < len(order) and values[order[stop]] == values[order[start]]:
             stop += 1
-        for place in order[start:stop]:
-            found[place] = (start + 1 + stop) / 2
+        for position in order[start:stop]:
+            result[position] = (start + 1 + stop) / 2
         start = stop
-    return found
+    return result
 
 
 def _sign(x: float, y: float) -> int:

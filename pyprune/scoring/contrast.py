@@ -19,7 +19,7 @@ USUAL_RATIO = 0.2
 
 @dataclass(frozen=True)
 class Difference:
-    """A unit's place under two scores, 1 the most removable; equal scores share the mean of their places."""
+    """A unit's rank under two scores, 1 the most removable; equal scores share the mean of their ranks."""
 
     unit: Unit
     place_a: float
@@ -79,14 +79,14 @@ class Contrast:
             "overlap_by_chance": self.overlap_by_chance,
             "differences": [
                 {
-                    "unit": found.unit[0],
-                    "index": found.unit[1],
-                    "place_a": found.place_a,
-                    "place_b": found.place_b,
-                    "score_a": json_number(found.score_a),
-                    "score_b": json_number(found.score_b),
+                    "unit": difference.unit[0],
+                    "index": difference.unit[1],
+                    "place_a": difference.place_a,
+                    "place_b": difference.place_b,
+                    "score_a": json_number(difference.score_a),
+                    "score_b": json_number(difference.score_b),
                 }
-                for found in self.differences
+                for difference in self.differences
             ],
         }
 
@@ -114,9 +114,9 @@ def contrast(
 
 def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:
     """The scored units that a pruning takes away, in the order of the model."""
-    whole, halves = set(pruning.blocks), {"mha": set(pruning.mha), "ffn": set(pruning.ffn)}
-    gone = [(kind, index) for kind, index in scores.units if index in whole or index in halves.get(kind, ())]
-    return sorted(gone, key=lambda unit: (unit[1], unit[0] != "mha"))
+    blocks, sublayers = set(pruning.blocks), {"mha": set(pruning.mha), "ffn": set(pruning.ffn)}
+    dropped = [(kind, index) for kind, index in scores.units if index in blocks or index in sublayers.get(kind, ())]
+    return sorted(dropped, key=lambda unit: (unit[1], unit[0] != "mha"))
 
 
 def named(scores: Scores) -> str:
@@ -128,14 +128,14 @@ def named(scores: Scores) -> str:
 
 
 def _differences(a: Scores, b: Scores) -> list[Difference]:
-    others = dict(zip(b.units, b.values, strict=True))
-    shared = [(unit, value) for unit, value in zip(a.units, a.values, strict=True) if unit in others]
-    one, two = [value for _, value in shared], [others[unit] for unit, _ in shared]
-    found = [
-        Difference(unit, *places, value, others[unit])
-        for (unit, value), places in zip(shared, zip(ranks(one), ranks(two), strict=True), strict=True)
+    by_a, by_b = (dict(zip(scores.units, scores.values, strict=True)) for scores in (a, b))
+    shared = [unit for unit in a.units if unit in by_b]
+    ranks_a, ranks_b = (ranks([values[unit] for unit in shared]) for values in (by_a, by_b))
+    differences = [
+        Difference(unit, rank_a, rank_b, by_a[unit], by_b[unit])
+        for unit, rank_a, rank_b in zip(shared, ranks_a, ranks_b, strict=True)
     ]
-    return sorted(found, key=lambda one: (-abs(one.place_a - one.place_b), one.unit[1], one.unit[0]))
+    return sorted(differences, key=lambda d: (-abs(d.place_a - d.place_b), d.unit[1], d.unit[0]))
 
 
 def _described(scores: Scores) -> dict[str, Any]:

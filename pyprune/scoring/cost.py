@@ -13,8 +13,8 @@ from pyprune.scoring.schedule import Schedule
 
 @dataclass
 class Passes:
-    """Forward work on all calibration samples: blocks that one state went through, a half counting as one half, and
-    states that went through the head."""
+    """Forward work on all calibration samples: blocks that one state went through, a sublayer counting as half a block,
+    and states that went through the head."""
 
     blocks: float = 0.0
     heads: float = 0.0
@@ -34,46 +34,48 @@ class Passes:
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiplications that one token takes in each half, by its place, and in the head."""
+    """Multiplications that one token takes in each sublayer, by its index, and in the head."""
 
-    halves: dict[int, int]
+    sublayers: dict[int, int]
     head: int
 
     @classmethod
     def of(cls, decoder: Decoder, tokens: int) -> Costs:
         """The costs in samples of `tokens` tokens."""
-        halves = {}
-        for place, block in enumerate(decoder.sizes().blocks):
+        sublayers = {}
+        for position, block in enumerate(decoder.sizes().blocks):
             if block.mha is not None:
-                halves[2 * place] = _mha_cost(block.mha, tokens)
+                sublayers[2 * position] = _mha_cost(block.mha, tokens)
             if block.ffn is not None:
-                halves[2 * place + 1] = _ffn_cost(block.ffn)
-        return cls(halves, decoder.head.weight.numel())
+                sublayers[2 * position + 1] = _ffn_cost(block.ffn)
+        return cls(sublayers, decoder.head.weight.numel())
 
-    def of_schedule(self, plan: Schedule) -> int:
+    def of_schedule(self, schedule: Schedule) -> int:
         """What all states of a pass take."""
-        halves = (
-            len(half.run) * self.halves[2 * place + part]
-            for place, step in enumerate(plan.steps)
-            for part, half in enumerate(step.halves)
-            if half.run
+        sublayers = (
+            len(sublayer.slots) * self.sublayers[2 * position + offset]
+            for position, step in enumerate(schedule.steps)
+            for offset, sublayer in enumerate(step.sublayers)
+            if sublayer.slots
         )
-        return sum(halves) + plan.slots * self.head
+        return sum(sublayers) + schedule.slots * self.head
 
-    def at(self, place: int | None) -> int:
-        """What the half at a place takes, or the head where that is None."""
-        return self.head if place is None else self.halves[place]
+    def at(self, sublayer: int | None) -> int:
+        """What a sublayer takes, or the head where that is None."""
+        return self.head if sublayer is None else self.sublayers[sublayer]
 
-    def apart(self, removals: Iterable[Removal]) -> list[int]:
-        """What each candidate takes after it has left what all of them begin with."""
+    def after_shared_prefix(self, removals: Iterable[Removal]) -> list[int]:
+        """What each candidate takes after it has left the prefix that all of them share."""
         removals = list(removals)
         common = frozenset.intersection(*removals) if removals else NO_REMOVAL
         return [self._after(removal, min(removal - common, default=None)) for removal in removals]
 
-    def _after(self, removal: Removal, leaves: int | None) -> int:
-        if leaves is None:
+    def _after(self, removal: Removal, first: int | None) -> int:
+        """What a candidate takes behind the sublayer `first`, the first that it alone lacks; None: it lacks none."""
+        if first is None:
             return self.head
-        return self.head + sum(cost for place, cost in self.halves.items() if place > leaves and place not in removal)
+        kept = (cost for index, cost in self.sublayers.items() if index > first and index not in removal)
+        return self.head + sum(kept)
 
 
 def naive_passes(decoder: Decoder, removals: Iterable[Removal]) -> Passes:
@@ -84,9 +86,9 @@ def naive_passes(decoder: Decoder, removals: Iterable[Removal]) -> Passes:
 
 
 def _mha_cost(mha: MHA, tokens: int) -> int:
-    weights = sum(part.weight.numel() for part in (mha.q, mha.k, mha.v, mha.o))
+    weights = sum(linear.weight.numel() for linear in (mha.q, mha.k, mha.v, mha.o))
     return weights + tokens * mha.heads * mha.head_dim  # a token sees half of them, in two products
 
 
 def _ffn_cost(ffn: FFN) -> int:
-    return sum(part.weight.numel() for part in (ffn.gate, ffn.up, ffn.down))
+    return sum(linear.weight.numel() for linear in (ffn.gate, ffn.up, ffn.down))

@@ -18,26 +18,26 @@ from pyprune.scoring import magnitude, similarity, static, taylor
 from pyprune.scoring.aggregation import REDUCTIONS
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.first_order import predicted_perplexities
-from pyprune.scoring.measured import Measured
+from pyprune.scoring.measurement import Measurement
 from pyprune.scoring.perplexity import perplexity_scores
-from pyprune.scoring.removals import RANKED, units_of
+from pyprune.scoring.progress import Progress
+from pyprune.scoring.removals import UNIT_KINDS, units_of
 from pyprune.scoring.scores import Scores
 
 Needs = Literal["nothing", "tokens", "gradients"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Whole numbers from `least`."""
+    """Whole numbers from `minimum`."""
 
-    least: int
+    minimum: int
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
+        return isinstance(value, int) and not isinstance(value, bool) and value >= self.minimum
 
     def __str__(self) -> str:
-        return f"whole numbers from {self.least}"
+        return f"whole numbers from {self.minimum}"
 
 
 class OneOf(tuple):
@@ -48,13 +48,14 @@ class OneOf(tuple):
 
 
 Accepted = AtLeast | OneOf
+"""The values of an option that a criterion accepts."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant of a criterion knows: its rankings, options that it fixes, and options that mean nothing to it."""
+    """What a variant of a criterion accepts: its units, options that it fixes to a value, options that it lacks."""
 
-    units: tuple[str, ...] = tuple(RANKED)
+    units: tuple[str, ...] = tuple(UNIT_KINDS)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 
@@ -63,7 +64,7 @@ class Variant:
 class Criterion:
     """One way to rank units; the lowest score is the most removable.
 
-    `units`: the rankings it knows. `needs`: "nothing" beyond the weights, calibration "tokens", or "gradients" of the
+    `units`: the units that it ranks. `needs`: "nothing" beyond the weights, calibration "tokens", or "gradients" of the
     loss on them. `measure(decoder, input_ids, mask, unit, *, calibration, progress, **options)` gives the scores, of
     checked options. `options`: what is accepted for each, None where `measure` itself checks it. `variants`: by the
     value of the option of that name, the first by default.
@@ -73,7 +74,7 @@ class Criterion:
     needs: Needs
     measure: Callable[..., Scores]
     options: Mapping[str, Accepted | None] = field(default_factory=dict)
-    units: tuple[str, ...] = tuple(RANKED)
+    units: tuple[str, ...] = tuple(UNIT_KINDS)
     variants: Mapping[str, Variant] = field(default_factory=lambda: {"corrected": Variant()})
 
     def check(self, unit: str, options: Mapping[str, Any]) -> None:
@@ -84,21 +85,21 @@ class Criterion:
             if name not in self.options:
                 accepted = ", ".join(self.options) or "none"
                 raise InputError(f"{name}: {value!r} given, but criterion {self.name} takes the options {accepted}")
-            allowed = self.options[name]
-            if allowed is not None and value not in allowed:
-                raise InputError(f"{name}: {value!r} given; criterion {self.name} accepts {allowed}")
-        chosen = options.get("variant", next(iter(self.variants)))
-        variant = self.variants[chosen]
+            values = self.options[name]
+            if values is not None and value not in values:
+                raise InputError(f"{name}: {value!r} given; criterion {self.name} accepts {values}")
+        variant_name = options.get("variant", next(iter(self.variants)))
+        variant = self.variants[variant_name]
         if unit not in variant.units:
             raise InputError(
-                f"unit: {unit!r} given; variant {chosen} of {self.name} accepts {', '.join(variant.units)}"
+                f"unit: {unit!r} given; variant {variant_name} of {self.name} accepts {', '.join(variant.units)}"
             )
         for name, value in options.items():
             if name in variant.without:
-                raise InputError(f"{name}: {value!r} given, which variant {chosen} of {self.name} does not take")
+                raise InputError(f"{name}: {value!r} given, which variant {variant_name} of {self.name} does not take")
             if value != variant.fixed.get(name, value):
                 raise InputError(
-                    f"{name}: {value!r} given; variant {chosen} of {self.name} accepts {variant.fixed[name]}"
+                    f"{name}: {value!r} given; variant {variant_name} of {self.name} accepts {variant.fixed[name]}"
                 )
 
 
@@ -109,10 +110,14 @@ def criterion_named(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-def _tabulated(name: str, measure: Callable[..., Measured], variants: Mapping[str, Variant]) -> Callable[..., Scores]:
-    """`measure`, whose values become Scores with everything that says how they came about."""
-    given = inspect.signature(measure).parameters.values()
-    defaults = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "memory")}
+def _as_scores(
+    name: str, measure: Callable[..., Measurement], variants: Mapping[str, Variant]
+) -> Callable[..., Scores]:
+    """`measure` with its values as Scores, which record the options that they were measured with."""
+    parameters = inspect.signature(measure).parameters.values()
+    defaults = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", "memory")
+    }
 
     @wraps(measure)
     def scores(
@@ -128,15 +133,15 @@ def _tabulated(name: str, measure: Callable[..., Measured], variants: Mapping[st
         sizes = units_of(decoder, unit)
         variant = variants.get({**defaults, **options}.get("variant", ""), Variant())
         options = {**variant.fixed, **options}
-        found = measure(decoder, input_ids, mask, unit, progress=progress, **options)
-        values = [found.values[one] for one in sizes]
+        measurement = measure(decoder, input_ids, mask, unit, progress=progress, **options)
+        values = [measurement.values[candidate] for candidate in sizes]
         if any(math.isnan(value) for value in values):
             raise ArithmeticError(f"{name} is not a number: activations overflow; float32 or bfloat16 weights may help")
         return Scores(
             model=original_name(decoder),
             criterion=name,
             unit=unit,
-            baseline=found.baseline,
+            baseline=measurement.baseline,
             units=list(sizes),
             values=values,
             calibration={} if input_ids is None else calibration or fingerprint(input_ids),
@@ -149,16 +154,16 @@ def _tabulated(name: str, measure: Callable[..., Measured], variants: Mapping[st
 
 
 def _criterion(
-    name: str, needs: Needs, measure: Callable[..., Measured], variants: Mapping[str, Variant] | None = None,
+    name: str, needs: Needs, measure: Callable[..., Measurement], variants: Mapping[str, Variant] | None = None,
     **options: Accepted,
 ) -> Criterion:  # fmt: skip
-    """A criterion of the functions below; its first variant is the default."""
+    """A criterion that `measure` computes; its first variant is the default."""
     variants = variants or {"corrected": Variant()}
     if len(variants) > 1:
         options["variant"] = OneOf(variants)
     if needs == "tokens":
         options["memory"] = AtLeast(1)
-    return Criterion(name, needs, _tabulated(name, measure, variants), options, variants=variants)
+    return Criterion(name, needs, _as_scores(name, measure, variants), options, variants=variants)
 
 
 _TOKENS = OneOf(("mean", "last"))
@@ -172,8 +177,8 @@ _PPL_OPTIONS = {
 }
 
 CRITERIA: dict[str, Criterion] = {
-    one.name: one
-    for one in (
+    criterion.name: criterion
+    for criterion in (
         Criterion("ppl", "tokens", perplexity_scores, _PPL_OPTIONS),
         _criterion("first-order-ppl", "gradients", partial(predicted_perplexities, 1), report=_REPORTS),
         _criterion("second-order-ppl", "gradients", partial(predicted_perplexities, 2), report=_REPORTS),

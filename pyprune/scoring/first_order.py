@@ -23,10 +23,11 @@ from pyprune import ops
 from pyprune.models.decoder import Decoder
 from pyprune.ops import definitions
 from pyprune.runtime.differentiable import BlockGradients
-from pyprune.scoring.gradients import Batch, batches, per_block, predicted_positions
+from pyprune.scoring.gradients import Batch, make_batches, per_block, predicted_positions
 from pyprune.scoring.losses import exp_mean, targets_of
-from pyprune.scoring.measured import Measured, Progress, Steps, Unit
-from pyprune.scoring.removals import RANKED
+from pyprune.scoring.measurement import Measurement, Unit
+from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.removals import UNIT_KINDS
 
 
 @torch.inference_mode(False)
@@ -39,36 +40,37 @@ def predicted_perplexities(
     *,
     report: str = "ppl",
     progress: Progress | None = None,
-) -> Measured:
-    """The perplexity without each unit as predicted to first or second order, or with report "loss" the change of the
-    mean loss in nats. The baseline is the exact perplexity of the whole model, or 0."""
-    total = int(predicted_positions(input_ids, mask).sum())
-    given = batches(input_ids, mask, len(input_ids), lambda positions: 1.0)
-    steps = Steps(progress, len(decoder.blocks))
+) -> Measurement:
+    """The perplexity without each unit as predicted to first or second `order`, or with report "loss" the change of the
+    mean loss in nats. The baseline is the exact perplexity of the unpruned model, or 0."""
+    positions = int(predicted_positions(input_ids, mask).sum())
+    batches = make_batches(input_ids, mask, len(input_ids), lambda positions: 1.0)
+    steps = StepProgress(progress, len(decoder.blocks))
     changes: dict[Unit, float] = {}
     loss = 0.0
-    for place, turn in enumerate(per_block(decoder, given, lambda name: False)):
-        for found, one in zip(turn, given, strict=True):
-            if place == 0:
-                loss += _summed_loss(decoder, found.states[2], one)
-            for kind in RANKED[unit]:
-                if kind == "block" or getattr(found.block, kind) is not None:
-                    slopes = token_slopes(found, kind)
+    for blocks_done, block_gradients in enumerate(per_block(decoder, batches, lambda name: False)):
+        for gradients, batch in zip(block_gradients, batches, strict=True):
+            if blocks_done == 0:  # the last block: the states behind it go into the head
+                loss += _summed_loss(decoder, gradients.states[2], batch)
+            for kind in UNIT_KINDS[unit]:
+                if kind == "block" or getattr(gradients.block, kind) is not None:
+                    slopes = token_slopes(gradients, kind)
                     change = -slopes if order == 1 else slopes.square() / 2 - slopes
-                    key = kind, found.block.index
-                    changes[key] = changes.get(key, 0.0) + float(change.sum()) / total
+                    candidate = kind, gradients.block.index
+                    changes[candidate] = changes.get(candidate, 0.0) + float(change.sum()) / positions
         steps.advance()
     if report == "loss":
-        return Measured(changes, 0.0)
-    return Measured({key: exp_mean(loss / total + change, 1) for key, change in changes.items()}, exp_mean(loss, total))
+        return Measurement(changes, 0.0)
+    perplexities = {candidate: exp_mean(loss / positions + change, 1) for candidate, change in changes.items()}
+    return Measurement(perplexities, exp_mean(loss, positions))
 
 
-def token_slopes(found: BlockGradients, kind: str) -> Tensor:
-    """<dL/dx_t, x_out - x_in> of each token, float64 `[N, T]`; x_in and x_out before and behind the "block", its "mha"
-    or its "ffn"."""
+def token_slopes(gradients: BlockGradients, kind: str) -> Tensor:
+    """a_t = <dL/dx_out, x_out - x_in> of each token, float64 `[N, T]`; x_in and x_out before and behind the "block",
+    its "mha" or its "ffn"."""
     before, behind = {"block": (0, 2), "mha": (0, 1), "ffn": (1, 2)}[kind]
-    update = found.states[behind].double() - found.states[before].double()
-    return (found.slopes[behind].double() * update).sum(-1)
+    update = gradients.states[behind].double() - gradients.states[before].double()
+    return (gradients.slopes[behind].double() * update).sum(-1)
 
 
 def _summed_loss(decoder: Decoder, x: Tensor, batch: Batch) -> float:

@@ -1,34 +1,31 @@
-"""How much memory a scoring pass takes beyond the model, and how it is split so that it stays within a limit.
+"""How much memory a scoring pass takes beyond the model, and how large a pass fits in a limit.
 
-Samples are independent and candidates are too, so either can be run in parts: the sums are the same, only the weights
+Samples are independent and candidates are too, so either can be run in parts: the sums are the same, and the weights
 are read once for each part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.runtime.sequence import activation_dtype
-from pyprune.scoring.removals import Removal, present_sublayers
-from pyprune.scoring.schedule import schedule
 
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
 
-FEW_ROWS = 64
-"""Up to this many rows go through a block in another way (pyprune/ops/schemas.py); a pass runs more, or some twice."""
+SKINNY_ROWS = 64
+"""Up to this many rows the operators have kernels of their own; a pass runs more rows, or some twice."""
 
 FIXED = 24 << 20
 """What does not grow with anything: a tile of logits, the same of widened head weights, GEMM's own buffers."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """How many samples and how many different candidates run together, how many rows go through a block together, and
-    the bytes that this takes beyond the model."""
+class PassSize:
+    """How many samples and candidates run together, how many rows go through a block together, and the bytes that this
+    takes beyond the model."""
 
     samples: int
     candidates: int
@@ -36,52 +33,51 @@ class Split:
     bytes: int
 
 
-def chunk_size(left: int, most: int) -> int:
-    """How many of the `left` sequences go through a block next: `most`, or else the largest 2^k or 3 * 2^k.
+def chunk_size(remaining: int, limit: int) -> int:
+    """How many of the `remaining` sequences go through a block next: `limit`, or else the largest 2^k or 3 * 2^k.
 
     torch's GEMM on CPUs compiles code for each number of rows that it meets, and keeps it. With few numbers it stays
     little: with each remainder as one chunk it took 56 MB for sequences of 16 tokens.
     """
-    if left >= most:
-        return most
-    power = 1 << (left.bit_length() - 1)
-    return power + power // 2 if left >= power + power // 2 else power
+    if remaining >= limit:
+        return limit
+    power = 1 << (remaining.bit_length() - 1)
+    return power + power // 2 if remaining >= power + power // 2 else power
 
 
-def plan_bytes(decoder: Decoder, slots: int, samples: int, tokens: int, rows: int, padded: bool = False) -> int:
-    """Bytes that `losses` takes beyond the model: the states of all slots, and one chunk of rows at its widest."""
+def pass_bytes(decoder: Decoder, slots: int, samples: int, tokens: int, rows: int, padded: bool = False) -> int:
+    """Bytes that a pass takes beyond the model: the states of all slots, and one chunk of rows at its widest."""
     size = activation_dtype(decoder).itemsize
     states = slots * samples * tokens * decoder.hidden_size * size
-    chunk = max(min(max(rows // tokens, 1), slots * samples), FEW_ROWS // tokens + 1) * tokens
+    chunk = max(min(max(rows // tokens, 1), slots * samples), SKINNY_ROWS // tokens + 1) * tokens
     return states + chunk * _row_bytes(decoder, tokens, padded) + FIXED
 
 
-def split(
-    decoder: Decoder, shape: tuple[int, int], removals: Sequence[Removal], limit: int | None, padded: bool = False
-) -> Split:
-    """The fewest parts that fit `limit` bytes (None: no limit) for `[S, T]` samples and these candidates.
+def fit_pass(
+    decoder: Decoder, shape: tuple[int, int], candidates: int, slots: int, limit: int | None, padded: bool = False
+) -> PassSize:
+    """The largest pass over samples `[S, T]` that fits in `limit` bytes (None: no limit).
 
-    Samples are split before candidates, which share prefixes. InputError with the least that is needed when even one
-    candidate on one sample does not fit.
+    candidates: how many there are; slots: how many different states they end in (`schedule.count_slots`). Samples are
+    split before candidates, which share prefixes. InputError with the least that is needed when even one candidate on
+    one sample does not fit.
     """
     samples, tokens = shape
-    blocks = len(decoder.blocks)
-    held = streamed_bytes(decoder)
-    slots = schedule(blocks, present_sublayers(decoder), removals).slots
+    weights = streamed_bytes(decoder)
     rows = ROWS.get(decoder.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:
-        return plan_bytes(decoder, slots, samples, tokens, rows, padded) + held
+        return pass_bytes(decoder, slots, samples, tokens, rows, padded) + weights
 
     if limit is None:
-        return Split(samples, len(removals), rows, needed(slots, samples, rows))
-    for together in (rows, tokens):  # full chunks while they fit, then one sequence at a time
+        return PassSize(samples, candidates, rows, needed(slots, samples, rows))
+    for chunk in (rows, tokens):  # full chunks while they fit, then one sequence at a time
         for part in _even_parts(samples):
-            if needed(slots, part, together) <= limit:
-                return Split(part, len(removals), together, needed(slots, part, together))
-    for part in _even_parts(len(removals)):
+            if needed(slots, part, chunk) <= limit:
+                return PassSize(part, candidates, chunk, needed(slots, part, chunk))
+    for part in _even_parts(candidates):
         if needed(min(part, slots), 1, tokens) <= limit:
-            return Split(1, part, tokens, needed(min(part, slots), 1, tokens))
+            return PassSize(1, part, tokens, needed(min(part, slots), 1, tokens))
     raise InputError(
         f"memory: {limit / 1e6:.1f} MB given; one sample of {tokens} tokens of {decoder.name} needs"
         f" {needed(1, 1, tokens) / 1e6 + 0.1:.1f} MB beyond the model"
@@ -89,7 +85,7 @@ def split(
 
 
 def streamed_bytes(decoder: Decoder) -> int:
-    """Bytes of the weights that stand in memory beside the model's own where blocks are streamed: the two largest."""
+    """Bytes of weights that a streamed decoder holds at once: its two largest blocks. 0 for any other."""
     if not decoder.streamed:
         return 0
     sizes = (sum(t.numel() * t.element_size() for _, t in block.tensors()) for block in decoder.sizes().blocks)
@@ -106,7 +102,7 @@ def _row_bytes(decoder: Decoder, tokens: int, padded: bool) -> int:
     hidden, widest = decoder.hidden_size, 0
     for block in decoder.sizes().blocks:
         if block.ffn is not None:
-            # With bf16 units one of the two products also stands in bfloat16 while it is widened.
+            # With bfloat16 instructions one of the two products also stands in bfloat16 while it is widened.
             widest = max(widest, 4 * (hidden + 3 * block.ffn.width) + 2 * (hidden + block.ffn.width))
         if block.mha is not None:
             heads, kv = (n * block.mha.head_dim for n in (block.mha.heads, block.mha.kv_heads))

@@ -33,22 +33,23 @@ class Batch:
     positions: int
 
 
-def batches(
-    input_ids: Tensor, mask: Tensor | None, group: int, scale: Callable[[int], float], together: int | None = None
+def make_batches(
+    input_ids: Tensor, mask: Tensor | None, group: int, scale: Callable[[int], float], limit: int | None = None
 ) -> list[Batch]:
     """Samples in groups of `group`, each scaled by `scale` of the positions that its group predicts, in batches of up
-    to `together` samples (as many as ROWS holds when None). Samples that predict nothing are left out."""
-    together = together or max(1, ROWS // input_ids.shape[1])
-    counts = predicted_positions(input_ids, mask)
-    some = counts.nonzero().flatten().tolist()
-    found = []
+    to `limit` samples (as many as ROWS holds when None). Samples that predict nothing are left out."""
+    limit = limit or max(1, ROWS // input_ids.shape[1])
+    positions = predicted_positions(input_ids, mask)
+    predicting = positions.nonzero().flatten().tolist()
+    batches = []
     for start in range(0, len(input_ids), group):
-        members = [sample for sample in some if start <= sample < start + group]
-        for first in range(0, len(members), together):
-            part = members[first : first + together]
-            seen = None if mask is None else mask[part]
-            found.append(Batch(input_ids[part], seen, scale(int(counts[members].sum())), int(counts[part].sum())))
-    return found
+        members = [sample for sample in predicting if start <= sample < start + group]
+        group_scale = scale(int(positions[members].sum()))
+        for first in range(0, len(members), limit):
+            samples = members[first : first + limit]
+            batch_mask = None if mask is None else mask[samples]
+            batches.append(Batch(input_ids[samples], batch_mask, group_scale, int(positions[samples].sum())))
+    return batches
 
 
 def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,37 +60,40 @@ def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def per_block(
-    decoder: Decoder, given: list[Batch], wanted: Callable[[str], bool]
+    decoder: Decoder, batches: list[Batch], differentiates: Callable[[str], bool]
 ) -> Iterator[Iterator[BlockGradients]]:
-    """For each block, last first, what every batch's backward pass says about it.
+    """For each block, last first, its gradients in every batch's backward pass.
 
-    `wanted`: which weights get gradients; a batch's are gone when the next one is asked for. InputError when it will
-    not fit in the memory that is free.
+    differentiates: whether the weight of a name gets a gradient; a batch's are gone when the next one is asked for.
+    InputError when it will not fit in the memory that is free.
     """
-    needed = needed_bytes(decoder, given, wanted)
+    needed = needed_bytes(decoder, batches, differentiates)
     memory.require(needed, decoder.device, f"gradients of {decoder.name}", "fewer or shorter samples need less")
-    runs = [block_gradients(decoder, one.input_ids, one.mask, scale=one.scale, wanted=wanted) for one in given]
+    backward_passes = [
+        block_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
+        for batch in batches
+    ]
     for _ in decoder.sizes().blocks:
-        yield _turn(runs)
+        yield _next_block(backward_passes)
 
 
-def _turn(runs: list[Iterator[BlockGradients]]) -> Iterator[BlockGradients]:
-    for run in runs:
-        found = next(run)
-        yield found
-        found.weights.clear()  # the pass that waits for its next turn would hold them
+def _next_block(backward_passes: list[Iterator[BlockGradients]]) -> Iterator[BlockGradients]:
+    for backward_pass in backward_passes:
+        gradients = next(backward_pass)
+        yield gradients
+        gradients.weights.clear()  # the pass that waits for the next block would hold them
 
 
-def needed_bytes(decoder: Decoder, given: list[Batch], wanted: Callable[[str], bool]) -> int:
+def needed_bytes(decoder: Decoder, batches: list[Batch], differentiates: Callable[[str], bool]) -> int:
     """About what the backward passes take beyond the model: a state a block, one block's weights and gradients, one
     batch's activations and its logits."""
     size = 8 if decoder.dtype == torch.float64 else 4
-    samples, tokens = sum(len(one.input_ids) for one in given), given[0].input_ids.shape[1]
-    rows = max(len(one.input_ids) for one in given) * tokens
+    samples, tokens = sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]
+    rows = max(len(batch.input_ids) for batch in batches) * tokens
     blocks = decoder.sizes().blocks
     states = (len(blocks) + 6) * samples * tokens * decoder.hidden_size * size
     # Widened weights; then the sum of the gradients, those of one batch, and their product with the weights.
-    copies = 4 if any(wanted(name) for name, _ in blocks[0].tensors()) else 1
+    copies = 4 if any(differentiates(name) for name, _ in blocks[0].tensors()) else 1
     gradients = copies * max(sum(t.numel() for _, t in block.tensors()) for block in blocks) * size
     widest = max(
         max(0 if block.ffn is None else 6 * block.ffn.width,

@@ -1,7 +1,7 @@
-"""Finished parts of a long scoring, kept in a file as they come, so that work goes on after any kind of end.
+"""Finished parts of a long scoring, kept in a file as they come, so that the work resumes after any interruption.
 
-JSON lines, only ever appended to and brought to the disk one by one. Each has a checksum; a last line that was cut off
-(kill -9, a full disk, no power) is dropped. The first says whose results these are.
+JSON lines, only ever appended to and synced to the disk one by one. Each has a checksum; a last line that was cut off
+(kill -9, a full disk, a power cut) is dropped. The first line is the subject: the work that the losses belong to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _START = f'{{"entry": {{"format": "{FORMAT}"'.encode()
 
 
 class Journal:
-    """Losses of candidates on samples, in a file at `path` that belongs to what `subject` says.
+    """Losses of candidates on samples, in a file at `path` that belongs to `subject`.
 
     InputError when the file is of another subject, which it names, is damaged before its last line, or is in use by
     another process.
@@ -39,8 +39,8 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], subject: dict[str, Any]) -> None:
         self.path = require_free_file(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writing = threading.Lock()
-        self._found: dict[tuple[Removal, int], float] = {}
+        self._write_lock = threading.Lock()
+        self._losses: dict[tuple[Removal, int], float] = {}
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
@@ -66,28 +66,28 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
-    def fill(self, removals: Sequence[Removal], losses: Tensor, todo: Tensor) -> None:
-        """Put what is known into `losses [candidates, S]`, and False into `todo` there."""
+    def fill(self, removals: Sequence[Removal], losses: Tensor, pending: Tensor) -> None:
+        """Put the journaled losses into `losses [candidates, S]`, and False into `pending` there."""
         for row, removal in enumerate(removals):
             for sample in range(losses.shape[1]):
-                if (removal, sample) in self._found:
-                    losses[row, sample] = self._found[removal, sample]
-                    todo[row, sample] = False
+                if (removal, sample) in self._losses:
+                    losses[row, sample] = self._losses[removal, sample]
+                    pending[row, sample] = False
 
-    def add(self, removals: Sequence[Removal], first: int, losses: Tensor) -> None:
-        """Keep `losses [candidates, N]` of the samples from `first` on; when this returns they are on the disk."""
-        self.add_entry(entry_of(removals, first, losses))
+    def add(self, removals: Sequence[Removal], first_sample: int, losses: Tensor) -> None:
+        """Keep `losses [candidates, N]` of the samples from `first_sample` on; they are on the disk on return."""
+        self.add_entry(make_entry(removals, first_sample, losses))
 
     def add_entry(self, entry: dict[str, Any]) -> None:
-        """Keep what `entry_of` made, here or in another process; may be called from any thread."""
-        with self._writing:
+        """Keep what `make_entry` made, here or in another process; may be called from any thread."""
+        with self._write_lock:
             self._write(entry)
-            self._take(entry)
+            self._remember(entry)
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _remember(self, entry: dict[str, Any]) -> None:
         for removal, row in zip(entry["without"], entry["nll"], strict=True):
             for sample, value in enumerate(row, start=entry["first"]):
-                self._found[frozenset(removal), sample] = float(value)
+                self._losses[frozenset(removal), sample] = float(value)
 
     def _lock(self) -> None:
         try:
@@ -100,23 +100,23 @@ class Journal:
             lines = file.read().splitlines(keepends=True)
         if lines and not (lines[0].startswith(_START) or _START.startswith(lines[0])):
             raise InputError(f"{self.path}: not a {FORMAT}; another file name is expected")
-        entries = [_entry(line) for line in lines]
+        entries = [_parse_line(line) for line in lines]
         if entries and entries[-1] is None:  # it was cut off
             os.ftruncate(self._file, sum(map(len, lines[:-1])))
             entries.pop()
         if None in entries:
-            place = entries.index(None) + 1
-            raise InputError(f"{self.path}: line {place} is damaged; delete the file to begin again")
+            number = entries.index(None) + 1
+            raise InputError(f"{self.path}: line {number} is damaged; delete the file to begin again")
         if not entries:
             os.ftruncate(self._file, 0)
             self._write({"format": FORMAT, **subject})
             _sync_folder(self.path.parent)
             return
-        self._require(subject, entries[0])
+        self._require_subject(subject, entries[0])
         for entry in entries[1:]:
-            self._take(entry)
+            self._remember(entry)
 
-    def _require(self, subject: dict[str, Any], header: dict[str, Any]) -> None:
+    def _require_subject(self, subject: dict[str, Any], header: dict[str, Any]) -> None:
         for name, value in subject.items():
             if header.get(name) != value:
                 raise InputError(
@@ -132,12 +132,12 @@ class Journal:
         os.fsync(self._file)
 
 
-def entry_of(removals: Sequence[Removal], first: int, losses: Tensor) -> dict[str, Any]:
-    """The line that keeps `losses [candidates, N]` of the samples from `first` on."""
-    return {"first": first, "without": [sorted(removal) for removal in removals], "nll": losses.tolist()}
+def make_entry(removals: Sequence[Removal], first_sample: int, losses: Tensor) -> dict[str, Any]:
+    """The entry that keeps `losses [candidates, N]` of the samples from `first_sample` on."""
+    return {"first": first_sample, "without": [sorted(removal) for removal in removals], "nll": losses.tolist()}
 
 
-def subject_of(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str) -> dict[str, Any]:
+def journal_subject(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str) -> dict[str, Any]:
     """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype and tokens."""
     return {
         "work": work,
@@ -146,11 +146,11 @@ def subject_of(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: s
         "device": decoder.device.type,
         "calibration": fingerprint(input_ids)["sha256"],
         "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
-        "weights": _weights(decoder),
+        "weights": _weights_digest(decoder),
     }
 
 
-def _weights(decoder: Decoder) -> str:
+def _weights_digest(decoder: Decoder) -> str:
     """SHA-256 of the names and sizes of all tensors, and of the first values of those that are in memory."""
     digest = hashlib.sha256()
     for name, tensor in decoder.sizes().tensors():
@@ -160,13 +160,13 @@ def _weights(decoder: Decoder) -> str:
     return digest.hexdigest()
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None when it is not whole."""
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line; None when the line is cut off or damaged."""
     try:
         data = json.loads(line)
         entry = data["entry"]
-        whole = line.endswith(b"\n") and data["sha256"] == _checksum(json.dumps(entry, ensure_ascii=False))
-        return entry if whole and isinstance(entry, dict) else None
+        intact = line.endswith(b"\n") and data["sha256"] == _checksum(json.dumps(entry, ensure_ascii=False))
+        return entry if intact and isinstance(entry, dict) else None
     except (ValueError, TypeError, KeyError):
         return None
 

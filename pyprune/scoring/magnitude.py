@@ -6,7 +6,8 @@ from torch import Tensor
 
 from pyprune.models.decoder import Decoder
 from pyprune.scoring.aggregation import neuron_sums, unit_values, weights_of
-from pyprune.scoring.measured import Measured, Progress, Steps, Unit
+from pyprune.scoring.measurement import Measurement, Unit
+from pyprune.scoring.progress import Progress, StepProgress
 
 
 def magnitude(
@@ -19,18 +20,18 @@ def magnitude(
     within: str = "sum",
     across: str = "sum",
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """sum_k sum_i sum_j |W_ij|^p over the unit's projections and RMSNorm weights W^k, p = `power`.
 
     within, across: how the output neurons' sums over j become a matrix's score, and the matrices' the unit's.
     """
-    steps = Steps(progress, len(decoder.blocks))
+    steps = StepProgress(progress, len(decoder.blocks))
     values: dict[Unit, float] = {}
     for block in decoder.blocks:
         neurons = {name: neuron_sums(lambda w: w.abs().pow(power), tensor) for name, tensor in weights_of(block)}
         values.update(unit_values(neurons, block, unit, within, across))
         steps.advance()
-    return Measured(values)
+    return Measurement(values)
 
 
 def weight_norm(
@@ -41,14 +42,14 @@ def weight_norm(
     *,
     norm: str = "frobenius",
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """The norms of the unit's projection matrices, RMSNorm weights aside.
 
     "frobenius": sum_k ||W^k||_F. "rms": the mean over k of ||W^k||_F / sqrt(entries), which compares units of different
-    sizes: MHA halves with FFN halves, narrowed blocks with whole ones.
+    sizes: MHA with FFN sublayers, narrowed blocks with full ones.
     """
     across = "sum" if norm == "frobenius" else "mean"
-    steps = Steps(progress, len(decoder.blocks))
+    steps = StepProgress(progress, len(decoder.blocks))
     values: dict[Unit, float] = {}
     for block in decoder.blocks:
         norms = {}
@@ -58,4 +59,4 @@ def weight_norm(
                 norms[name] = (squares if norm == "frobenius" else squares / tensor.numel()).sqrt().reshape(1)
         values.update(unit_values(norms, block, unit, "sum", across))
         steps.advance()
-    return Measured(values)
+    return Measurement(values)

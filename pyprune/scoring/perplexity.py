@@ -1,8 +1,8 @@
 """Perplexity of one decoder, and of every "decoder without unit n" at once.
 
 The paper's criterion (Shortened LLaMA, section 3.1, PPL) runs the whole model once for each unit that might go. Here
-all of them go together (`losses`): prefixes are shared, every block's weights are read once, and the head's logits are
-summed tile by tile without being stored.
+all of them go together (`pyprune.scoring.layer_major`): prefixes are shared, every block's weights are read once, and
+the head's logits are summed tile by tile without being stored.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
-from pyprune.scoring.evaluation import evaluation
-from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.evaluator import Evaluator
+from pyprune.scoring.open_evaluator import open_evaluator
+from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import NO_REMOVAL, Removal, removal_of, units_of
 from pyprune.scoring.scores import Scores
 
@@ -40,24 +41,24 @@ def perplexity_scores(
     """The perplexity without each unit, on checked samples; `score`'s criterion "ppl".
 
     unit: "block", "mha", "ffn" or "mha+ffn". memory: bytes that may be taken beyond the model; what is free when None.
-    resume, distributed: as in `evaluation`.
+    resume, distributed: as in `open_evaluator`.
     """
-    found = units_of(decoder, unit)
-    removals = [NO_REMOVAL, *(removal_of(decoder, [one]) for one in found)]
-    given = {"memory": memory, "resume": resume, "distributed": distributed}
-    with evaluation(decoder, input_ids, mask, f"score ppl {unit}", **given) as evaluator:
-        values = evaluator.perplexities(removals, progress)
+    unit_parameters = units_of(decoder, unit)
+    removals = [NO_REMOVAL, *(removal_of(decoder, [candidate]) for candidate in unit_parameters)]
+    options = {"memory": memory, "resume": resume, "distributed": distributed}
+    with open_evaluator(decoder, input_ids, mask, f"score ppl {unit}", **options) as evaluator:
+        baseline, *values = evaluator.perplexities(removals, progress)
     sizes = decoder.sizes()
     return Scores(
         model=original_name(decoder),
         criterion="ppl",
         unit=unit,
-        baseline=values[0],
-        units=list(found),
-        values=values[1:],
+        baseline=baseline,
+        units=list(unit_parameters),
+        values=values,
         calibration=calibration or fingerprint(input_ids),
         parameters=sizes.parameters(),
-        unit_parameters=list(found.values()),
+        unit_parameters=list(unit_parameters.values()),
     )
 
 

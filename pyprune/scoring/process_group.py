@@ -1,4 +1,4 @@
-"""The processes that share the work of scoring. Here: one alone. `pyprune.scoring.distributed` has more."""
+"""The processes that share the work of scoring. Here: a single one. `pyprune.scoring.distributed` has more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ProcessGroup:
         """Raise WorkerLost when another process has died, failed or left."""
 
     def require_same_call(self, subject: str) -> None:
-        """Raise InputError when another process works on something else than `subject` says."""
+        """Raise InputError when rank 0 works on something else than `subject` says."""
 
     def all_reduce(self, *tensors: Tensor) -> None:
         """Make each tensor the sum over all processes, in place."""
@@ -30,12 +30,12 @@ class ProcessGroup:
         """Make each tensor the one of rank 0, in place."""
 
     def send_to_rank_zero(self, entry: dict[str, Any]) -> None:
-        """Hand a finished part to rank 0."""
+        """Hand a journal entry to rank 0."""
 
-    def listen(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """In rank 0: call `take`, from a thread, with what the others tell."""
+    def on_entry(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """In rank 0: call `callback`, from a thread, with what the others send."""
 
-    def fail(self, why: str) -> None:
+    def fail(self, reason: str) -> None:
         """Let the others know that this process cannot go on."""
 
 

@@ -1,6 +1,6 @@
-"""What a candidate lacks, as places in a decoder: the frame in which many candidates run together.
+"""What a candidate lacks, as sublayer indices of a decoder.
 
-Place 2b is the attention half of the decoder's b-th block and place 2b+1 its FFN half. A removal is a set of places.
+Index 2b is the MHA sublayer of the decoder's b-th block and 2b+1 its FFN sublayer. A removal is a set of them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
 
 Removal = frozenset[int]
-"""Places that do not run. Nothing removed is the whole model."""
+"""Indices of sublayers that do not run."""
 
 NO_REMOVAL: Removal = frozenset()
+"""The unpruned model."""
 
-RANKED = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
-"""What can be ranked, and the kinds of units that are candidates then: "mha+ffn" ranks 2L halves together."""
+UNIT_KINDS = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
+"""The `unit` of a ranking -> the kinds of units that are its candidates; "mha+ffn" ranks all sublayers together."""
 
-_HALVES = {"block": (0, 1), "mha": (0,), "ffn": (1,)}
+_SUBLAYERS = {"block": (0, 1), "mha": (0,), "ffn": (1,)}
 
 
 def present_sublayers(decoder: Decoder) -> Removal:
-    """The places of all halves that the decoder has."""
-    halves = ((2 * b, block.mha, block.ffn) for b, block in enumerate(decoder.sizes().blocks))
-    return frozenset(p + half for p, *parts in halves for half, part in enumerate(parts) if part is not None)
+    """The indices of all sublayers that the decoder has."""
+    indices = set()
+    for position, block in enumerate(decoder.sizes().blocks):
+        if block.mha is not None:
+            indices.add(2 * position)
+        if block.ffn is not None:
+            indices.add(2 * position + 1)
+    return frozenset(indices)
 
 
 def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
@@ -33,35 +39,35 @@ def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
 
     InputError for an unknown ranking, or one that the decoder has no candidate for.
     """
-    if unit not in RANKED:
-        raise InputError(f"unit: {unit!r} given; {', '.join(RANKED)} are accepted")
+    if unit not in UNIT_KINDS:
+        raise InputError(f"unit: {unit!r} given; {', '.join(UNIT_KINDS)} are accepted")
     sizes = decoder.sizes()
-    parameters = {kind: unit_parameters(sizes, kind) for kind in RANKED[unit]}
-    found = {
+    parameters = {kind: unit_parameters(sizes, kind) for kind in UNIT_KINDS[unit]}
+    units = {
         (kind, block.index): parameters[kind][block.index]
         for block in sizes.blocks
-        for kind in RANKED[unit]
+        for kind in UNIT_KINDS[unit]
         if block.index in parameters[kind]
     }
-    if not found:
+    if not units:
         raise InputError(f"unit: {unit!r} given, but {decoder.name} has none")
-    return found
+    return units
 
 
 def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
-    """The places of these units, `(kind, original block index)`; InputError for a block that the decoder lacks."""
-    blocks = {block.index: place for place, block in enumerate(decoder.sizes().blocks)}
-    places: set[int] = set()
+    """The sublayers of these units, `(kind, original block index)`; InputError for a block that the decoder lacks."""
+    positions = {block.index: position for position, block in enumerate(decoder.sizes().blocks)}
+    sublayers: set[int] = set()
     for kind, index in units:
-        if index not in blocks:
-            raise InputError(f"{kind} {index}: {decoder.name} has blocks {_spans(sorted(blocks))}")
-        places.update(2 * blocks[index] + half for half in _HALVES[kind])
-    return frozenset(places)
+        if index not in positions:
+            raise InputError(f"{kind} {index}: {decoder.name} has blocks {_spans(sorted(positions))}")
+        sublayers.update(2 * positions[index] + sublayer for sublayer in _SUBLAYERS[kind])
+    return frozenset(sublayers)
 
 
-def before(removal: Removal, block: int) -> Removal:
-    """The places of a removal that come before a block."""
-    return frozenset(place for place in removal if place < 2 * block)
+def removed_before(removal: Removal, block: int) -> Removal:
+    """The sublayers of a removal that come before a block."""
+    return frozenset(sublayer for sublayer in removal if sublayer < 2 * block)
 
 
 def _spans(indices: Sequence[int]) -> str:

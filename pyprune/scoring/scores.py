@@ -20,14 +20,13 @@ _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 class Scores:
     """One score per prunable unit; the unit with the lowest score is the most removable.
 
-    `units`: `(unit, index)` pairs, `unit` one of "block", "mha", "ffn" and `index` the block's place in the original
-    model;
-    `values`: one score each, in the same order (for criterion "ppl": the perplexity without that unit, Shortened LLaMA
-    section 3.1); `baseline`: the same measure of the model left whole, None where the criterion has none.
-    `unit`: what was ranked; one of the three, or another name where kinds are ranked together.
-    `parameters` (of the whole model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into
-    a count without the model. `options`: those of the criterion. `protected`: units that must stay, last in the order.
-    InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a unit twice.
+    `units`: `(unit, index)` pairs, `unit` one of "block", "mha", "ffn" and `index` the block's index in the original
+    model; `values`: one score each, in the same order (for criterion "ppl": the perplexity without that unit, Shortened
+    LLaMA section 3.1); `baseline`: the same measure of the unpruned model, None where the criterion has none. `unit`:
+    what was ranked; one of the three, or another name where kinds are ranked together. `parameters` (of the unpruned
+    model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into a count without the model.
+    `options`: those of the criterion. `protected`: units that must stay, last in the order. InputError for anything
+    that cannot be ranked: no units, a NaN, lengths that differ, a unit twice.
     """
 
     model: str
@@ -52,8 +51,8 @@ class Scores:
         if not units:
             raise InputError("scores: no units; at least one is expected")
         if len(set(units)) != len(units):
-            twice = next(unit for unit in units if units.count(unit) > 1)
-            raise InputError(f"scores: {twice[0]} {twice[1]} is scored twice; each unit is expected once")
+            kind, index = next(unit for unit in units if units.count(unit) > 1)
+            raise InputError(f"scores: {kind} {index} is scored twice; each unit is expected once")
         if self.unit in UNITS:
             for kind, index in units:
                 if kind != self.unit:
@@ -81,10 +80,10 @@ class Scores:
     def order(self) -> list[tuple[str, int]]:
         """The units from the most to the least removable: ascending score, equal scores by block index; protected ones
         behind all others."""
-        kept = set(self.protected)
+        protected = set(self.protected)
         ranked = sorted(
             zip(self.values, self.units, strict=True),
-            key=lambda pair: (pair[1] in kept, pair[0], pair[1][1], pair[1][0]),
+            key=lambda pair: (pair[1] in protected, pair[0], pair[1][1], pair[1][0]),
         )
         return [unit for _, unit in ranked]
 

@@ -6,7 +6,7 @@
 
 averaged over all tokens that are not padding, or taken at each sample's last one. One forward pass scores all units.
 
-Some published programs deviate from these formulas; variants compute what they compute.
+Some published programs deviate from these formulas; the variants compute what those programs do.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from pyprune.models.decoder import Block, Decoder
 from pyprune.ops.definitions import rms_norm
 from pyprune.runtime import memory as device_memory
 from pyprune.runtime.sequence import add_ffn, add_mha, embed
-from pyprune.scoring.footprint import ROWS, plan_bytes
-from pyprune.scoring.measured import Measured, Progress, Steps, Unit
+from pyprune.scoring.footprint import ROWS, pass_bytes
+from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.perplexity import check_samples
-from pyprune.scoring.removals import RANKED
+from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.removals import UNIT_KINDS
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of states before and behind, `[N, T, hidden]` float64, token by token: `[N, T]`."""
@@ -44,7 +45,7 @@ def block_influence(
     batch: int = 10,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """Block Influence, 1 - cos(x, y).
 
     tokens: "mean" over all that are not padding, or the "last" of each sample. variant "faithful", as ShortGPT's code:
@@ -54,12 +55,11 @@ def block_influence(
     """
     if variant == "faithful":
         weights = token_weights(input_ids, None, "mean")
-        found = _summed(decoder, input_ids, mask, unit, shortgpt_distance, weights, memory, progress, normed=True)
-        return Measured({one: float(sums.sum()) for one, sums in found.items()})
+        sums = _unit_sums(decoder, input_ids, mask, unit, shortgpt_distance, weights, memory, progress, final_norm=True)
+        return Measurement({candidate: float(by_sample.sum()) for candidate, by_sample in sums.items()})
     weights = token_weights(input_ids, mask, tokens)
-    found = _summed(decoder, input_ids, mask, unit, cosine_distance, weights, memory, progress)
-    group = batch if variant == "optipfair" else len(input_ids)
-    return Measured({one: mean_of_means(sums, weights.sum(1), group) for one, sums in found.items()})
+    sums = _unit_sums(decoder, input_ids, mask, unit, cosine_distance, weights, memory, progress)
+    return Measurement(_unit_means(sums, weights, batch if variant == "optipfair" else len(input_ids)))
 
 
 def angular(
@@ -72,7 +72,7 @@ def angular(
     variant: str = "corrected",
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """Angular distance, arccos(cos(x, y)) / pi.
 
     tokens: the "mean" over all that are not padding, or the "last" of each sample, as Gromov et al. have it. variant
@@ -81,11 +81,11 @@ def angular(
     """
     faithful = variant == "faithful"
     weights = token_weights(input_ids, mask, tokens)
-    found = _summed(decoder, input_ids, mask, unit, angular_distance, weights, memory, progress, normed=faithful)
-    values = {one: mean_of_means(sums, weights.sum(1), len(input_ids)) for one, sums in found.items()}
+    sums = _unit_sums(decoder, input_ids, mask, unit, angular_distance, weights, memory, progress, final_norm=faithful)
+    values = _unit_means(sums, weights, len(input_ids))
     if faithful:
         values["block", decoder.sizes().blocks[0].index] = math.inf
-    return Measured(values)
+    return Measurement(values)
 
 
 def relative_magnitude(
@@ -98,15 +98,15 @@ def relative_magnitude(
     over: str = "output",
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """The size of the unit's update beside the stream's: |f(x)| / |x + f(x)|, or |f(x)| / |x| over the "input"."""
     weights = token_weights(input_ids, mask, tokens)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         return (y - x).norm(dim=-1) / (y if over == "output" else x).norm(dim=-1)
 
-    found = _summed(decoder, input_ids, mask, unit, distance, weights, memory, progress)
-    return Measured({one: mean_of_means(sums, weights.sum(1), len(input_ids)) for one, sums in found.items()})
+    sums = _unit_sums(decoder, input_ids, mask, unit, distance, weights, memory, progress)
+    return Measurement(_unit_means(sums, weights, len(input_ids)))
 
 
 def window_distances(
@@ -132,7 +132,7 @@ def window_distances(
     """
     decoder = as_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
-    places = [block.index for block in decoder.sizes().blocks]
+    indices = [block.index for block in decoder.sizes().blocks]
     for name, value, accepted in (
         ("distance", distance, tuple(_DISTANCES)),
         ("tokens", tokens, ("mean", "last")),
@@ -140,19 +140,19 @@ def window_distances(
     ):
         if value not in accepted:
             raise InputError(f"{name}: {value!r} given; {', '.join(accepted)} are accepted")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < len(places):
-        raise InputError(f"size: {size!r} given; 1 to {len(places) - 1} blocks of {decoder.name} can go together")
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < len(indices):
+        raise InputError(f"size: {size!r} given; 1 to {len(indices) - 1} blocks of {decoder.name} can go together")
     pruneme, llm_drop = (variant == "faithful" and distance == name for name in _DISTANCES)
     weights = token_weights(input_ids, None if llm_drop else mask, "last" if pruneme else tokens)
-    apart = size + 1 if llm_drop else size
-    sums = _window_sums(decoder, input_ids, mask, apart, _DISTANCES[distance], weights, memory, progress, pruneme)
-    found = {
-        places[first]: mean_of_means(sums[first], weights.sum(1), len(input_ids)) if first in sums else math.inf
-        for first in range(len(places) - size + 1)
+    length = size + 1 if llm_drop else size
+    sums = _window_sums(decoder, input_ids, mask, length, _DISTANCES[distance], weights, memory, progress, pruneme)
+    distances = {
+        indices[first]: mean_of_means(sums[first], weights.sum(1), len(input_ids)) if first in sums else math.inf
+        for first in range(len(indices) - size + 1)
     }
     if pruneme:
-        found[places[0]] = math.inf
-    return found
+        distances[indices[0]] = math.inf
+    return distances
 
 
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -180,24 +180,29 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
 
 def token_weights(input_ids: Tensor, mask: Tensor | None, tokens: str) -> Tensor:
     """Which tokens count, float64 `[S, T]` of 0 and 1: all that are not padding ("mean"), or each sample's "last"."""
-    seen = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
+    counted = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
     if tokens == "last":
-        places = torch.arange(1, seen.shape[1] + 1, device=seen.device)
-        last = (seen * places).amax(1, keepdim=True)  # 0 for a sample that is all padding
-        seen = places == last
-    return seen.double().cpu()
+        numbers = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+        last = (counted * numbers).amax(1, keepdim=True)  # 0 for a sample that is all padding
+        counted = numbers == last
+    return counted.double().cpu()
 
 
 def mean_of_means(sums: Tensor, counts: Tensor, batch: int) -> float:
     """The mean over batches of `batch` samples of sums / counts, both `[S]`; batches that count nothing left out."""
     totals = torch.stack([part.sum() for part in sums.split(batch)])
     weights = torch.stack([part.sum() for part in counts.split(batch)])
-    some = weights > 0
-    return float((totals[some] / weights[some]).mean())
+    counting = weights > 0
+    return float((totals[counting] / weights[counting]).mean())
+
+
+def _unit_means(sums: dict[Unit, Tensor], weights: Tensor, batch: int) -> dict[Unit, float]:
+    """`mean_of_means` of each unit, over the tokens of `weights [S, T]`."""
+    return {candidate: mean_of_means(by_sample, weights.sum(1), batch) for candidate, by_sample in sums.items()}
 
 
 @torch.inference_mode()
-def _summed(
+def _unit_sums(
     decoder: Decoder,
     input_ids: Tensor,
     mask: Tensor | None,
@@ -206,29 +211,29 @@ def _summed(
     weights: Tensor,
     memory: int | None,
     progress: Progress | None,
-    normed: bool = False,
+    final_norm: bool = False,
 ) -> dict[Unit, Tensor]:
     """For each unit of the ranking the weighted sum of its tokens' distances, a sample each: float64 `[S]`.
 
-    normed: the last block's output is taken behind the final norm.
+    final_norm: the last block's output is taken behind the final norm.
     """
     run = _Forward(decoder, input_ids, mask, 1, memory)
-    steps = Steps(progress, len(decoder.blocks) * len(run.parts))
+    steps = StepProgress(progress, len(decoder.blocks) * len(run.parts))
     last = len(decoder.blocks) - 1
     sums: dict[Unit, Tensor] = {}
     for samples in run.parts:
         x = run.start(samples)
-        for place, block in enumerate(decoder.blocks):
-            for part, before, middle, behind in run.halves(block, x, samples):
-                ends = {"block": (before, behind), "mha": (before, middle), "ffn": (middle, behind)}
-                for kind in RANKED[unit]:
+        for position, block in enumerate(decoder.blocks):
+            for chunk, before, between, behind in run.sublayers(block, x, samples):
+                states = {"block": (before, behind), "mha": (before, between), "ffn": (between, behind)}
+                for kind in UNIT_KINDS[unit]:
                     if kind != "block" and getattr(block, kind) is None:
                         continue
-                    start, end = ends[kind]
-                    if normed and place == last:
+                    start, end = states[kind]
+                    if final_norm and position == last:
                         end = rms_norm(end, decoder.norm, decoder.eps)
-                    into = sums.setdefault((kind, block.index), weights.new_zeros(len(input_ids)))
-                    into[part] = _weighted(distance, start, end, weights[part])
+                    by_sample = sums.setdefault((kind, block.index), weights.new_zeros(len(input_ids)))
+                    by_sample[chunk] = _weighted_sum(distance, start, end, weights[chunk])
             steps.advance()
     return sums
 
@@ -238,41 +243,42 @@ def _window_sums(
     decoder: Decoder,
     input_ids: Tensor,
     mask: Tensor | None,
-    apart: int,
+    length: int,
     distance: Distance,
     weights: Tensor,
     memory: int | None,
     progress: Progress | None,
-    normed: bool,
+    final_norm: bool,
 ) -> dict[int, Tensor]:
-    """As `_summed` between the states before a block and `apart` blocks later, by the first block's place."""
-    run = _Forward(decoder, input_ids, mask, apart + 1, memory)
-    steps = Steps(progress, len(decoder.blocks) * len(run.parts))
+    """As `_unit_sums`, over each window of `length` blocks, by the position of its first block."""
+    run = _Forward(decoder, input_ids, mask, length + 1, memory)
+    steps = StepProgress(progress, len(decoder.blocks) * len(run.parts))
     blocks = len(decoder.blocks)
     sums: dict[int, Tensor] = {}
     for samples in run.parts:
         x = run.start(samples)
-        states = deque([x.clone()], maxlen=apart + 1)  # before the last `apart` blocks and behind them
-        for place, block in enumerate(decoder.blocks):
-            for _ in run.halves(block, x, samples):
+        states = deque([x.clone()], maxlen=length + 1)  # before the last `length` blocks and behind them
+        for position, block in enumerate(decoder.blocks):
+            for _ in run.sublayers(block, x, samples):
                 pass
-            states.append(rms_norm(x, decoder.norm, decoder.eps) if normed and place == blocks - 1 else x.clone())
-            if len(states) == apart + 1:
-                into = sums.setdefault(place + 1 - apart, weights.new_zeros(len(input_ids)))
-                into[samples] = torch.cat(
+            normed = final_norm and position == blocks - 1
+            states.append(rms_norm(x, decoder.norm, decoder.eps) if normed else x.clone())
+            if len(states) == length + 1:
+                by_sample = sums.setdefault(position + 1 - length, weights.new_zeros(len(input_ids)))
+                by_sample[samples] = torch.cat(
                     [
-                        _weighted(distance, one[None], two[None], weight[None])
-                        for one, two, weight in zip(states[0], states[-1], weights[samples], strict=True)
+                        _weighted_sum(distance, start[None], end[None], weight[None])
+                        for start, end, weight in zip(states[0], states[-1], weights[samples], strict=True)
                     ]
                 )
             steps.advance()
     return sums
 
 
-def _weighted(distance: Distance, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+def _weighted_sum(distance: Distance, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """The sum over each sample's tokens that count: `[N]`. Tokens that do not may hold anything, NaN too."""
-    found = distance(x.double(), y.double()).cpu()
-    return torch.where(weights > 0, found * weights, 0).sum(1)
+    distances = distance(x.double(), y.double()).cpu()
+    return torch.where(weights > 0, distances * weights, 0).sum(1)
 
 
 class _Forward:
@@ -288,14 +294,14 @@ class _Forward:
         rows = ROWS.get(decoder.device.type, ROWS["cuda"])
         limit = device_memory.available(decoder.device) if memory is None else memory
 
-        def needed(together: int, rows: int) -> int:
-            wide = min(max(rows, tokens), together * tokens) * decoder.hidden_size * (4 * 8 + 2 * 4)  # the distances
-            return plan_bytes(decoder, slots, together, tokens, rows, mask is not None) + wide
+        def needed(part: int, rows: int) -> int:
+            distances = min(max(rows, tokens), part * tokens) * decoder.hidden_size * (4 * 8 + 2 * 4)
+            return pass_bytes(decoder, slots, part, tokens, rows, mask is not None) + distances
 
-        together = samples
-        while limit is not None and needed(together, rows) > limit:
-            if together > 1:
-                together = -(-together // 2)
+        part = samples
+        while limit is not None and needed(part, rows) > limit:
+            if part > 1:
+                part = -(-part // 2)
             elif rows > tokens:
                 rows = tokens
             else:
@@ -303,25 +309,25 @@ class _Forward:
                     f"memory: {limit >> 20} MiB given; one sample of {tokens} tokens of {decoder.name} needs"
                     f" {(needed(1, tokens) >> 20) + 1} MiB beyond the model"
                 )
-        self.parts = [slice(start, min(start + together, samples)) for start in range(0, samples, together)]
+        self.parts = [slice(start, min(start + part, samples)) for start in range(0, samples, part)]
         self._decoder, self._ids, self._mask = decoder, input_ids, mask
-        self._sequences = max(1, rows // tokens)
+        self._chunk_samples = max(1, rows // tokens)
         self._cos, self._sin = decoder.rope.tables(tokens, prompt=tokens)
 
     def start(self, samples: slice) -> Tensor:
         """The embedding of these samples, `[N, T, hidden]`."""
         return embed(self._decoder, self._ids[samples])
 
-    def halves(self, block: Block, x: Tensor, samples: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Run x, the states of these samples, through a block in place, a few at a time: which of all samples, and
-        their states before, between its halves and behind."""
+    def sublayers(self, block: Block, x: Tensor, samples: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Run x, the states of these samples, through a block in place, a chunk at a time: which of all samples, and
+        their states before the block, between its sublayers and behind it."""
         eps = self._decoder.eps
-        for first in range(samples.start, samples.stop, self._sequences):
-            part = slice(first, min(first + self._sequences, samples.stop))
-            own = x[part.start - samples.start : part.stop - samples.start]
-            seen = None if self._mask is None else self._mask[part]
-            before = own.clone()
-            middle = before if block.mha is None else add_mha(block.mha, before, self._cos, self._sin, eps, seen)
-            behind = middle if block.ffn is None else add_ffn(block.ffn, middle, eps)
-            own.copy_(behind)
-            yield part, before, middle, behind
+        for first in range(samples.start, samples.stop, self._chunk_samples):
+            chunk = slice(first, min(first + self._chunk_samples, samples.stop))
+            states = x[chunk.start - samples.start : chunk.stop - samples.start]
+            mask = None if self._mask is None else self._mask[chunk]
+            before = states.clone()
+            between = before if block.mha is None else add_mha(block.mha, before, self._cos, self._sin, eps, mask)
+            behind = between if block.ffn is None else add_ffn(block.ffn, between, eps)
+            states.copy_(behind)
+            yield chunk, before, between, behind

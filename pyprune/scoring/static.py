@@ -1,4 +1,4 @@
-"""Choices that look at nothing: what a data-driven criterion has to beat."""
+"""Rankings by position alone: baselines for the data-driven criteria."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ import numpy
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
-from pyprune.scoring.measured import Measured, Progress
+from pyprune.scoring.measurement import Measurement
+from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import units_of
 
 
 def first(
     decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
-) -> Measured:
+) -> Measurement:
     """The first units go first: the n-th of L scores n."""
     return _ranked(decoder, unit, lambda count: range(count))
 
 
 def last(
     decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
-) -> Measured:
+) -> Measurement:
     """The last units go first: the n-th of L scores L-1-n."""
     return _ranked(decoder, unit, lambda count: range(count - 1, -1, -1))
 
 
 def middle(
     decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
-) -> Measured:
+) -> Measurement:
     """The middle ones go first: the n-th of L scores its distance from the middle, |n - (L-1)/2|."""
     return _ranked(decoder, unit, lambda count: [abs(n - (count - 1) / 2) for n in range(count)])
 
@@ -41,7 +42,7 @@ def every(
     *,
     every: int = 2,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """Every k-th goes first, from the front: the k-th, 2k-th, .. score 0, all others 1; k = `every`."""
     return _ranked(decoder, unit, lambda count: [int((n + 1) % every != 0) for n in range(count)])
 
@@ -54,11 +55,11 @@ def random(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """In random order: units score a permutation of 0 .. L-1 drawn by `numpy.random.default_rng(seed)`."""
     return _ranked(decoder, unit, lambda count: numpy.random.default_rng(seed).permutation(count).tolist())
 
 
-def _ranked(decoder: Decoder, unit: str, scores: Callable[[int], Sequence[float]]) -> Measured:
+def _ranked(decoder: Decoder, unit: str, scores: Callable[[int], Sequence[float]]) -> Measurement:
     units = list(units_of(decoder, unit))
-    return Measured(dict(zip(units, map(float, scores(len(units))), strict=True)))
+    return Measurement(dict(zip(units, map(float, scores(len(units))), strict=True)))

@@ -13,9 +13,10 @@ from torch import Tensor
 from pyprune.models.decoder import Decoder
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.aggregation import is_weight, neuron_sums, unit_values, weights_of
-from pyprune.scoring.gradients import Batch, batches, per_block, predicted_positions
-from pyprune.scoring.measured import Measured, Progress, Steps, Unit
-from pyprune.scoring.removals import RANKED
+from pyprune.scoring.gradients import Batch, make_batches, per_block, predicted_positions
+from pyprune.scoring.measurement import Measurement, Unit
+from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.removals import UNIT_KINDS
 
 SALIENCES = ("first", "per-sample", "vectorized", "second", "mixed")
 
@@ -33,7 +34,7 @@ def taylor(
     variant: str = "corrected",
     batch: int = 10,
     progress: Progress | None = None,
-) -> Measured:
+) -> Measurement:
     """Taylor importance of each unit from one backward pass over `input_ids [S, T]`.
 
     salience of an output neuron i, g the gradient of the set's loss and g_s that of sample s, N samples:
@@ -45,51 +46,53 @@ def taylor(
     variant "faithful", as the paper's code: g is the sum of the gradients of the mean losses of batches of `batch`
     samples, so that a token of a shorter last batch, or of a batch with more padding, counts more.
     """
-    counts = predicted_positions(input_ids, mask)
-    total, samples = int(counts.sum()), int((counts > 0).sum())
-    one_by_one = 1 if salience in ("per-sample", "second", "mixed") else None
+    sample_positions = predicted_positions(input_ids, mask)
+    positions, samples = int(sample_positions.sum()), int((sample_positions > 0).sum())
     if variant == "faithful":
-        given = batches(input_ids, mask, batch, lambda positions: 1 / positions)
+        batches = make_batches(input_ids, mask, batch, lambda positions: 1 / positions)
     else:
-        given = batches(input_ids, mask, len(input_ids), lambda positions: 1 / total, one_by_one)
-    halves = {"mha", "ffn"} if unit == "block" else set(RANKED[unit])
+        batch_limit = 1 if salience in ("per-sample", "second", "mixed") else None
+        batches = make_batches(input_ids, mask, len(input_ids), lambda _: 1 / positions, batch_limit)
+    sublayers = {"mha", "ffn"} if unit == "block" else set(UNIT_KINDS[unit])
 
-    def wanted(name: str) -> bool:
-        return is_weight(name) and name.partition(".")[0] in halves
+    def is_scored(name: str) -> bool:
+        return is_weight(name) and name.partition(".")[0] in sublayers
 
-    steps = Steps(progress, len(decoder.blocks))
+    steps = StepProgress(progress, len(decoder.blocks))
     values: dict[Unit, float] = {}
-    for turn in per_block(decoder, given, wanted):
-        sums = _Sums(total, samples, salience)
-        for found, one in zip(turn, given, strict=True):
-            sums.add(found, one)
-        block = found.block
-        neurons = {name: sums.neurons(name, tensor) for name, tensor in weights_of(block) if wanted(name)}
+    for block_gradients in per_block(decoder, batches, is_scored):
+        sums = _BlockSums(positions, samples, salience)
+        for gradients, part in zip(block_gradients, batches, strict=True):
+            sums.add(gradients, part)
+        block = gradients.block
+        neurons = {name: sums.neurons(name, tensor) for name, tensor in weights_of(block) if is_scored(name)}
         values.update(unit_values(neurons, block, unit, within, across))
         steps.advance()
-    return Measured(values)
+    return Measurement(values)
 
 
-class _Sums:
-    """What one block's neurons need of all samples, added up batch by batch: under each weight's name the gradient of
-    the set's loss, the squares of the samples' own, or the neurons' scores themselves."""
+class _BlockSums:
+    """What the scores of one block's neurons need of all samples, added up batch by batch: under each weight's name the
+    gradient of the set's loss, the squares of the samples' gradients, or the neurons' scores themselves."""
 
-    def __init__(self, total: int, samples: int, salience: str) -> None:
-        self._total, self._samples, self._salience = total, samples, salience
+    def __init__(self, positions: int, samples: int, salience: str) -> None:
+        self._positions, self._samples, self._salience = positions, samples, salience
         self._gradients: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
         self._neurons: dict[str, Tensor] = {}
 
-    def add(self, found: BlockGradients, batch: Batch) -> None:
-        weights = dict(found.block.tensors())
-        for name, gradient in found.weights.items():
+    def add(self, gradients: BlockGradients, batch: Batch) -> None:
+        """Add the gradients of one batch."""
+        weights = dict(gradients.block.tensors())
+        for name, gradient in gradients.weights.items():
             if self._salience == "per-sample":
                 scores = neuron_sums(lambda w, g: (w * g).abs(), weights[name], gradient)
                 _add(self._neurons, name, scores)
                 continue
             if self._salience in ("second", "mixed"):
-                own = gradient * (self._total / batch.positions)  # the sample's mean loss instead of its share
-                _add(self._squares, name, own.square_())
+                # of the sample's own mean loss instead of its share of the set's
+                sample_gradient = gradient * (self._positions / batch.positions)
+                _add(self._squares, name, sample_gradient.square_())
             _add(self._gradients, name, gradient)
 
     def neurons(self, name: str, weight: Tensor) -> Tensor:

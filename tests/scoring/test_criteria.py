@@ -11,7 +11,7 @@ from plain import FAMILIES, SIZES, ids
 from pyprune import InputError, Pruning, Scores, apply, depth, load, score, to_transformers
 from pyprune.models.streaming import StreamedBlocks
 from pyprune.scoring.criteria import CRITERIA
-from pyprune.scoring.removals import RANKED
+from pyprune.scoring.removals import UNIT_KINDS
 
 BLOCKS = 4
 
@@ -20,14 +20,14 @@ def given(name: str):
     return None if CRITERIA[name].needs == "nothing" else ids(samples=2)
 
 
-@pytest.mark.parametrize("unit", RANKED)
+@pytest.mark.parametrize("unit", UNIT_KINDS)
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_ranks_every_unit(name: str, unit: str, tmp_path):
     decoder = load(SIZES)
     found = score(decoder, given(name), name, unit)
     assert found.criterion == name
     assert found.unit == unit
-    assert found.units == [(kind, n) for n in range(BLOCKS) for kind in RANKED[unit]]
+    assert found.units == [(kind, n) for n in range(BLOCKS) for kind in UNIT_KINDS[unit]]
     assert bool(found.calibration) == (CRITERIA[name].needs != "nothing")
     assert found.parameters == decoder.parameters()
     found.to_json(tmp_path / "scores.json")

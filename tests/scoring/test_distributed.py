@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pyprune import InputError, Scores, load, score, search
-from pyprune.scoring import parts
+from pyprune.scoring import cells
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.liveness import LivenessMonitor
@@ -31,29 +31,29 @@ SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 @pytest.mark.parametrize("samples", [1, 2, 5, 10])
 def test_every_cell_belongs_to_one_process_and_all_have_as_much_to_do(samples: int, size: int):
     costs = [29 - n % 30 for n in range(30)]
-    todo = numpy.ones((samples, len(costs)), dtype=bool)
-    todo[0, 3:9] = False  # finished by an earlier run
-    shares = [parts.share(todo, costs, rank, size) for rank in range(size)]
-    assert (sum(share.astype(int) for share in shares) == todo).all()
+    pending = numpy.ones((samples, len(costs)), dtype=bool)
+    pending[0, 3:9] = False  # finished by an earlier run
+    shares = [cells.cells_of_rank(pending, costs, rank, size) for rank in range(size)]
+    assert (sum(share.astype(int) for share in shares) == pending).all()
     work = [float((share * numpy.asarray(costs)).sum()) for share in shares]
     assert max(work) - min(work) <= 2 * max(costs)
     for share in shares:
         # Whole samples first: at most the first and the last one of a process are shared with others.
-        rows = [tuple(row) for row, full in zip(share, todo, strict=True) if row.any() and (row != full).any()]
+        rows = [tuple(row) for row, full in zip(share, pending, strict=True) if row.any() and (row != full).any()]
         assert len(rows) <= 2
 
 
-def test_parts_cover_their_stretch_once():
-    cells = numpy.zeros((7, 5), dtype=bool)
-    cells[1:6] = True
-    cells[3, 2:] = False
-    found = [part for stretch in parts.stretches(cells) for part in parts.cut(stretch, 2, 3)]
+def test_parts_cover_their_cells_once():
+    table = numpy.zeros((7, 5), dtype=bool)
+    table[1:6] = True
+    table[3, 2:] = False
+    parts = [part for block in cells.cell_blocks(table) for part in cells.split_block(block, 2, 3)]
     seen = numpy.zeros((7, 5), dtype=int)
-    for part in found:
+    for part in parts:
         assert part.stop - part.start <= 2
         assert len(part.candidates) <= 3
         seen[part.start : part.stop, list(part.candidates)] += 1
-    assert (seen == cells).all()
+    assert (seen == table).all()
 
 
 WORK = """
@@ -117,7 +117,7 @@ def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
 
 
 @pytest.mark.alone
-def test_torchrun_runs_the_command_line_and_rank_0_alone_tells_and_writes(tmp_path):
+def test_torchrun_runs_the_command_line_and_rank_0_alone_prints_and_writes(tmp_path):
     command = [SHAPE, "--unit", "mha", "--samples", "5", "--seq-len", "13", "--out", str(tmp_path / "s.json")]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
@@ -141,17 +141,19 @@ from pyprune.scoring import evaluator
 
 rank = sys.argv[1]
 os.environ.update(RANK=rank, WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="%d")
-run = evaluator.losses
+run = evaluator.candidate_losses
 
-def losses(*given, advance, **more):
-    def slowly(sequences, place):
-        time.sleep(0.2)
-        if rank == "1" and place == 4:
+def candidate_losses(*inputs, advance, **options):
+    def slowly(sequences, sublayer):
+        if rank == "1" and sublayer == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-        advance(sequences, place)
-    return run(*given, advance=slowly, **more)
+        for _ in range(100 if rank != "1" and sublayer == 6 else 1):  # a part that goes on for long
+            time.sleep(0.2)
+            advance(0, sublayer)
+        advance(sequences, sublayer)
+    return run(*inputs, advance=slowly, **options)
 
-evaluator.losses = losses
+evaluator.candidate_losses = candidate_losses
 code = main(["score", %r, "--samples", "60", "--seq-len", "13", "--json"])
 print("ended", time.time(), file=sys.stderr)
 sys.exit(code)
@@ -159,7 +161,8 @@ sys.exit(code)
 
 
 @pytest.mark.alone
-def test_a_killed_process_ends_the_others_with_its_name(tmp_path):
+def test_a_killed_process_ends_the_others_in_the_middle_of_their_part(tmp_path):
+    """By its name, and not at the next collective: their parts would go on for 20 seconds or more."""
     processes = run_ranks(DIES % (free_port(), SHAPE), tmp_path, 3)
     try:
         processes[1].wait(100)
@@ -189,7 +192,7 @@ score(load(%r), torch.full((2, 9), rank))
 
 
 @pytest.mark.alone
-def test_processes_that_score_different_tokens_are_told(tmp_path):
+def test_processes_that_score_different_tokens_are_refused(tmp_path):
     errors = [process.communicate(timeout=100)[1] for process in run_ranks(OTHERS % SHAPE, tmp_path, 2)]
     assert "InputError: rank 1 was given other weights, tokens or options than rank 0" in errors[1]
     assert "WorkerLost: rank 1 (process " in errors[0]
@@ -212,40 +215,40 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
 @pytest.fixture
 def three():
     """Liveness monitors as three processes have them, and the address at which the first one listens."""
-    said = queue.Queue()
-    invitation: list[str] = []
+    announcements = queue.Queue()
+    announced: list[str] = []
 
-    def tell(text: str) -> str:
+    def announce(text: str) -> str:
         if text:
-            invitation.append(text)
+            announced.append(text)
             for _ in range(2):
-                said.put(text)
+                announcements.put(text)
             return text
-        return said.get(timeout=10)
+        return announcements.get(timeout=10)
 
-    found: dict[int, LivenessMonitor] = {}
+    monitors: dict[int, LivenessMonitor] = {}
 
     def connect(rank: int) -> None:
-        found[rank] = LivenessMonitor(rank, 3, tell, "127.0.0.1", patience=10)
+        monitors[rank] = LivenessMonitor(rank, 3, announce, "127.0.0.1", timeout=10)
 
     threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
-    while not invitation:
+    while not announced:
         time.sleep(0.01)
-    address, port, _ = json.loads(invitation[0])
+    address, port, _ = json.loads(announced[0])
     with socket.create_connection((address, port)) as stranger:  # is sent away, and disturbs nobody
         stranger.sendall(b'{"rank": 2, "token": "guessed", "process": 1}\n')
         connect(2)
     for thread in threads:
         thread.join()
-    yield [found[rank] for rank in range(3)]
-    for monitor in found.values():
+    yield [monitors[rank] for rank in range(3)]
+    for monitor in monitors.values():
         monitor.close()
 
 
 def waiting(monitor: LivenessMonitor) -> threading.Thread:
-    thread = threading.Thread(target=monitor.wait_for_all)
+    thread = threading.Thread(target=monitor.barrier)
     thread.start()
     return thread
 
@@ -255,7 +258,7 @@ def test_nobody_goes_on_before_all_have_arrived(three):
         threads = [waiting(three[0]), waiting(three[2])]
         time.sleep(0.05)
         assert all(thread.is_alive() for thread in threads)
-        three[1].wait_for_all()
+        three[1].barrier()
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
@@ -264,11 +267,11 @@ def test_nobody_goes_on_before_all_have_arrived(three):
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_connection_that_ends_is_a_death_to_all_others(three, gone: int):
     three[gone]._closing = True  # what is left of it in this process keeps quiet
-    for line in three[gone]._peers.values():  # as the system does when it ends the process
-        line.close()
+    for connection in three[gone]._peers.values():  # as the system does when it ends the process
+        connection.close()
     for rank in {0, 1, 2} - {gone}:
         with pytest.raises(WorkerLost, match=rf"rank {gone} \(process \d+\) has died"):
-            three[rank].wait_for_all()
+            three[rank].barrier()
         with pytest.raises(WorkerLost):
             three[rank].check()
 
@@ -277,18 +280,18 @@ def test_a_failure_is_passed_on_in_its_own_words(three):
     three[2].close("no memory left")
     for rank in (0, 1):
         with pytest.raises(WorkerLost, match=r"rank 2 \(process \d+\) failed: no memory left"):
-            three[rank].wait_for_all()
+            three[rank].barrier()
 
 
 def test_who_leaves_early_is_missed_by_those_who_wait(three):
     three[1].close()
     with pytest.raises(WorkerLost, match="has left before the work was done"):
-        three[0].wait_for_all()
+        three[0].barrier()
 
 
 def test_finished_parts_reach_the_first_process_before_it_goes_on(three):
-    taken = []
-    three[0].on_entry = taken.append
+    entries = []
+    three[0].on_entry = entries.append
     threads = [waiting(three[0])]
     for rank in (1, 2):
         for number in range(3):
@@ -296,10 +299,10 @@ def test_finished_parts_reach_the_first_process_before_it_goes_on(three):
         threads.append(waiting(three[rank]))
     for thread in threads:
         thread.join(10)
-    assert sorted((entry["rank"], entry["number"]) for entry in taken) == [(r, n) for r in (1, 2) for n in range(3)]
+    assert sorted((entry["rank"], entry["number"]) for entry in entries) == [(r, n) for r in (1, 2) for n in range(3)]
 
 
 @pytest.mark.alone
 def test_who_does_not_come_is_named():
     with pytest.raises(WorkerLost, match=r"rank 1, 2 did not come within 0 s"):
-        LivenessMonitor(0, 3, lambda text: text, "127.0.0.1", patience=0.2)
+        LivenessMonitor(0, 3, lambda text: text, "127.0.0.1", timeout=0.2)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pyprune import InputError, Scores, load, score, search
-from pyprune.scoring import evaluator, footprint, parts
-from pyprune.scoring.journal import Journal, subject_of
+from pyprune.scoring import cells, evaluator, footprint
+from pyprune.scoring.journal import Journal, journal_subject
 from tests import seeds
 
 SHAPE = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
@@ -35,20 +35,20 @@ def samples() -> torch.Tensor:
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts as short as they get, of 1280 rows."""
-    monkeypatch.setitem(parts.JOURNALED, "cpu", 1.0)
+    monkeypatch.setitem(cells.JOURNALED_MULTIPLICATIONS, "cpu", 1.0)
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """How many candidates ran on how many samples, part by part."""
-    seen, run = [], evaluator.losses
+    seen, run = [], evaluator.candidate_losses
 
-    def counted(decoder, ids, mask, removals, **given):
-        found = run(decoder, ids, mask, removals, **given)
-        seen.append((len(removals), len(ids)))
-        return found
+    def counted(decoder, ids, mask, schedule, **options):
+        losses = run(decoder, ids, mask, schedule, **options)
+        seen.append((len(schedule.slot_of), len(ids)))
+        return losses
 
-    monkeypatch.setattr(evaluator, "losses", counted)
+    monkeypatch.setattr(evaluator, "candidate_losses", counted)
     return seen
 
 
@@ -95,7 +95,7 @@ def test_a_search_goes_on_in_the_round_in_which_it_was_cut_off(decoder, samples,
 
 
 def test_parts_share_the_states_that_they_begin_with(decoder, samples, tmp_path, monkeypatch):
-    monkeypatch.setitem(parts.JOURNALED, "cpu", 1.0)
+    monkeypatch.setitem(cells.JOURNALED_MULTIPLICATIONS, "cpu", 1.0)
     monkeypatch.setitem(footprint.ROWS, "cpu", 2 * T)
     few = samples[:3]
     found = search(decoder, few, "window", count=1, resume=tmp_path / "journal")
@@ -109,7 +109,7 @@ def test_parts_share_the_states_that_they_begin_with(decoder, samples, tmp_path,
 def written(decoder, samples, tmp_path) -> Path:
     """A journal of one header and three parts."""
     path = tmp_path / "work.journal"
-    with Journal(path, subject_of(decoder, samples, None, "score ppl block")) as journal:
+    with Journal(path, journal_subject(decoder, samples, None, "score ppl block")) as journal:
         for first in range(3):
             journal.add(
                 [frozenset(), frozenset({0, 1})], first, torch.tensor([[1 / 3 + first], [2e-300]], dtype=torch.float64)
@@ -118,27 +118,27 @@ def written(decoder, samples, tmp_path) -> Path:
 
 
 def read(path: Path, decoder, samples, work: str = "score ppl block"):
-    found, todo = torch.zeros(2, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
-    with Journal(path, subject_of(decoder, samples, None, work)) as journal:
-        journal.fill([frozenset({0, 1}), frozenset()], found, todo)
-    return found, todo
+    losses, pending = torch.zeros(2, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
+    with Journal(path, journal_subject(decoder, samples, None, work)) as journal:
+        journal.fill([frozenset({0, 1}), frozenset()], losses, pending)
+    return losses, pending
 
 
 def test_what_is_read_is_what_was_written_to_the_bit(decoder, samples, written):
-    found, todo = read(written, decoder, samples)
+    found, pending = read(written, decoder, samples)
     assert found[1, :3].tolist() == [1 / 3 + first for first in range(3)]
     assert found[0, :3].tolist() == [2e-300] * 3
-    assert todo.tolist() == [[False, False, False, True]] * 2
+    assert pending.tolist() == [[False, False, False, True]] * 2
 
 
 @pytest.mark.parametrize("cut", [1, 20, -1])
 def test_a_torn_last_line_is_dropped_and_written_over(decoder, samples, written, cut: int):
     lines = written.read_bytes().splitlines(keepends=True)
     written.write_bytes(b"".join(lines[:-1]) + lines[-1][:cut])
-    _, todo = read(written, decoder, samples)
-    assert todo.tolist() == [[False, False, True, True]] * 2
+    _, pending = read(written, decoder, samples)
+    assert pending.tolist() == [[False, False, True, True]] * 2
     assert written.read_bytes() == b"".join(lines[:-1])
-    with Journal(written, subject_of(decoder, samples, None, "score ppl block")) as journal:
+    with Journal(written, journal_subject(decoder, samples, None, "score ppl block")) as journal:
         journal.add([frozenset()], 3, torch.ones(1, 1).double())
     assert read(written, decoder, samples)[1].tolist() == [[False, False, True, True], [False, False, True, False]]
 
@@ -151,7 +151,7 @@ def test_an_empty_or_torn_first_line_begins_anew(decoder, samples, written):
         assert written.read_bytes() == header
 
 
-def test_damage_before_the_last_line_is_told(decoder, samples, written):
+def test_damage_before_the_last_line_is_reported(decoder, samples, written):
     content = written.read_bytes()
     written.write_bytes(content.replace(b'"first": 1', b'"first": 2'))
     with pytest.raises(InputError, match=r"work.journal: line 3 is damaged; delete the file to begin again"):
@@ -190,17 +190,17 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(decoder, samples, t
 
 
 def test_one_process_at_a_time_writes_a_journal(decoder, samples, written):
-    subject = subject_of(decoder, samples, None, "score ppl block")
+    subject = journal_subject(decoder, samples, None, "score ppl block")
     with Journal(written, subject), pytest.raises(InputError, match="in use by another process"):
         Journal(written, subject)
 
 
 SLOW = """
 import sys, time
-from pyprune.scoring import parts
+from pyprune.scoring import cells
 from pyprune.scoring.journal import Journal
 from pyprune.cli import main
-parts.JOURNALED["cpu"] = 1.0
+cells.JOURNALED_MULTIPLICATIONS["cpu"] = 1.0
 add = Journal.add
 Journal.add = lambda *given: (add(*given), time.sleep(0.5))
 sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Many candidates in one pass: any sets of halves, in any split, against one forward for each."""
+"""Many candidates in one pass: any sets of sublayers, in any split, against one forward for each."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
-from pyprune.scoring.footprint import chunk_size, plan_bytes, split
-from pyprune.scoring.losses import exp_mean, losses
+from pyprune.scoring.footprint import chunk_size, fit_pass, pass_bytes
+from pyprune.scoring.layer_major import candidate_losses
+from pyprune.scoring.losses import Losses, exp_mean
 from pyprune.scoring.perplexity import perplexities
 from pyprune.scoring.removals import NO_REMOVAL, present_sublayers, removal_of
-from pyprune.scoring.schedule import schedule
-from pyprune.scoring.states import StateStore
+from pyprune.scoring.schedule import count_slots, make_schedule
+from pyprune.scoring.state_store import StateStore
 from tests import seeds
 
 S, T = 4, 13
-ANY = [
+CANDIDATES = [
     NO_REMOVAL,
     frozenset({0, 1}),
     frozenset({9}),
@@ -35,64 +36,74 @@ def samples() -> torch.Tensor:
     return torch.randint(0, 131, (S, T), generator=seeds.generator(5))
 
 
+def losses(decoder, ids, mask, removals, rows: int, store: StateStore | None = None) -> Losses:
+    """The losses of candidates in one pass."""
+    stored = None if store is None else store.has
+    schedule = make_schedule(len(decoder.blocks), present_sublayers(decoder), removals, stored)
+    return candidate_losses(decoder, ids, mask, schedule, rows=rows, store=store)
+
+
 def one_by_one(decoder, ids) -> list[float]:
     values = []
-    for removal in ANY:
-        gone = Pruning(
+    for removal in CANDIDATES:
+        pruning = Pruning(
             mha=[decoder.blocks[p // 2].index for p in removal if p % 2 == 0],
             ffn=[decoder.blocks[p // 2].index for p in removal if p % 2],
         )
-        values.append(perplexity(apply(decoder, gone), ids))
+        values.append(perplexity(apply(decoder, pruning), ids))
     return values
 
 
-def test_any_sets_of_halves_equal_one_forward_each(tiny, samples):
-    assert perplexities(tiny, samples, None, ANY) == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
+def test_any_sets_of_sublayers_equal_one_forward_each(tiny, samples):
+    assert perplexities(tiny, samples, None, CANDIDATES) == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
 
 
 def test_candidates_that_begin_alike_share_their_states():
     present = frozenset(range(2 * 4))
     singles = [NO_REMOVAL, *(frozenset({2 * b, 2 * b + 1}) for b in range(4))]
-    plan = schedule(4, present, singles)
-    assert plan.slots == 5
-    # Block b runs for the whole model and for every candidate before b: 1 + 2 + 3 + 4 states, two halves each.
-    assert plan.half_passes == 2 * (1 + 2 + 3 + 4)
-    assert schedule(4, present, [NO_REMOVAL, NO_REMOVAL, frozenset({99})]).slots == 1
-    assert schedule(4, present - {2}, [frozenset({2})]).half_passes == 7
+    schedule = make_schedule(4, present, singles)
+    assert schedule.slots == count_slots(present, singles) == 5
+    # Block b runs for the whole model and for every candidate before b: 1 + 2 + 3 + 4 states, two sublayers each.
+    assert schedule.sublayer_passes == 2 * (1 + 2 + 3 + 4)
+    same = [NO_REMOVAL, NO_REMOVAL, frozenset({99})]
+    assert make_schedule(4, present, same).slots == count_slots(present, same) == 1
+    assert make_schedule(4, present - {2}, [frozenset({2})]).sublayer_passes == 7
 
 
 def test_every_state_runs_through_what_its_candidates_have():
     present = frozenset(range(10))
-    plan = schedule(5, present, ANY)
-    for removal, slot in zip(ANY, plan.slot_of, strict=True):
-        assert plan.steps[-1].lacking[slot] == removal
-    runs = [slot for step in plan.steps for half in step.halves for slot in half.run]
-    assert len(runs) == plan.half_passes
-    prefixes = {(p, frozenset(q for q in r if q < p)) for r in ANY for p in present - r}
-    assert plan.half_passes == len(prefixes)  # each different prefix runs each half once, and no more
+    schedule = make_schedule(5, present, CANDIDATES)
+    for removal, slot in zip(CANDIDATES, schedule.slot_of, strict=True):
+        assert schedule.steps[-1].removed_before_next[slot] == removal
+    runs = [slot for step in schedule.steps for sublayer in step.sublayers for slot in sublayer.slots]
+    assert len(runs) == schedule.sublayer_passes
+    prefixes = {(p, frozenset(q for q in r if q < p)) for r in CANDIDATES for p in present - r}
+    assert schedule.sublayer_passes == len(prefixes)  # each different prefix runs each sublayer once, and no more
 
 
 @pytest.mark.parametrize("rows", [T, 3 * T + 1, 10_000])
 def test_chunks_do_not_change_the_sums(tiny, samples, rows: int):
-    found = losses(tiny, samples, None, ANY, rows=rows)
+    found = losses(tiny, samples, None, CANDIDATES, rows=rows)
     assert found.positions == S * (T - 1)
     assert [exp_mean(t, found.positions) for t in found.totals] == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
 
 
 def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny, samples):
-    whole = split(tiny, (S, T), ANY, None)
-    assert (whole.samples, whole.candidates) == (S, len(ANY))
-    expected = perplexities(tiny, samples, None, ANY)
-    some = plan_bytes(tiny, 7, 2, T, whole.rows)
-    few = plan_bytes(tiny, 2, 1, T, T)
-    assert split(tiny, (S, T), ANY, some).samples == 2
-    assert (split(tiny, (S, T), ANY, few).samples, split(tiny, (S, T), ANY, few).candidates) == (1, 2)
-    for limit in (some, few, plan_bytes(tiny, 1, 1, T, T)):
-        assert split(tiny, (S, T), ANY, limit).bytes <= limit
-        assert perplexities(tiny, samples, None, ANY, memory=limit) == pytest.approx(expected, rel=1e-6)
+    count, slots = len(CANDIDATES), count_slots(present_sublayers(tiny), CANDIDATES)
+    unlimited = fit_pass(tiny, (S, T), count, slots, None)
+    assert (unlimited.samples, unlimited.candidates) == (S, count)
+    expected = perplexities(tiny, samples, None, CANDIDATES)
+    two_samples = pass_bytes(tiny, 7, 2, T, unlimited.rows)
+    two_candidates = pass_bytes(tiny, 2, 1, T, T)
+    assert fit_pass(tiny, (S, T), count, slots, two_samples).samples == 2
+    size = fit_pass(tiny, (S, T), count, slots, two_candidates)
+    assert (size.samples, size.candidates) == (1, 2)
+    for limit in (two_samples, two_candidates, pass_bytes(tiny, 1, 1, T, T)):
+        assert fit_pass(tiny, (S, T), count, slots, limit).bytes <= limit
+        assert perplexities(tiny, samples, None, CANDIDATES, memory=limit) == pytest.approx(expected, rel=1e-6)
 
 
-def test_too_little_memory_is_told_with_what_is_needed(tiny, samples):
+def test_too_little_memory_is_refused_with_what_is_needed(tiny, samples):
     with pytest.raises(InputError, match=r"memory: 1.0 MB given; one sample of 13 tokens of .* needs \d+\.\d MB"):
         score(tiny, samples, memory=10**6, progress=lambda *_: pytest.fail("work was done"))
 
@@ -101,7 +112,7 @@ def test_padding_stays_with_its_sample_in_every_split(tiny, samples):
     mask = torch.ones_like(samples)
     mask[1, :6] = 0
     mask[3, 9:] = 0
-    few = plan_bytes(tiny, 2, 1, T, T, padded=True)
+    few = pass_bytes(tiny, 2, 1, T, T, padded=True)
     whole = score(tiny, samples, attention_mask=mask)
     parts = score(tiny, samples, attention_mask=mask, memory=few)
     assert parts.values == pytest.approx(whole.values, rel=1e-6)
@@ -114,11 +125,11 @@ def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride
     singles = [NO_REMOVAL, *(frozenset({2 * b, 2 * b + 1}) for b in range(5))]
     losses(tiny, samples, None, singles, rows=1000, store=store)
     removed = singles[3]  # block 2
-    store.keep_for(removed)
+    store.set_removed(removed)
     second = [removed | one for one in singles[1:] if one != removed]
-    fresh = schedule(5, present_sublayers(tiny), second)
-    again = schedule(5, present_sublayers(tiny), second, store.has)
-    assert again.half_passes < fresh.half_passes
+    fresh = make_schedule(5, present_sublayers(tiny), second)
+    resumed = make_schedule(5, present_sublayers(tiny), second, store.has)
+    assert resumed.sublayer_passes < fresh.sublayer_passes
     found = losses(tiny, samples, None, second, rows=1000, store=store)
     values = [exp_mean(total, found.positions) for total in found.totals]
     assert values == pytest.approx(perplexities(tiny, samples, None, second), rel=1e-6)
@@ -127,11 +138,11 @@ def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride
 def test_a_store_keeps_no_more_than_its_limit(tiny, samples):
     state = S * T * tiny.hidden_size * 4
     store = StateStore(3 * state + 1)
-    losses(tiny, samples, None, ANY, rows=1000, store=store)
+    losses(tiny, samples, None, CANDIDATES, rows=1000, store=store)
     assert len(store) == 3
 
 
-def test_units_become_places_in_a_pruned_decoder(tiny):
+def test_units_become_sublayers_of_a_pruned_decoder(tiny):
     pruned = apply(tiny, Pruning(blocks=[1], ffn=[3]))
     assert removal_of(pruned, [("block", 2), ("mha", 4)]) == frozenset({2, 3, 6})
     assert present_sublayers(pruned) == frozenset({0, 1, 2, 3, 4, 6, 7})
@@ -181,7 +192,7 @@ def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     ids = torch.randint(0, 131, (8, tokens), generator=seeds.generator(tokens))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[5, 0] = False
-    together = losses(tiny, ids, mask, ANY, rows=10_000).by_sample
+    together = losses(tiny, ids, mask, CANDIDATES, rows=10_000).by_sample
     for one in range(len(ids)):
-        alone = losses(tiny, ids[one : one + 1], mask[one : one + 1], ANY, rows=1).by_sample
+        alone = losses(tiny, ids[one : one + 1], mask[one : one + 1], CANDIDATES, rows=1).by_sample
         assert alone[:, 0].tolist() == pytest.approx(together[:, one].tolist(), rel=1e-7)

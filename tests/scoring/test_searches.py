@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pyprune import InputError, Pruning, SearchResult, apply, load, perplexity, score, search
-from pyprune.scoring.footprint import FIXED, plan_bytes
+from pyprune.scoring.footprint import FIXED, pass_bytes
 from pyprune.scoring.removals import NO_REMOVAL, removal_of, units_of
 from pyprune.scoring.similarity import window_distances
-from pyprune.scoring.states import StateStore
+from pyprune.scoring.state_store import StateStore
 from tests import seeds
 
 S, T = 3, 11
@@ -81,11 +81,11 @@ STATE = S * T * 24 * 4
 
 @pytest.mark.parametrize("states", [0, 1, 3, 7, 15, 1000])
 @pytest.mark.parametrize("unit", ["block", "mha+ffn"])
-def test_room_for_states_changes_the_cost_and_nothing_else(seven, samples, states: int, unit: str):
+def test_memory_for_states_changes_the_cost_and_nothing_else(seven, samples, states: int, unit: str):
     whole = search(seven, samples, "greedy", count=4, unit=unit)
     slots = len(units_of(seven, unit)) + 1
     # The pass takes what it needs of the limit; the states get the rest.
-    limit = plan_bytes(seven, slots, S, T, 10_000) + states * STATE
+    limit = pass_bytes(seven, slots, S, T, 10_000) + states * STATE
     found = search(seven, samples, "greedy", count=4, unit=unit, memory=limit)
     assert found.order == whole.order
     assert found.scores == pytest.approx(whole.scores, rel=1e-6)
@@ -95,7 +95,7 @@ def test_room_for_states_changes_the_cost_and_nothing_else(seven, samples, state
 
 def test_samples_and_candidates_in_parts_change_the_cost_and_nothing_else(seven, samples):
     whole = search(seven, samples, "greedy", count=4)
-    for limit in (plan_bytes(seven, 8, 1, T, T), plan_bytes(seven, 3, 1, T, T)):
+    for limit in (pass_bytes(seven, 8, 1, T, T), pass_bytes(seven, 3, 1, T, T)):
         found = search(seven, samples, "greedy", count=4, memory=limit)
         assert found.order == whole.order
         assert found.scores == pytest.approx(whole.scores, rel=1e-6)
@@ -113,8 +113,8 @@ def test_a_round_computes_only_what_no_earlier_one_has(seven, samples):
     assert second != first
 
 
-def test_the_trunk_is_kept_before_anything_else():
-    store = StateStore.within(limit=10 * 100, state=100, blocks=8, leaving=range(8))
+def test_the_shared_prefix_is_kept_before_anything_else():
+    store = StateStore.within(limit=10 * 100, state_bytes=100, blocks=8, first_removed=range(8))
     state = torch.zeros(25)
     for block in range(1, 8):
         store.offer(block, frozenset({0, 1}), state)  # a candidate
@@ -122,20 +122,20 @@ def test_the_trunk_is_kept_before_anything_else():
         store.offer(block, NO_REMOVAL, state)
     assert all(store.has(block, NO_REMOVAL) for block in range(1, 8))
     assert store.bytes <= 10 * 100
-    few = StateStore.within(limit=3 * 100, state=100, blocks=8, leaving=range(8))
+    few = StateStore.within(limit=3 * 100, state_bytes=100, blocks=8, first_removed=range(8))
     for block in range(1, 8):
         few.offer(block, NO_REMOVAL, state)
     assert [block for block in range(1, 8) if few.has(block, NO_REMOVAL)] == [2, 4, 6]  # spread, not the first ones
 
 
-def test_a_removal_turns_the_states_of_its_candidate_into_the_trunk():
-    store = StateStore.within(limit=1 << 20, state=100, blocks=4, leaving=range(4))
+def test_a_removal_turns_the_states_of_its_candidate_into_the_shared_prefix():
+    store = StateStore.within(limit=1 << 20, state_bytes=100, blocks=4, first_removed=range(4))
     removed, other = frozenset({2, 3}), frozenset({0, 1})
     for block in (2, 3):
         for lacking in (NO_REMOVAL, removed, other):
             store.offer(block, lacking, torch.zeros(25))
     store.offer(1, other, torch.zeros(25))
-    store.keep_for(removed)
+    store.set_removed(removed)
     assert store.has(2, removed)
     assert store.has(3, removed)
     assert not store.has(2, NO_REMOVAL)
@@ -144,7 +144,7 @@ def test_a_removal_turns_the_states_of_its_candidate_into_the_trunk():
     assert store.bytes == 3 * 100
 
 
-def test_one_shot_removes_the_front_of_the_ranking_and_tells_every_step(seven, samples):
+def test_one_shot_removes_the_front_of_the_ranking_and_reports_every_step(seven, samples):
     found = search(seven, samples, "one-shot", count=3, unit="mha+ffn", protect=[0])
     ranking = [one for one in score(seven, samples, unit="mha+ffn").order() if one[1] != 0]
     assert found.order == ranking[:3]
@@ -168,7 +168,7 @@ def test_the_window_is_the_cheapest_of_all(seven, samples, count: int, protect):
     assert found.pruning() == Pruning(model=seven.name, blocks=best, made_by="window ppl block")
 
 
-def test_windows_by_angular_distance_are_told_in_perplexity(seven, samples):
+def test_windows_by_angular_distance_are_reported_in_perplexity(seven, samples):
     found = search(seven, samples, "window", count=3, criterion="angular", tokens="last")
     distances = window_distances(seven, samples, 3, tokens="last")
     assert {c.units[0][1]: c.score for c in found.steps[0].choices} == distances
@@ -269,5 +269,5 @@ def test_what_cannot_be_had_is_refused_before_any_work(seven, samples, change: d
         search(seven, samples, **given, progress=lambda *_: pytest.fail("work was done"))
 
 
-def test_every_unit_of_a_removal_is_a_place(seven):
+def test_every_unit_of_a_removal_is_a_set_of_sublayers(seven):
     assert removal_of(seven, [("mha", 1), ("block", 6)]) == frozenset({2, 12, 13})

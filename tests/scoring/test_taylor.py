@@ -8,7 +8,7 @@ from plain import FAMILIES, SIZES, gradients, ids, model_of, modules, padding, t
 
 from pyprune import Pruning, apply, load, score
 from pyprune.runtime import differentiable
-from pyprune.scoring.gradients import batches
+from pyprune.scoring.gradients import make_batches
 
 # transformers' RMSNorm works in float32 whatever the weights' dtype, and rounds its gradients so.
 NEAR = 3e-6
@@ -107,9 +107,9 @@ def test_the_papers_code_adds_the_mean_losses_of_batches_where_the_formula_has_o
 
 def test_by_hand_a_token_of_a_short_last_batch_counts_more_in_the_papers_code():
     mask = padding(ids())
-    scales = [one.scale for one in batches(ids(), mask.bool(), 3, lambda positions: 1 / positions)]
+    scales = [batch.scale for batch in make_batches(ids(), mask.bool(), 3, lambda positions: 1 / positions)]
     assert scales == [1 / 17, 1 / 8]
-    assert [one.scale for one in batches(ids(), mask.bool(), 4, lambda positions: 1 / positions)] == [1 / 25]
+    assert [batch.scale for batch in make_batches(ids(), mask.bool(), 4, lambda positions: 1 / positions)] == [1 / 25]
 
 
 def test_batches_of_equal_size_make_the_papers_code_the_formula_times_their_number():

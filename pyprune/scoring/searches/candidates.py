@@ -1,4 +1,4 @@
-"""What a search may remove, and when it has removed enough."""
+"""The units that a search may remove, and when it has removed enough."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Ranker = Callable[[Sequence[tuple[Unit, ...]]], list[float]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The units of a decoder that may go, with their parameters, in order of depth, and how much shall go: a count of
-    units, or a ratio of all `parameters`."""
+    """The units of a decoder that may be removed, with their parameters, in order of depth, and the amount to remove: a
+    count of units, or a ratio of all `parameters`."""
 
     decoder: Decoder
     units: dict[Unit, int]
@@ -47,30 +47,32 @@ class Candidates:
             raise InputError(f"search: ratio {ratio!r} and count {count!r}: exactly one of them is expected")
         sizes = decoder.sizes()
         protected = protected_blocks(protect, [block.index for block in sizes.blocks])
-        units = {one: size for one, size in units_of(decoder, unit).items() if one[1] not in protected}
+        units = {
+            (kind, index): size for (kind, index), size in units_of(decoder, unit).items() if index not in protected
+        }
         if not units:
             raise InputError(f"search: protect {protect!r} leaves nothing to remove")
-        found = cls(decoder, units, sizes.parameters(), count, ratio)
-        found._check()
-        return found
+        candidates = cls(decoder, units, sizes.parameters(), count, ratio)
+        candidates._check()
+        return candidates
 
-    def enough(self, removed: Sequence[int]) -> int | None:
-        """How many of the units removed so far, by their parameters, are the amount; None when more have to go.
+    def steps_needed(self, removed: Sequence[int]) -> int | None:
+        """How many of the units removed so far, by their parameters, make the amount; None when more are needed.
 
         For a ratio that is the number which comes nearest, of two as near the fewer, as in `count_for_ratio`.
         """
         if self.count is not None:
             return self.count if len(removed) >= self.count else None
         target = self.ratio * self.parameters
-        far = [abs(gone - target) for gone in accumulate(removed, initial=0)]
-        left = list(self.units.values())
+        distances = [abs(total - target) for total in accumulate(removed, initial=0)]
+        remaining = list(self.units.values())
         for size in removed:
-            left.remove(size)
-        nearer = left and abs(sum(removed) + min(left) - target) < far[-1]
-        return None if nearer else max(1, far.index(min(far)))
+            remaining.remove(size)
+        nearer = remaining and abs(sum(removed) + min(remaining) - target) < distances[-1]
+        return None if nearer else max(1, distances.index(min(distances)))
 
-    def most(self) -> int:
-        """The most units that may have to go."""
+    def max_steps(self) -> int:
+        """The most units that the amount can take."""
         return self.count or count_for_ratio(self.ratio, self.parameters, sorted(self.units.values()))
 
     def _check(self) -> None:
@@ -79,11 +81,11 @@ class Candidates:
             raise InputError(f"search: count {self.count}: 1 to {len(sizes)} units can be removed")
         if self.ratio is not None:
             count_for_ratio(self.ratio, self.parameters, sorted(sizes))
-        everything = removal_of(self.decoder, self.units) >= present_sublayers(self.decoder)
-        if everything and self.most() >= len(sizes):
+        unprotected = removal_of(self.decoder, self.units) >= present_sublayers(self.decoder)
+        if unprotected and self.max_steps() >= len(sizes):
             raise InputError(f"search: all {len(sizes)} units would be removed; at least one must stay")
 
 
-def place_of(choice: Choice) -> tuple[float, list[tuple[int, str]]]:
-    """Sorts choices: the lowest score first, of equal ones the one that comes first in the model."""
+def choice_order(choice: Choice) -> tuple[float, list[tuple[int, str]]]:
+    """The key that sorts choices: the lowest score first, of equal ones the one that comes first in the model."""
     return choice.score, [(index, kind) for kind, index in choice.units]

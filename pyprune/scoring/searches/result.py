@@ -1,4 +1,4 @@
-"""What a search found, as data: its steps, and what they cost beside one forward pass for every candidate."""
+"""The result of a search as data: its steps, and their cost beside one forward pass for every candidate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
 @dataclass(frozen=True)
 class Choice:
-    """Units that could go together, and the score: without them and all that had gone before."""
+    """Units that could be removed together, and the score without them and all that was removed before."""
 
     units: tuple[Unit, ...]
     score: float
@@ -65,9 +65,9 @@ class Step:
 class SearchResult:
     """The steps of a search, each removing units for good, and its cost.
 
-    `baseline`: perplexity of the whole model. `criterion`: what the choices were ranked by ("ppl": perplexity); the
-    score of a step is the perplexity whatever the criterion. `parameters`: of the whole model. `cost`: block and head
-    passes over all samples that were computed; `naive`: what one forward pass for every candidate would have been.
+    `baseline`: perplexity of the unpruned model. `criterion`: what the choices were ranked by ("ppl": perplexity); the
+    score of a step is the perplexity whatever the criterion. `parameters`: of the unpruned model. `cost`: block and
+    head passes over all samples that were computed; `naive`: what one forward pass for every candidate would have been.
     """
 
     model: str
@@ -124,7 +124,7 @@ class SearchResult:
             raise InputError("search: an object with method and steps, as a search writes it, is expected")
         try:
             steps = tuple(map(Step.from_dict, data["steps"]))
-            found = cls(
+            result = cls(
                 model=data["model"],
                 method=data["method"],
                 criterion=data["criterion"],
@@ -140,9 +140,9 @@ class SearchResult:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"search: not what a search writes ({type(error).__name__}: {error})") from None
-        if "order" in data and data["order"] != [list(unit) for unit in found.order]:
+        if "order" in data and data["order"] != [list(unit) for unit in result.order]:
             raise InputError("search: the key 'order' does not follow from the steps")
-        return found
+        return result
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON, whole or not at all."""

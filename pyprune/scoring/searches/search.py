@@ -1,4 +1,4 @@
-"""`search`: one way in for every way of choosing what goes together."""
+"""`search`: choose units to remove together, by any method."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.criteria import criterion_named
-from pyprune.scoring.evaluation import evaluation
-from pyprune.scoring.evaluator import Progress
+from pyprune.scoring.open_evaluator import open_evaluator
 from pyprune.scoring.perplexity import check_samples
+from pyprune.scoring.progress import Progress
 from pyprune.scoring.score import score
 from pyprune.scoring.searches.candidates import Candidates
 from pyprune.scoring.searches.greedy import greedy
@@ -48,15 +48,15 @@ def search(
     progress: Progress | None = None,
     **options: Any,
 ) -> SearchResult:
-    """Choose units to remove together, and tell the perplexity after every step.
+    """Choose units to remove together, with the perplexity after every step.
 
     method: "one-shot" ranks all units once (Shortened LLaMA, section 3.2); "greedy" scores what is left again after
     each removal (SLEB for blocks, BlockPruner for "mha+ffn"); "window" removes the blocks in a row that cost least
     together (Gromov et al.). Exactly one of count (units) and ratio (share of all parameters; the number of units that
     comes nearest) is given. unit, attention_mask, calibration, memory, resume, distributed and progress as in `score`
     by "ppl"; states that later rounds begin with are kept in what memory leaves. protect as in `pyprune.depth`.
-    criterion: what is gone by, of any kind for "one-shot", "ppl", "angular" or "block-influence" for "window"; options:
-    its own.
+    criterion: what the choice goes by, of any kind for "one-shot", "ppl", "angular" or "block-influence" for "window";
+    options: its own.
 
     Raises InputError for an unknown method, unit or criterion, an amount that cannot be had, and as `score` does.
     """
@@ -68,12 +68,13 @@ def search(
     ids, mask = check_samples(decoder, input_ids, attention_mask)
     ranker = None
     if criterion != "ppl":
-        limits = {"memory": memory} if "memory" in criterion_named(criterion).options else {}
-        ranker = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, {**limits, **options})
+        if "memory" in criterion_named(criterion).options:
+            options = {"memory": memory, **options}
+        ranker = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, options)
     work = f"search {method} {criterion} {unit}"
-    given = {"memory": memory, "resume": resume, "distributed": distributed, "search": method == "greedy"}
-    with evaluation(decoder, ids, mask, work, **given) as evaluator:
-        baseline, steps = _RUN[method](evaluator, candidates, ranker, progress)
+    limits = {"memory": memory, "resume": resume, "distributed": distributed, "search": method == "greedy"}
+    with open_evaluator(decoder, ids, mask, work, **limits) as evaluator:
+        baseline, steps = _METHODS[method](evaluator, candidates, ranker, progress)
     return SearchResult(
         model=original_name(decoder),
         method=method,
@@ -99,24 +100,24 @@ def _check(method: str, criterion: str, unit: str, options: dict[str, Any]) -> N
         raise InputError(f"unit: {unit!r} given; a window is of blocks: 'block' is accepted")
 
 
-def _ranked(
+def _score_units(
     decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
     choices: Sequence[tuple[Unit, ...]],
 ) -> list[float]:  # fmt: skip
     """The scores of single units by any criterion."""
-    found = score(decoder, ids, criterion, unit, mask, **options)
-    values = dict(zip(found.units, found.values, strict=True))
-    return [values[one] for (one,) in choices]
+    scores = score(decoder, ids, criterion, unit, mask, **options)
+    values = dict(zip(scores.units, scores.values, strict=True))
+    return [values[candidate] for (candidate,) in choices]
 
 
-def _ranked_windows(
+def _score_windows(
     decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
     choices: Sequence[tuple[Unit, ...]],
 ) -> list[float]:  # fmt: skip
     """The distances over windows of blocks."""
-    found = window_distances(decoder, ids, len(choices[0]), mask, distance=criterion, **options)
-    return [found[first] for (_, first), *_ in choices]
+    distances = window_distances(decoder, ids, len(choices[0]), mask, distance=criterion, **options)
+    return [distances[first] for (_, first), *_ in choices]
 
 
-_RANKERS = {"one-shot": _ranked, "window": _ranked_windows}
-_RUN = {"one-shot": one_shot, "greedy": greedy, "window": window}
+_RANKERS = {"one-shot": _score_units, "window": _score_windows}
+_METHODS = {"one-shot": one_shot, "greedy": greedy, "window": window}

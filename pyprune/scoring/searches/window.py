@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from pyprune.errors import InputError
 from pyprune.pruning.budget import count_for_ratio
-from pyprune.scoring.evaluator import Evaluator, Progress
+from pyprune.scoring.evaluator import Evaluator
+from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
-from pyprune.scoring.searches.candidates import Candidates, Ranker, place_of
+from pyprune.scoring.searches.candidates import Candidates, Ranker, choice_order
 from pyprune.scoring.searches.result import Choice, Step, Unit
 
 
 def window(
     evaluator: Evaluator, candidates: Candidates, ranker: Ranker | None, progress: Progress | None = None
 ) -> tuple[float, list[Step]]:
-    """The perplexity of the whole model, and one step: the window whose removal costs least. ranker: perplexity when
+    """The perplexity of the unpruned model, and one step: the window whose removal costs least. ranker: perplexity when
     None."""
     decoder, windows = candidates.decoder, windows_of(candidates)
     if ranker is None:
-        removals = [NO_REMOVAL, *(removal_of(decoder, one) for one in windows)]
+        removals = [NO_REMOVAL, *(removal_of(decoder, blocks) for blocks in windows)]
         baseline, *values = evaluator.perplexities(removals, progress)
     else:
         values = ranker(windows)
     choices = tuple(Choice(units, value) for units, value in zip(windows, values, strict=True))
-    best = min(choices, key=place_of)
+    best = min(choices, key=choice_order)
     score = best.score
     if ranker is not None:
         baseline, score = evaluator.perplexities([NO_REMOVAL, removal_of(decoder, best.units)], progress)
@@ -42,7 +43,7 @@ def windows_of(candidates: Candidates) -> list[tuple[Unit, ...]]:
         count = count_for_ratio(candidates.ratio, candidates.parameters, sizes)
     blocks = [("block", block.index) for block in candidates.decoder.sizes().blocks]
     windows = [tuple(blocks[start : start + count]) for start in range(len(blocks) - count + 1)]
-    found = [one for one in windows if all(unit in candidates.units for unit in one)]
-    if not found:
+    removable = [window for window in windows if all(block in candidates.units for block in window)]
+    if not removable:
         raise InputError(f"search: no {count} blocks in a row can be removed; fewer, or less protected, is expected")
-    return found
+    return removable

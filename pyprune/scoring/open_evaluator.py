@@ -1,4 +1,4 @@
-"""An evaluator with what long work is given: a journal that it can go on from, and other processes to share it with."""
+"""An evaluator for long work: with a journal to resume from, and with other processes to share the work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from pyprune.models.decoder import Decoder
 from pyprune.scoring.distributed import process_group
-from pyprune.scoring.evaluator import Evaluator
-from pyprune.scoring.journal import Journal, entry_of, subject_of
+from pyprune.scoring.evaluator import Evaluator, LossJournal
+from pyprune.scoring.journal import Journal, journal_subject, make_entry
 from pyprune.scoring.process_group import ProcessGroup, WorkerLost
 from pyprune.scoring.removals import Removal
 
 
 @contextmanager
-def evaluation(
+def open_evaluator(
     decoder: Decoder,
     input_ids: Tensor,
     mask: Tensor | None,
@@ -34,13 +34,13 @@ def evaluation(
     """The evaluator of checked samples, as long as the work lasts.
 
     work: what is done, for the journal. resume: the journal's file: finished parts are kept in it, and those that are
-    there already are not computed again. distributed: as in `process_group`. memory, search: as in `Evaluator`.
+    in it already are not computed again. distributed: as in `process_group`. memory, search: as in `Evaluator`.
     """
     group = process_group(decoder.device, distributed)
     try:
-        subject = subject_of(decoder, input_ids, mask, work)
+        subject = journal_subject(decoder, input_ids, mask, work)
         group.require_same_call(json.dumps([subject, resume is not None]))
-        with _journal(resume, subject, group) as journal:
+        with _open_journal(resume, subject, group) as journal:
             yield Evaluator(decoder, input_ids, mask, memory=memory, journal=journal, group=group, search=search)
     except WorkerLost:
         raise
@@ -49,28 +49,29 @@ def evaluation(
         raise
 
 
-class _Told:
-    """The journal as a process has it that is not the first: rank 0 keeps it, and knows what is in it."""
+class _RankZeroJournal:
+    """The journal as another process than rank 0 has it: entries are sent to rank 0, which alone reads the file."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
 
-    def fill(self, removals: Sequence[Removal], losses: Tensor, todo: Tensor) -> None:
-        pass
+    def fill(self, removals: Sequence[Removal], losses: Tensor, pending: Tensor) -> None:
+        """Nothing: rank 0 broadcasts what it has read."""
 
-    def add(self, removals: Sequence[Removal], first: int, losses: Tensor) -> None:
-        self._group.send_to_rank_zero(entry_of(removals, first, losses))
+    def add(self, removals: Sequence[Removal], first_sample: int, losses: Tensor) -> None:
+        """Send the losses to rank 0."""
+        self._group.send_to_rank_zero(make_entry(removals, first_sample, losses))
 
 
 @contextmanager
-def _journal(
+def _open_journal(
     path: str | os.PathLike[str] | None, subject: dict[str, Any], group: ProcessGroup
-) -> Iterator[Journal | _Told | None]:
+) -> Iterator[LossJournal | None]:
     if path is None:
         yield None
     elif group.rank > 0:
-        yield _Told(group)
+        yield _RankZeroJournal(group)
     else:
         with Journal(Path(path), subject) as journal:
-            group.listen(journal.add_entry)
+            group.on_entry(journal.add_entry)
             yield journal
