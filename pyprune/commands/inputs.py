@@ -61,8 +61,9 @@ def require_texts(options: argparse.Namespace) -> None:
     from pyprune.scoring.calibration import check_window_options, require_text
 
     check_window_options(options.samples, options.seq_len, options.seed, options.packing, options.bos)
+    options.source = None  # what was read to check it, for `calibration_windows`
     if options.text is not None or not options.model.startswith("shape:"):
-        require_text(options.text, field=options.field)
+        options.source = require_text(options.text, field=options.field)
 
 
 def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
@@ -70,7 +71,8 @@ def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
     from pyprune.scoring.calibration import calibration
 
     sizes = (options.samples, options.seq_len, options.seed)
-    return calibration(decoder, options.text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
+    text = options.text if options.source is None else options.source
+    return calibration(decoder, text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
 def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:

@@ -23,7 +23,7 @@ class BlockCosts:
     """What the units of one block cost in parameters.
 
     The block at `index` holds `fixed` (norms and biases that no narrowing touches), `kv_groups` times `per_group` (rows
-    of q, k, v and columns of o) and `width` times `per_neuron`. A half that is missing has no units.
+    of q, k, v and columns of o) and `width` times `per_neuron`. A sublayer that is missing has no units.
     """
 
     index: int
@@ -81,17 +81,17 @@ class UniformSizes:
 
     @classmethod
     def of(cls, decoder: Decoder) -> UniformSizes:
-        """The sizes of `decoder`; InputError when its blocks differ or lack a half: no one width then."""
+        """The sizes of `decoder`; InputError when its blocks differ or lack a sublayer: no one width then."""
         for block in decoder.blocks:
             if block.mha is None or block.ffn is None:
-                half = "mha" if block.mha is None else "ffn"
-                raise InputError(f"{decoder.name}: block {block.index} has no {half}; width needs both")
+                missing = "mha" if block.mha is None else "ffn"
+                raise InputError(f"{decoder.name}: block {block.index} has no {missing}; width needs both")
         costs = [BlockCosts.of(block) for block in decoder.blocks]
         if len({replace(block, index=0) for block in costs}) > 1:
             raise InputError(f"{decoder.name}: blocks of different sizes; width needs blocks that are all alike")
         outside = decoder.parameters() - sum(block.total for block in costs)
-        one = costs[0]
-        return cls(len(costs), one.kv_groups, one.width, outside, one.fixed, one.per_group, one.per_neuron)
+        block = costs[0]
+        return cls(len(costs), block.kv_groups, block.width, outside, block.fixed, block.per_group, block.per_neuron)
 
     @classmethod
     def llama(
@@ -152,11 +152,11 @@ def count_for_ratio(ratio: float, parameters: int, unit_sizes: Sequence[int]) ->
             best, distance = count, abs(removed - target)
     if best == 0:
         first = "the only removable unit" if len(unit_sizes) == 1 else "one unit"
-        least = unit_sizes[0] / parameters
-        raise InputError(f"ratio {ratio:g}: nearest to no unit at all; {first} is {least:.3%} of the parameters")
+        share = unit_sizes[0] / parameters
+        raise InputError(f"ratio {ratio:g}: nearest to no unit at all; {first} is {share:.3%} of the parameters")
     if best == len(unit_sizes) and target - removed > unit_sizes[-1] / 2:
-        every = "the only removable unit is" if best == 1 else f"all {best} removable units are"
-        raise InputError(f"ratio {ratio:g}: {every} only {removed / parameters:.1%} of the parameters")
+        all_units = "the only removable unit is" if best == 1 else f"all {best} removable units are"
+        raise InputError(f"ratio {ratio:g}: {all_units} only {removed / parameters:.1%} of the parameters")
     return best
 
 
@@ -182,8 +182,8 @@ def depth_row(sizes: UniformSizes, ratio: float) -> int:
 def width_for(sizes: UniformSizes, target_parameters: int, *, align: int | None = None) -> tuple[int, int]:
     """`(kv_groups, ffn_width)` to keep in every block so that the model has `target_parameters`: `quotas` where all
     blocks are alike and stay so. Errors as there."""
-    one = BlockCosts(0, sizes.kv_groups, sizes.width, sizes.fixed, sizes.per_group, sizes.per_neuron)
-    return quotas([one] * sizes.blocks, sizes.parameters, target_parameters, align=align, alike=True)[0]
+    block = BlockCosts(0, sizes.kv_groups, sizes.width, sizes.fixed, sizes.per_group, sizes.per_neuron)
+    return quotas([block] * sizes.blocks, sizes.parameters, target_parameters, align=align, alike=True)[0]
 
 
 def quotas(
@@ -221,54 +221,53 @@ def quotas(
     untouched = parameters - sum(block.groups + block.neurons for block in costs)
     slack = TOLERANCE * target_parameters
     if units == "heads":
-        left, every = (
-            target_parameters - untouched - sum(block.neurons for block in costs),
-            sum(b.groups for b in costs),
-        )
-        exact = [block.kv_groups * left / every for block in costs]
-        ends = [(min(block.kv_groups, 1), block.kv_groups) for block in costs]
-        groups = _fitted(exact, ends, [block.per_group for block in costs], left, slack, spread=not alike)
-        kept = f"{_range(groups)} KV groups"
+        budget = target_parameters - untouched - sum(block.neurons for block in costs)
+        total = sum(block.groups for block in costs)
+        exact = [block.kv_groups * budget / total for block in costs]
+        bounds = [(min(block.kv_groups, 1), block.kv_groups) for block in costs]
+        groups = _fitted(exact, bounds, [block.per_group for block in costs], budget, slack, spread=not alike)
+        selection = f"{_range(groups)} KV groups"
     else:
-        left = target_parameters - untouched - sum(n * block.per_group for n, block in zip(groups, costs, strict=True))
-        step, every = align or 1, sum(block.neurons for block in costs)
-        exact = [block.width * left / (every * step) for block in costs]
-        # The nearest multiple may lie outside what there is although the exact width does not.
-        inside = align is not None and 0 <= left <= every
-        ends = [(min(block.width // step, 1), block.width // step) for block in costs] if inside else None
+        kept_groups = sum(n * block.per_group for n, block in zip(groups, costs, strict=True))
+        budget = target_parameters - untouched - kept_groups
+        step, total = align or 1, sum(block.neurons for block in costs)
+        exact = [block.width * budget / (total * step) for block in costs]
+        # The nearest multiple may lie beyond the present width although the exact width does not.
+        bounded = align is not None and 0 <= budget <= total
+        bounds = [(min(block.width // step, 1), block.width // step) for block in costs] if bounded else None
         per_step = [step * block.per_neuron for block in costs]
         spread = align is not None and not alike
-        widths = [step * n for n in _fitted(exact, ends, per_step, left, slack, spread)]
+        widths = [step * n for n in _fitted(exact, bounds, per_step, budget, slack, spread)]
         for block, n, width in zip(costs, groups, widths, strict=True):
             if block.width and not 1 <= width <= block.width:
                 raise InputError(
                     f"target of {target_parameters} parameters: with {n} of {block.kv_groups} KV groups the FFN width"
                     f" would be {width}; 1 to {block.width} is accepted"
                 )
-        kept = f"FFN width {_range(widths)}"
+        selection = f"FFN width {_range(widths)}"
     sizes = list(zip(groups, widths, strict=True))
     actual = untouched + sum(n * b.per_group + width * b.per_neuron for b, (n, width) in zip(costs, sizes, strict=True))
-    require_near(actual, target_parameters, kept, align)
+    require_near(actual, target_parameters, selection, align)
     return sizes
 
 
 def _fitted(
     exact: Sequence[float],
-    ends: Sequence[tuple[int, int]] | None,
+    bounds: Sequence[tuple[int, int]] | None,
     costs: Sequence[int],
-    left: int,
+    budget: int,
     slack: float,
     spread: bool,
 ) -> list[int]:
-    """Whole numbers nearest to `exact` and between `ends`, so that they cost `left` parameters.
+    """Whole numbers nearest to `exact` and within `bounds`, so that they cost `budget` parameters.
 
     Where that is missed by more than `slack`, and with `spread`, such that every partial sum is nearest instead.
     """
     for by_sums in (False, True) if spread else (False,):
         counts = _rounded(exact, by_sums)
-        if ends is not None:
-            counts = [min(max(count, low), high) for count, (low, high) in zip(counts, ends, strict=True)]
-        if abs(sum(count * cost for count, cost in zip(counts, costs, strict=True)) - left) <= slack:
+        if bounds is not None:
+            counts = [min(max(count, low), high) for count, (low, high) in zip(counts, bounds, strict=True)]
+        if abs(sum(count * cost for count, cost in zip(counts, costs, strict=True)) - budget) <= slack:
             break
     return counts
 
@@ -297,12 +296,13 @@ def check_target(target_parameters: int, parameters: int, align: int | None) -> 
         raise InputError(f"target of {target_parameters} parameters: less than the model's {parameters} is expected")
 
 
-def require_near(actual: int, target: int, kept: str, align: int | None = None) -> None:
-    """Raise InputError, naming what is reachable, when `actual` parameters lie more than 0.5 % from the target."""
+def require_near(actual: int, target: int, selection: str, align: int | None = None) -> None:
+    """Raise InputError, naming the nearest `selection`, when its `actual` parameters lie more than 0.5 % from the
+    target."""
     if abs(actual - target) > TOLERANCE * target:
-        asked = f"target of {target} parameters" if align is None else f"align {align}"
+        option = f"target of {target} parameters" if align is None else f"align {align}"
         raise InputError(
-            f"{asked}: the nearest {kept} gives {actual} parameters, {abs(actual - target) / target:.2%} from the"
+            f"{option}: the nearest {selection} gives {actual} parameters, {abs(actual - target) / target:.2%} from the"
             f" target of {target}; within {TOLERANCE:.1%} is expected"
         )
 

@@ -11,11 +11,11 @@ from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio, unit_parameters
 from pyprune.pruning.pruning import Pruning, original_name
 
-_FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
+_FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
 
 class Ranking(Protocol):
-    """What depth reads of `pyprune.scoring.scores.Scores`, a room above this one."""
+    """What depth reads of `pyprune.scoring.scores.Scores`, in a package above this one."""
 
     model: str
     criterion: str
@@ -50,11 +50,11 @@ def depth(
     kinds = {kind for kind, _ in scores.units}
     if "block" in kinds and len(kinds) > 1:
         raise InputError(
-            f"depth: scores of {', '.join(sorted(kinds))}: blocks and their halves cannot be ranked together"
+            f"depth: scores of {', '.join(sorted(kinds))}: blocks and their sublayers cannot be ranked together"
         )
     parameters, sizes = _sizes(scores, decoder) if decoder is not None or ratio is not None else (0, {})
-    known = [index for _, index in scores.units] if decoder is None else [block.index for block in decoder.blocks]
-    protected = protected_blocks(protect, known)
+    blocks = [index for _, index in scores.units] if decoder is None else [block.index for block in decoder.blocks]
+    protected = protected_blocks(protect, blocks)
     candidates = [unit for unit in scores.order() if unit[1] not in protected and unit not in scores.protected]
     if not candidates:
         raise InputError(f"depth: protect {protect!r} leaves nothing to remove of {len(scores.units)} units")
@@ -63,11 +63,11 @@ def depth(
     elif check_count(count) > len(candidates):
         raise InputError(f"depth: count {count}: 1 to {len(candidates)} units can be removed")
     chosen = candidates[:count]
-    if kinds == {"block"} and len(chosen) >= len(set(known)):
+    if kinds == {"block"} and len(chosen) >= len(set(blocks)):
         raise InputError(f"depth: all {len(chosen)} blocks would be removed; at least one must stay")
     removed: dict[str, list[int]] = {"blocks": [], "mha": [], "ffn": []}
     for kind, index in chosen:
-        removed[_FIELD[kind]].append(index)
+        removed[_FIELDS[kind]].append(index)
     model = scores.model if decoder is None else original_name(decoder)
     return Pruning(model=model, **removed, made_by=f"depth {scores.criterion} {scores.unit}")
 
@@ -78,11 +78,11 @@ def protected_blocks(protect: Iterable[int] | str | None, blocks: Sequence[int])
     A string is a list of indices, "first=N" and "last=N", separated by commas. InputError for anything else and for a
     block that is not there.
     """
-    known = sorted(set(blocks))
+    present = sorted(set(blocks))
     if protect is None:
         return frozenset()
     if not isinstance(protect, str):
-        return _present(Pruning(blocks=protect).blocks, known)  # type: ignore[arg-type]  # Pruning validates and sorts
+        return _check_present(Pruning(blocks=protect).blocks, present)  # type: ignore[arg-type]  # Pruning validates and sorts
     chosen: set[int] = set()
     for part in filter(None, (part.strip() for part in protect.split(","))):
         end, equals, number = part.rpartition("=")
@@ -90,16 +90,18 @@ def protected_blocks(protect: Iterable[int] | str | None, blocks: Sequence[int])
             raise InputError(f"protect {part!r}: first=N, last=N or block indices are expected")
         if end:
             size = int(number)
-            chosen.update(known[:size] if end == "first" else known[max(0, len(known) - size) :])
+            chosen.update(present[:size] if end == "first" else present[max(0, len(present) - size) :])
         else:
-            chosen |= _present([int(number)], known)
+            chosen |= _check_present([int(number)], present)
     return frozenset(chosen)
 
 
-def _present(indices: Iterable[int], known: Sequence[int]) -> frozenset[int]:
+def _check_present(indices: Iterable[int], present: Sequence[int]) -> frozenset[int]:
     for index in indices:
-        if index not in known:
-            raise InputError(f"protect {index}: a block from {known[0]} to {known[-1]} that the model has is expected")
+        if index not in present:
+            raise InputError(
+                f"protect {index}: a block from {present[0]} to {present[-1]} that the model has is expected"
+            )
     return frozenset(indices)
 
 

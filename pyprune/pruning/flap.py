@@ -149,9 +149,9 @@ def _removed(block: Block, inputs: tuple[Inputs, Inputs], kept: Kept) -> list[tu
 def keep(task: Task, importance: Importance) -> Kept:
     structure = task.word(*STRUCTURES)
     if structure == "AL-AM":
-        return task.across(importance, above="faithful" in task.words)
+        return task.across_blocks(importance, strictly_above="faithful" in task.words)
     if structure == "AL-MM":
-        return task.across(importance, removed_groups=task.groups_to_remove())
+        return task.across_blocks(importance, removed_groups=task.groups_to_remove())
     return task.uniform(importance)
 
 

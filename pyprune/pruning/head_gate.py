@@ -46,7 +46,7 @@ def keep(task: Task, importance: Importance) -> Kept:
         {index: torch.nn.functional.normalize(scores, dim=0) for index, scores in importance.groups.items()},
         {index: torch.nn.functional.normalize(scores, dim=0) for index, scores in importance.neurons.items()},
     )
-    return task.across(normed, removed_groups=task.groups_to_remove())
+    return task.across_blocks(normed, removed_groups=task.groups_to_remove())
 
 
 def choose(task: Task) -> Chosen:

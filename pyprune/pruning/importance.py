@@ -1,4 +1,4 @@
-"""How much each KV group and each FFN neuron of a model matters: what the width methods compute and selections read."""
+"""The importance of each KV group and FFN neuron, which width methods compute and selections read; what is kept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pyprune.models.decoder import MHA
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of what a decoder holds, the higher the more it matters, float64 on the CPU.
+    """Scores of a decoder's units, the highest for the most important, float64 on the CPU.
 
-    Block index -> `groups [kv_heads]` and `neurons [width]`, in the block's present order; a block without the half has
-    no entry.
+    Block index -> `groups [kv_heads]` and `neurons [width]`, in the block's present order; a block without the
+    sublayer has no entry.
     """
 
     groups: Mapping[int, Tensor]
@@ -24,7 +24,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of each block, as ascending places among what is there: block index -> `groups` and `neurons`."""
+    """The units that stay in each block: block index -> ascending positions in its present `groups` and `neurons`."""
 
     groups: Mapping[int, list[int]]
     neurons: Mapping[int, list[int]]

@@ -31,7 +31,7 @@ class Layerwise:
 
     def inputs(self, block: Block, forward: bool = False) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """For each sample the inputs of o `[seq_len, heads*head_dim]` and of down `[seq_len, width]` in this block,
-        None for a half that it lacks. `forward`: the states then stand behind the block, as it is."""
+        None for a sublayer that it lacks. `forward`: the states then stand behind the block, as it is."""
         mha, ffn = block.mha, block.ffn
         for x in self._x.split(self._chunk):
             context = activation = None

@@ -141,7 +141,7 @@ def protected(blocks: int) -> str:
 
 
 def keep(task: Task, importance: Importance) -> Kept:
-    return task.across(importance) if "global" in task.words else task.uniform(importance)
+    return task.across_blocks(importance) if "global" in task.words else task.uniform(importance)
 
 
 def choose(task: Task) -> Chosen:

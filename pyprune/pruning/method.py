@@ -11,7 +11,7 @@ from torch import Tensor
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import TOLERANCE, BlockCosts, check_target, group_share, quotas, require_near
 from pyprune.pruning.importance import Importance, Kept
-from pyprune.pruning.selection import bundles, fewest, highest, places, ranked
+from pyprune.pruning.selection import best_within_budget, bundles, highest, units_of_bundles, without_lowest
 
 Progress = Callable[[int, int], None]
 
@@ -80,31 +80,38 @@ class Task:
         neurons = {i: highest(s, sizes[i][1] if i in sizes else len(s)) for i, s in importance.neurons.items()}
         return Kept(groups, neurons)
 
-    def across(self, importance: Importance, *, removed_groups: int | None = None, above: bool = False) -> Kept:
+    def across_blocks(
+        self, importance: Importance, *, removed_groups: int | None = None, strictly_above: bool = False
+    ) -> Kept:
         """The best of all blocks within the budget, groups and neurons ranked together.
 
-        `removed_groups`: the lowest of all KV groups, as many, go by themselves, and the neurons are ranked apart.
-        `above` as in `selection.ranked`. InputError when that misses the target by more than 0.5 %.
+        `removed_groups`: so many of the lowest KV groups of all blocks go, and the neurons are ranked by themselves.
+        `strictly_above` as in `selection.best_within_budget`. InputError when that misses the target by more than 0.5
+        %.
         """
         check_target(self.target, self.parameters(), self.align)
-        mine = {block.index for block in self.costs}
-        part = Importance(
-            {index: s for index, s in importance.groups.items() if index in mine and self.units != "neurons"},
-            {index: s for index, s in importance.neurons.items() if index in mine and self.units != "heads"},
+        narrowed = {block.index for block in self.costs}
+        removable = Importance(
+            {index: s for index, s in importance.groups.items() if index in narrowed and self.units != "neurons"},
+            {index: s for index, s in importance.neurons.items() if index in narrowed and self.units != "heads"},
         )
         untouched = self.parameters() - sum(
-            (block.index in part.groups) * block.groups + (block.index in part.neurons) * block.neurons
+            (block.index in removable.groups) * block.groups + (block.index in removable.neurons) * block.neurons
             for block in self.costs
         )
-        groups = bundles(part, self.costs, "groups")
-        neurons = bundles(part, self.costs, "neurons", self.align or 1)
-        apart = [] if removed_groups is None else fewest(groups, removed_groups)
-        together = [*groups, *neurons] if removed_groups is None else neurons
-        budget = self.target - untouched - sum(one.cost for one in apart)
-        chosen = [*apart, *ranked(together, budget, TOLERANCE * self.target, above=above)]
-        actual = untouched + sum(one.cost for one in chosen)
+        groups = bundles(removable, self.costs, "groups")
+        neurons = bundles(removable, self.costs, "neurons", self.align or 1)
+        kept_groups = [] if removed_groups is None else without_lowest(groups, removed_groups)
+        candidates = [*groups, *neurons] if removed_groups is None else neurons
+        budget = self.target - untouched - sum(bundle.cost for bundle in kept_groups)
+        slack = TOLERANCE * self.target
+        kept_bundles = [
+            *kept_groups,
+            *best_within_budget(candidates, budget, slack, strictly_above=strictly_above),
+        ]
+        actual = untouched + sum(bundle.cost for bundle in kept_bundles)
         require_near(actual, self.target, "selection over all blocks", self.align)
-        kept = places(part, chosen)
+        kept = units_of_bundles(removable, kept_bundles)
         return Kept(
             {index: kept.groups.get(index, list(range(len(s)))) for index, s in importance.groups.items()},
             {index: kept.neurons.get(index, list(range(len(s)))) for index, s in importance.neurons.items()},

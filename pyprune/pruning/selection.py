@@ -1,7 +1,7 @@
-"""Which groups and neurons stay, given how much each matters: the rules that width methods share.
+"""Which KV groups and neurons stay, given their importance: the rules that width methods share.
 
-`highest` keeps a number in one block (the same share in every block, `budget.quotas`); `ranked` sorts the units of all
-blocks together and keeps the best that fit the budget, so that blocks come to differ in width.
+`highest` keeps a number in one block (the same share in every block, `budget.quotas`). `best_within_budget` ranks the
+units of all blocks together and keeps the best that fit the budget, so that blocks come to differ in width.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pyprune.pruning.importance import Importance, Kept
 
 
 def highest(scores: Tensor, count: int) -> list[int]:
-    """Places of the `count` highest scores, ascending; of equal scores the lower place goes first, as everywhere."""
+    """Indices of the `count` highest scores, ascending; of equal scores the lower index is removed first."""
     order = torch.sort(scores, stable=True).indices
     return sorted(order[len(scores) - count :].tolist())
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Units that stay or go together: `size` units of one kind in one block, ranked `rank`-th there from the best."""
+    """Units that stay or go together: `size` units of one kind in block `index`, ranked `rank`-th there from the
+    best."""
 
     index: int
     kind: str
@@ -41,7 +42,7 @@ def bundles(importance: Importance, costs: Iterable[BlockCosts], kind: str, alig
     `align`: neurons in bundles of as many, so that whatever stays is a multiple; a bundle scores the mean of its
     neurons. Those of a last, partial bundle cannot stay and are left out.
     """
-    found = []
+    result: list[Bundle] = []
     for block in costs:
         scores = getattr(importance, kind).get(block.index)
         if scores is None:
@@ -52,51 +53,53 @@ def bundles(importance: Importance, costs: Iterable[BlockCosts], kind: str, alig
             raise InputError(f"align {align}: block {block.index} has {len(scores)} neurons; up to that is accepted")
         best = torch.sort(scores, stable=True).values.flip(0)
         means = best[: len(best) // size * size].view(-1, size).mean(1).tolist()
-        found += [Bundle(block.index, kind, rank, size, mean, size * cost) for rank, mean in enumerate(means)]
-    return found
+        result += [Bundle(block.index, kind, rank, size, mean, size * cost) for rank, mean in enumerate(means)]
+    return result
 
 
-def ranked(candidates: Sequence[Bundle], budget: int, slack: float, *, above: bool = False) -> list[Bundle]:
+def best_within_budget(
+    candidates: Sequence[Bundle], budget: int, slack: float, *, strictly_above: bool = False
+) -> list[Bundle]:
     """The best of all blocks whose parameters together come nearest to `budget`.
 
-    The best bundle of each kind in each block stays in any case: no half is emptied. `above`: only those strictly above
-    the score at that cut, as FLAP's code has it, which leaves out the one that the cut fell on. Where that misses the
-    budget by more than `slack` parameters, as it can where a KV group is a large part of a small model, those that no
-    longer fit are passed over for the next ones that do.
+    The best bundle of each kind in each block stays in any case: no sublayer is emptied. `strictly_above`: only those
+    strictly above the score at that cut, as FLAP's code has it, which leaves out the one that the cut fell on. Where
+    that misses the budget by more than `slack` parameters, as it can where a KV group is a large part of a small model,
+    those that no longer fit are passed over for the next ones that do.
     """
-    firsts = [one for one in candidates if one.rank == 0]
-    rest = sorted((one for one in candidates if one.rank), key=lambda one: -one.score)
-    least = sum(one.cost for one in firsts)
-    totals = torch.tensor([least, *(one.cost for one in rest)], dtype=torch.int64).cumsum(0)
-    kept = rest[: int((totals - budget).abs().argmin())]
-    if above:
-        kept = [one for one in kept if one.score > kept[-1].score]
-    if abs(least + sum(one.cost for one in kept) - budget) <= slack:
-        return firsts + kept
-    kept, left = [], budget - least
-    for one in rest:
-        if one.cost <= left:
-            kept.append(one)
-            left -= one.cost
-    return firsts + kept
+    required = [bundle for bundle in candidates if bundle.rank == 0]
+    optional = sorted((bundle for bundle in candidates if bundle.rank), key=lambda bundle: -bundle.score)
+    required_cost = sum(bundle.cost for bundle in required)
+    totals = torch.tensor([required_cost, *(bundle.cost for bundle in optional)], dtype=torch.int64).cumsum(0)
+    kept = optional[: int((totals - budget).abs().argmin())]
+    if strictly_above:
+        kept = [bundle for bundle in kept if bundle.score > kept[-1].score]
+    if abs(required_cost + sum(bundle.cost for bundle in kept) - budget) <= slack:
+        return required + kept
+    kept, remaining = [], budget - required_cost
+    for bundle in optional:
+        if bundle.cost <= remaining:
+            kept.append(bundle)
+            remaining -= bundle.cost
+    return required + kept
 
 
-def fewest(candidates: Sequence[Bundle], removed: int) -> list[Bundle]:
-    """All but the `removed` lowest of all blocks; the best of each block stays in any case."""
-    spare = sorted((one for one in candidates if one.rank), key=lambda one: one.score)
-    if removed > len(spare):
-        raise InputError(f"remove_groups {removed}: up to {len(spare)} KV groups can go; one stays in every block")
-    gone = {(one.index, one.rank) for one in spare[:removed]}
-    return [one for one in candidates if (one.index, one.rank) not in gone]
+def without_lowest(candidates: Sequence[Bundle], count: int) -> list[Bundle]:
+    """All but the `count` lowest of all blocks; the best of each block stays in any case."""
+    removable = sorted((bundle for bundle in candidates if bundle.rank), key=lambda bundle: bundle.score)
+    if count > len(removable):
+        raise InputError(f"remove_groups {count}: up to {len(removable)} KV groups can go; one stays in every block")
+    removed = {(bundle.index, bundle.rank) for bundle in removable[:count]}
+    return [bundle for bundle in candidates if (bundle.index, bundle.rank) not in removed]
 
 
-def places(importance: Importance, chosen: Iterable[Bundle]) -> Kept:
+def units_of_bundles(importance: Importance, kept: Iterable[Bundle]) -> Kept:
     """The units of these bundles."""
     counts: dict[str, dict[int, int]] = {
         kind: dict.fromkeys(getattr(importance, kind), 0) for kind in ("groups", "neurons")
     }
-    for one in chosen:
-        counts[one.kind][one.index] += one.size
+    for bundle in kept:
+        counts[bundle.kind][bundle.index] += bundle.size
     groups, neurons = (
         {index: highest(getattr(importance, kind)[index], count) for index, count in counts[kind].items()}
         for kind in ("groups", "neurons")

@@ -9,7 +9,7 @@ from pyprune.errors import InputError
 from pyprune.pruning import Pruning, apply, width
 from pyprune.pruning.budget import BlockCosts, UniformSizes, group_share, quotas, width_for
 from pyprune.pruning.importance import Importance
-from pyprune.pruning.selection import bundles, fewest, highest, places, ranked
+from pyprune.pruning.selection import best_within_budget, bundles, highest, units_of_bundles, without_lowest
 
 COSTS = [BlockCosts(0, 2, 4, 5, 30, 10), BlockCosts(3, 2, 5, 5, 30, 10)]
 SCORES = Importance(
@@ -20,7 +20,7 @@ SCORES = Importance(
 
 def chosen(budget, align=1, slack=0.0, above=False, kinds=("groups", "neurons")):
     units = [one for kind in kinds for one in bundles(SCORES, COSTS, kind, align)]
-    kept = places(SCORES, ranked(units, budget, slack, above=above))
+    kept = units_of_bundles(SCORES, best_within_budget(units, budget, slack, above=above))
     return kept.groups, kept.neurons
 
 
@@ -39,7 +39,7 @@ def test_what_no_longer_fits_is_passed_over_where_the_budget_would_be_missed():
 
 
 def test_strictly_above_leaves_out_what_the_cut_fell_on():
-    assert chosen(112, slack=15, above=True)[1] == {0: [0, 1, 3], 3: [2]}
+    assert chosen(112, slack=15, strictly_above=True)[1] == {0: [0, 1, 3], 3: [2]}
 
 
 def test_no_half_is_emptied_whatever_the_budget():
@@ -59,10 +59,10 @@ def test_multiples_keep_the_best_neurons_up_to_there():
 
 def test_a_number_of_groups_goes_over_all_blocks():
     groups = bundles(SCORES, COSTS, "groups")
-    assert places(SCORES, fewest(groups, 1)).groups == {0: [0], 3: [0, 1]}
-    assert places(SCORES, fewest(groups, 2)).groups == {0: [0], 3: [1]}
+    assert units_of_bundles(SCORES, without_lowest(groups, 1)).groups == {0: [0], 3: [0, 1]}
+    assert units_of_bundles(SCORES, without_lowest(groups, 2)).groups == {0: [0], 3: [1]}
     with pytest.raises(InputError, match="remove_groups 3: up to 2"):
-        fewest(groups, 3)
+        without_lowest(groups, 3)
 
 
 def test_of_equal_scores_the_lower_place_goes_first():

@@ -84,6 +84,18 @@ def test_a_torn_gzip_file_is_refused(tmp_path):
         texts.require_text(path)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_text_that_was_checked_is_not_read_again(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(json.dumps({"text": "ab cd"}) + "\n" if name.endswith("jsonl") else "ab cd")
+    source = texts.require_text(str(path))
+    from_file = texts.calibration(MODEL, str(path), samples=1, seq_len=4)
+    path.unlink()
+    windows = texts.calibration(MODEL, source, samples=1, seq_len=4)
+    assert torch.equal(windows.input_ids, from_file.input_ids)
+    assert windows.fingerprint == from_file.fingerprint
+
+
 def test_a_missing_file_of_json_lines_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl: No such file"):
         texts.require_text(tmp_path / "nowhere.jsonl")

@@ -1,4 +1,4 @@
-"""Calibration and evaluation tokens: where they come from, which windows are drawn, and how they are told apart."""
+"""Calibration and evaluation tokens: their sources, the windows that are drawn, and their fingerprints."""
 
 from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION
 from pyprune.scoring.calibration.fingerprint import fingerprint

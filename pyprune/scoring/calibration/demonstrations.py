@@ -37,7 +37,7 @@ class Package:
         # find_spec of a top-level package does not run it: the package's own imports are heavy and not needed.
         spec = importlib.util.find_spec(self.module)
         folders = list(spec.submodule_search_locations or []) if spec is not None else []
-        return next((found for folder in folders if (found := Path(folder) / self.content).exists()), None)
+        return next((path for folder in folders if (path := Path(folder) / self.content).exists()), None)
 
     def installed(self) -> str:
         """Name and version as installed."""
@@ -98,11 +98,11 @@ CALIBRATION, EVALUATION = "demo:lambada", "demo:boolq"
 
 def demonstration(name: str) -> Demonstration:
     """The text of that name; InputError for another name."""
-    found = DEMONSTRATIONS.get(name.removeprefix(PREFIX))
-    if found is None:
-        known = ", ".join(PREFIX + known for known in DEMONSTRATIONS)
-        raise InputError(f"{name}: no demonstration text of that name; {known} are accepted")
-    return found
+    text = DEMONSTRATIONS.get(name.removeprefix(PREFIX))
+    if text is None:
+        accepted = ", ".join(PREFIX + title for title in DEMONSTRATIONS)
+        raise InputError(f"{name}: no demonstration text of that name; {accepted} are accepted")
+    return text
 
 
 def require_demonstration(name: str, option: str | None = None) -> None:

@@ -55,10 +55,10 @@ def read_dataset(text: str, field: str = "text") -> list[str]:
     InputError when the library is missing, the dataset cannot be had, or it has no such column of strings.
     """
     require_library(text)
-    asked = parse_name(text)
+    parsed = parse_name(text)
     library: Any = importlib.import_module("datasets")
     try:
-        dataset = library.load_dataset(asked.name, asked.config, split=asked.split)
+        dataset = library.load_dataset(parsed.name, parsed.config, split=parsed.split)
     except Exception as error:  # network, cache and name errors come as many types
         reason = one_line(error)[:200] or type(error).__name__
         raise InputError(

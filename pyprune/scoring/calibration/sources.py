@@ -25,15 +25,15 @@ GAP = "\n\n"
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents as text, and their name. `whole`: the text that a file holds, where it is not just the documents."""
+    """Documents as text, and their name. `content`: the text of a file, of which the documents are parts."""
 
     name: str
     documents: Sequence[str]
-    whole: str | None = None
+    content: str | None = None
 
     def packed(self) -> str:
         """All of it as one text."""
-        return GAP.join(self.documents) if self.whole is None else self.whole
+        return GAP.join(self.documents) if self.content is None else self.content
 
 
 @dataclass(frozen=True)
@@ -44,35 +44,42 @@ class Tokens:
     documents: Sequence[numpy.ndarray]
 
 
-def open_source(given: Text | torch.Tensor | numpy.ndarray, field: str | None = None) -> Texts | Tokens:
-    """What `given` names. InputError when it cannot be read or holds nothing.
+Source = Texts | Tokens
 
-    `demo:NAME`: a named text; `hf:NAME[:CONFIG][:SPLIT]`: a Hugging Face dataset; a file that ends in .jsonl or
-    .jsonl.gz: a document a line, in the key `field` ("text" when None); one in .npy or .safetensors, or a tensor: token
-    ids, `[tokens]` or `[documents, tokens]`; any other file: plain UTF-8 text, its documents parted by blank lines.
+
+def read_source(text: Text | torch.Tensor | numpy.ndarray | Source, field: str | None = None) -> Source:
+    """The documents that `text` names or holds. InputError when it cannot be read or holds nothing.
+
+    A source is returned as it is. `demo:NAME`: a named text; `hf:NAME[:CONFIG][:SPLIT]`: a Hugging Face dataset; a file
+    that ends in .jsonl or .jsonl.gz: a document a line, in the key `field` ("text" when None); one in .npy or
+    .safetensors, or a tensor: token ids, `[tokens]` or `[documents, tokens]`; any other file: plain UTF-8 text, its
+    documents parted by blank lines.
     """
-    if isinstance(given, (torch.Tensor, numpy.ndarray)):
+    if isinstance(text, Source):
+        return text
+    if isinstance(text, (torch.Tensor, numpy.ndarray)):
         _refuse_field(field, "token ids")
-        return Tokens("token ids", token_rows(given, "token ids"))
-    name = os.fspath(given)
+        return Tokens("token ids", token_rows(text, "token ids"))
+    name = os.fspath(text)
     if name.startswith(hub.PREFIX):
         return Texts(_labelled(str(hub.parse_name(name)), field), hub.read_dataset(name, field or "text"))
     if name.endswith(JSON_LINES):
         return Texts(_labelled(Path(name).name, field), read_json_lines(name, field or "text"))
     _refuse_field(field, name)
     if name.startswith(demonstrations.PREFIX):
-        found = demonstrations.demonstration(name)
-        return Texts(found.source, found.documents())
+        demonstration = demonstrations.demonstration(name)
+        return Texts(demonstration.source, demonstration.documents())
     if name.endswith(TOKEN_FILES):
         return Tokens(Path(name).name, read_token_file(name))
     content = read_text(name)
     return Texts(Path(name).name, re.split(r"\n[^\S\n]*\n\s*", content.strip()), content)
 
 
-def require_text(text: Text | None, option: str = "--text", field: str | None = None) -> None:
+def require_text(text: Text | None, option: str = "--text", field: str | None = None) -> Source | None:
     """Raise InputError now, before slow work, when a text (for None, the demonstration text) cannot be had.
 
-    `option` names what would give the text. A dataset is not downloaded for this; only its library is looked for.
+    Returns the text where that took reading it, so that it is read once: `calibration` takes it. A dataset is not
+    downloaded, and a demonstration text not read: None. `option`: the option that names the text, for the message.
     """
     if text is None:
         _refuse_field(field, "the demonstration text")
@@ -83,13 +90,14 @@ def require_text(text: Text | None, option: str = "--text", field: str | None = 
         _refuse_field(field, os.fspath(text))
         demonstrations.require_demonstration(os.fspath(text))
     else:
-        open_source(text, field)
+        return read_source(text, field)
+    return None
 
 
-def same_text(one: Text, other: Text) -> bool:
+def same_text(a: Text, b: Text) -> bool:
     """Whether two names give one text: the same name, or plain text files of the same content."""
-    plain = [name for name in map(os.fspath, (one, other)) if not _is_special(name)]
-    return os.fspath(one) == os.fspath(other) or (len(plain) == 2 and read_text(plain[0]) == read_text(plain[1]))
+    plain = [name for name in map(os.fspath, (a, b)) if not _is_special(name)]
+    return os.fspath(a) == os.fspath(b) or (len(plain) == 2 and read_text(plain[0]) == read_text(plain[1]))
 
 
 def public_name(text: Text) -> str:

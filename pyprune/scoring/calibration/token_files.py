@@ -27,13 +27,13 @@ def token_rows(ids: Any, name: str, mask: Any = None) -> list[numpy.ndarray]:
     rows = numpy.atleast_2d(array).astype(numpy.int64)
     if mask is None:
         return list(rows)
-    kept = numpy.atleast_2d(numpy.asarray(mask)) != 0
-    if kept.shape != rows.shape:
-        raise InputError(f"{name}: a mask {list(kept.shape)} for ids {list(rows.shape)}; one shape is expected")
-    found = [row[keep] for row, keep in zip(rows, kept, strict=True) if keep.any()]
-    if not found:
+    tokens = numpy.atleast_2d(numpy.asarray(mask)) != 0
+    if tokens.shape != rows.shape:
+        raise InputError(f"{name}: a mask {list(tokens.shape)} for ids {list(rows.shape)}; one shape is expected")
+    documents = [row[is_token] for row, is_token in zip(rows, tokens, strict=True) if is_token.any()]
+    if not documents:
         raise InputError(f"{name}: the mask leaves no token; at least one is expected")
-    return found
+    return documents
 
 
 def read_token_file(path: str) -> list[numpy.ndarray]:

@@ -16,8 +16,8 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.scoring.calibration import demonstrations
-from pyprune.scoring.calibration.fingerprint import USUAL, fingerprint
-from pyprune.scoring.calibration.sources import Text, Texts, Tokens, open_source
+from pyprune.scoring.calibration.fingerprint import DEFAULTS, fingerprint
+from pyprune.scoring.calibration.sources import Source, Text, Tokens, read_source
 
 PACKINGS = ("packed", "documents")
 """All documents one after another, cut into windows; or one random window of each of some documents."""
@@ -39,7 +39,7 @@ class Windows:
 
 def calibration(
     decoder: Decoder,
-    text: Text | torch.Tensor | numpy.ndarray | None = None,
+    text: Text | torch.Tensor | numpy.ndarray | Source | None = None,
     samples: int = 10,
     seq_len: int = 128,
     seed: int = 0,
@@ -49,7 +49,7 @@ def calibration(
     packing: str = "packed",
     bos: str = "none",
 ) -> Windows:
-    """Calibration windows `[samples, seq_len]` of whatever `open_source` reads, or of the demonstration text for None.
+    """Calibration windows `[samples, seq_len]` of whatever `read_source` reads, or of the demonstration text for None.
 
     packing: "packed", all documents one after another, cut into windows of which `samples` are drawn (a plain text file
     counts as one, tokenised whole); "documents", a random window of each of `samples` documents drawn among those that
@@ -65,21 +65,21 @@ def calibration(
     if seq_len > decoder.max_positions:
         raise InputError(f"seq-len {seq_len}: at most {decoder.name}'s context, {decoder.max_positions}, is accepted")
     if text is None and is_random(decoder):
-        for name, value, usual in (("field", field, None), ("packing", packing, "packed"), ("bos", bos, "none")):
-            if value != usual:
+        for name, value, default in (("field", field, None), ("packing", packing, "packed"), ("bos", bos, "none")):
+            if value != default:
                 raise InputError(f"{name} {value}: {decoder.name} gets random token ids; it belongs to a text")
         return random_windows(decoder.vocab_size, samples, seq_len, seed)
-    source = open_source(text if text is not None else demonstrations.CALIBRATION, field)
+    source = read_source(text if text is not None else demonstrations.CALIBRATION, field)
     encoder = Encoder(decoder, source, tokenizer)
-    start = None if bos == "none" else encoder.start()
+    bos_token = None if bos == "none" else encoder.bos_token()
     if packing == "documents":
-        return draw_documents(encoder, samples, seq_len, seed, start)
-    return draw_windows(encoder.stream(), samples, seq_len, seed, source.name, start, bos)
+        return draw_documents(encoder, samples, seq_len, seed, bos_token)
+    return draw_windows(encoder.stream(), samples, seq_len, seed, source.name, bos_token, bos)
 
 
 def evaluation(
     decoder: Decoder,
-    text: Text | torch.Tensor | numpy.ndarray | None = None,
+    text: Text | torch.Tensor | numpy.ndarray | Source | None = None,
     tokens: int | None = None,
     seq_len: int = 128,
     seed: int = 0,
@@ -96,58 +96,61 @@ def evaluation(
         raise InputError(f"evaluation tokens {tokens}: at least one window of {seq_len} tokens is expected")
     if text is None and is_random(decoder):
         return random_windows(decoder.vocab_size, limit or 1, seq_len, [seed, 1])
-    source = open_source(text if text is not None else demonstrations.EVALUATION)
+    source = read_source(text if text is not None else demonstrations.EVALUATION)
     encoder = Encoder(decoder, source, tokenizer)
     ids = encoder.stream()
-    start = None if isinstance(source, Tokens) else getattr(encoder.tokenizer(), "bos_token_id", None)
-    if start is not None:
-        ids = _started(ids, start)
+    bos_token = None if isinstance(source, Tokens) else getattr(encoder.tokenizer(), "bos_token_id", None)
+    if bos_token is not None:
+        ids = _with_bos(ids, bos_token)
     count = len(ids) // seq_len
     if count < (limit or 1):
         raise InputError(f"{source.name}: {len(ids)} tokens; the evaluation needs {(limit or 1) * seq_len}")
-    kept = ids[: min(count, limit or count) * seq_len].reshape(-1, seq_len)
-    return _windows(kept, seed=None, source=source.name)
+    windows = ids[: min(count, limit or count) * seq_len].reshape(-1, seq_len)
+    return _windows(windows, seed=None, source=source.name)
 
 
 class Encoder:
-    """Documents to token ids of a decoder's vocabulary. The tokenizer is loaded when first needed: token ids need
+    """Documents to token ids of a decoder's vocabulary. The tokenizer is loaded when first needed; token ids need
     none."""
 
-    def __init__(self, decoder: Decoder, source: Texts | Tokens, tokenizer: Any = None) -> None:
+    def __init__(self, decoder: Decoder, source: Source, tokenizer: Any = None) -> None:
         self.source = source
         self._decoder = decoder
         self._tokenizer = tokenizer
 
     def tokenizer(self) -> Any:
+        """The tokenizer that was given, or the decoder's own."""
         self._tokenizer = self._tokenizer or self._decoder.tokenizer()
         return self._tokenizer
 
-    def start(self) -> int:
+    def bos_token(self) -> int:
         """The id of the beginning-of-sequence token; InputError when the tokenizer has none."""
-        start = getattr(self.tokenizer(), "bos_token_id", None)
-        if start is None:
+        bos_token = getattr(self.tokenizer(), "bos_token_id", None)
+        if bos_token is None:
             raise InputError(f"bos: the tokenizer of {self._decoder.name} has no such token; none is accepted")
-        return start
+        return bos_token
 
     def stream(self) -> numpy.ndarray:
         """All documents one after another `[tokens]`; text is tokenised whole, without special tokens."""
         if isinstance(self.source, Tokens):
-            return self.checked(numpy.concatenate(self.source.documents))
+            return self._in_vocabulary(numpy.concatenate(self.source.documents))
         return self.ids(self.source.packed())
 
     def ids(self, document: str | numpy.ndarray) -> numpy.ndarray:
         """One document's ids `[tokens]` int64, without special tokens."""
         if isinstance(document, numpy.ndarray):
-            return self.checked(document)
-        found = self.tokenizer()(document, add_special_tokens=False, verbose=False)["input_ids"]
-        return self.checked(numpy.asarray(found, dtype=numpy.int64))
+            return self._in_vocabulary(document)
+        ids = self.tokenizer()(document, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._in_vocabulary(numpy.asarray(ids, dtype=numpy.int64))
 
-    def checked(self, ids: numpy.ndarray) -> numpy.ndarray:
+    def _in_vocabulary(self, ids: numpy.ndarray) -> numpy.ndarray:
         """The ids, if the model has embeddings for all of them; else InputError."""
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self._decoder.vocab_size:
-            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        if not ids.size:
+            return ids
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._decoder.vocab_size:
             raise InputError(
-                f"{self.source.name}: token id {wrong} is outside the model's vocabulary of "
+                f"{self.source.name}: token id {low if low < 0 else high} is outside the model's vocabulary of "
                 f"{self._decoder.vocab_size}; the tokenizer and the weights must belong together"
             )
         return ids
@@ -159,52 +162,54 @@ def draw_windows(
     seq_len: int,
     seed: int,
     source: str,
-    start: int | None = None,
+    bos_token: int | None = None,
     bos: str = "none",
 ) -> Windows:
     """`samples` of the non-overlapping windows of `ids [tokens]`, without replacement, in order of position.
 
-    `start`: the BOS token that the rule `bos` places. Raises InputError when there are fewer windows than samples.
+    `bos_token`: the BOS token that the rule `bos` places. Raises InputError when there are fewer windows than samples.
     """
     if bos == "first":
-        ids = _started(ids, start)
-    own = seq_len - (bos == "each")
-    count = len(ids) // own
+        ids = _with_bos(ids, bos_token)
+    length = seq_len - (bos == "each")  # of the text in a window
+    count = len(ids) // length
     if count < samples:
         raise InputError(
-            f"{source}: {len(ids)} tokens give {count} windows of {own} tokens; "
-            f"{samples} samples need {samples * own} tokens"
+            f"{source}: {len(ids)} tokens give {count} windows of {length} tokens; "
+            f"{samples} samples need {samples * length} tokens"
         )
     chosen = numpy.sort(numpy.random.default_rng(seed).choice(count, size=samples, replace=False))
-    drawn = ids[: count * own].reshape(count, own)[chosen]
-    return _windows(_each_started(drawn, start) if bos == "each" else drawn, seed, source, bos=bos)
+    drawn = ids[: count * length].reshape(count, length)[chosen]
+    return _windows(_each_with_bos(drawn, bos_token) if bos == "each" else drawn, seed, source, bos=bos)
 
 
-def draw_documents(encoder: Encoder, samples: int, seq_len: int, seed: int, start: int | None = None) -> Windows:
+def draw_documents(encoder: Encoder, samples: int, seq_len: int, seed: int, bos_token: int | None = None) -> Windows:
     """A random window of each of `samples` random documents that fill one, in order of the documents.
 
-    A shorter document is passed over: nothing is padded, so that every position of every sample counts. `start`: a BOS
-    token for each window to begin with. Raises InputError when too few documents are long enough.
+    A shorter document is passed over: nothing is padded, so that every position of every sample counts. `bos_token`:
+    the BOS token for each window to begin with. Raises InputError when too few documents are long enough.
     """
-    documents, own = encoder.source.documents, seq_len - (start is not None)
+    documents, length = encoder.source.documents, seq_len - (bos_token is not None)
     generator = numpy.random.default_rng(seed)
-    found: dict[int, numpy.ndarray] = {}
+    windows: dict[int, numpy.ndarray] = {}  # by the document's number
     # In random order, and only as far as needed: of a large collection few documents are tokenised.
-    for place in generator.permutation(len(documents)).tolist():
-        ids = encoder.ids(documents[place])
-        if len(ids) >= own:
-            first = int(generator.integers(len(ids) - own + 1))
-            found[place] = ids[first : first + own]
-        if len(found) == samples:
+    for number in generator.permutation(len(documents)).tolist():
+        ids = encoder.ids(documents[number])
+        if len(ids) >= length:
+            first = int(generator.integers(len(ids) - length + 1))
+            windows[number] = ids[first : first + length]
+        if len(windows) == samples:
             break
     else:
         raise InputError(
-            f"{encoder.source.name}: {len(found)} of {len(documents)} documents have {own} tokens or more; {samples} "
-            "samples need as many (a smaller seq-len, or packing packed)"
+            f"{encoder.source.name}: {len(windows)} of {len(documents)} documents have {length} tokens or more;"
+            f" {samples} samples need as many (a smaller seq-len, or packing packed)"
         )
-    drawn = numpy.stack([found[place] for place in sorted(found)])
-    rules = {"packing": "documents", "bos": "none" if start is None else "each"}
-    return _windows(drawn if start is None else _each_started(drawn, start), seed, encoder.source.name, **rules)
+    drawn = numpy.stack([windows[number] for number in sorted(windows)])
+    if bos_token is not None:
+        drawn = _each_with_bos(drawn, bos_token)
+    rules = {"packing": "documents", "bos": "none" if bos_token is None else "each"}
+    return _windows(drawn, seed, encoder.source.name, **rules)
 
 
 def random_windows(vocab_size: int, samples: int, seq_len: int, seed: int | list[int]) -> Windows:
@@ -219,26 +224,26 @@ def is_random(decoder: Decoder) -> bool:
 
 
 def check_window_options(
-    samples: int, seq_len: int, seed: int, packing: str = USUAL["packing"], bos: str = USUAL["bos"]
+    samples: int, seq_len: int, seed: int, packing: str = DEFAULTS["packing"], bos: str = DEFAULTS["bos"]
 ) -> None:
     """Raise InputError unless samples >= 1, seq_len >= 2 (a prediction needs a token before it), seed >= 0, and the
     rules are known and go together."""
-    for name, value, least in (("samples", samples, 1), ("seq-len", seq_len, 2), ("seed", seed, 0)):
-        if value < least:
-            raise InputError(f"{name} {value}: an integer of at least {least} is expected")
-    for name, rule, known in (("packing", packing, PACKINGS), ("bos", bos, BOS_RULES)):
-        if rule not in known:
-            raise InputError(f"{name} {rule!r}: {', '.join(known)} are accepted")
+    for name, value, minimum in (("samples", samples, 1), ("seq-len", seq_len, 2), ("seed", seed, 0)):
+        if value < minimum:
+            raise InputError(f"{name} {value}: an integer of at least {minimum} is expected")
+    for name, rule, accepted in (("packing", packing, PACKINGS), ("bos", bos, BOS_RULES)):
+        if rule not in accepted:
+            raise InputError(f"{name} {rule!r}: {', '.join(accepted)} are accepted")
     if packing == "documents" and bos == "first":
         raise InputError("bos first: belongs to packing packed; with packing documents, none and each are accepted")
 
 
-def _started(ids: numpy.ndarray, start: int | None) -> numpy.ndarray:
-    return numpy.concatenate([numpy.array([start], dtype=numpy.int64), ids])
+def _with_bos(ids: numpy.ndarray, bos_token: int | None) -> numpy.ndarray:
+    return numpy.concatenate([numpy.array([bos_token], dtype=numpy.int64), ids])
 
 
-def _each_started(windows: numpy.ndarray, start: int | None) -> numpy.ndarray:
-    return numpy.insert(windows, 0, start, axis=1)
+def _each_with_bos(windows: numpy.ndarray, bos_token: int | None) -> numpy.ndarray:
+    return numpy.insert(windows, 0, bos_token, axis=1)
 
 
 def _windows(ids: numpy.ndarray | Sequence[Any], seed: int | list[int] | None, source: str, **rules: str) -> Windows:
