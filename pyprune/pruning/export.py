@@ -1,4 +1,4 @@
-"""A pruning in the words of other tools: mergekit, LLM-Drop, OptiPFair, ModelOpt, and plain JSON.
+"""A pruning in the formats of other tools: mergekit, LLM-Drop, OptiPFair, ModelOpt, and plain JSON.
 
 Only facts of their formats stand here, read from their sources and documentation; none of them is needed to write one.
 """
@@ -103,9 +103,11 @@ def _check_blocks(pruning: Pruning, blocks: int) -> None:
 
 
 def _require_whole_blocks(pruning: Pruning, to: str, reason: str) -> None:
-    for half in ("mha", "ffn"):
-        if getattr(pruning, half):
-            raise InputError(f"export to {to}: {half} {list(getattr(pruning, half))} cannot be expressed; {reason}")
+    for sublayer in ("mha", "ffn"):
+        if getattr(pruning, sublayer):
+            raise InputError(
+                f"export to {to}: {sublayer} {list(getattr(pruning, sublayer))} cannot be expressed; {reason}"
+            )
     _refuse_widths(pruning, to, reason)
 
 
@@ -117,7 +119,7 @@ def _refuse_widths(pruning: Pruning, to: str, reason: str) -> None:
     if pruning.pad_to not in (None, 1):
         raise InputError(f"export to {to}: pad_to {pruning.pad_to} cannot be expressed; {reason}")
     if not (pruning.blocks or pruning.mha or pruning.ffn):
-        raise InputError(f"export to {to}: the pruning removes no block or half; there is nothing to write")
+        raise InputError(f"export to {to}: the pruning removes no block or sublayer; there is nothing to write")
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:

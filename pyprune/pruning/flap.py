@@ -29,14 +29,15 @@ from torch import Tensor
 from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.importance import Importance, Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
+from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
 
 METRICS = ("WIFV", "IFV", "WIFN")
 STRUCTURES = ("AL-AM", "AL-MM", "UL-UM", "UL-MM")
 
 
-class Inputs:
-    """Mean, fluctuation and mean square of each channel over the samples seen, float64. Samples have as many tokens."""
+class ChannelStatistics:
+    """Mean, variance and mean square of each input channel over the samples seen, float64. All samples have the same
+    number of tokens."""
 
     def __init__(self) -> None:
         self.samples = self.tokens = 0
@@ -50,17 +51,17 @@ class Inputs:
         if x is None:
             return
         x = x.double()
-        n, before = self.samples, self.mean
-        self.mean = before * (n / (n + 1)) + x.mean(0) / (n + 1)
+        n, old_mean = self.samples, self.mean
+        self.mean = old_mean * (n / (n + 1)) + x.mean(0) / (n + 1)
         self.squares = self.squares + x.square().sum(0)
         # Welford: the sum over all tokens of (x - mean)^2, whatever has been seen.
-        self._deviations = self._deviations + ((x - before) * (x - self.mean)).sum(0)
-        if n:  # the published update: `before` is the same tensor as the mean, and has been updated with it
+        self._deviations = self._deviations + ((x - old_mean) * (x - self.mean)).sum(0)
+        if n:  # the published update: the old mean is the same tensor as the mean, and has been updated with it
             self._faithful = self._faithful * ((n - 1) / n) + (x - self.mean).square().sum(0) / (n + 1)
         self.samples, self.tokens = n + 1, self.tokens + len(x)
 
     def variance(self, faithful: bool = False) -> Tensor:
-        """Over all tokens, or what the published code has in its place."""
+        """Over all tokens; `faithful`: the value that the published code computes for it."""
         if faithful:
             return cpu64(torch.as_tensor(self._faithful).expand_as(torch.as_tensor(self.mean)))
         return cpu64(torch.as_tensor(self._deviations)) / max(1, self.tokens - 1)
@@ -69,12 +70,12 @@ class Inputs:
         return cpu64(torch.as_tensor(self.squares) / self.tokens).sqrt()
 
 
-def channel_scores(metric: str, linear: Linear, inputs: Inputs, faithful: bool = False) -> Tensor:
+def channel_scores(metric: str, linear: Linear, statistics: ChannelStatistics, faithful: bool = False) -> Tensor:
     """The metric of each input channel of a projection: float64 `[in_features]`."""
     weight = cpu64(linear.weight)
     if metric == "WIFN":
-        return weight.abs().mean(0) * inputs.rms()
-    return inputs.variance(faithful) * (weight.square().sum(0) if metric == "WIFV" else 1.0)
+        return weight.abs().mean(0) * statistics.rms()
+    return statistics.variance(faithful) * (weight.square().sum(0) if metric == "WIFV" else 1.0)
 
 
 def z_scores(scores: Tensor) -> Tensor:
@@ -85,23 +86,23 @@ def z_scores(scores: Tensor) -> Tensor:
 
 def statistics(
     decoder: Decoder, calibration: Tensor, progress: Progress = lambda done, total: None
-) -> dict[int, tuple[Inputs, Inputs]]:
+) -> dict[int, tuple[ChannelStatistics, ChannelStatistics]]:
     """Block index -> the inputs of o and of down, every block fed the unpruned output of the one before."""
-    walk = Layerwise(decoder, calibration)
-    found = {}
+    layerwise = Layerwise(decoder, calibration)
+    result = {}
     for done, block in enumerate(decoder.blocks, start=1):
-        context, activation = Inputs(), Inputs()
-        for into_o, into_down in walk.inputs(block, forward=True):
+        context, activation = ChannelStatistics(), ChannelStatistics()
+        for into_o, into_down in layerwise.inputs(block, forward=True):
             context.add(into_o)
             activation.add(into_down)
-        found[block.index] = context, activation
+        result[block.index] = context, activation
         progress(done, len(decoder.blocks))
-    return found
+    return result
 
 
 def importance(
     decoder: Decoder,
-    inputs: Mapping[int, tuple[Inputs, Inputs]],
+    inputs: Mapping[int, tuple[ChannelStatistics, ChannelStatistics]],
     metric: str = "WIFV",
     *,
     adaptive: bool = True,
@@ -109,79 +110,84 @@ def importance(
 ) -> Importance:
     """Scores of KV groups and neurons; `adaptive`: comparable across blocks, as AL-AM and AL-MM have it."""
     groups, neurons = {}, {}
-    standard: Callable[[Tensor], Tensor] = z_scores if adaptive else lambda scores: scores
+    standardize: Callable[[Tensor], Tensor] = z_scores if adaptive else lambda scores: scores
     for block in decoder.blocks:
         context, activation = inputs[block.index]
         if block.mha is not None:
             channels = channel_scores(metric, block.mha.o, context, faithful)
-            channels = by_group(standard(channels.square() if faithful else channels), block.mha)
+            channels = by_group(standardize(channels.square() if faithful else channels), block.mha)
             groups[block.index] = channels.mean(1) if adaptive else channels.sum(1)
         if block.ffn is not None:
-            neurons[block.index] = standard(channel_scores(metric, block.ffn.down, activation, faithful))
+            neurons[block.index] = standardize(channel_scores(metric, block.ffn.down, activation, faithful))
     return Importance(groups, neurons)
 
 
-def compensation(decoder: Decoder, inputs: Mapping[int, tuple[Inputs, Inputs]], kept: Kept) -> dict[str, Tensor]:
+def compensation(
+    decoder: Decoder, inputs: Mapping[int, tuple[ChannelStatistics, ChannelStatistics]], kept: Kept
+) -> dict[str, Tensor]:
     """What o and down get as a bias for the channels that go: W times the mean of their inputs."""
     biases = {}
     for block in decoder.blocks:
-        for name, linear, statistic, gone in _removed(block, inputs[block.index], kept):
-            if len(gone):
-                mean = cpu64(torch.as_tensor(statistic.mean))[gone]
-                biases[f"blocks.{block.index}.{name}.bias"] = cpu64(linear.weight)[:, gone] @ mean
+        for name, linear, statistics, removed in _removed_channels(block, inputs[block.index], kept):
+            if len(removed):
+                mean = cpu64(torch.as_tensor(statistics.mean))[removed]
+                biases[f"blocks.{block.index}.{name}.bias"] = cpu64(linear.weight)[:, removed] @ mean
     return biases
 
 
-def _removed(block: Block, inputs: tuple[Inputs, Inputs], kept: Kept) -> list[tuple[str, Linear, Inputs, Tensor]]:
-    found = []
+def _removed_channels(
+    block: Block, inputs: tuple[ChannelStatistics, ChannelStatistics], kept: Kept
+) -> list[tuple[str, Linear, ChannelStatistics, Tensor]]:
+    """Name, projection and input statistics of o and down, with the input channels that go."""
+    result = []
     if block.mha is not None:
         channels = by_group(torch.arange(block.mha.heads * block.mha.head_dim), block.mha)
-        stay = kept.groups[block.index]
-        gone = [group for group in range(block.mha.kv_heads) if group not in stay]
-        found.append(("o", block.mha.o, inputs[0], channels[gone].flatten()))
+        kept_groups = kept.groups[block.index]
+        removed = [group for group in range(block.mha.kv_heads) if group not in kept_groups]
+        result.append(("o", block.mha.o, inputs[0], channels[removed].flatten()))
     if block.ffn is not None:
-        stays = torch.zeros(block.ffn.width, dtype=torch.bool)
-        stays[kept.neurons[block.index]] = True
-        found.append(("down", block.ffn.down, inputs[1], (~stays).nonzero().flatten()))
-    return found
+        is_kept = torch.zeros(block.ffn.width, dtype=torch.bool)
+        is_kept[kept.neurons[block.index]] = True
+        result.append(("down", block.ffn.down, inputs[1], (~is_kept).nonzero().flatten()))
+    return result
 
 
 def keep(task: Task, importance: Importance) -> Kept:
-    structure = task.word(*STRUCTURES)
+    structure = task.option(*STRUCTURES)
     if structure == "AL-AM":
-        return task.across_blocks(importance, strictly_above="faithful" in task.words)
+        return task.across_blocks(importance, strictly_above="faithful" in task.options)
     if structure == "AL-MM":
         return task.across_blocks(importance, removed_groups=task.groups_to_remove())
-    return task.uniform(importance)
+    return task.within_blocks(importance)
 
 
-def choose(task: Task) -> Chosen:
+def select(task: Task) -> Selection:
     inputs = statistics(task.decoder, task.ids(), task.progress)
-    adaptive, faithful = bool(task.words & {"AL-AM", "AL-MM"}), "faithful" in task.words
-    found = importance(task.decoder, inputs, task.word(*METRICS), adaptive=adaptive, faithful=faithful)
-    kept = keep(task, found)
-    if "bias" not in task.words:
-        return Chosen(kept)
-    for _ in range(3):  # a block that loses nothing gets no bias, and leaves room for a neuron elsewhere
+    adaptive, faithful = bool(task.options & {"AL-AM", "AL-MM"}), "faithful" in task.options
+    scores = importance(task.decoder, inputs, task.option(*METRICS), adaptive=adaptive, faithful=faithful)
+    kept = keep(task, scores)
+    if "bias" not in task.options:
+        return Selection(kept)
+    for _ in range(3):  # a block that loses nothing gets no bias, so a neuron more fits elsewhere
         added = sum(
             linear.weight.shape[0]
             for block in task.decoder.blocks
-            for _, linear, _, gone in _removed(block, inputs[block.index], kept)
-            if len(gone) and linear.bias is None
+            for _, linear, _, removed in _removed_channels(block, inputs[block.index], kept)
+            if len(removed) and linear.bias is None
         )
         if added == task.added:
             break
         task = replace(task, added=added)
-        kept = keep(task, found)
-    return Chosen(kept, compensation(task.decoder, inputs, kept))
+        kept = keep(task, scores)
+    return Selection(kept, compensation(task.decoder, inputs, kept))
 
 
 METHOD = Method(
-    choose,
+    select,
     keep,
     options=(METRICS, STRUCTURES, ("bias", "no-bias"), ("corrected", "faithful")),
-    adds_biases=lambda words: "bias" in words,
-    removes_groups=lambda words: bool(words & {"AL-MM", "UL-MM"}),
+    adds_biases=lambda options: "bias" in options,
+    removes_groups=lambda options: bool(options & {"AL-MM", "UL-MM"}),
     label="FLAP",
     style=Style("#CC79A7", "v"),
     padded_style=Style("#882255", "v"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
+from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 
@@ -27,21 +27,21 @@ def importance(decoder: Decoder, calibration: Tensor, progress: Progress = lambd
     neurons: dict[int, Tensor] = {}
     done = 0
     for part in calibration.split(max(1, BATCH_TOKENS // tokens)):
-        for found in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=lambda name: False):
-            index, mha = found.block.index, found.block.mha
+        for gradients in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=lambda name: False):
+            index, mha = gradients.block.index, gradients.block.mha
             if mha is not None:
-                heads = cpu64(found.channels["mha"]).view(len(part), mha.heads, mha.head_dim).sum(2).abs().sum(0)
+                heads = cpu64(gradients.channels["mha"]).view(len(part), mha.heads, mha.head_dim).sum(2).abs().sum(0)
                 groups[index] = groups.get(index, 0) + by_group(heads, mha).sum(1) / samples
-            if found.block.ffn is not None:
-                neurons[index] = neurons.get(index, 0) + cpu64(found.channels["ffn"]).abs().sum(0) / samples
+            if gradients.block.ffn is not None:
+                neurons[index] = neurons.get(index, 0) + cpu64(gradients.channels["ffn"]).abs().sum(0) / samples
         done += len(part)
         progress(done, samples)
     return Importance(groups, neurons)
 
 
 def keep(task: Task, importance: Importance) -> Kept:
-    if "local" in task.words:
-        return task.uniform(importance)
+    if "local" in task.options:
+        return task.within_blocks(importance)
     normed = Importance(
         {index: torch.nn.functional.normalize(scores, dim=0) for index, scores in importance.groups.items()},
         {index: torch.nn.functional.normalize(scores, dim=0) for index, scores in importance.neurons.items()},
@@ -49,16 +49,16 @@ def keep(task: Task, importance: Importance) -> Kept:
     return task.across_blocks(normed, removed_groups=task.groups_to_remove())
 
 
-def choose(task: Task) -> Chosen:
-    return Chosen(keep(task, importance(task.decoder, task.ids(), task.progress)))
+def select(task: Task) -> Selection:
+    return Selection(keep(task, importance(task.decoder, task.ids(), task.progress)))
 
 
 METHOD = Method(
-    choose,
+    select,
     keep,
     options=(("local", "global"),),
     least_tokens=2,
-    removes_groups=lambda words: "global" in words,
+    removes_groups=lambda options: "global" in options,
     label="Head-gate",
     style=Style("#F0E442", "*"),
     padded_style=Style("#117733", "*"),

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import MHA, Block, Decoder
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
+from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 VARIANTS = ("param_first", "vectorize", "param_second", "param_mix")
@@ -33,7 +33,7 @@ ROWS, COLUMNS = ("mha.q", "mha.k", "mha.v", "ffn.gate", "ffn.up"), ("mha.o", "ff
 _WEIGHTS = frozenset(f"{name}.weight" for name in (*ROWS, *COLUMNS))
 
 
-class Gradients:
+class GradientSums:
     """Sums over samples, block index and weight -> a tensor of its shape: `first` of the gradients, `second` of their
     squares. The widest part of what the method holds: the weights of the blocks in float32, once or twice."""
 
@@ -64,41 +64,41 @@ class Gradients:
 
 def gradients(
     decoder: Decoder, calibration: Tensor, variant: str, progress: Progress = lambda done, total: None
-) -> Gradients:
+) -> GradientSums:
     """Sums over the calibration samples, each by a backward pass one block at a time."""
     samples, tokens = calibration.shape
-    found = Gradients(first=variant != "param_second", second=variant in ("param_second", "param_mix"))
+    sums = GradientSums(first=variant != "param_second", second=variant in ("param_second", "param_mix"))
     # Squares are of single samples; a sum of gradients may take several together.
-    size = 1 if found.second is not None else max(1, BATCH_TOKENS // tokens)
+    size = 1 if sums.second is not None else max(1, BATCH_TOKENS // tokens)
     done = 0
     for part in calibration.split(size):
-        for one in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=_WEIGHTS.__contains__):
-            found.add(one.block.index, one.weights)
+        for block_gradient in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=_WEIGHTS.__contains__):
+            sums.add(block_gradient.block.index, block_gradient.weights)
         done += len(part)
         progress(done, samples)
-    return found
+    return sums
 
 
 def salience(weight: Tensor, first: Tensor | None, second: Tensor | None, samples: int, variant: str) -> Tensor:
-    """What each weight counts, before its row or column is summed; the shape of `weight`. `first` and `second` are sums
-    over the samples."""
+    """The salience of each weight, before its row or column is summed; the shape of `weight`. `first` and `second`:
+    sums over the samples; they are overwritten."""
     weight = weight.detach().to(torch.float32) if weight.dtype != torch.float64 else weight.detach()
     if variant == "param_second":
         assert second is not None
         return second.mul_(weight).mul_(weight).div_(samples)
     assert first is not None
-    found = first.mul_(weight).div_(samples)
+    result = first.mul_(weight).div_(samples)
     if variant == "param_mix":
         assert second is not None
-        found.sub_(second.mul_(weight).mul_(weight), alpha=0.5 / samples)
-    return found
+        result.sub_(second.mul_(weight).mul_(weight), alpha=0.5 / samples)
+    return result
 
 
-def row_scores(found: Tensor, dim: int, variant: str) -> Tensor:
+def row_scores(saliences: Tensor, dim: int, variant: str) -> Tensor:
     """The sum over `dim` of |salience|, or for `vectorize` |the sum|: float64."""
     if variant == "vectorize":
-        return cpu64(found.sum(dim, dtype=torch.float64)).abs()
-    return cpu64(found.abs_().sum(dim, dtype=torch.float64))
+        return cpu64(saliences.sum(dim, dtype=torch.float64)).abs()
+    return cpu64(saliences.abs_().sum(dim, dtype=torch.float64))
 
 
 def importance(
@@ -112,24 +112,24 @@ def importance(
     """Scores of KV groups and neurons."""
     sums = gradients(decoder, calibration, variant, progress)
 
-    def scores(block: Block, names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    def scores(block: Block, names: tuple[str, ...]) -> Iterator[Tensor]:
         weights = dict(block.tensors())
         for name in names:
             weight = weights[f"{name}.weight"]
-            found = salience(weight, *sums.pop(block.index, f"{name}.weight"), len(calibration), variant)
-            yield name, row_scores(found, 0 if name in COLUMNS else 1, variant)
+            saliences = salience(weight, *sums.pop(block.index, f"{name}.weight"), len(calibration), variant)
+            yield row_scores(saliences, 0 if name in COLUMNS else 1, variant)
 
     groups, neurons = {}, {}
     for block in decoder.blocks:
         if block.mha is not None:
-            found = scores(block, ("mha.q", "mha.k", "mha.v", "mha.o"))
-            groups[block.index] = sum(_of_groups(one, block.mha, faithful) for _, one in found)
+            channels = scores(block, ("mha.q", "mha.k", "mha.v", "mha.o"))
+            groups[block.index] = sum(_group_scores(linear, block.mha, faithful) for linear in channels)
         if block.ffn is not None:
-            neurons[block.index] = sum(one for _, one in scores(block, ("ffn.gate", "ffn.up", "ffn.down")))
+            neurons[block.index] = sum(scores(block, ("ffn.gate", "ffn.up", "ffn.down")))
     return Importance(groups, neurons)
 
 
-def _of_groups(channels: Tensor, mha: MHA, faithful: bool) -> Tensor:
+def _group_scores(channels: Tensor, mha: MHA, faithful: bool) -> Tensor:
     if faithful:  # folded onto the KV channels, whichever head they belong to
         channels = channels.view(-1, mha.kv_heads * mha.head_dim).sum(0)
     return by_group(channels, mha).sum(1)
@@ -141,17 +141,17 @@ def protected(blocks: int) -> str:
 
 
 def keep(task: Task, importance: Importance) -> Kept:
-    return task.across_blocks(importance) if "global" in task.words else task.uniform(importance)
+    return task.across_blocks(importance) if "global" in task.options else task.within_blocks(importance)
 
 
-def choose(task: Task) -> Chosen:
-    variant, faithful = task.word(*VARIANTS), "faithful" in task.words
-    found = importance(task.decoder, task.ids(), variant, faithful=faithful, progress=task.progress)
-    return Chosen(keep(task, found))
+def select(task: Task) -> Selection:
+    variant, faithful = task.option(*VARIANTS), "faithful" in task.options
+    scores = importance(task.decoder, task.ids(), variant, faithful=faithful, progress=task.progress)
+    return Selection(keep(task, scores))
 
 
 METHOD = Method(
-    choose,
+    select,
     keep,
     options=(VARIANTS, ("local", "global"), ("corrected", "faithful")),
     least_tokens=2,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.importance import Importance, by_group
-from pyprune.pruning.method import Chosen, Method, Style, Task, cpu64
+from pyprune.pruning.method import Method, Selection, Style, Task, cpu64
 
 
 def importance(decoder: Decoder) -> Importance:
@@ -23,13 +23,13 @@ def importance(decoder: Decoder) -> Importance:
     return Importance(groups, neurons)
 
 
-def choose(task: Task) -> Chosen:
-    return Chosen(task.uniform(importance(task.decoder)))
+def select(task: Task) -> Selection:
+    return Selection(task.within_blocks(importance(task.decoder)))
 
 
 METHOD = Method(
-    choose,
-    Task.uniform,
+    select,
+    Task.within_blocks,
     calibrated=False,
     label="Magnitude-sp",
     style=Style("#E69F00", "X"),

@@ -1,4 +1,4 @@
-"""What a width method is, and what it is asked."""
+"""A width method, the task that it is given, and the selection that it returns."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a method leaves of a decoder, and what it adds to biases ("blocks.3.o.bias" -> `[hidden]`)."""
+class Selection:
+    """The units that a method keeps, and what it adds to biases ("blocks.3.o.bias" -> `[hidden]`)."""
 
     kept: Kept
     biases: Mapping[str, Tensor] = field(default_factory=dict)
@@ -28,16 +28,16 @@ class Chosen:
 class Task:
     """A decoder to narrow to `target` parameters.
 
-    `calibration [samples, seq_len]`: token ids, None for a method that takes none. `costs`: the blocks that may lose
-    something; the others stay whole. `words`: the method's options, what was chosen of each. `align`: FFN widths that
-    stay are multiples of it. `units`: "heads", "neurons" or "both". `remove_groups`: KV groups that go in all, where
-    the method takes that. `added`: parameters of the biases that the method adds.
+    `calibration [samples, seq_len]`: token ids, None for a method that takes none. `costs`: of the blocks that are
+    narrowed; the others stay as they are. `options`: the alternative of each of the method's options. `align`: FFN
+    widths that stay are multiples of it. `units`: "heads", "neurons" or "both". `remove_groups`: KV groups that go in
+    all, where the method takes that. `added`: parameters of the biases that the method adds.
     """
 
     decoder: Decoder
     target: int
     costs: tuple[BlockCosts, ...]
-    words: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
     calibration: Tensor | None = None
     align: int | None = None
     units: str = "both"
@@ -45,9 +45,9 @@ class Task:
     added: int = 0
     progress: Progress = lambda done, total: None
 
-    def word(self, *choices: str) -> str:
-        """The one of these that was chosen."""
-        return next(choice for choice in choices if choice in self.words)
+    def option(self, *alternatives: str) -> str:
+        """The alternative that was chosen of these."""
+        return next(alternative for alternative in alternatives if alternative in self.options)
 
     def ids(self) -> Tensor:
         """The calibration of a method that needs it."""
@@ -55,7 +55,7 @@ class Task:
         return self.calibration
 
     def parameters(self) -> int:
-        """Of the model with the biases that are added, before anything goes."""
+        """Parameters of the unpruned model with the biases that are added."""
         return self.decoder.parameters() + self.added
 
     def groups_to_remove(self) -> int | None:
@@ -70,11 +70,11 @@ class Task:
         """Block index -> KV groups and FFN width that stay, the same share in every block."""
         removed = None if self.remove_groups is None else self.remove_groups // len(self.costs)
         options = {"align": self.align, "units": self.units, "removed_groups": removed}
-        sizes = quotas(self.costs, self.parameters(), self.target, **options)
-        return {block.index: pair for block, pair in zip(self.costs, sizes, strict=True)}
+        kept = quotas(self.costs, self.parameters(), self.target, **options)
+        return {block.index: sizes for block, sizes in zip(self.costs, kept, strict=True)}
 
-    def uniform(self, importance: Importance) -> Kept:
-        """The best of each block, the same share in every one."""
+    def within_blocks(self, importance: Importance) -> Kept:
+        """The best of each block, the same share in every block."""
         sizes = self.quotas()
         groups = {i: highest(s, sizes[i][0] if i in sizes else len(s)) for i, s in importance.groups.items()}
         neurons = {i: highest(s, sizes[i][1] if i in sizes else len(s)) for i, s in importance.neurons.items()}
@@ -131,21 +131,21 @@ class Method:
     """One way to narrow a model.
 
     `label`: its name in sentences. `style` and `padded_style`: how figures draw it, as it comes and with the FFN width
-    padded. `choose`: what stays, for a task. `keep`: the part of it that turns importance into a selection. `options`:
-    groups of words of which a variant names one each; the first is the default. `calibrated`: whether it reads
-    calibration, and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks stay whole
-    unless said otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases to o and
-    down, and takes `remove_groups`, with these words.
+    padded. `select`: the selection for a task. `keep`: the part of it that turns importance into the units that stay.
+    `options`: the alternatives of each, of which a variant names one; the first is the default. `calibrated`: whether
+    it reads calibration, and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks
+    stay whole unless said otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases
+    to o and down, and takes `remove_groups`, with these options.
     """
 
-    choose: Callable[[Task], Chosen]
+    select: Callable[[Task], Selection]
     keep: Callable[[Task, Importance], Kept]
     options: tuple[tuple[str, ...], ...] = ()
     calibrated: bool = True
     least_tokens: int = 1
     protect: Callable[[int], str] = lambda blocks: ""
-    adds_biases: Callable[[frozenset[str]], bool] = lambda words: False
-    removes_groups: Callable[[frozenset[str]], bool] = lambda words: False
+    adds_biases: Callable[[frozenset[str]], bool] = lambda options: False
+    removes_groups: Callable[[frozenset[str]], bool] = lambda options: False
     label: str = field(kw_only=True)
     style: Style = field(kw_only=True)
     padded_style: Style = field(kw_only=True)

@@ -21,33 +21,33 @@ from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.apply import narrow_ffn, narrow_mha
 from pyprune.pruning.importance import Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
+from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
 from pyprune.pruning.selection import highest
 
 BUFFER = 2048
 """Samples that the published code runs over, however few there are."""
 
 
-def select(
+def select_layerwise(
     decoder: Decoder,
     calibration: Tensor,
     sizes: dict[int, tuple[int, int]],
     zeros: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Block index -> the places of the KV groups, and of the neurons, that stay.
+    """Block index -> the positions of the KV groups, and of the neurons, that stay.
 
     `sizes`: block index -> how many of each stay; all where it has none. `zeros`: how many samples of zeros go along.
     """
-    walk = Layerwise(decoder, calibration, zeros=min(zeros, 1))
+    layerwise = Layerwise(decoder, calibration, zeros=min(zeros, 1))
     samples = len(calibration)
     groups: dict[int, list[int]] = {}
     neurons: dict[int, list[int]] = {}
     for done, block in enumerate(decoder.blocks, start=1):
         # Both norms belong to the unpruned block, as in FLAP's prune_wanda_sp: one forward gathers the inputs of o and
-        # of down, then both halves are pruned, and only the next block sees the pruned output.
+        # of down, then both sublayers are pruned, and only the next block sees the pruned output.
         context, activation = Norm(), Norm()
-        for sample, (into_o, into_down) in enumerate(walk.inputs(block)):
+        for sample, (into_o, into_down) in enumerate(layerwise.inputs(block)):
             weight = 1 if sample < samples else zeros  # one sample of zeros stands for all of them
             context.add(into_o, weight)
             activation.add(into_down, weight)
@@ -61,7 +61,7 @@ def select(
             scores = channel_scores(ffn.down, activation.value())
             neurons[block.index] = highest(scores, ffn.width if kept_width is None else kept_width)
             ffn = narrow_ffn(ffn, neurons[block.index])
-        walk.advance(Block(block.index, mha, ffn))
+        layerwise.advance(Block(block.index, mha, ffn))
         progress(done, len(decoder.blocks))
     return groups, neurons
 
@@ -87,15 +87,15 @@ class Norm:
         return cpu64(torch.as_tensor(self.squares)).sqrt()
 
 
-def choose(task: Task) -> Chosen:
+def select(task: Task) -> Selection:
     ids = task.ids()
-    zeros = max(0, BUFFER - len(ids)) if "faithful" in task.words else 0
-    return Chosen(Kept(*select(task.decoder, ids, task.quotas(), zeros, task.progress)))
+    zeros = max(0, BUFFER - len(ids)) if "faithful" in task.options else 0
+    return Selection(Kept(*select_layerwise(task.decoder, ids, task.quotas(), zeros, task.progress)))
 
 
 METHOD = Method(
-    choose,
-    Task.uniform,
+    select,
+    Task.within_blocks,
     options=(("corrected", "faithful"),),
     label="Wanda-sp",
     style=Style("#D55E00", "^"),

@@ -1,4 +1,4 @@
-"""Width pruning: blocks keep their place and lose KV groups and FFN neurons."""
+"""Width pruning: all blocks stay and lose KV groups and FFN neurons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyprune.pruning.apply import kept, pad
 from pyprune.pruning.budget import BlockCosts, count_for_ratio, unit_parameters
 from pyprune.pruning.depth import protected_blocks
 from pyprune.pruning.importance import Importance
-from pyprune.pruning.method import Chosen, Method, Progress, Task
+from pyprune.pruning.method import Method, Progress, Selection, Task
 from pyprune.pruning.original import OriginalSizes
 from pyprune.pruning.pruning import Pruning, original_name, recorded
 from pyprune.runtime.inputs import check_ids
@@ -52,8 +52,8 @@ def width(
     METHODS; each file of that name states its formulas and source. Exactly one of `ratio` (share of the model's
     parameters; the target is then the parameter count of the depth-pruned model of that ratio) and `target_parameters`;
     either is met within 0.5 %. `calibration [samples, seq_len]`: token ids, integers; methods that use none take none.
-    `align`: FFN widths that stay are multiples of it, the best neurons up to there. `variant`: words such as
-    "WIFV,AL-AM" that choose among the method's options (`Method.options`). `units`: "both", or only "heads" (whole KV
+    `align`: FFN widths that stay are multiples of it, the best neurons up to there. `variant`: alternatives such
+    as "WIFV,AL-AM" of the method's options (`Method.options`). `units`: "both", or only "heads" (whole KV
     groups) or "neurons". `protect`: blocks that stay whole, as in `depth` (None: the method's own choice, "" for none).
     `remove_groups`: KV groups that go in all, for the variants of flap and head-gate that rank them apart. `progress`:
     called with steps done and steps in all.
@@ -67,8 +67,8 @@ def width(
     if progress is not None:
         task = replace(task, progress=progress)
     with torch.no_grad():
-        chosen = METHODS[method].choose(task)
-    return _pruning(decoder, method, task, chosen)
+        selection = METHODS[method].select(task)
+    return _pruning(decoder, method, task, selection)
 
 
 def dry_run(
@@ -79,8 +79,8 @@ def dry_run(
     target_parameters: int | None = None,
     **options: Any,
 ) -> Pruning:
-    """A pruning of the same kind and size as `width` will make, of any groups and neurons: what can be checked before
-    the slow part. `options` and errors as there."""
+    """A pruning of the size that `width` will make, with arbitrary groups and neurons: an amount that cannot be had, or
+    a model that cannot be saved, shows before the slow part. `options` and errors as in `width`."""
     task = _task(decoder, method, ratio, target_parameters, **options)
     groups, neurons = {}, {}
     for block in task.decoder.blocks:
@@ -88,34 +88,34 @@ def dry_run(
             groups[block.index] = torch.linspace(0, 1, block.mha.kv_heads, dtype=torch.float64)
         if block.ffn is not None:
             neurons[block.index] = torch.linspace(0, 1, block.ffn.width, dtype=torch.float64)
-    kept_ = METHODS[method].keep(task, Importance(groups, neurons))
+    kept_units = METHODS[method].keep(task, Importance(groups, neurons))
     biases = {}
-    if METHODS[method].adds_biases(task.words):
-        one = torch.ones(decoder.hidden_size)
-        biases = {f"blocks.{cost.index}.{name}.bias": one for cost in task.costs for name in ("o", "down")}
-    return _pruning(decoder, method, task, Chosen(kept_, biases))
+    if METHODS[method].adds_biases(task.options):
+        bias = torch.ones(decoder.hidden_size)
+        biases = {f"blocks.{cost.index}.{name}.bias": bias for cost in task.costs for name in ("o", "down")}
+    return _pruning(decoder, method, task, Selection(kept_units, biases))
 
 
 def variant_options(method: str, variant: str | Iterable[str] | None) -> frozenset[str]:
-    """One word of each of the method's options: those that `variant` names, else the defaults.
+    """One alternative of each of the method's options: those that `variant` names, else the defaults.
 
-    `variant`: words, or one string with commas between. InputError for a word that is none of them and for two of one
-    option.
+    `variant`: alternatives, or one string with commas between. InputError for any other word and for two alternatives
+    of one option.
     """
     if method not in METHODS:
         raise InputError(f"width: method {method!r}: {', '.join(METHODS)} is expected")
     options = METHODS[method].options
-    words = [word.strip() for word in (variant.split(",") if isinstance(variant, str) else variant or ())]
-    for word in words:
-        if not any(word in option for option in options):
-            accepted = "; ".join(" or ".join(option) for option in options)
-            raise InputError(f"width: variant {word!r}: of {method} are accepted {accepted}")
+    names = [name.strip() for name in (variant.split(",") if isinstance(variant, str) else variant or ())]
+    for name in names:
+        if not any(name in alternatives for alternatives in options):
+            accepted = "; ".join(" or ".join(alternatives) for alternatives in options)
+            raise InputError(f"width: variant {name!r}: of {method} are accepted {accepted}")
     chosen = set()
-    for option in options:
-        named = [word for word in option if word in words]
+    for alternatives in options:
+        named = [alternative for alternative in alternatives if alternative in names]
         if len(named) > 1:
             raise InputError(f"width: variant {', '.join(named)}: one of them is expected")
-        chosen.add(named[0] if named else option[0])
+        chosen.add(named[0] if named else alternatives[0])
     return frozenset(chosen)
 
 
@@ -131,7 +131,7 @@ def _task(
     protect: Iterable[int] | str | None = None,
     remove_groups: int | None = None,
 ) -> Task:
-    words = variant_options(method, variant)
+    options = variant_options(method, variant)
     if (ratio is None) == (target_parameters is None):
         raise InputError(
             f"width: ratio {ratio!r} and target_parameters {target_parameters!r}: exactly one of them is expected"
@@ -141,7 +141,7 @@ def _task(
     if remove_groups is not None:
         if isinstance(remove_groups, bool) or not isinstance(remove_groups, int) or remove_groups < 0:
             raise InputError(f"width: remove_groups {remove_groups!r}: a whole number from 0 is expected")
-        if not METHODS[method].removes_groups(words) or units != "both":
+        if not METHODS[method].removes_groups(options) or units != "both":
             raise InputError(
                 f"width: remove_groups {remove_groups}: belongs to flap's AL-MM and UL-MM and to head-gate's global,"
                 " with both units"
@@ -149,15 +149,15 @@ def _task(
     # Padding is no part of the model's size, and no candidate for removal.
     bare = pad(decoder, 1)
     indices = [block.index for block in bare.blocks]
-    whole = protected_blocks(METHODS[method].protect(len(indices)) if protect is None else protect, indices)
-    costs = tuple(BlockCosts.of(block) for block in bare.blocks if block.index not in whole)
+    protected = protected_blocks(METHODS[method].protect(len(indices)) if protect is None else protect, indices)
+    costs = tuple(BlockCosts.of(block) for block in bare.blocks if block.index not in protected)
     if not costs:
         raise InputError(f"width: protect {protect!r}: leaves no block to narrow of {len(indices)}")
     added = 0
-    if METHODS[method].adds_biases(words):
-        added = sum(_biases_to_come(block, units) for block in bare.blocks if block.index not in whole)
+    if METHODS[method].adds_biases(options):
+        added = sum(_added_biases(block, units) for block in bare.blocks if block.index not in protected)
     target = _target(bare, ratio) if ratio is not None else target_parameters
-    return Task(bare, target, costs, words, None, align, units, remove_groups, added)  # type: ignore[arg-type]
+    return Task(bare, target, costs, options, None, align, units, remove_groups, added)  # type: ignore[arg-type]
 
 
 def _target(decoder: Decoder, ratio: float) -> int:
@@ -166,7 +166,8 @@ def _target(decoder: Decoder, ratio: float) -> int:
     return decoder.parameters() - sum(sizes[: count_for_ratio(ratio, decoder.parameters(), sizes)])
 
 
-def _biases_to_come(block: Block, units: str) -> int:
+def _added_biases(block: Block, units: str) -> int:
+    """Parameters of the biases that o and down of a block would get."""
     linears = []
     if block.mha is not None and units != "neurons":
         linears.append(block.mha.o)
@@ -175,30 +176,36 @@ def _biases_to_come(block: Block, units: str) -> int:
     return sum(linear.weight.shape[0] for linear in linears if linear.bias is None)
 
 
-def _pruning(decoder: Decoder, method: str, task: Task, chosen: Chosen) -> Pruning:
-    """What was chosen, in the original model's indices."""
-    original, gone = OriginalSizes.of(task.decoder), recorded(task.decoder)
+def _pruning(decoder: Decoder, method: str, task: Task, selection: Selection) -> Pruning:
+    """The pruning that leaves a selection, in the original model's indices."""
+    original, earlier = OriginalSizes.of(task.decoder), recorded(task.decoder)
     defaults = {option[0] for option in METHODS[method].options}
-    words = ",".join(word for option in METHODS[method].options for word in option if word in task.words - defaults)
+    variant = ",".join(name for option in METHODS[method].options for name in option if name in task.options - defaults)
     return Pruning(
         model=original_name(decoder),
-        kv_groups=_others(original.kv_groups, gone.kv_groups, chosen.kept.groups),
-        neurons=_others(original.width, gone.neurons, chosen.kept.neurons),
-        compensation=chosen.biases,  # type: ignore[arg-type]  # Pruning makes a Compensation of it
-        made_by=f"width {method} {words}".strip(),
+        kv_groups=_removed_indices(original.kv_groups, earlier.kv_groups, selection.kept.groups),
+        neurons=_removed_indices(original.width, earlier.neurons, selection.kept.neurons),
+        compensation=selection.biases,  # type: ignore[arg-type]  # Pruning makes a Compensation of it
+        made_by=f"width {method} {variant}".strip(),
     )
 
 
-def _others(size: int, gone: Mapping[int, Sequence[int]], stay: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-    """Block index -> the original indices of all that is there but not among the places that stay."""
-    found = {}
-    for index, places in stay.items():
-        present, staying = kept(size, gone.get(index, ())), set(places)
-        found[index] = [unit for place, unit in enumerate(present) if place not in staying]
-    return found
+def _removed_indices(
+    size: int, earlier: Mapping[int, Sequence[int]], kept_positions: Mapping[int, Sequence[int]]
+) -> dict[int, list[int]]:
+    """Block index -> the original indices of the present units that are not kept.
+
+    `size`: units of the original block; `earlier`: original indices that it lost before; `kept_positions`: among those
+    that are present.
+    """
+    removed = {}
+    for index, positions in kept_positions.items():
+        present, kept_set = kept(size, earlier.get(index, ())), set(positions)
+        removed[index] = [unit for position, unit in enumerate(present) if position not in kept_set]
+    return removed
 
 
-def _checked(calibration: Tensor | None, decoder: Decoder, least: int) -> Tensor:
+def _checked(calibration: Tensor | None, decoder: Decoder, min_tokens: int) -> Tensor:
     if not isinstance(calibration, Tensor):
         shown = "none" if calibration is None else type(calibration).__name__
         raise InputError(f"width: calibration {shown} given; token ids, integers [samples, seq_len], are accepted")
@@ -207,9 +214,9 @@ def _checked(calibration: Tensor | None, decoder: Decoder, least: int) -> Tensor
     except InputError as error:
         raise InputError(f"width: calibration: {error}") from None
     tokens = calibration.shape[1]
-    if not least <= tokens <= decoder.max_positions:
+    if not min_tokens <= tokens <= decoder.max_positions:
         raise InputError(
-            f"width: calibration of {tokens} token{'s' if tokens > 1 else ''} a sample; {least} to"
+            f"width: calibration of {tokens} token{'s' if tokens > 1 else ''} a sample; {min_tokens} to"
             f" {decoder.max_positions} are accepted"
         )
     return calibration

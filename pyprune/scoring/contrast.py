@@ -14,7 +14,7 @@ from pyprune.scoring.agreement import RankCorrelation, rank_correlation, ranks
 from pyprune.scoring.scores import Scores, json_number
 
 Unit = tuple[str, int]
-USUAL_RATIO = 0.2
+DEFAULT_RATIO = 0.2
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def contrast(
     the scores share fewer than two units.
     """
     if ratio is None and count is None:
-        ratio = USUAL_RATIO
+        ratio = DEFAULT_RATIO
     correlation = rank_correlation(a, b)
     protected = protect if protect is None or isinstance(protect, str) else list(protect)
     dropped = [dropped_units(scores, depth(scores, ratio=ratio, count=count, protect=protected)) for scores in (a, b)]
@@ -120,10 +120,10 @@ def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:
 
 
 def named(scores: Scores) -> str:
-    """Scores in a few words: the calibration source and whatever else tells them apart."""
+    """A short name of scores: criterion, options, and calibration source."""
     options = "".join(f", {name} {value}" for name, value in scores.options.items())
     source, seed = scores.calibration.get("source"), scores.calibration.get("seed")
-    draw = "" if seed is None else f", seed {seed}"  # two draws of one text are told apart
+    draw = "" if seed is None else f", seed {seed}"  # two draws of one text differ in it
     return scores.criterion + options + (f" on {source}{draw}" if source else "")
 
 

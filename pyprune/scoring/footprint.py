@@ -107,5 +107,5 @@ def _row_bytes(decoder: Decoder, tokens: int, padded: bool) -> int:
         if block.mha is not None:
             heads, kv = (n * block.mha.head_dim for n in (block.mha.heads, block.mha.kv_heads))
             widest = max(widest, 4 * (hidden + 5 * heads + 2 * kv))
-    seen = 5 * tokens if padded or any(b.mha is not None and b.mha.window for b in decoder.sizes().blocks) else 0
-    return widest + 4 * 2 * hidden + seen
+    mask = 5 * tokens if padded or any(b.mha is not None and b.mha.window for b in decoder.sizes().blocks) else 0
+    return widest + 4 * 2 * hidden + mask

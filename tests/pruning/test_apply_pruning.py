@@ -29,19 +29,19 @@ def assert_same_decoder(one, other):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 3), (6, 1)])
 def test_narrowed_attention_equals_zeroed_channels(make_decoder, reference, heads, kv_heads, biases):
     decoder = make_decoder(heads=heads, kv_heads=kv_heads, biases=biases, qk_norm=biases, window=3 * biases)
-    gone = [1] if kv_heads == 3 else []
-    pruned = apply(decoder, Pruning(kv_groups={2: gone}))
+    removed = [1] if kv_heads == 3 else []
+    pruned = apply(decoder, Pruning(kv_groups={2: removed}))
     x = torch.randn(2, 7, 16, dtype=torch.float64, generator=seeds.generator(1))
-    whole, narrow = decoder.blocks[2].mha, pruned.blocks[2].mha
-    context = reference.context(whole, x, decoder.rope)
+    unpruned, narrow = decoder.blocks[2].mha, pruned.blocks[2].mha
+    context = reference.context(unpruned, x, decoder.rope)
     per_group = heads // kv_heads * 4
-    for group in gone:
+    for group in removed:
         context[..., group * per_group : (group + 1) * per_group] = 0
-    expected = reference.project(whole.o, context)
+    expected = reference.project(unpruned.o, context)
     actual = reference.project(narrow.o, reference.context(narrow, x, decoder.rope))
-    assert narrow.kv_heads == kv_heads - len(gone)
+    assert narrow.kv_heads == kv_heads - len(removed)
     assert narrow.heads == heads // kv_heads * narrow.kv_heads
-    assert narrow.window == whole.window
+    assert narrow.window == unpruned.window
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
 
 
@@ -49,13 +49,13 @@ def test_narrowed_attention_equals_zeroed_channels(make_decoder, reference, head
 @pytest.mark.parametrize("pad_to", [None, 8])
 def test_narrowed_ffn_equals_zeroed_channels(make_decoder, reference, biases, pad_to):
     decoder = make_decoder(biases=biases)
-    gone = [0, 5, 12]
-    pruned = apply(decoder, Pruning(neurons={1: gone}, pad_to=pad_to))
+    removed = [0, 5, 12]
+    pruned = apply(decoder, Pruning(neurons={1: removed}, pad_to=pad_to))
     x = torch.randn(2, 7, 16, dtype=torch.float64, generator=seeds.generator(1))
-    whole, narrow = decoder.blocks[1].ffn, pruned.blocks[1].ffn
-    activation = reference.activation(whole, x)
-    activation[..., gone] = 0
-    expected = reference.project(whole.down, activation)
+    unpruned, narrow = decoder.blocks[1].ffn, pruned.blocks[1].ffn
+    activation = reference.activation(unpruned, x)
+    activation[..., removed] = 0
+    expected = reference.project(unpruned.down, activation)
     actual = reference.project(narrow.down, reference.activation(narrow, x))
     assert narrow.width == (10 if pad_to is None else 16)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
@@ -79,7 +79,7 @@ def test_the_rows_and_columns_that_stay_are_the_original_ones(make_decoder):
     assert pruned.ffn.down.bias is original.ffn.down.bias
 
 
-def test_removed_blocks_and_halves_are_passed_over(make_decoder, reference):
+def test_removed_blocks_and_sublayers_are_passed_over(make_decoder, reference):
     decoder = make_decoder()
     ids = torch.arange(10).view(2, 5)
     pruned = apply(decoder, Pruning(blocks=[1], mha=[0], ffn=[3]))
@@ -215,6 +215,6 @@ def test_a_decoder_that_disagrees_with_its_configuration_is_refused(make_decoder
 
 def test_parameters_removed_are_counted_exactly(make_decoder):
     decoder = make_decoder()
-    gone = decoder.parameters() - apply(decoder, Pruning(kv_groups={0: [1]}, neurons={1: [2, 3]})).parameters()
+    removed = decoder.parameters() - apply(decoder, Pruning(kv_groups={0: [1]}, neurons={1: [2, 3]})).parameters()
     # A group: 4 rows of k and of v, 8 rows of q, 8 columns of o, each of 16; a neuron: two rows and a column of 16.
-    assert gone == (4 + 4 + 8 + 8) * 16 + 2 * 3 * 16
+    assert removed == (4 + 4 + 8 + 8) * 16 + 2 * 3 * 16

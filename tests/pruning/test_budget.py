@@ -142,7 +142,7 @@ def test_an_exact_width_too_coarse_for_the_tolerance_is_refused_with_its_distanc
         ([5, 5], "all 2 removable units are only 10.0%"),
     ],
 )
-def test_no_unit_and_one_unit_are_told_as_such(sizes, named):
+def test_no_unit_and_one_unit_are_named_as_such(sizes, named):
     with pytest.raises(InputError) as caught:
         count_for_ratio(0.3, 100, sizes)
     assert named in str(caught.value)

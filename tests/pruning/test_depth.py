@@ -24,20 +24,20 @@ def test_count_takes_the_lowest_scores():
 
 
 @pytest.mark.parametrize("unit", ["mha", "ffn"])
-def test_halves_go_into_their_own_list(unit):
+def test_sublayers_go_into_their_own_list(unit):
     pruning = depth(ranked(unit), count=2)
     assert getattr(pruning, unit) == (2, 4)
     assert pruning.blocks == ()
 
 
-def test_all_attention_halves_may_go():
+def test_all_attention_sublayers_may_go():
     assert depth(ranked("mha"), count=6).mha == (0, 1, 2, 3, 4, 5)
 
 
-def test_halves_of_both_kinds_ranked_together():
+def test_sublayers_of_both_kinds_ranked_together():
     units = [("mha", 0), ("mha", 1), ("ffn", 0), ("ffn", 1)]
-    scores = Scores("tiny", "ppl", "halves", None, units, [1.0, 4.0, 3.0, 2.0])
-    assert depth(scores, count=2) == Pruning("tiny", mha=[0], ffn=[1], made_by="depth ppl halves")
+    scores = Scores("tiny", "ppl", "sublayers", None, units, [1.0, 4.0, 3.0, 2.0])
+    assert depth(scores, count=2) == Pruning("tiny", mha=[0], ffn=[1], made_by="depth ppl sublayers")
     assert depth(scores, count=3).blocks == (0,)
 
 
@@ -115,7 +115,7 @@ def test_scores_of_units_the_decoder_lacks_are_refused(make_decoder):
         depth(ranked(), apply(make_decoder(blocks=6), Pruning(blocks=[5])), count=1)
 
 
-def test_blocks_and_halves_are_not_ranked_together():
+def test_blocks_and_sublayers_are_not_ranked_together():
     scores = Scores("tiny", "ppl", "all", None, [("block", 0), ("mha", 1)], [1.0, 2.0])
     with pytest.raises(InputError, match="block, mha"):
         depth(scores, count=1)

@@ -46,7 +46,7 @@ def test_mergekit_needs_a_model_and_its_blocks():
         export(Pruning(blocks=(1,)), "mergekit", blocks=8)
 
 
-def test_llm_drop_lists_a_block_under_both_of_its_halves():
+def test_llm_drop_lists_a_block_under_both_of_its_sublayers():
     written = json.loads(export(Pruning(blocks=(3,), mha=(5, 1), ffn=(4,)), "llm-drop"))
     assert written == {"drop_attn_list": [1, 3, 5], "drop_mlp_list": [3, 4]}
 

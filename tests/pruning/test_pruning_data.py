@@ -38,7 +38,7 @@ def test_a_removed_half_subsumes_its_groups_or_neurons_only():
     assert pruning.neurons == {0: (3,)}
 
 
-def test_both_halves_are_the_block():
+def test_both_sublayers_are_the_block():
     assert Pruning(mha=[2, 0], ffn=[2]) == Pruning(blocks=[2], mha=[0])
 
 

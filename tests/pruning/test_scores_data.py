@@ -52,7 +52,7 @@ def test_json_round_trip_keeps_every_bit_and_infinity(tmp_path):
 
 def test_numpy_scalars_are_written(tmp_path):
     units = [("mha", np.int64(1)), ("ffn", 0)]
-    scores = Scores("tiny", "ppl", "halves", None, units, [np.float32(0.5), 0.25], {}, np.int64(9), [np.int64(1), 2])
+    scores = Scores("tiny", "ppl", "sublayers", None, units, [np.float32(0.5), 0.25], {}, np.int64(9), [np.int64(1), 2])
     scores.to_json(tmp_path / "scores.json")
     assert Scores.from_json(tmp_path / "scores.json").order() == [("ffn", 0), ("mha", 1)]
 

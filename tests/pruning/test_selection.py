@@ -18,9 +18,9 @@ SCORES = Importance(
 )
 
 
-def chosen(budget, align=1, slack=0.0, above=False, kinds=("groups", "neurons")):
-    units = [one for kind in kinds for one in bundles(SCORES, COSTS, kind, align)]
-    kept = units_of_bundles(SCORES, best_within_budget(units, budget, slack, above=above))
+def chosen(budget, align=1, slack=0.0, strictly_above=False, kinds=("groups", "neurons")):
+    units = [bundle for kind in kinds for bundle in bundles(SCORES, COSTS, kind, align)]
+    kept = units_of_bundles(SCORES, best_within_budget(units, budget, slack, strictly_above=strictly_above))
     return kept.groups, kept.neurons
 
 
@@ -42,14 +42,14 @@ def test_strictly_above_leaves_out_what_the_cut_fell_on():
     assert chosen(112, slack=15, strictly_above=True)[1] == {0: [0, 1, 3], 3: [2]}
 
 
-def test_no_half_is_emptied_whatever_the_budget():
+def test_no_sublayer_is_emptied_whatever_the_budget():
     assert chosen(0) == ({0: [0], 3: [1]}, {0: [1], 3: [2]})
 
 
 def test_multiples_keep_the_best_neurons_up_to_there():
     # Bundles of two: block 0 (8, 6) and (4, 0.5), block 3 (7, 3) and (1.5, 0.75); the fifth neuron of block 3 is left.
     neurons = bundles(SCORES, COSTS, "neurons", 2)
-    assert [(one.index, one.score, one.size, one.cost) for one in neurons] == [
+    assert [(bundle.index, bundle.score, bundle.size, bundle.cost) for bundle in neurons] == [
         (0, 7.0, 2, 20), (0, 2.25, 2, 20), (3, 5.0, 2, 20), (3, 1.125, 2, 20),
     ]  # fmt: skip
     assert chosen(60, align=2, kinds=("neurons",))[1] == {0: [0, 1, 2, 3], 3: [0, 2]}
@@ -142,8 +142,8 @@ def test_aligned_selections_hold_multiples_and_the_best(make_decoder):
         assert {block.ffn.width % 4 for block in pruned.blocks} == {0}
         assert pruned.parameters() == pytest.approx(target, rel=0.005)
         # The first block sees the same inputs: the fewer neurons kept are among the more.
-        one, other = set(free.neurons.get(0, ())), set(aligned.neurons.get(0, ()))
-        assert one <= other or other <= one
+        bundle, other = set(free.neurons.get(0, ())), set(aligned.neurons.get(0, ()))
+        assert bundle <= other or other <= bundle
 
 
 def test_importance_of_any_source_can_be_read(make_decoder):

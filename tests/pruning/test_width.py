@@ -33,8 +33,8 @@ def removed_by_definition(decoder, ids, groups_kept, neurons_kept, reference):
 
 
 def follow(decoder, ids, reference, choose):
-    """For each block, `choose` is given it and its scores by the norms of the unpruned halves, and returns what goes:
-    groups and neurons. The pruned block's output goes on."""
+    """For each block, `choose` is given it and its scores by the norms of the unpruned sublayers, and returns what
+    goes: groups and neurons. The pruned block's output goes on."""
     x = decoder.embedding.double()[ids]
     for block in decoder.blocks:
         mha, ffn = block.mha, block.ffn
@@ -146,8 +146,8 @@ def test_narrowing_twice_stays_in_original_indices(make_decoder, ids):
     once = apply(decoder, width(decoder, ratio=0.2, calibration=ids))
     second = width(once, ratio=0.3, calibration=ids)
     first = Pruning.from_dict(once.pruning)
-    for layer, gone in second.neurons.items():
-        assert not set(gone) & set(first.neurons[layer])
+    for layer, removed in second.neurons.items():
+        assert not set(removed) & set(first.neurons[layer])
     twice = apply(once, second)
     both = apply(decoder, first | second)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(twice.tensors(), both.tensors(), strict=True))
@@ -162,12 +162,12 @@ def test_bfloat16_weights_select_by_the_formula(make_decoder, reference, ids):
     pruning = width(decoder, target_parameters=sizes.without(1), calibration=ids)
 
     def same_but_for_rounding(block, by_group, by_neuron):
-        gone = pruning.kv_groups[block.index], pruning.neurons[block.index]
-        assert [len(places) for places in gone] == [block.mha.kv_heads - groups, block.ffn.width - neurons]
-        for places, scores in zip(gone, (by_group, by_neuron), strict=True):
-            stay = [place for place in range(len(scores)) if place not in places]
-            assert scores[list(places)].max() <= scores[stay].min() * (1 + torch.finfo(torch.bfloat16).eps)
-        return gone
+        removed = pruning.kv_groups[block.index], pruning.neurons[block.index]
+        assert [len(positions) for positions in removed] == [block.mha.kv_heads - groups, block.ffn.width - neurons]
+        for positions, scores in zip(removed, (by_group, by_neuron), strict=True):
+            stay = [place for place in range(len(scores)) if place not in positions]
+            assert scores[list(positions)].max() <= scores[stay].min() * (1 + torch.finfo(torch.bfloat16).eps)
+        return removed
 
     follow(decoder, ids, reference, same_but_for_rounding)
 

@@ -191,7 +191,7 @@ def test_flap_keeps_the_mean_output_of_each_projection(make_decoder, reference):
 
 
 def test_fluctuation_by_hand_and_as_published():
-    inputs = flap.Inputs()
+    inputs = flap.ChannelStatistics()
     for sample in ([[0.0], [2.0]], [[4.0], [6.0]], [[3.0], [3.0]]):
         inputs.add(torch.tensor(sample))
     # All tokens 0 2 4 6 3 3: mean 3, squared deviations 9 1 1 9 0 0, over 6 - 1.
@@ -212,7 +212,7 @@ def test_squaring_the_attention_metric_turns_the_order_of_two_heads(make_decoder
     block = decoder.blocks[0]
     o = Linear(torch.tensor([1.0, 3.0, 2.0, 2.4]).repeat(16, 1))
     block = replace(block, mha=replace(block.mha, o=o))
-    inputs = flap.Inputs(), flap.Inputs()
+    inputs = flap.ChannelStatistics(), flap.ChannelStatistics()
     inputs[0].add(torch.tensor([[1.0, -1.0, 1.0, -1.0], [-1.0, -1.0, 1.0, 1.0]]))
     inputs[1].add(torch.ones(2, 13))
     decoder = replace(decoder, blocks=(block,))
@@ -234,7 +234,7 @@ def test_what_was_published_chooses_other_neurons(ids):
 
 
 def test_one_sample_has_a_fluctuation_only_when_corrected():
-    inputs = flap.Inputs()
+    inputs = flap.ChannelStatistics()
     inputs.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
     assert inputs.variance().tolist() == [2.0, 0.0]
     assert inputs.variance(faithful=True).tolist() == [0.0, 0.0]

@@ -29,15 +29,15 @@ def variance(x):
 
 def published_variance(x):
     """What FLAP's code has: its old mean is the new one (updated in place), and the first sample adds nothing."""
-    mean, found = torch.zeros(x.shape[-1], dtype=torch.float64), torch.zeros(x.shape[-1], dtype=torch.float64)
+    mean, result = torch.zeros(x.shape[-1], dtype=torch.float64), torch.zeros(x.shape[-1], dtype=torch.float64)
     for n, sample in enumerate(x):
         old = mean
         mean *= n / (n + 1)
         mean += sample.mean(0) / (n + 1)
         if n == 0:
             continue
-        found = found * (n - 1) / n + ((sample - mean) * (sample - old)).sum(0) / (n + 1)
-    return found
+        result = result * (n - 1) / n + ((sample - mean) * (sample - old)).sum(0) / (n + 1)
+    return result
 
 
 def flap_channels(metric, weight, x, faithful):
@@ -73,16 +73,16 @@ def flap_units(decoder, ids, reference, metric, adaptive, faithful):
 
 def costs(decoder):
     """Parameters of one group and of one neuron of each block."""
-    found = {}
+    result = {}
     for block in decoder.blocks:
         mha, ffn = block.mha, block.ffn
         rows = [(mha.q, mha.heads), (mha.k, mha.kv_heads), (mha.v, mha.kv_heads)]
         attention = sum(n * mha.head_dim * (part.weight.shape[1] + (part.bias is not None)) for part, n in rows)
         attention += mha.o.weight.numel()
         neuron = sum(part.weight.shape[1] + (part.bias is not None) for part in (ffn.gate, ffn.up))
-        found[block.index, "groups"] = attention // mha.kv_heads
-        found[block.index, "neurons"] = neuron + ffn.down.weight.shape[0]
-    return found
+        result[block.index, "groups"] = attention // mha.kv_heads
+        result[block.index, "neurons"] = neuron + ffn.down.weight.shape[0]
+    return result
 
 
 def best_within(units, cost, budget, slack, above=False):
@@ -122,11 +122,11 @@ def lowest(units, kind, block, removed):
 
 def gone(units, kept):
     """Removed groups and neurons by block, as a Pruning holds them."""
-    found = {"groups": {}, "neurons": {}}
+    result = {"groups": {}, "neurons": {}}
     for block, kind, place in units:
         if (block, kind, place) not in kept:
-            found[kind].setdefault(block, []).append(place)
-    return {kind: {block: tuple(sorted(places)) for block, places in one.items()} for kind, one in found.items()}
+            result[kind].setdefault(block, []).append(place)
+    return {kind: {block: tuple(sorted(places)) for block, places in one.items()} for kind, one in result.items()}
 
 
 def sample_gradients(decoder, ids, reference, blocks, dtype=torch.float64):

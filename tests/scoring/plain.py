@@ -49,17 +49,17 @@ def kinds_of(unit):
 
 def modules(model, decoder, unit):
     """(kind, original index) -> the named weights of the unit, biases aside, in transformers' model."""
-    found = {}
+    result = {}
     for place, block in enumerate(decoder.blocks):
         for kind in kinds_of(unit):
             if kind == "block" or getattr(block, kind) is not None:
                 layer = model.model.layers[place]
-                found[kind, block.index] = {
+                result[kind, block.index] = {
                     name: parameter
                     for name, parameter in layer.named_parameters()
                     if name.partition(".")[0] in PARTS[kind] and name.endswith("weight")
                 }
-    return found
+    return result
 
 
 def token_losses(model, input_ids, mask=None):
@@ -73,8 +73,8 @@ def token_losses(model, input_ids, mask=None):
 def gradients(model, loss):
     """dL/dW under every parameter's own name within its layer's model."""
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
-    return {id(parameter): gradient for parameter, gradient in zip(named.values(), found, strict=True)}
+    result = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+    return {id(parameter): gradient for parameter, gradient in zip(named.values(), result, strict=True)}
 
 
 def constant_updates(*updates, norm=(1.0, 1.0)):

@@ -44,13 +44,13 @@ def test_the_same_order_is_one_and_the_reverse_is_minus_one_whatever_the_values(
 def test_only_the_units_that_both_have_are_compared():
     a = scores([1.0, 9.0, 2.0, 3.0])
     b = scores([30.0, 20.0, 5.0], [("block", 3), ("block", 2), ("block", 7)])
-    found = rank_correlation(a, b)
-    assert (found.units, found.spearman, found.kendall) == (2, pytest.approx(1), pytest.approx(1))
+    correlation = rank_correlation(a, b)
+    assert (correlation.units, correlation.spearman, correlation.kendall) == (2, pytest.approx(1), pytest.approx(1))
 
 
 def test_a_constant_side_has_no_correlation():
-    found = rank_correlation(scores([1.0, 1.0, 1.0]), scores([1.0, 2.0, 3.0]))
-    assert (found.spearman, found.kendall) == (None, None)
+    correlation = rank_correlation(scores([1.0, 1.0, 1.0]), scores([1.0, 2.0, 3.0]))
+    assert (correlation.spearman, correlation.kendall) == (None, None)
 
 
 def test_scores_of_other_units_are_refused():

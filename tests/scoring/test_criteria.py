@@ -24,15 +24,15 @@ def given(name: str):
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_ranks_every_unit(name: str, unit: str, tmp_path):
     decoder = load(SIZES)
-    found = score(decoder, given(name), name, unit)
-    assert found.criterion == name
-    assert found.unit == unit
-    assert found.units == [(kind, n) for n in range(BLOCKS) for kind in UNIT_KINDS[unit]]
-    assert bool(found.calibration) == (CRITERIA[name].needs != "nothing")
-    assert found.parameters == decoder.parameters()
-    found.to_json(tmp_path / "scores.json")
-    assert Scores.from_json(tmp_path / "scores.json") == found
-    assert depth(found, decoder, count=1).made_by == f"depth {name} {unit}"
+    scores = score(decoder, given(name), name, unit)
+    assert scores.criterion == name
+    assert scores.unit == unit
+    assert scores.units == [(kind, n) for n in range(BLOCKS) for kind in UNIT_KINDS[unit]]
+    assert bool(scores.calibration) == (CRITERIA[name].needs != "nothing")
+    assert scores.parameters == decoder.parameters()
+    scores.to_json(tmp_path / "scores.json")
+    assert Scores.from_json(tmp_path / "scores.json") == scores
+    assert depth(scores, decoder, count=1).made_by == f"depth {name} {unit}"
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -44,8 +44,8 @@ def test_a_transformers_model_is_left_as_it_was(name: str):
     model.model.norm.weight.grad = torch.full_like(model.model.norm.weight, 3.0)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    found = score(model, given(name), name)
-    assert found.values == pytest.approx(score(load(FAMILIES["qwen2"]), given(name), name).values, rel=1e-6)
+    scores = score(model, given(name), name)
+    assert scores.values == pytest.approx(score(load(FAMILIES["qwen2"]), given(name), name).values, rel=1e-6)
     assert model.training
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == wanted
     gradients = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
@@ -107,7 +107,7 @@ def test_middle_of_an_even_number_of_blocks_takes_the_lower_one_first():
     assert [index for _, index in score(load(SIZES), criterion="middle").order()] == [1, 2, 0, 3]
 
 
-def test_static_choices_of_halves_and_of_a_pruned_model_count_what_is_there(tiny):
+def test_static_choices_of_sublayers_and_of_a_pruned_model_count_what_is_there(tiny):
     pruned = apply(tiny, Pruning(blocks=[0], mha=[3]))
     assert score(pruned, criterion="last", unit="mha+ffn").order()[:3] == [("ffn", 4), ("mha", 4), ("ffn", 3)]
     assert score(pruned, criterion="first", unit="mha").order() == [("mha", 1), ("mha", 2), ("mha", 4)]
@@ -122,21 +122,21 @@ def test_random_choices_are_a_permutation_that_its_seed_repeats(tiny):
 
 
 def test_protected_units_are_scored_but_last_in_the_order_and_never_removed(tiny, tmp_path):
-    free, found = (score(tiny, criterion="first", unit="mha+ffn", protect=p) for p in (None, "first=1,last=2"))
+    free, scores = (score(tiny, criterion="first", unit="mha+ffn", protect=p) for p in (None, "first=1,last=2"))
     assert free.protected == []
     assert "protected" not in free.to_dict()
-    assert found.values == free.values
-    assert found.protected == [(kind, n) for n in (0, 3, 4) for kind in ("mha", "ffn")]
-    assert found.order()[:4] == [("mha", 1), ("ffn", 1), ("mha", 2), ("ffn", 2)]
-    assert sorted(found.order()) == sorted(free.order())
-    assert found.to_dict()["protected"][0] == ["mha", 0]
-    found.to_json(tmp_path / "scores.json")
-    assert Scores.from_json(tmp_path / "scores.json") == found
-    assert depth(found, tiny, count=4) == dataclasses.replace(depth(free, tiny, count=4, protect="0,3,4"))
+    assert scores.values == free.values
+    assert scores.protected == [(kind, n) for n in (0, 3, 4) for kind in ("mha", "ffn")]
+    assert scores.order()[:4] == [("mha", 1), ("ffn", 1), ("mha", 2), ("ffn", 2)]
+    assert sorted(scores.order()) == sorted(free.order())
+    assert scores.to_dict()["protected"][0] == ["mha", 0]
+    scores.to_json(tmp_path / "scores.json")
+    assert Scores.from_json(tmp_path / "scores.json") == scores
+    assert depth(scores, tiny, count=4) == dataclasses.replace(depth(free, tiny, count=4, protect="0,3,4"))
     with pytest.raises(InputError, match="1 to 4 units can be removed"):
-        depth(found, tiny, count=5)
+        depth(scores, tiny, count=5)
     with pytest.raises(InputError, match="leaves nothing to remove"):
-        depth(found, tiny, count=1, protect="1,2")
+        depth(scores, tiny, count=1, protect="1,2")
 
 
 def test_a_protected_unit_that_was_not_scored_is_refused():
@@ -184,7 +184,7 @@ def test_a_ranking_that_the_model_has_no_unit_of_is_refused():
 
 
 @pytest.mark.parametrize("name", ["taylor", "angular", "first-order-ppl"])
-def test_what_is_not_a_number_is_told_not_ranked(name: str):
+def test_what_is_not_a_number_is_reported_not_ranked(name: str):
     decoder = load(SIZES)
     broken = dataclasses.replace(decoder, embedding=torch.full_like(decoder.embedding, float("nan")))
     with pytest.raises(ArithmeticError, match="not a number"):
@@ -203,7 +203,7 @@ def test_gradients_that_will_not_fit_are_refused_before_they_start(monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name, one in CRITERIA.items() if one.needs != "nothing"])
 def test_progress_reaches_its_end(name: str):
-    seen = []
-    score(load(SIZES), ids(), name, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1]
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    reports = []
+    score(load(SIZES), ids(), name, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1][0] == reports[-1][1]
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)

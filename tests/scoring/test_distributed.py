@@ -102,11 +102,11 @@ def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
     ids = calibration(decoder, None, 5, 13, 0).input_ids
     mask = torch.ones_like(ids)
     mask[2, :4] = 0
-    for unit, found in zip(("block", "mha+ffn"), ranks[0], strict=False):
-        alone, together = score(decoder, ids, attention_mask=mask, unit=unit), Scores.from_dict(found)
-        assert together.order() == alone.order()
-        assert together.values == pytest.approx(alone.values, rel=1e-6)
-        assert together.baseline == pytest.approx(alone.baseline, rel=1e-6)
+    for unit, data in zip(("block", "mha+ffn"), ranks[0], strict=False):
+        alone, shared = score(decoder, ids, attention_mask=mask, unit=unit), Scores.from_dict(data)
+        assert shared.order() == alone.order()
+        assert shared.values == pytest.approx(alone.values, rel=1e-6)
+        assert shared.baseline == pytest.approx(alone.baseline, rel=1e-6)
     alone = search(decoder, ids, "greedy", count=3, unit="mha+ffn").to_dict()
     assert ranks[0][2]["order"] == alone["order"]
     assert [step["score"] for step in ranks[0][2]["steps"]] == pytest.approx(

@@ -46,12 +46,12 @@ def test_the_prediction_is_the_slope_in_a_gate_on_the_unit(family: str, masked: 
     loss, slopes, count = gated(decoder, input_ids, mask)
     wide = decoder.to(torch.float64)
     for unit in ("block", "mha+ffn"):
-        found = score(wide, input_ids, "first-order-ppl", unit, mask, report="loss")
-        expected = [-float(slopes[one].sum()) / count for one in found.units]
-        assert found.values == pytest.approx(expected, rel=1e-4, abs=NEAR)
-        assert found.baseline == 0
+        scores = score(wide, input_ids, "first-order-ppl", unit, mask, report="loss")
+        expected = [-float(slopes[one].sum()) / count for one in scores.units]
+        assert scores.values == pytest.approx(expected, rel=1e-4, abs=NEAR)
+        assert scores.baseline == 0
         second = score(wide, input_ids, "second-order-ppl", unit, mask, report="loss")
-        expected = [float((slopes[one].square() / 2 - slopes[one]).sum()) / count for one in found.units]
+        expected = [float((slopes[one].square() / 2 - slopes[one]).sum()) / count for one in scores.units]
         assert second.values == pytest.approx(expected, rel=1e-4, abs=NEAR)
     ppl = score(wide, input_ids, "first-order-ppl", "mha+ffn", mask)
     assert ppl.baseline == pytest.approx(math.exp(loss), rel=NEAR)
@@ -76,20 +76,20 @@ def test_it_is_exact_where_the_loss_is_linear_enough():
 def test_its_baseline_is_the_exact_perplexity_and_samples_in_parts_give_the_same(monkeypatch):
     decoder, input_ids = load(SIZES), ids(samples=5)
     mask = padding(ids(samples=5))
-    whole = score(decoder, input_ids, "second-order-ppl", attention_mask=mask)
-    assert whole.baseline == pytest.approx(score(decoder, input_ids, attention_mask=mask).baseline, rel=1e-5)
+    unpruned = score(decoder, input_ids, "second-order-ppl", attention_mask=mask)
+    assert unpruned.baseline == pytest.approx(score(decoder, input_ids, attention_mask=mask).baseline, rel=1e-5)
     monkeypatch.setattr("pyprune.scoring.gradients.ROWS", 20)
     parts = score(decoder, input_ids, "second-order-ppl", attention_mask=mask)
-    assert parts.values == pytest.approx(whole.values, rel=1e-5)
+    assert parts.values == pytest.approx(unpruned.values, rel=1e-5)
 
 
 def test_a_pruned_decoder_is_predicted_in_original_indices():
     decoder = apply(load(SIZES), Pruning(blocks=[0], mha=[2]))
     _, slopes, count = gated(decoder, ids())
-    found = score(decoder.to(torch.float64), ids(), "first-order-ppl", "mha+ffn", report="loss")
-    assert found.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
-    expected = [-float(slopes[one].sum()) / count for one in found.units]
-    assert found.values == pytest.approx(expected, rel=1e-4, abs=NEAR)
+    scores = score(decoder.to(torch.float64), ids(), "first-order-ppl", "mha+ffn", report="loss")
+    assert scores.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
+    expected = [-float(slopes[one].sum()) / count for one in scores.units]
+    assert scores.values == pytest.approx(expected, rel=1e-4, abs=NEAR)
 
 
 @pytest.mark.real_model

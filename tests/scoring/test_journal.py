@@ -41,15 +41,15 @@ def small_parts(monkeypatch):
 @pytest.fixture
 def computed(monkeypatch):
     """How many candidates ran on how many samples, part by part."""
-    seen, run = [], evaluator.candidate_losses
+    sizes, run = [], evaluator.candidate_losses
 
     def counted(decoder, ids, mask, schedule, **options):
         losses = run(decoder, ids, mask, schedule, **options)
-        seen.append((len(schedule.slot_of), len(ids)))
+        sizes.append((len(schedule.slot_of), len(ids)))
         return losses
 
     monkeypatch.setattr(evaluator, "candidate_losses", counted)
-    return seen
+    return sizes
 
 
 def interrupt_at(step: int):
@@ -62,36 +62,40 @@ def interrupt_at(step: int):
 
 @pytest.mark.parametrize("unit", ["block", "mha+ffn"])
 def test_finished_parts_are_not_computed_again(decoder, samples, tmp_path, small_parts, computed, unit: str):
-    whole = score(decoder, samples, unit=unit)
+    uninterrupted = score(decoder, samples, unit=unit)
     computed.clear()
     with pytest.raises(KeyboardInterrupt):
         score(decoder, samples, unit=unit, resume=tmp_path / "journal", progress=interrupt_at(600))
     before = sum(candidates * count for candidates, count in computed)
-    assert 0 < before < S * (len(whole.units) + 1)
-    seen = []
-    again = score(
-        decoder, samples, unit=unit, resume=tmp_path / "journal", progress=lambda done, total: seen.append(done / total)
+    assert 0 < before < S * (len(uninterrupted.units) + 1)
+    fractions = []
+    resumed = score(
+        decoder,
+        samples,
+        unit=unit,
+        resume=tmp_path / "journal",
+        progress=lambda done, total: fractions.append(done / total),
     )
-    assert sum(candidates * count for candidates, count in computed) == S * (len(whole.units) + 1)
-    assert again.values == pytest.approx(whole.values, rel=1e-6)
-    assert again.order() == whole.order()
-    assert seen[0] > 0.3  # what is finished counts as done
+    assert sum(candidates * count for candidates, count in computed) == S * (len(uninterrupted.units) + 1)
+    assert resumed.values == pytest.approx(uninterrupted.values, rel=1e-6)
+    assert resumed.order() == uninterrupted.order()
+    assert fractions[0] > 0.3  # what is finished counts as done
     computed.clear()
     third = score(decoder, samples, unit=unit, resume=tmp_path / "journal")
-    assert third.values == again.values  # to the bit: nothing was computed
+    assert third.values == resumed.values  # to the bit: nothing was computed
     assert computed == []
 
 
 @pytest.mark.slow
 def test_a_search_goes_on_in_the_round_in_which_it_was_cut_off(decoder, samples, tmp_path, small_parts, computed):
-    whole = search(decoder, samples, count=3, unit="mha+ffn")
+    uninterrupted = search(decoder, samples, count=3, unit="mha+ffn")
     computed.clear()
     with pytest.raises(KeyboardInterrupt):
         search(decoder, samples, count=3, unit="mha+ffn", resume=tmp_path / "journal", progress=interrupt_at(500))
     search_again = search(decoder, samples, count=3, unit="mha+ffn", resume=tmp_path / "journal")
     assert sum(candidates * count for candidates, count in computed) == S * (9 + 7 + 6)
-    assert search_again.order == whole.order
-    assert search_again.scores == pytest.approx(whole.scores, rel=1e-6)
+    assert search_again.order == uninterrupted.order
+    assert search_again.scores == pytest.approx(uninterrupted.scores, rel=1e-6)
 
 
 def test_parts_share_the_states_that_they_begin_with(decoder, samples, tmp_path, monkeypatch):

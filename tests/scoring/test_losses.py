@@ -83,9 +83,9 @@ def test_every_state_runs_through_what_its_candidates_have():
 
 @pytest.mark.parametrize("rows", [T, 3 * T + 1, 10_000])
 def test_chunks_do_not_change_the_sums(tiny, samples, rows: int):
-    found = losses(tiny, samples, None, CANDIDATES, rows=rows)
-    assert found.positions == S * (T - 1)
-    assert [exp_mean(t, found.positions) for t in found.totals] == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
+    result = losses(tiny, samples, None, CANDIDATES, rows=rows)
+    assert result.positions == S * (T - 1)
+    assert [exp_mean(t, result.positions) for t in result.totals] == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
 
 
 def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny, samples):
@@ -126,12 +126,12 @@ def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride
     losses(tiny, samples, None, singles, rows=1000, store=store)
     removed = singles[3]  # block 2
     store.set_removed(removed)
-    second = [removed | one for one in singles[1:] if one != removed]
+    second = [removed | sample for sample in singles[1:] if sample != removed]
     fresh = make_schedule(5, present_sublayers(tiny), second)
     resumed = make_schedule(5, present_sublayers(tiny), second, store.has)
     assert resumed.sublayer_passes < fresh.sublayer_passes
-    found = losses(tiny, samples, None, second, rows=1000, store=store)
-    values = [exp_mean(total, found.positions) for total in found.totals]
+    result = losses(tiny, samples, None, second, rows=1000, store=store)
+    values = [exp_mean(total, result.positions) for total in result.totals]
     assert values == pytest.approx(perplexities(tiny, samples, None, second), rel=1e-6)
 
 
@@ -161,9 +161,9 @@ def test_every_family_and_every_unit_equal_the_loop(family: str):
 
 def test_sums_over_parts_are_over_all_positions(tiny, samples):
     parts = [losses(tiny, part, None, [NO_REMOVAL], rows=1000) for part in samples.split(3)]
-    both = parts[0] + parts[1]
-    assert both.positions == S * (T - 1)
-    assert math.exp(both.totals[0] / both.positions) == pytest.approx(perplexity(tiny, samples), rel=1e-6)
+    joined = parts[0] + parts[1]
+    assert joined.positions == S * (T - 1)
+    assert math.exp(joined.totals[0] / joined.positions) == pytest.approx(perplexity(tiny, samples), rel=1e-6)
 
 
 def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
@@ -175,14 +175,14 @@ def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
 
 
 @pytest.mark.parametrize(
-    ("left", "sizes"), [(7, [6, 1]), (13, [12, 1]), (19, [16, 3]), (47, [20, 20, 6, 1]), (20, [20])]
+    ("remaining", "sizes"), [(7, [6, 1]), (13, [12, 1]), (19, [16, 3]), (47, [20, 20, 6, 1]), (20, [20])]
 )
-def test_what_is_left_goes_in_chunks_of_few_different_sizes(left: int, sizes: list[int]):
-    found = []
-    while left:
-        found.append(chunk_size(left, 20))
-        left -= found[-1]
-    assert found == sizes
+def test_what_is_left_goes_in_chunks_of_few_different_sizes(remaining: int, sizes: list[int]):
+    result = []
+    while remaining:
+        result.append(chunk_size(remaining, 20))
+        remaining -= result[-1]
+    assert result == sizes
     assert len({chunk_size(n, 1000) for n in range(1, 1001)}) == 20  # 2^k, 3 * 2^k and the whole chunk
 
 
@@ -193,6 +193,6 @@ def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[5, 0] = False
     together = losses(tiny, ids, mask, CANDIDATES, rows=10_000).by_sample
-    for one in range(len(ids)):
-        alone = losses(tiny, ids[one : one + 1], mask[one : one + 1], CANDIDATES, rows=1).by_sample
-        assert alone[:, 0].tolist() == pytest.approx(together[:, one].tolist(), rel=1e-7)
+    for sample in range(len(ids)):
+        alone = losses(tiny, ids[sample : sample + 1], mask[sample : sample + 1], CANDIDATES, rows=1).by_sample
+        assert alone[:, 0].tolist() == pytest.approx(together[:, sample].tolist(), rel=1e-7)

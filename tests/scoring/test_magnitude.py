@@ -22,11 +22,11 @@ def test_magnitude_is_the_sum_over_projections_and_norms_of_every_family(family:
         one: sum(float(w.detach().abs().pow(power).sum()) for w in weights.values())
         for one, weights in modules(model_of(decoder), decoder, unit).items()
     }
-    found = score(decoder, criterion="magnitude", unit=unit, power=power)
-    assert dict(zip(found.units, found.values, strict=True)) == pytest.approx(expected, rel=1e-12)
-    assert found.baseline is None
-    assert found.calibration == {}
-    assert found.order() == sorted(expected, key=expected.get)
+    scores = score(decoder, criterion="magnitude", unit=unit, power=power)
+    assert dict(zip(scores.units, scores.values, strict=True)) == pytest.approx(expected, rel=1e-12)
+    assert scores.baseline is None
+    assert scores.calibration == {}
+    assert scores.order() == sorted(expected, key=expected.get)
 
 
 @pytest.mark.parametrize(("norm", "root"), [("frobenius", lambda w: 1), ("rms", lambda w: math.sqrt(w.numel()))])
@@ -36,8 +36,8 @@ def test_weight_norm_adds_the_norms_of_the_projections_alone(norm: str, root):
     for one, weights in modules(model_of(decoder), decoder, "mha+ffn").items():
         norms = [float(w.detach().norm()) / root(w) for w in weights.values() if w.dim() == 2]
         expected[one] = sum(norms) if norm == "frobenius" else sum(norms) / len(norms)
-    found = score(decoder, criterion="weight-norm", unit="mha+ffn", norm=norm)
-    assert dict(zip(found.units, found.values, strict=True)) == pytest.approx(expected, rel=1e-12)
+    scores = score(decoder, criterion="weight-norm", unit="mha+ffn", norm=norm)
+    assert dict(zip(scores.units, scores.values, strict=True)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_squares_of_bfloat16_weights_are_not_rounded_to_bfloat16():
@@ -49,10 +49,10 @@ def test_squares_of_bfloat16_weights_are_not_rounded_to_bfloat16():
 def test_ragged_and_pruned_blocks_keep_their_original_indices():
     decoder = load(SIZES)
     pruned = apply(decoder, Pruning(blocks=[0], mha=[2], neurons={1: [3, 4, 16]}))
-    whole, found = (score(one, criterion="magnitude", unit="mha+ffn") for one in (decoder, pruned))
-    assert found.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
+    whole, scores = (score(one, criterion="magnitude", unit="mha+ffn") for one in (decoder, pruned))
+    assert scores.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
     before = dict(zip(whole.units, whole.values, strict=True))
-    after = dict(zip(found.units, found.values, strict=True))
+    after = dict(zip(scores.units, scores.values, strict=True))
     assert after["ffn", 1] < before["ffn", 1]
     assert {one: value for one, value in after.items() if one != ("ffn", 1)} == {
         one: before[one] for one in after if one != ("ffn", 1)

@@ -41,7 +41,7 @@ def test_every_score_equals_the_naive_loop(tiny, samples, unit: str):
     assert result.order() == [(unit, n) for n in sorted(range(5), key=expected.__getitem__)]
 
 
-def test_halves_of_both_kinds_are_ranked_together(tiny, samples):
+def test_sublayers_of_both_kinds_are_ranked_together(tiny, samples):
     together, mha, ffn = (score(tiny, samples, unit=unit) for unit in ("mha+ffn", "mha", "ffn"))
     assert together.units == [(kind, n) for n in range(5) for kind in ("mha", "ffn")]
     assert together.values[::2] == pytest.approx(mha.values, rel=1e-6)
@@ -150,7 +150,7 @@ def test_ids_may_be_of_any_integer_type(tiny, samples):
     assert score(tiny, samples.int()).values == score(tiny, samples).values
 
 
-def test_a_loss_that_is_not_a_number_is_told_not_ranked(tiny, samples):
+def test_a_loss_that_is_not_a_number_is_reported_not_ranked(tiny, samples):
     huge = dataclasses.replace(tiny, norm=torch.full_like(tiny.norm, float("nan")))
     with pytest.raises(ArithmeticError, match="not a number"):
         perplexity(huge, samples)

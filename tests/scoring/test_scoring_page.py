@@ -38,7 +38,7 @@ def test_the_commands_are_accepted():
     ("given", "row"),
     [
         (dict(method="one-shot", count=1), "rank all blocks"),
-        (dict(method="one-shot", count=1, unit="mha+ffn"), "rank all 2L halves"),
+        (dict(method="one-shot", count=1, unit="mha+ffn"), "rank all 2L sublayers"),
         (dict(method="window", count=6), "all windows of w blocks"),
     ],
 )

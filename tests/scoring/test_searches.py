@@ -38,42 +38,42 @@ def without(decoder, units):
 
 def naive_greedy(decoder, ids, unit: str, rounds: int, protected=(), mask=None):
     """Order and perplexities of the loop that the methods' own code runs."""
-    left = [one for one in units_of(decoder, unit) if one[1] not in protected]
+    remaining = [one for one in units_of(decoder, unit) if one[1] not in protected]
     order, scores = [], []
     for _ in range(rounds):
-        values = [perplexity(without(decoder, [*order, one]), ids, mask) for one in left]
-        best = min(range(len(left)), key=values.__getitem__)
-        order.append(left.pop(best))
+        values = [perplexity(without(decoder, [*order, one]), ids, mask) for one in remaining]
+        best = min(range(len(remaining)), key=values.__getitem__)
+        order.append(remaining.pop(best))
         scores.append(values[best])
     return order, scores
 
 
 @pytest.mark.parametrize("unit", ["block", "mha", "ffn", "mha+ffn"])
 def test_greedy_equals_the_naive_loop(seven, samples, unit: str):
-    found = search(seven, samples, "greedy", count=4, unit=unit)
+    result = search(seven, samples, "greedy", count=4, unit=unit)
     order, scores = naive_greedy(seven, samples, unit, 4)
-    assert found.order == order
-    assert found.scores == pytest.approx(scores, rel=1e-4)
-    assert found.baseline == pytest.approx(perplexity(seven, samples), rel=1e-6)
+    assert result.order == order
+    assert result.scores == pytest.approx(scores, rel=1e-4)
+    assert result.baseline == pytest.approx(perplexity(seven, samples), rel=1e-6)
 
 
 def test_greedy_with_padding_and_protected_blocks_equals_the_naive_loop(seven, samples):
     mask = torch.ones_like(samples)
     mask[1, :4] = 0
-    found = search(seven, samples, "greedy", count=3, protect="first=1,last=2", attention_mask=mask)
+    result = search(seven, samples, "greedy", count=3, protect="first=1,last=2", attention_mask=mask)
     order, scores = naive_greedy(seven, samples, "block", 3, protected=(0, 5, 6), mask=mask)
-    assert found.order == order
-    assert found.scores == pytest.approx(scores, rel=1e-4)
+    assert result.order == order
+    assert result.scores == pytest.approx(scores, rel=1e-4)
 
 
 def test_greedy_goes_on_from_a_pruned_model_in_original_indices(seven, samples):
     pruned = apply(seven, Pruning(blocks=[2], ffn=[4]))
-    found = search(pruned, samples, "greedy", count=3, unit="mha+ffn")
+    result = search(pruned, samples, "greedy", count=3, unit="mha+ffn")
     order, scores = naive_greedy(pruned, samples, "mha+ffn", 3)
-    assert found.order == order
-    assert found.scores == pytest.approx(scores, rel=1e-4)
-    assert not {("mha", 2), ("ffn", 2), ("ffn", 4)} & set(found.order)
-    assert found.pruning().check(pruned) is None
+    assert result.order == order
+    assert result.scores == pytest.approx(scores, rel=1e-4)
+    assert not {("mha", 2), ("ffn", 2), ("ffn", 4)} & set(result.order)
+    assert result.pruning().check(pruned) is None
 
 
 STATE = S * T * 24 * 4
@@ -82,34 +82,36 @@ STATE = S * T * 24 * 4
 @pytest.mark.parametrize("states", [0, 1, 3, 7, 15, 1000])
 @pytest.mark.parametrize("unit", ["block", "mha+ffn"])
 def test_memory_for_states_changes_the_cost_and_nothing_else(seven, samples, states: int, unit: str):
-    whole = search(seven, samples, "greedy", count=4, unit=unit)
+    unlimited = search(seven, samples, "greedy", count=4, unit=unit)
     slots = len(units_of(seven, unit)) + 1
     # The pass takes what it needs of the limit; the states get the rest.
     limit = pass_bytes(seven, slots, S, T, 10_000) + states * STATE
-    found = search(seven, samples, "greedy", count=4, unit=unit, memory=limit)
-    assert found.order == whole.order
-    assert found.scores == pytest.approx(whole.scores, rel=1e-6)
-    assert found.cost.blocks >= whole.cost.blocks
-    assert found.cost.blocks < found.naive.blocks
+    result = search(seven, samples, "greedy", count=4, unit=unit, memory=limit)
+    assert result.order == unlimited.order
+    assert result.scores == pytest.approx(unlimited.scores, rel=1e-6)
+    assert result.cost.blocks >= unlimited.cost.blocks
+    assert result.cost.blocks < result.naive.blocks
 
 
 def test_samples_and_candidates_in_parts_change_the_cost_and_nothing_else(seven, samples):
-    whole = search(seven, samples, "greedy", count=4)
+    unlimited = search(seven, samples, "greedy", count=4)
     for limit in (pass_bytes(seven, 8, 1, T, T), pass_bytes(seven, 3, 1, T, T)):
-        found = search(seven, samples, "greedy", count=4, memory=limit)
-        assert found.order == whole.order
-        assert found.scores == pytest.approx(whole.scores, rel=1e-6)
-    assert whole.cost.heads == found.cost.heads == 8 + 6 + 5 + 4  # the whole model once, then what is left each round
+        result = search(seven, samples, "greedy", count=4, memory=limit)
+        assert result.order == unlimited.order
+        assert result.scores == pytest.approx(unlimited.scores, rel=1e-6)
+    assert (
+        unlimited.cost.heads == result.cost.heads == 8 + 6 + 5 + 4
+    )  # the whole model once, then what is left each round
 
 
 def test_a_round_computes_only_what_no_earlier_one_has(seven, samples):
-    found = search(seven, samples, "greedy", count=2, memory=FIXED * 40)
-    first, second = (step.removed[0][1] for step in found.steps)
+    result = search(seven, samples, "greedy", count=2, memory=FIXED * 40)
+    first, second = (step.removed[0][1] for step in result.steps)
     one = 7 + sum(6 - n for n in range(7))  # the whole model, and each candidate from where it leaves it
     # Before the removed block p all states are there; a candidate before it goes on from p, one after it from itself.
     two = sum(6 - max(n, first) for n in range(7) if n != first)
-    assert found.cost.blocks == one + two
-    assert found.naive.blocks == 7 + 7 * 6 + 6 * 5
+    assert result.cost.blocks == one + two
+    assert result.naive.blocks == 7 + 7 * 6 + 6 * 5
     assert second != first
 
 
@@ -145,11 +147,11 @@ def test_a_removal_turns_the_states_of_its_candidate_into_the_shared_prefix():
 
 
 def test_one_shot_removes_the_front_of_the_ranking_and_reports_every_step(seven, samples):
-    found = search(seven, samples, "one-shot", count=3, unit="mha+ffn", protect=[0])
+    result = search(seven, samples, "one-shot", count=3, unit="mha+ffn", protect=[0])
     ranking = [one for one in score(seven, samples, unit="mha+ffn").order() if one[1] != 0]
-    assert found.order == ranking[:3]
+    assert result.order == ranking[:3]
     expected = [perplexity(without(seven, ranking[:n]), samples) for n in (1, 2, 3)]
-    assert found.scores == pytest.approx(expected, rel=1e-6)
+    assert result.scores == pytest.approx(expected, rel=1e-6)
     assert search(seven, samples, "one-shot", count=1).scores == pytest.approx(
         [min(score(seven, samples).values)], rel=1e-6
     )
@@ -157,40 +159,40 @@ def test_one_shot_removes_the_front_of_the_ranking_and_reports_every_step(seven,
 
 @pytest.mark.parametrize(("count", "protect"), [(1, None), (3, None), (3, "first=1,last=1"), (6, None)])
 def test_the_window_is_the_cheapest_of_all(seven, samples, count: int, protect):
-    found = search(seven, samples, "window", count=count, protect=protect)
+    result = search(seven, samples, "window", count=count, protect=protect)
     inner = range(1, 6) if protect else range(7)
     windows = [tuple(range(n, n + count)) for n in inner if n + count - 1 in inner]
     expected = {w: perplexity(apply(seven, Pruning(blocks=w)), samples) for w in windows}
     best = min(expected, key=expected.get)
-    assert [index for _, index in found.order] == list(best)
-    assert [tuple(index for _, index in choice.units) for choice in found.steps[0].choices] == windows
-    assert [choice.score for choice in found.steps[0].choices] == pytest.approx(list(expected.values()), rel=1e-6)
-    assert found.pruning() == Pruning(model=seven.name, blocks=best, made_by="window ppl block")
+    assert [index for _, index in result.order] == list(best)
+    assert [tuple(index for _, index in choice.units) for choice in result.steps[0].choices] == windows
+    assert [choice.score for choice in result.steps[0].choices] == pytest.approx(list(expected.values()), rel=1e-6)
+    assert result.pruning() == Pruning(model=seven.name, blocks=best, made_by="window ppl block")
 
 
 def test_windows_by_angular_distance_are_reported_in_perplexity(seven, samples):
-    found = search(seven, samples, "window", count=3, criterion="angular", tokens="last")
+    result = search(seven, samples, "window", count=3, criterion="angular", tokens="last")
     distances = window_distances(seven, samples, 3, tokens="last")
-    assert {c.units[0][1]: c.score for c in found.steps[0].choices} == distances
+    assert {c.units[0][1]: c.score for c in result.steps[0].choices} == distances
     best = min(distances, key=distances.get)
-    assert found.order == [("block", n) for n in range(best, best + 3)]
-    assert found.scores == pytest.approx([perplexity(without(seven, found.order), samples)], rel=1e-6)
+    assert result.order == [("block", n) for n in range(best, best + 3)]
+    assert result.scores == pytest.approx([perplexity(without(seven, result.order), samples)], rel=1e-6)
 
 
 def test_one_shot_goes_by_any_criterion(seven, samples):
-    found = search(seven, samples, "one-shot", count=3, criterion="magnitude", power=2, unit="ffn", memory=1 << 30)
+    result = search(seven, samples, "one-shot", count=3, criterion="magnitude", power=2, unit="ffn", memory=1 << 30)
     ranking = score(seven, criterion="magnitude", power=2, unit="ffn").order()
-    assert found.order == ranking[:3]
-    assert found.scores == pytest.approx(
+    assert result.order == ranking[:3]
+    assert result.scores == pytest.approx(
         [perplexity(without(seven, ranking[:n]), samples) for n in (1, 2, 3)], rel=1e-6
     )
-    assert found.pruning().made_by == "one-shot magnitude ffn"
+    assert result.pruning().made_by == "one-shot magnitude ffn"
 
 
 def test_windows_of_a_pruned_model_are_neighbours_in_it(seven, samples):
     pruned = apply(seven, Pruning(blocks=[3]))
-    found = search(pruned, samples, "window", count=2)
-    assert (("block", 2), ("block", 4)) in [choice.units for choice in found.steps[0].choices]
+    result = search(pruned, samples, "window", count=2)
+    assert (("block", 2), ("block", 4)) in [choice.units for choice in result.steps[0].choices]
 
 
 def test_a_ratio_stops_where_the_parameters_come_nearest(seven, samples):
@@ -200,27 +202,27 @@ def test_a_ratio_stops_where_the_parameters_come_nearest(seven, samples):
     assert len(search(seven, samples, "one-shot", ratio=2.6 * (mha + ffn) / total).order) == 3
     assert len(search(seven, samples, "window", ratio=2.6 * (mha + ffn) / total).order) == 3
     for share in (0.7, 2.3, 3.1, 5.6):
-        found = search(seven, samples, "greedy", ratio=share * ffn / total, unit="mha+ffn")
-        gone = [0]
-        for step in found.steps:
-            gone.append(gone[-1] + step.parameters)
-        distance = [abs(sofar - share * ffn) for sofar in gone]
+        result = search(seven, samples, "greedy", ratio=share * ffn / total, unit="mha+ffn")
+        totals = [0]
+        for step in result.steps:
+            totals.append(totals[-1] + step.parameters)
+        distance = [abs(sofar - share * ffn) for sofar in totals]
         assert min(distance[1:]) == distance[-1]  # no fewer steps come nearer
-        assert distance[-1] <= abs(gone[-1] + mha - share * ffn)  # nor does one more
+        assert distance[-1] <= abs(totals[-1] + mha - share * ffn)  # nor does one more
 
 
 def test_a_result_survives_its_file(seven, samples, tmp_path):
-    found = search(seven, samples, "greedy", count=3, unit="mha+ffn")
-    found.to_json(tmp_path / "found.json")
-    assert SearchResult.from_json(tmp_path / "found.json") == found
+    result = search(seven, samples, "greedy", count=3, unit="mha+ffn")
+    result.to_json(tmp_path / "found.json")
+    assert SearchResult.from_json(tmp_path / "found.json") == result
     data = json.loads((tmp_path / "found.json").read_text())
-    assert data["order"] == [list(unit) for unit in found.order]
-    assert found.pruning(2) == Pruning(
+    assert data["order"] == [list(unit) for unit in result.order]
+    assert result.pruning(2) == Pruning(
         model=seven.name,
-        **{key: [index for kind, index in found.order[:2] if kind == key] for key in ("mha", "ffn")},
+        **{key: [index for kind, index in result.order[:2] if kind == key] for key in ("mha", "ffn")},
         made_by="greedy ppl mha+ffn",
     )
-    assert found.calibration == score(seven, samples).calibration
+    assert result.calibration == score(seven, samples).calibration
     data["order"].reverse()
     (tmp_path / "changed.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"changed.json: search: the key 'order'"):
@@ -236,10 +238,12 @@ def test_a_result_survives_its_file(seven, samples, tmp_path):
 
 def test_progress_reaches_its_end_step_by_step(seven, samples):
     for method in ("one-shot", "greedy", "window"):
-        seen = []
-        search(seven, samples, method, count=2, progress=lambda done, total, seen=seen: seen.append((done, total)))
-        assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-        assert seen[-1][0] == seen[-1][1]
+        reports = []
+        search(
+            seven, samples, method, count=2, progress=lambda done, total, reports=reports: reports.append((done, total))
+        )
+        assert [done for done, _ in reports] == sorted({done for done, _ in reports})
+        assert reports[-1][0] == reports[-1][1]
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,18 @@ NEAR = 2e-5
 
 def states(decoder, input_ids, mask=None):
     """(kind, original index) -> the states before and behind it, float64 `[S, T, hidden]`, from transformers' model."""
-    model, found = model_of(decoder), {}
+    model, result = model_of(decoder), {}
     for layer, block in zip(model.model.layers, decoder.blocks, strict=True):
         seen = {}
         layer.register_forward_pre_hook(lambda _, given, seen=seen: seen.update(before=given[0]))
         layer.post_attention_layernorm.register_forward_pre_hook(lambda _, given, seen=seen: seen.update(mid=given[0]))
         layer.register_forward_hook(lambda _, given, output, seen=seen: seen.update(behind=output))
-        found[block.index] = seen
+        result[block.index] = seen
     with torch.no_grad():
         model(input_ids, attention_mask=mask)
     ends = {"block": ("before", "behind"), "mha": ("before", "mid"), "ffn": ("mid", "behind")}
     return {
-        (kind, block.index): tuple(found[block.index][end] for end in ends[kind])
+        (kind, block.index): tuple(result[block.index][end] for end in ends[kind])
         for block in decoder.blocks
         for kind in ends
         if kind == "block" or getattr(block, kind) is not None
@@ -58,17 +58,17 @@ def test_every_distance_is_that_of_transformers_states(family: str, criterion: s
     plain = states(decoder, input_ids, mask)
     options = {} if over is None else {"over": over}
     for unit in ("block", "mha+ffn"):
-        ends = {one: plain[one] for one in plain if one[0] in kinds_of(unit)}
-        distances = {one: DISTANCES[criterion, over](x, y) for one, (x, y) in ends.items()}
-        found = score(decoder, input_ids, criterion, unit, mask, **options)
-        assert found.units == [(kind, n) for n in range(4) for kind in kinds_of(unit)]
-        assert dict(zip(found.units, found.values, strict=True)) == pytest.approx(
-            {one: float(d[mask == 1].mean()) for one, d in distances.items()}, rel=NEAR
+        ends = {candidate: plain[candidate] for candidate in plain if candidate[0] in kinds_of(unit)}
+        distances = {candidate: DISTANCES[criterion, over](x, y) for candidate, (x, y) in ends.items()}
+        result = score(decoder, input_ids, criterion, unit, mask, **options)
+        assert result.units == [(kind, n) for n in range(4) for kind in kinds_of(unit)]
+        assert dict(zip(result.units, result.values, strict=True)) == pytest.approx(
+            {candidate: float(d[mask == 1].mean()) for candidate, d in distances.items()}, rel=NEAR
         )
         last = score(decoder, input_ids, criterion, unit, mask, tokens="last", **options)
         ends_at = torch.tensor([8, 5, 4, 8])
         assert dict(zip(last.units, last.values, strict=True)) == pytest.approx(
-            {one: float(d[torch.arange(4), ends_at].mean()) for one, d in distances.items()}, rel=NEAR
+            {candidate: float(d[torch.arange(4), ends_at].mean()) for candidate, d in distances.items()}, rel=NEAR
         )
 
 
@@ -116,8 +116,8 @@ def test_shortgpts_code_adds_tokens_up_and_counts_padding_where_the_formula_aver
 def test_optipfairs_code_averages_batches_of_unequal_token_counts_where_the_formula_averages_tokens():
     d = 1 - math.sqrt(0.5)
     decoder = constant_updates((0, 1), (0, 0))
-    found = score(decoder, PADDED, "block-influence", attention_mask=PADDED_MASK, variant="optipfair", batch=1)
-    assert found.values[0] == pytest.approx((d / 1 + d / 3) / 2, rel=1e-6)
+    result = score(decoder, PADDED, "block-influence", attention_mask=PADDED_MASK, variant="optipfair", batch=1)
+    assert result.values[0] == pytest.approx((d / 1 + d / 3) / 2, rel=1e-6)
     together = score(decoder, PADDED, "block-influence", attention_mask=PADDED_MASK, variant="optipfair", batch=2)
     assert together.values[0] == pytest.approx((d + d) / 4, rel=1e-6)
 
@@ -157,8 +157,8 @@ def test_prunemes_code_on_the_states_that_transformers_returns():
     ends_at = torch.tensor([8, 5, 4, 8])
     last = [state[torch.arange(4), ends_at] for state in hidden[1:]]
     expected = [float((cosine(x, y).arccos() / math.pi).mean()) for x, y in itertools.pairwise(last)]
-    found = score(decoder, input_ids, "angular", attention_mask=mask, variant="faithful")
-    assert found.values == pytest.approx([math.inf, *expected], rel=NEAR)
+    result = score(decoder, input_ids, "angular", attention_mask=mask, variant="faithful")
+    assert result.values == pytest.approx([math.inf, *expected], rel=NEAR)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -206,8 +206,8 @@ def test_less_memory_means_more_parts_and_the_same_scores():
     tight = pass_bytes(decoder, 1, 1, 9, 9) + 40 * 9 * 24
     steps = []
     for name, values in expected.items():
-        found = score(decoder, input_ids, name, memory=tight, progress=lambda done, total: steps.append((done, total)))
-        assert found.values == pytest.approx(values, rel=1e-6)
+        result = score(decoder, input_ids, name, memory=tight, progress=lambda done, total: steps.append((done, total)))
+        assert result.values == pytest.approx(values, rel=1e-6)
     assert steps[-1] == (7 * 4, 7 * 4)
     assert window_distances(decoder, input_ids, 2, memory=tight + (1 << 16)) == pytest.approx(windows, rel=1e-6)
     with pytest.raises(InputError, match="one sample of 9 tokens"):

@@ -19,19 +19,20 @@ def reference(decoder, unit, input_ids, mask=None, element=None):
     with the gradients g of the whole set's loss and `samples` of each sample's own mean loss."""
     model = model_of(decoder)
     losses = token_losses(model, input_ids, mask)
-    whole = gradients(model, torch.cat(losses).mean())
-    own = [gradients(model, one.mean()) for one in losses] if element else []
+    joint = gradients(model, torch.cat(losses).mean())
+    per_sample = [gradients(model, one.mean()) for one in losses] if element else []
     element = element or (lambda w, g, samples: (w * g).abs().sum())
     return {
         one: sum(
-            float(element(w.detach(), whole[id(w)], [each[id(w)] for each in own]).sum()) for w in weights.values()
+            float(element(w.detach(), joint[id(w)], [each[id(w)] for each in per_sample]).sum())
+            for w in weights.values()
         )
         for one, weights in modules(model, decoder, unit).items()
     }
 
 
-def values(found):
-    return dict(zip(found.units, found.values, strict=True))
+def values(result):
+    return dict(zip(result.units, result.values, strict=True))
 
 
 @pytest.mark.slow
@@ -42,9 +43,9 @@ def test_taylor_is_autograds_of_every_family(family: str, masked: bool):
     mask = padding(input_ids) if masked else None
     for unit in ("block", "mha+ffn"):
         expected = reference(decoder, unit, input_ids, mask)
-        found = score(decoder.to(torch.float64), input_ids, "taylor", unit, mask)
-        assert values(found) == pytest.approx(expected, rel=NEAR)
-        assert found.units == list(expected)
+        result = score(decoder.to(torch.float64), input_ids, "taylor", unit, mask)
+        assert values(result) == pytest.approx(expected, rel=NEAR)
+        assert result.units == list(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -57,17 +58,20 @@ def test_lower_precision_weights_are_differentiated_in_float32(dtype):
 @pytest.mark.parametrize(
     ("salience", "element"),
     [
-        ("vectorized", lambda w, g, own: (w * g).reshape(len(w), -1).sum(1).abs()),
-        ("second", lambda w, g, own: w**2 * sum(one**2 for one in own) / len(own)),
-        ("mixed", lambda w, g, own: (w * g - 0.5 * w**2 * sum(one**2 for one in own) / len(own)).abs()),
+        ("vectorized", lambda w, g, per_sample: (w * g).reshape(len(w), -1).sum(1).abs()),
+        ("second", lambda w, g, per_sample: w**2 * sum(one**2 for one in per_sample) / len(per_sample)),
+        (
+            "mixed",
+            lambda w, g, per_sample: (w * g - 0.5 * w**2 * sum(one**2 for one in per_sample) / len(per_sample)).abs(),
+        ),
     ],
 )
 def test_saliences_of_other_orders(salience: str, element):
     decoder, input_ids = load(FAMILIES["qwen3"]), ids()
     mask = padding(input_ids)
     expected = reference(decoder, "mha+ffn", input_ids, mask, element)
-    found = score(decoder.to(torch.float64), input_ids, "taylor", "mha+ffn", mask, salience=salience)
-    assert values(found) == pytest.approx(expected, rel=NEAR)
+    result = score(decoder.to(torch.float64), input_ids, "taylor", "mha+ffn", mask, salience=salience)
+    assert values(result) == pytest.approx(expected, rel=NEAR)
 
 
 def test_per_sample_salience_takes_the_absolute_value_of_each_samples_share():
@@ -75,14 +79,14 @@ def test_per_sample_salience_takes_the_absolute_value_of_each_samples_share():
     mask = padding(input_ids)
     shares = [8 / 25, 5 / 25, 4 / 25, 8 / 25]
 
-    def element(w, g, own):
-        return sum((w * share * one).abs() for share, one in zip(shares, own, strict=True))
+    def element(w, g, per_sample):
+        return sum((w * share * one).abs() for share, one in zip(shares, per_sample, strict=True))
 
     expected = reference(decoder, "block", input_ids, mask, element)
-    found = score(decoder.to(torch.float64), input_ids, "taylor", attention_mask=mask, salience="per-sample")
-    assert values(found) == pytest.approx(expected, rel=NEAR)
-    whole = score(decoder.to(torch.float64), input_ids, "taylor", attention_mask=mask)
-    assert all(a > b for a, b in zip(found.values, whole.values, strict=True))
+    result = score(decoder.to(torch.float64), input_ids, "taylor", attention_mask=mask, salience="per-sample")
+    assert values(result) == pytest.approx(expected, rel=NEAR)
+    joint = score(decoder.to(torch.float64), input_ids, "taylor", attention_mask=mask)
+    assert all(a > b for a, b in zip(result.values, joint.values, strict=True))
 
 
 def test_the_papers_code_adds_the_mean_losses_of_batches_where_the_formula_has_one_mean():
@@ -125,10 +129,10 @@ def test_samples_in_parts_give_the_same_and_hold_one_blocks_gradients_at_a_time(
     plain = differentiable.block_gradients
 
     def watched(*given, **options):
-        for found in plain(*given, **options):
-            alive.append(found.weights)
+        for result in plain(*given, **options):
+            alive.append(result.weights)
             assert sum(bool(one) for one in alive) == 1  # all earlier ones were emptied
-            yield found
+            yield result
 
     monkeypatch.setattr("pyprune.scoring.gradients.ROWS", 20)  # two samples of 9 tokens
     monkeypatch.setattr("pyprune.scoring.gradients.block_gradients", watched)
@@ -142,15 +146,15 @@ def test_a_sample_that_predicts_nothing_changes_nothing():
     mask[2, 1:] = 0
     kept = [0, 1, 3]
     for salience in ("first", "second"):
-        found = score(decoder, input_ids, "taylor", attention_mask=mask, salience=salience)
-        assert found.values == pytest.approx(
+        result = score(decoder, input_ids, "taylor", attention_mask=mask, salience=salience)
+        assert result.values == pytest.approx(
             score(decoder, input_ids[kept], "taylor", salience=salience).values, rel=1e-12
         )
 
 
-def test_ragged_blocks_and_missing_halves():
+def test_ragged_blocks_and_missing_sublayers():
     decoder = apply(load(SIZES), Pruning(blocks=[0], mha=[2], neurons={1: [3, 16]}))
     expected = reference(decoder, "mha+ffn", ids())
-    found = score(decoder.to(torch.float64), ids(), "taylor", "mha+ffn")
-    assert values(found) == pytest.approx(expected, rel=NEAR)
-    assert found.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
+    result = score(decoder.to(torch.float64), ids(), "taylor", "mha+ffn")
+    assert values(result) == pytest.approx(expected, rel=NEAR)
+    assert result.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]

@@ -58,10 +58,10 @@ def test_padding_within_a_window_is_neither_seen_nor_scored(samples, own, side):
     mask = torch.ones_like(samples)
     for row, pad in enumerate((0, 3, 9)):
         mask[row, slice(0, pad) if side == "left" else slice(T - pad, T)] = 0
-    found = perplexity(decoder, samples, attention_mask=mask)
-    assert found == pytest.approx(naive(to_transformers(decoder), samples, mask), rel=1e-4)
+    value = perplexity(decoder, samples, attention_mask=mask)
+    assert value == pytest.approx(naive(to_transformers(decoder), samples, mask), rel=1e-4)
     other = samples.masked_fill(mask == 0, 7)
-    assert perplexity(decoder, other, attention_mask=mask) == pytest.approx(found, rel=1e-6)
+    assert perplexity(decoder, other, attention_mask=mask) == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize(

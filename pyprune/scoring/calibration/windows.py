@@ -27,7 +27,7 @@ BOS_RULES = ("none", "first", "each")
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids `[samples, seq_len]` int64 and the fingerprint that tells where they came from.
+    """Token ids `[samples, seq_len]` int64 and the fingerprint that says where they came from.
 
     `fingerprint`: `{"sha256" (of the little-endian int64 ids), "samples", "seq_len", "seed", "source"}`, and "packing"
     and "bos" where they are not "packed" and "none".
