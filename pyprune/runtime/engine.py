@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pyprune import ops
+from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import Attention
 from pyprune.runtime.compressed import compressed, require_compressible, sizes_of
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
-from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor, require_whole
+from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor
 from pyprune.runtime.pieces import Piece, pieces
 from pyprune.runtime.sampling import Sampling, log_probability, uniforms
 from pyprune.runtime.sequence import activation_dtype, embed

@@ -30,22 +30,6 @@ def prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -
     return Prompts(ids, lengths.tolist())
 
 
-def is_whole(value: Any) -> bool:
-    """Whether `value` is one whole number of Python, NumPy or torch; True and False are none here."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
-
-
-def require_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value` as an int. InputError for anything but a whole number from `least` to `most`."""
-    if not is_whole(value):
-        raise InputError(f"{name}: {value!r} given; a whole number is accepted")
-    if value < least or (most is not None and value > most):
-        raise InputError(f"{name}: {value} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
-    return value.__index__()
-
-
 def require_tensor(name: str, value: Any, expected: str) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"{name}: a {type(value).__name__} given; a tensor, {expected}, is accepted")

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
 from pyprune.runtime.compressed import compressed_bytes, compressing_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, weight_bytes, workspace_bytes
-from pyprune.runtime.inputs import is_whole
 from pyprune.runtime.skip import Skip, plan
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_number, require_whole
 from pyprune.errors import InputError
-from pyprune.runtime.inputs import require_whole
 
 MOST_SEED = 2**63 - 1
 
@@ -99,10 +97,6 @@ class Sampling:
         if self.min_p:
             scores = scores.masked_fill(scores < math.log(self.min_p), -math.inf)
         return scores
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def uniforms(seed: int | None, batch: int, steps: int, device: torch.device) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.runtime.inputs import is_whole
 
 
 class HasSkipSets(Protocol):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_whole
 from pyprune.errors import InputError
-from pyprune.runtime.inputs import is_whole
 
 StopIds = None | int | Iterable[int] | Iterable[Iterable[int]]
 """Nothing, one token id, ids for all sequences, or a list of ids for each sequence."""

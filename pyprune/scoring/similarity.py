@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
@@ -140,7 +141,7 @@ def window_distances(
     ):
         if value not in accepted:
             raise InputError(f"{name}: {value!r} given; {', '.join(accepted)} are accepted")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < len(places):
+    if not is_int(size) or not 1 <= size < len(places):
         raise InputError(f"size: {size!r} given; 1 to {len(places) - 1} blocks of {decoder.name} can go together")
     pruneme, llm_drop = (variant == "faithful" and distance == name for name in _DISTANCES)
     weights = token_weights(input_ids, None if llm_drop else mask, "last" if pruneme else tokens)

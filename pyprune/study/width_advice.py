@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.files import read_json, user_cache, write_json
 from pyprune.models.load import require_device
@@ -155,7 +156,7 @@ def advise(
     measurements that is not sound.
     """
     for name, value in (("width", width), ("hidden", hidden), ("rounds", rounds), *(("rows", count) for count in rows)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_int(value) or value < 1:
             raise InputError(f"advise: {name} {value!r}: a whole number from 1 is expected")
     if not rows:
         raise InputError("advise: no rows; at least one number of activation rows is expected")
