@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.peers.peer import Absent, Decoding, Peer
-from pyprune import Engine
+from pyprune import Engine, SamplingParams
 from pyprune.models.decoder import Decoder
 from pyprune.ops import native
 from pyprune.runtime.skip import Skip
@@ -39,8 +39,8 @@ class EngineDecoding(Decoding):
         self.bytes_per_token = engine.bytes_per_token()
 
     def prefill(self, prompts: Tensor) -> None:
-        new = self._engine.max_len - prompts.shape[1] + 1
-        self._tokens = self._engine.stream(prompts, max_new_tokens=new, skip=self._skip)
+        greedy = SamplingParams(max_new_tokens=self._engine.max_len - prompts.shape[1] + 1)
+        self._tokens = self._engine.stream(prompts, skip=self._skip, params=greedy)
         next(self._tokens)
 
     def decode(self, steps: int) -> Tensor:

@@ -14,7 +14,7 @@ from pyprune.models.load import load_sizes
 from pyprune.runtime.compressed import compressed_bytes, compressing_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, weight_bytes, workspace_bytes
-from pyprune.runtime.skip import Skip, plan
+from pyprune.runtime.skip import Skip, skip_plan
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MemoryPlan:
     """Bytes that a loaded model and an `Engine` for it allocate, in use up to its full length.
 
     weights: every tensor of the decoder, a tied head once. cache: keys and values of all blocks. workspace: RoPE tables
-    and the most that a piece of prefill or a decode step holds. untouched: the part of `cache` that belongs to
+    and the most that a chunk of prefill or a decode step holds. untouched: the part of `cache` that belongs to
     attention which `skip` leaves out; it is allocated, but a CPU's operating system never provides it. making: where
     the engine compresses the weights, what is there while it does: the loaded ones beside theirs.
     """
@@ -83,14 +83,14 @@ def plan_memory(
         require_compressible(decoder)
         if kind == "cuda":
             raise InputError(f"compress: {decoder.name} on cuda; bfloat16 weights on a CPU are accepted")
-    runs = plan(decoder, skip)
+    plan = skip_plan(decoder, skip)
     plain = weight_bytes(decoder, kind == "cuda")
     cache = cache_bytes(decoder, batch, length)
     return MemoryPlan(
         weights=compressed_bytes(decoder) if compress else plain,
         cache=cache,
-        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress, kind == "cuda"),
-        untouched=cache - cache_bytes(decoder, batch, length, runs),
+        workspace=workspace_bytes(decoder, batch, length, plan, PREFILL_CHUNK, compress, kind == "cuda"),
+        untouched=cache - cache_bytes(decoder, batch, length, plan),
         making=plain + compressing_bytes(decoder) if compress else 0,
     )
 

@@ -19,7 +19,7 @@ from pyprune.ops import native
 from pyprune.runtime import footprint, memory
 from pyprune.runtime.engine import PREFILL_CHUNK
 from pyprune.runtime.planner import default_length
-from pyprune.runtime.skip import plan
+from pyprune.runtime.skip import skip_plan
 
 GIB = 2**30
 RAGGED = Pruning(blocks=[3], mha=[1], ffn=[2], kv_groups={0: [1]}, neurons={4: list(range(30))})
@@ -178,8 +178,8 @@ def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning,
         most = max(most, held)
     tables = engine.cos.nbytes + engine.sin.nbytes
     chunk = engine.prefill_chunk
-    planned = footprint.workspace_bytes(decoder, batch, length, plan(decoder), chunk, compress) - tables
-    planned -= footprint.scratch_bytes(decoder, batch, length, plan(decoder), chunk)
+    planned = footprint.workspace_bytes(decoder, batch, length, skip_plan(decoder), chunk, compress) - tables
+    planned -= footprint.scratch_bytes(decoder, batch, length, skip_plan(decoder), chunk)
     assert planned == pytest.approx(most, rel=0.02)
 
 
