@@ -115,7 +115,7 @@ def check_gpus(number: int | None, as_json: bool) -> None:
     verdicts = []
     for index in range(count) if number is None else (number,):
         with Bar() as bar:
-            verdicts.append(self_check(torch.device("cuda", index), tell=partial(bar, f"checking cuda:{index}")))
+            verdicts.append(self_check(torch.device("cuda", index), report=partial(bar, f"checking cuda:{index}")))
         if not as_json:
             print("\n".join(told(verdicts[-1])))
     if as_json:

@@ -38,10 +38,10 @@ FLOAT = 4
 def cache_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan | None = None) -> int:
     """Keys and values, `[batch, kv_heads, length, head_dim]` each, of every block with attention; with `plan`, only of
     those whose attention runs: the rest is allocated, but no token touches it."""
-    halves = [block.mha for block in decoder.blocks]
+    sublayers = [block.mha for block in decoder.blocks]
     if plan is not None:
-        halves = [mha for mha, one_runs in zip(halves, plan.mha, strict=True) if one_runs]
-    rows = sum(2 * mha.kv_heads * mha.head_dim for mha in halves if mha is not None)
+        sublayers = [mha for mha, runs in zip(sublayers, plan.mha, strict=True) if runs]
+    rows = sum(2 * mha.kv_heads * mha.head_dim for mha in sublayers if mha is not None)
     return batch * length * rows * decoder.dtype.itemsize
 
 
@@ -70,7 +70,7 @@ def workspace_bytes(
     stored_as: WeightFormat | None = None,
     gpu: bool = False,
 ) -> int:
-    """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time; with
+    """RoPE tables and the most that prefill (in chunks of `chunk` tokens) or a decode step holds at a time; with
     `stored_as` a weight that meets many rows is decoded, one at a time."""
     rope = decoder.rope
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
@@ -86,8 +86,8 @@ def scratch_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan, chu
     if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
     most = 0
-    for block, one_runs in zip(decoder.blocks, plan.mha, strict=True):
-        if one_runs:
+    for block, runs in zip(decoder.blocks, plan.mha, strict=True):
+        if runs:
             queries = max(1, QUERIES // block.mha.group) * block.mha.group
             part = ceil(length / STRETCH) * queries * (block.mha.head_dim + 2)
             most = max(most, part + queries * (STRETCH + block.mha.head_dim))
@@ -114,13 +114,13 @@ def require_engine(
 def _prefill(
     decoder: Decoder, batch: int, length: int, plan: SkipPlan, chunk: int, stored_as: WeightFormat | None, gpu: bool
 ) -> int:
-    """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
+    """The most that a chunk of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
     tokens = min(length, max(1, chunk // batch))
     rows, hidden = batch * tokens, decoder.hidden_size
     size = decoder.dtype.itemsize if gpu else FLOAT
-    # States that live through every block: x, the embedded piece and, from the second whole piece on, the last result.
+    # States that live through every block: x, the embedded chunk and, from the second full chunk on, the last result.
     states = (3 if length >= 2 * tokens else 2) * hidden
-    windows = {block.mha.window for block, one in zip(decoder.blocks, plan.mha, strict=True) if one}
+    windows = {block.mha.window for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs}
     masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
     most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
@@ -204,7 +204,7 @@ def _seen(tokens: int, length: int, window: int) -> int:
 
 
 def _mask(tokens: int, length: int, window: int) -> int:
-    """The mask of a piece, bool `[tokens, rows seen]`; none where plain causal attention says it all."""
+    """The mask of a chunk, bool `[tokens, rows seen]`; none where plain causal attention says it all."""
     if tokens <= FEW_TOKENS or (tokens == length and (not window or window >= length)):
         return 0
     return tokens * _seen(tokens, length, window)
@@ -217,11 +217,11 @@ def _partial(mha: MHA, rows: int, length: int) -> int:
 
 def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:
     """A step's scratch memory, and two sets of logits: the last ones are held while the next are made."""
-    halves: list[MHA] = [block.mha for block, one in zip(decoder.blocks, plan.mha, strict=True) if one]
-    ffns: list[FFN] = [block.ffn for block, one in zip(decoder.blocks, plan.ffn, strict=True) if one]
-    query = max((mha.heads * mha.head_dim for mha in halves), default=0)
+    mhas: list[MHA] = [block.mha for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs]
+    ffns: list[FFN] = [block.ffn for block, runs in zip(decoder.blocks, plan.ffn, strict=True) if runs]
+    query = max((mha.heads * mha.head_dim for mha in mhas), default=0)
     width = max((ffn.width for ffn in ffns), default=0)
-    partial = max((_partial(mha, batch, length) for mha in halves), default=0)
+    partial = max((_partial(mha, batch, length) for mha in mhas), default=0)
     hidden = decoder.hidden_size
     rows = hidden + 2 * query + width + max(hidden, query, width)  # states, q, context, activation; packed
     return batch * FLOAT * (rows + 2 * decoder.vocab_size) + partial

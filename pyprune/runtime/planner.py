@@ -49,7 +49,7 @@ class MemoryPlan:
 
 
 def default_length(decoder: Decoder) -> int:
-    """Tokens for which an engine has room unless told otherwise."""
+    """Tokens for which an engine has room unless `max_len` says otherwise."""
     return min(decoder.max_positions, DEFAULT_LENGTH)
 
 

@@ -64,8 +64,8 @@ def visible(tokens: int, window: int, mask: Tensor | None, device: torch.device)
         seen &= square.triu(1 - window)
     if mask is None:
         return seen
-    own = torch.eye(tokens, dtype=torch.bool, device=device)  # a query always sees itself: padding rows stay finite
-    return ((seen & mask[:, None, :].to(device)) | own).unsqueeze(1)
+    itself = torch.eye(tokens, dtype=torch.bool, device=device)  # a query always sees itself: padding rows stay finite
+    return ((seen & mask[:, None, :].to(device)) | itself).unsqueeze(1)
 
 
 def ffn_activation(ffn: FFN, x: Tensor, eps: float) -> Tensor:
@@ -84,7 +84,7 @@ def add_ffn(ffn: FFN, x: Tensor, eps: float) -> Tensor:
 
 
 def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
-    """One block, whichever halves it has."""
+    """One block, whichever sublayers it has."""
     if block.mha is not None:
         x = add_mha(block.mha, x, cos, sin, eps, mask)
     return x if block.ffn is None else add_ffn(block.ffn, x, eps)
