@@ -57,8 +57,8 @@ class MemoryReader:
         """ctypes lets the other threads run while it searches."""
         ends = [self.size * turn // self.threads for turn in range(self.threads + 1)]
         start, absent = self.data.data_ptr(), 0x11  # 1.0 is the bytes 00 00 80 3f
-        found = self._pool.map(lambda begin, end: self._memchr(start + begin, absent, end - begin), ends, ends[1:])
-        assert not any(found), "a reader must not stop early"
+        hits = self._pool.map(lambda begin, end: self._memchr(start + begin, absent, end - begin), ends, ends[1:])
+        assert not any(hits), "a reader must not stop early"
 
     def loads(self) -> None:
         """The native library's loop."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 
 ROW_BYTES = 64
@@ -30,7 +31,7 @@ def pad_stride(weight: Tensor, row_bytes: int = ROW_BYTES) -> Tensor:
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         shown = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(f"pad_stride: {shown} given; a matrix [out, in] is expected")
-    if isinstance(row_bytes, bool) or not isinstance(row_bytes, int) or row_bytes < 1 or row_bytes % weight.itemsize:
+    if not is_int(row_bytes) or row_bytes < 1 or row_bytes % weight.itemsize:
         raise InputError(f"pad_stride: row_bytes {row_bytes!r}: a multiple of {weight.itemsize} is expected")
     if has_padded_stride(weight, row_bytes):
         return weight

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyprune import ops
+from pyprune.checks import is_int
 from pyprune.errors import InputError, SlowTypeWarning
 from pyprune.models.decoder import Decoder, Linear, TokenizerSource
 from pyprune.models.families import Family, family_of_gguf
@@ -22,7 +23,6 @@ from pyprune.models.families.family import gguf_name
 from pyprune.models.gguf_header import Header, HeaderError, StoredTensor
 from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_pairs
 from pyprune.models.mapped_file import bytes_of, release
-from pyprune.models.records import is_whole
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import TensorSource, one_line
 from pyprune.ops.schemas import GGUF_TYPES
@@ -129,7 +129,7 @@ class GGUFFile:
             ops.dequantize_gguf(data, int(stored.type), out)
         else:
             try:
-                ops.definitions.dequantize_gguf(data, int(stored.type), out)
+                ops.reference.dequantize_gguf(data, int(stored.type), out)
             except NotImplementedError:
                 raise InputError(
                     f"{self.path}: tensor {stored.name} is of type {stored.type.name}, which gguf cannot dequantise"
@@ -324,7 +324,7 @@ def _config(file: GGUFFile, family: Family, architecture: str) -> tuple[dict[str
 
 def _count(value: Any, what: str) -> int:
     """A whole number of the metadata, as a size is; InputError naming `what` for anything else."""
-    if not is_whole(value) or not 0 <= value < 1 << 32:
+    if not is_int(value) or not 0 <= value < 1 << 32:
         raise InputError(f"{what} is {str(value)[:200]!r}; a whole number of at most 32 bits is expected")
     return value
 

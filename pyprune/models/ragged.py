@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.families import Family, family_of
 from pyprune.models.families.family import transformers_config
-from pyprune.models.records import is_whole
 from pyprune.models.sizes import BlockSizes, attention_in_cache, windows_of
 from pyprune.models.tensors import one_line
 
@@ -117,7 +117,7 @@ def _sizes(layer: Any, family: Family, config: dict[str, Any], where: str) -> Bl
                 raise InputError(f"{where}: {name} names {value!r}; accepted: {', '.join(accepted)}")
     attends, has_ffn = ATTENTION not in skip, MLP not in skip
     for name, there in zip(_COUNTS, (attends, attends, has_ffn), strict=True):
-        if there and not (is_whole(getattr(layer, name)) and getattr(layer, name) > 0):
+        if there and not (is_int(getattr(layer, name)) and getattr(layer, name) > 0):
             raise InputError(f"{where}: {name} is {getattr(layer, name)!r}; a positive integer is expected")
     if attends and layer.num_attention_heads % layer.num_key_value_heads:
         raise InputError(

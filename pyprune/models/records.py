@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 
 _INDICES = ("blocks", "mha", "ffn")
@@ -36,7 +37,7 @@ def check_record(record: Mapping[str, Any], original: Mapping[str, Any], where: 
                 raise InputError(f"{where}: {key} names block {layer!r}; an index from 0 to {blocks - 1} is expected")
             _check_indices(gone, original[size], f"{where}: {key} of block {layer}")
     pad_to = record.get("pad_to")
-    if pad_to is not None and not (is_whole(pad_to) and pad_to >= 1):
+    if pad_to is not None and not (is_int(pad_to) and pad_to >= 1):
         raise InputError(f"{where}: pad_to is {pad_to!r}; null or a whole number from 1 is expected")
     added = record.get("compensation", {})
     if not isinstance(added, Mapping) or not all(isinstance(digests, list) for digests in added.values()):
@@ -61,16 +62,11 @@ def removed_blocks(record: Mapping[str, Any]) -> set[int]:
     return set(record.get("blocks", ())) | halves
 
 
-def is_whole(value: object) -> bool:
-    """Whether a JSON value is a whole number (true and false, which Python counts as such, are not)."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_indices(values: object, size: int, what: str) -> None:
     if not isinstance(values, list):
         raise InputError(f"{what} is {values!r}; a list of indices is expected")
     for value in values:
-        if not is_whole(value) or not 0 <= value < size:
+        if not is_int(value) or not 0 <= value < size:
             raise InputError(f"{what} holds {value!r}; indices from 0 to {size - 1} are expected")
     if len(set(values)) != len(values):
         twice = next(value for value in values if values.count(value) > 1)

@@ -6,6 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
+from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
 
 _SHARE = "a share of the parameters above 0 and below 1 (20% or 0.2)"
@@ -55,13 +56,13 @@ def _ratio(text: str) -> float | None:
 
 def check_ratio(ratio: float) -> float:
     """`ratio` if it lies strictly between 0 and 1, else InputError."""
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not math.isfinite(ratio) or not 0 < ratio < 1:
+    if not is_number(ratio) or not math.isfinite(ratio) or not 0 < ratio < 1:
         raise InputError(f"ratio {ratio!r}: a number above 0 and below 1 is expected")
     return float(ratio)
 
 
 def check_count(count: int) -> int:
     """`count` if it is a whole number from 1, else InputError."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_int(count) or count < 1:
         raise InputError(f"count {count!r}: a whole number from 1 is expected")
     return count

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.models.pages import Pages
@@ -51,7 +52,7 @@ def pad(decoder: Decoder, multiple: int) -> Decoder:
 
     `multiple` 1 takes padding away. InputError for a multiple below 1.
     """
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+    if not is_int(multiple) or multiple < 1:
         raise InputError(f"pad: multiple {multiple!r}: a whole number from 1 is expected")
     return apply(decoder, Pruning(pad_to=multiple))
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.amount import check_ratio
@@ -290,7 +291,7 @@ def group_share(costs: Sequence[BlockCosts], excess: int) -> list[int]:
 def check_target(target_parameters: int, parameters: int, align: int | None) -> None:
     """Raise InputError unless the target is a whole number from 1 and less than `parameters`, and `align` from 1."""
     for name, value in (("target_parameters", target_parameters), ("align", align)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (not is_int(value) or value < 1):
             raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
     if target_parameters >= parameters:
         raise InputError(f"target of {target_parameters} parameters: less than the model's {parameters} is expected")

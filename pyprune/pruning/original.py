@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +39,6 @@ class OriginalSizes:
             "num_attention_heads": heads,
         }
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_int(value) or value < 1:
                 raise InputError(f"{decoder.name}: {name} {value!r} in its configuration; from 1 is expected")
         return cls(*sizes.values())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.files import json_text, read_json, whole_file
 from pyprune.pruning.compensation import FILE, Compensation
@@ -298,14 +300,10 @@ def _owns(path: str | os.PathLike[str], beside: Path) -> bool:
     return bool(found) and found.complete()
 
 
-def _whole(value: object, name: str) -> int:
-    # Anything with __index__ (NumPy and torch integers) is a whole number; bool has it too, and is a mistake here.
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return value.__index__()  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):
-        raise InputError(f"pruning: {name} {value!r}: a whole number is expected") from None
+def _whole(value: Any, name: str) -> int:
+    if not is_whole(value):
+        raise InputError(f"pruning: {name} {value!r}: a whole number is expected")
+    return operator.index(value)
 
 
 def _indices(values: object, name: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
@@ -139,7 +140,7 @@ def _task(
     if units not in UNITS:
         raise InputError(f"width: units {units!r}: {', '.join(UNITS)} is expected")
     if remove_groups is not None:
-        if isinstance(remove_groups, bool) or not isinstance(remove_groups, int) or remove_groups < 0:
+        if not is_int(remove_groups) or remove_groups < 0:
             raise InputError(f"width: remove_groups {remove_groups!r}: a whole number from 0 is expected")
         if not METHODS[method].removes_groups(options) or units != "both":
             raise InputError(

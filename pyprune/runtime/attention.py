@@ -1,4 +1,4 @@
-"""Attention of a stretch of new tokens over the cache: one token in decoding, a piece of the prompt in prefill."""
+"""Attention of new tokens over the cache: one token in decoding, a chunk of the prompt in prefill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def runs_operator(tokens: int, device: torch.device) -> bool:
 class Attention:
     """Causal attention of query tokens at `positions [B, T]` over cache rows of the same numbers.
 
-    More than FEW_TOKENS query tokens stand at `start` .. `start`+T-1 in every sequence (a piece of a prompt). What SDPA
+    More than FEW_TOKENS query tokens stand at `start` .. `start`+T-1 in every sequence (a chunk of a prompt). What SDPA
     needs beyond its result: the rows seen, in the query's dtype, and where plain causal attention does not say it
     a mask `[T, rows]`; one mask serves all blocks with the same window.
     """
@@ -60,8 +60,8 @@ class Attention:
     def _mask(self, tokens: int, first: int, window: int) -> Tensor:
         """Which of the rows `first` .. are seen, bool `[T, rows]`."""
         if window not in self._masks:
-            own = torch.arange(self._start, self._start + tokens, device=self._positions.device).unsqueeze(1)
-            row = torch.arange(first, self._start + tokens, device=own.device)
-            seen = row <= own
-            self._masks[window] = seen & (row > own - window) if window else seen
+            query = torch.arange(self._start, self._start + tokens, device=self._positions.device).unsqueeze(1)
+            row = torch.arange(first, self._start + tokens, device=query.device)
+            seen = row <= query
+            self._masks[window] = seen & (row > query - window) if window else seen
         return self._masks[window]

@@ -30,22 +30,6 @@ def prompts(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -
     return Prompts(ids, lengths.tolist())
 
 
-def is_whole(value: Any) -> bool:
-    """Whether `value` is one whole number of Python, NumPy or torch; True and False are none here."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
-
-
-def require_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value` as an int. InputError for anything but a whole number from `least` to `most`."""
-    if not is_whole(value):
-        raise InputError(f"{name}: {value!r} given; a whole number is accepted")
-    if value < least or (most is not None and value > most):
-        raise InputError(f"{name}: {value} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
-    return value.__index__()
-
-
 def require_tensor(name: str, value: Any, expected: str) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"{name}: a {type(value).__name__} given; a tensor, {expected}, is accepted")
@@ -92,11 +76,11 @@ def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[T
     if int(lengths.min()) == 0:
         raise InputError(f"attention_mask: row {int(lengths.argmin())} is all padding; at least one token is expected")
     first = mask.int().argmax(1)
-    place = torch.arange(tokens, device=input_ids.device)
-    whole = (place >= first[:, None]) & (place < (first + lengths)[:, None])
-    if not bool((whole == mask).all()):
-        row = int((whole != mask).any(1).int().argmax())
+    column = torch.arange(tokens, device=input_ids.device)
+    gapless = (column >= first[:, None]) & (column < (first + lengths)[:, None])
+    if not bool((gapless == mask).all()):
+        row = int((gapless != mask).any(1).int().argmax())
         raise InputError(f"attention_mask: row {row} has a gap; padding is accepted on the left and on the right only")
-    moved = input_ids.gather(1, (place + first[:, None]).clamp(max=tokens - 1))
-    moved = moved.masked_fill(place >= lengths[:, None], 0)  # any id of the vocabulary will do
+    moved = input_ids.gather(1, (column + first[:, None]).clamp(max=tokens - 1))
+    moved = moved.masked_fill(column >= lengths[:, None], 0)  # any id of the vocabulary will do
     return moved[:, : int(lengths.max())].contiguous(), lengths

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.pruning import original_name
@@ -34,7 +35,7 @@ class AtLeast:
     minimum: int
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.minimum
+        return is_int(value) and value >= self.minimum
 
     def __str__(self) -> str:
         return f"whole numbers from {self.minimum}"

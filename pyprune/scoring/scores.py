@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
 
@@ -175,7 +177,7 @@ def read_unit(entry: object) -> tuple[str, int]:
 
 
 def _size(value: object, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := value.__index__()) < 0:
+    if not is_whole(value) or (number := operator.index(value)) < 0:
         raise InputError(f"scores: {name} {value!r}: a whole number from 0 is expected")
     return number
 

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
-from pyprune.ops.definitions import rms_norm
+from pyprune.ops.reference import rms_norm
 from pyprune.runtime import memory as device_memory
 from pyprune.runtime.sequence import add_ffn, add_mha, embed
 from pyprune.scoring.footprint import ROWS, pass_bytes
@@ -140,7 +141,7 @@ def window_distances(
     ):
         if value not in accepted:
             raise InputError(f"{name}: {value!r} given; {', '.join(accepted)} are accepted")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < len(indices):
+    if not is_int(size) or not 1 <= size < len(indices):
         raise InputError(f"size: {size!r} given; 1 to {len(indices) - 1} blocks of {decoder.name} can go together")
     pruneme, llm_drop = (variant == "faithful" and distance == name for name in _DISTANCES)
     weights = token_weights(input_ids, None if llm_drop else mask, "last" if pruneme else tokens)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.files import whole_directory, write_json
 from pyprune.models.load import require_device
@@ -251,5 +252,5 @@ def _lasting(here: dict[str, Any]) -> dict[str, Any]:
 
 
 def _expect_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_int(value) or value < 1:
         raise InputError(f"sweep: {name} {value!r}: a whole number from 1 is expected")

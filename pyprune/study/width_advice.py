@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.files import read_json, user_cache, write_json
 from pyprune.models.load import require_device
@@ -155,7 +156,7 @@ def advise(
     measurements that is not sound.
     """
     for name, value in (("width", width), ("hidden", hidden), ("rounds", rounds), *(("rows", count) for count in rows)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_int(value) or value < 1:
             raise InputError(f"advise: {name} {value!r}: a whole number from 1 is expected")
     if not rows:
         raise InputError("advise: no rows; at least one number of activation rows is expected")
@@ -200,7 +201,7 @@ def _here(device: torch.device) -> tuple[str, int, str, str]:
     """Device, threads, torch and kernels of a `Question`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), 1, torch.__version__, gpu.choice_for(device).kernels
-    return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "definitions"
+    return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "reference"
 
 
 def _middle(values: Sequence[float]) -> float:

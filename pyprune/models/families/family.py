@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.models.pages import Pages
-from pyprune.models.records import is_whole
 from pyprune.models.rope import context_length, rope_from_config
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
 from pyprune.models.streaming import StreamedBlocks
@@ -194,9 +194,9 @@ class Family:
         """InputError when `config` describes what a Decoder cannot express."""
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
                     "vocab_size", "max_position_embeddings"):  # fmt: skip
-            if not is_whole(config.get(key)) or config[key] < 1:
+            if not is_int(config.get(key)) or config[key] < 1:
                 raise InputError(f"{where}: {key} is {config.get(key)}; a positive integer is expected")
-        if not is_whole(config.get("num_hidden_layers")) or config["num_hidden_layers"] < 0:
+        if not is_int(config.get("num_hidden_layers")) or config["num_hidden_layers"] < 0:
             raise InputError(f"{where}: num_hidden_layers is {config.get('num_hidden_layers')}; a count is expected")
         if config["num_attention_heads"] % config["num_key_value_heads"]:
             raise InputError(
@@ -211,7 +211,7 @@ class Family:
         if not isinstance(rope, dict):
             raise InputError(f"{where}: rope_parameters is {rope!r}; an object is expected")
         for key, value in (("rms_norm_eps", config.get("rms_norm_eps")), ("rope_theta", rope.get("rope_theta"))):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise InputError(f"{where}: {key} is {value!r}; a positive number is expected")
         if not isinstance(rope.get("rope_type", "default"), str):
             raise InputError(f"{where}: rope_type is {rope['rope_type']!r}; a name is expected")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.families.family import Family, with_sizes
-from pyprune.models.records import is_whole
 from pyprune.models.sizes import BlockSizes
 
 
@@ -32,7 +32,7 @@ class Mistral(Family):
     def check(self, config: dict[str, Any], where: str) -> None:
         super().check(config, where)
         window = config.get("sliding_window")
-        if window is not None and (not is_whole(window) or window < 1):
+        if window is not None and (not is_int(window) or window < 1):
             raise InputError(f"{where}: sliding_window is {window!r}; null or a positive integer is expected")
         # transformers' attention takes no notice of layer_types here, but its cache does.
         kind = "full_attention" if window is None else "sliding_attention"

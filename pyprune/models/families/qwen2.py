@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.families.family import Family, with_sizes
-from pyprune.models.records import is_whole
 from pyprune.models.sizes import BlockSizes
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -44,7 +44,7 @@ class Qwen2(Family):
         for kind in kinds:
             if kind not in (_FULL, _SLIDING):
                 raise InputError(f"{where}: layer_types names {kind!r}; accepted: {_FULL}, {_SLIDING}")
-        if _SLIDING in kinds and (not is_whole(window) or window < 1):
+        if _SLIDING in kinds and (not is_int(window) or window < 1):
             raise InputError(
                 f"{where}: layer_types names {_SLIDING}, but sliding_window is {window!r} (use_sliding_window"
                 f" {config.get('use_sliding_window')}); a positive integer is expected"

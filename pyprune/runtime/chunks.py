@@ -1,4 +1,4 @@
-"""A batch of prompts cut into pieces that run one after the other, so that prefill needs little memory."""
+"""Prefill chunks: a batch of prompts cut up so that prefill needs little memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Tokens `start` .. `stop`-1 of the sequences `first` .. `last`-1."""
 
     first: int
@@ -16,8 +16,8 @@ class Piece:
     stop: int
 
 
-def pieces(lengths: Sequence[int], most: int, together: bool = True) -> Iterator[Piece]:
-    """Pieces of up to `most` tokens in all (at least one a sequence) that cover prompts of `lengths`, in order.
+def chunks(lengths: Sequence[int], max_tokens: int, together: bool = True) -> Iterator[Chunk]:
+    """Chunks of up to `max_tokens` in all (at least one a sequence) that cover prompts of `lengths`, in order.
 
     A prompt that has ended runs on as padding only where it stands between two that have not. together=False: one
     sequence after the other.
@@ -25,8 +25,8 @@ def pieces(lengths: Sequence[int], most: int, together: bool = True) -> Iterator
     groups = [(0, len(lengths))] if together else [(b, b + 1) for b in range(len(lengths))]
     for low, high in groups:
         start = 0
-        while going := [b for b in range(low, high) if lengths[b] > start]:
-            first, last = going[0], going[-1] + 1
-            stop = min(start + max(1, most // (last - first)), max(lengths[first:last]))
-            yield Piece(first, last, start, stop)
+        while unfinished := [b for b in range(low, high) if lengths[b] > start]:
+            first, last = unfinished[0], unfinished[-1] + 1
+            stop = min(start + max(1, max_tokens // (last - first)), max(lengths[first:last]))
+            yield Chunk(first, last, start, stop)
             start = stop

@@ -8,11 +8,8 @@ from typing import TypeVar
 from torch import nn
 
 from pyprune.errors import InputError
-from pyprune.runtime.huggingface.classes import Accelerated, accelerated_class, original_class
-from pyprune.runtime.huggingface.families import families
-from pyprune.runtime.huggingface.layer import Layer
-from pyprune.runtime.huggingface.linear import Linear
-from pyprune.runtime.huggingface.rotation import Rotary
+from pyprune.runtime.huggingface.classes import Accelerated, accelerated_class, families, original_class
+from pyprune.runtime.huggingface.layers import Layer, Linear, Rotary
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,15 +26,15 @@ def accelerate(model: Model) -> Model:
     runs; docs/huggingface.md lists the cases. An accelerated model may be given again.
     InputError, before anything is changed, for a model without decoder layers of these families.
     """
-    parts = list(_parts(model))
-    if not any(part is Layer for _, _, part in parts):
+    swaps = list(_swaps(model))
+    if not any(methods is Layer for _, _, methods in swaps):
         accepted = ", ".join(family.causal_lm.__name__ for family in families())
         raise InputError(
             f"accelerate: {type(model).__name__} given; accepted are models of transformers, whole, without their head "
             f"or inside another module, of the classes {accepted}"
         )
-    for module, original, part in parts:
-        module.__class__ = accelerated_class(original, part)
+    for module, original, methods in swaps:
+        module.__class__ = accelerated_class(original, methods)
     return model
 
 
@@ -51,8 +48,8 @@ def restore(model: Model) -> Model:
     return model
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module], type[Accelerated]]]:
-    """What can be accelerated in `model`, accelerated or not: module, original class, and what takes its place."""
+def _swaps(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module], type[Accelerated]]]:
+    """What can be accelerated in `model`, accelerated or not: module, original class, and the accelerated methods."""
     layers = {family.layer for family in families()}
     rotaries = {family.rotary for family in families()}
     causal_lms = tuple(family.causal_lm for family in families())
