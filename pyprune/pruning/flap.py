@@ -29,7 +29,7 @@ from torch import Tensor
 from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.importance import Importance, Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
 
 METRICS = ("WIFV", "IFV", "WIFN")
 STRUCTURES = ("AL-AM", "AL-MM", "UL-UM", "UL-MM")
@@ -182,4 +182,7 @@ METHOD = Method(
     options=(METRICS, STRUCTURES, ("bias", "no-bias"), ("corrected", "faithful")),
     adds_biases=lambda words: "bias" in words,
     removes_groups=lambda words: bool(words & {"AL-MM", "UL-MM"}),
+    label="FLAP",
+    style=Style("#CC79A7", "v"),
+    padded_style=Style("#882255", "v"),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 
@@ -59,4 +59,7 @@ METHOD = Method(
     options=(("local", "global"),),
     least_tokens=2,
     removes_groups=lambda words: "global" in words,
+    label="Head-gate",
+    style=Style("#F0E442", "*"),
+    padded_style=Style("#117733", "*"),
 )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import MHA, Block, Decoder
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 VARIANTS = ("param_first", "vectorize", "param_second", "param_mix")
@@ -156,4 +156,7 @@ METHOD = Method(
     options=(VARIANTS, ("local", "global"), ("corrected", "faithful")),
     least_tokens=2,
     protect=protected,
+    label="LLM-Pruner",
+    style=Style("#56B4E9", "P"),
+    padded_style=Style("#332288", "P"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.importance import Importance, by_group
-from pyprune.pruning.method import Chosen, Method, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Style, Task, cpu64
 
 
 def importance(decoder: Decoder) -> Importance:
@@ -27,4 +27,11 @@ def choose(task: Task) -> Chosen:
     return Chosen(task.uniform(importance(task.decoder)))
 
 
-METHOD = Method(choose, Task.uniform, calibrated=False)
+METHOD = Method(
+    choose,
+    Task.uniform,
+    calibrated=False,
+    label="Magnitude-sp",
+    style=Style("#E69F00", "X"),
+    padded_style=Style("#999933", "X"),
+)

@@ -112,14 +112,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Style:
+    """How a model is drawn in figures: a colour (#RRGGBB) and a marker of matplotlib's."""
+
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One way to narrow a model.
 
-    `choose`: what stays, for a task. `keep`: the part of it that turns importance into a selection. `options`: groups
-    of words of which a variant names one each; the first is the default. `calibrated`: whether it reads calibration,
-    and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks stay whole unless said
-    otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases to o and down, and
-    takes `remove_groups`, with these words.
+    `label`: its name in sentences. `style` and `padded_style`: how figures draw it, as it comes and with the FFN width
+    padded. `choose`: what stays, for a task. `keep`: the part of it that turns importance into a selection. `options`:
+    groups of words of which a variant names one each; the first is the default. `calibrated`: whether it reads
+    calibration, and at least `least_tokens` of a sample (2 where one is predicted). `protect`: which blocks stay whole
+    unless said otherwise, for a number of blocks. `adds_biases` and `removes_groups`: whether it adds biases to o and
+    down, and takes `remove_groups`, with these words.
     """
 
     choose: Callable[[Task], Chosen]
@@ -130,6 +139,9 @@ class Method:
     protect: Callable[[int], str] = lambda blocks: ""
     adds_biases: Callable[[frozenset[str]], bool] = lambda words: False
     removes_groups: Callable[[frozenset[str]], bool] = lambda words: False
+    label: str = field(kw_only=True)
+    style: Style = field(kw_only=True)
+    padded_style: Style = field(kw_only=True)
 
 
 def cpu64(scores: Tensor) -> Tensor:

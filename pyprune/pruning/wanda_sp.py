@@ -21,7 +21,7 @@ from pyprune.models.decoder import Block, Decoder, Linear
 from pyprune.pruning.apply import narrow_ffn, narrow_mha
 from pyprune.pruning.importance import Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Chosen, Method, Progress, Task, cpu64
+from pyprune.pruning.method import Chosen, Method, Progress, Style, Task, cpu64
 from pyprune.pruning.selection import highest
 
 BUFFER = 2048
@@ -93,4 +93,11 @@ def choose(task: Task) -> Chosen:
     return Chosen(Kept(*select(task.decoder, ids, task.quotas(), zeros, task.progress)))
 
 
-METHOD = Method(choose, Task.uniform, options=(("corrected", "faithful"),))
+METHOD = Method(
+    choose,
+    Task.uniform,
+    options=(("corrected", "faithful"),),
+    label="Wanda-sp",
+    style=Style("#D55E00", "^"),
+    padded_style=Style("#009E73", "D"),
+)
