@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.inputs import loaded
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, command
+from pyprune.commands.options import MODEL_HELP, add_json, add_stored_dtype, command
 from pyprune.commands.output import print_json, print_table
 from pyprune.errors import InputError
 
@@ -34,7 +34,7 @@ def add_options(commands: Any) -> None:
         required=True,
         help="the .gguf file (an old one is replaced), or a new or empty directory (required)",
     )
-    add_dtype(parser, None, "dtype of the matrices (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of the matrices")
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",

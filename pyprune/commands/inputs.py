@@ -25,7 +25,7 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
     journal_beside(options)
 
 
-def join(device: Any = "cpu") -> None:
+def init_distributed(device: Any = "cpu") -> None:
     """Come together with the other processes that torchrun has started, if it has: before the slow part, so that what
     happens to one in it is known to all."""
     if "RANK" in os.environ:

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from pyprune.commands.inputs import calibration_windows, require_texts
-from pyprune.commands.options import at_least
+from pyprune.commands.options import WIDTH_METHODS, at_least
 from pyprune.commands.output import Bar
 from pyprune.errors import InputError
+from pyprune.study.config import CompareConfig
 
-DEFAULT = "wanda-sp"
+DEFAULT = CompareConfig.methods[0]
 _OPTIONS = ("method", "align", "units", "remove_groups")
 
 
@@ -21,7 +22,7 @@ def add_narrowing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         metavar="NAME",
-        help="wanda-sp, flap, llm-pruner, magnitude-sp or head-gate; --variant then takes words with commas: of flap "
+        help=f"{WIDTH_METHODS}; --variant then takes words with commas: of flap "
         "WIFV|IFV|WIFN, AL-AM|AL-MM|UL-UM|UL-MM, bias|no-bias; of llm-pruner param_first|vectorize|param_second|"
         "param_mix, local|global; of head-gate local|global; of wanda-sp, flap and llm-pruner corrected|faithful "
         f"(default: {DEFAULT}, of each choice the first)",
@@ -63,11 +64,11 @@ def require_narrowable(options: argparse.Namespace) -> None:
         raise InputError(f"--text {options.text}: method {options.method} looks at no text")
 
 
-def rehearsed_narrowing(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
-    """A pruning of the size that will come: what cannot be had or saved is told before the slow part."""
-    from pyprune.pruning.width import rehearsal
+def dry_run_narrowing(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
+    """A pruning of the size that will come: what cannot be had or saved is refused before the slow part."""
+    from pyprune.pruning.width import dry_run
 
-    return rehearsal(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
+    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
 
 
 def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:

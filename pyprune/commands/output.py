@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def leading() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that tells and writes, of those that torchrun has started."""
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -20,7 +20,7 @@ class Bar:
     def __enter__(self) -> Bar:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        if sys.stderr.isatty() and leading():
+        if sys.stderr.isatty() and is_rank_zero():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded
-from pyprune.commands.options import add_device, add_json, command, numbers
+from pyprune.commands.options import WIDTH_ROWS, add_device, add_json, add_rows, command
 from pyprune.commands.output import Bar, print_json, print_table
 
 
@@ -26,13 +26,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--multiple", type=multiple, default="auto", metavar="N|auto", help="of neurons, or auto (default: auto)"
     )
-    parser.add_argument(
-        "--rows",
-        type=numbers("numbers of rows", "1,16,1024"),
-        default=[1, 16, 1024],
-        metavar="M,N",
-        help="rows of activations that auto measures (default: 1,16,1024)",
-    )
+    add_rows(parser, WIDTH_ROWS, "rows of activations that auto measures")
     add_device(parser)
     parser.add_argument(
         "--out", metavar="DIR2", required=True, help="new or empty directory for the checkpoint (required)"

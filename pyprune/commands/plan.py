@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_compress, add_dtype, add_json, add_skip, command, numbers
+from pyprune.commands.options import MODEL_HELP, add_compress, add_json, add_skip, add_stored_dtype, command, numbers
 from pyprune.commands.output import print_json, print_table, shown
 from pyprune.errors import InputError
 
@@ -46,7 +46,7 @@ def add_options(commands: Any) -> None:
         default="cpu",
         help="kind of device to plan for, which need not be here (default: cpu)",
     )
-    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of weights and cache")
     add_json(parser)
 
 

@@ -6,16 +6,24 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
-from pyprune.commands.inputs import join, loaded, measured_scores, remove_journal, require_scorable, searched
+from pyprune.commands.inputs import (
+    init_distributed,
+    loaded,
+    measured_scores,
+    remove_journal,
+    require_scorable,
+    searched,
+)
 from pyprune.commands.narrowing import (
     add_narrowing,
+    dry_run_narrowing,
     measured_narrowing,
     refuse_narrowing,
-    rehearsed_narrowing,
     require_narrowable,
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    SEARCHES,
     add_json,
     add_memory,
     add_resume,
@@ -25,7 +33,7 @@ from pyprune.commands.options import (
     command,
     indices,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
 
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
@@ -72,7 +80,7 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument(
         "--search",
-        choices=("one-shot", "greedy", "window"),
+        choices=SEARCHES,
         help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
         "(default: one-shot)",
     )
@@ -120,29 +128,29 @@ def run(options: argparse.Namespace) -> None:
     elif options.depth is not None and ranked is None:
         require_scorable(options, unit)
 
-    join()
+    init_distributed()
     decoder = loaded(options.model)
     with Bar() as bar:
         if options.depth is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
-            # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
-            rehearsed = pruning.depth(ranked or _rehearsal(decoder, unit), decoder, **limits)
-            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            # With scores that are all equal first: an amount that cannot be had is refused before the slow scoring.
+            dry_run = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
+            _require_savable(pruning.apply(decoder, dry_run | padding))
             if options.search in (None, "one-shot"):
                 ranked = ranked or measured_scores(options, decoder, unit, bar)
                 chosen = pruning.depth(ranked, decoder, **limits)
             else:
                 chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
-            rehearsed = rehearsed_narrowing(options, decoder, amount.ratio)
-            _require_savable(pruning.apply(decoder, rehearsed | padding))
+            dry_run = dry_run_narrowing(options, decoder, amount.ratio)
+            _require_savable(pruning.apply(decoder, dry_run | padding))
             chosen = measured_narrowing(options, decoder, amount.ratio, bar)
-        if not leading():
+        if not is_rank_zero():
             return
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
     remove_journal(options)
-    _tell_pruned(options, decoder, pruned)
+    _report_sizes(options, decoder, pruned)
 
 
 def _check_prune_options(options: argparse.Namespace) -> None:
@@ -169,12 +177,13 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         )
 
 
-def _rehearsal(decoder: Any, unit: str) -> Any:
+def _equal_scores(decoder: Any, unit: str) -> Any:
+    """Scores for a dry run: what goes is any, how much goes is as it will be."""
     from pyprune.scoring.removals import units_of
     from pyprune.scoring.scores import Scores
 
     units = list(units_of(decoder, unit))
-    return Scores(decoder.name, "rehearsal", unit, None, units, [0.0] * len(units))
+    return Scores(decoder.name, "dry run", unit, None, units, [0.0] * len(units))
 
 
 def _require_savable(decoder: Any) -> None:
@@ -184,14 +193,12 @@ def _require_savable(decoder: Any) -> None:
     checkpoint_config(decoder)
 
 
-def _tell_pruned(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
-    from pyprune.study.compare import Row, describe
+def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
+    from pyprune.models.sizes import describe_sizes
 
-    before = describe(Row("before", "", None, decoder, decoder.pruning), decoder.parameters(), float("nan"))
-    after = describe(Row("after", "", None, pruned, pruned.pruning), decoder.parameters(), float("nan"))
-    kept = ("parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads", "bytes_per_token")
+    before, after = (describe_sizes(one, decoder.parameters()) for one in (decoder, pruned))
     if options.json:
-        sizes = {row["name"]: {key: row[key] for key in kept} for row in (before, after)}
+        sizes = {"before": before, "after": after}
         return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],

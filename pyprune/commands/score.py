@@ -9,7 +9,7 @@ from pyprune.commands.criterion import add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
     chosen_amount,
     chosen_device,
-    join,
+    init_distributed,
     loaded,
     measured_scores,
     remove_journal,
@@ -17,18 +17,19 @@ from pyprune.commands.inputs import (
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    SCORED_DTYPE,
     add_amount,
     add_device,
-    add_dtype,
     add_json,
     add_memory,
     add_resume,
+    add_stored_dtype,
     add_stream,
     add_text,
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
 
 SHOWN_DIFFERENCES = 8
@@ -52,11 +53,7 @@ def add_options(commands: Any) -> None:
     add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
     add_criterion(parser)
     add_text(parser)
-    add_dtype(
-        parser,
-        None,
-        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
-    )
+    add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
@@ -92,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
     scores = _given(options) if options.model.endswith(".json") else _measured(options)
-    if not leading():
+    if not is_rank_zero():
         return None
     found = None if other is None else _contrast(scores, other, amount)
     if options.out is not None:
@@ -131,7 +128,7 @@ def _measured(options: argparse.Namespace) -> Any:
     unit = options.unit or "block"
     require_scorable(options, unit)
     device = chosen_device(options)
-    join(device)
+    init_distributed(device)
     decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         return measured_scores(options, decoder, unit, bar)

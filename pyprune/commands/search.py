@@ -1,4 +1,4 @@
-"""`pyprune search`: choose units to remove together, and tell the perplexity after every step."""
+"""`pyprune search`: choose units to remove together, with the perplexity after every step."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import argparse
 from typing import Any
 
 from pyprune.commands.criterion import add_criterion, chosen_criterion
-from pyprune.commands.inputs import chosen_device, join, journal_beside, loaded, remove_journal, require_texts, searched
+from pyprune.commands.inputs import (
+    chosen_device,
+    init_distributed,
+    journal_beside,
+    loaded,
+    remove_journal,
+    require_texts,
+    searched,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
+    SCORED_DTYPE,
+    SEARCHES,
     add_device,
-    add_dtype,
     add_json,
     add_memory,
     add_resume,
+    add_stored_dtype,
     add_stream,
     add_text,
     add_unit,
     command,
 )
-from pyprune.commands.output import Bar, leading, print_json, print_table
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 
 
 def add_options(commands: Any) -> None:
@@ -44,18 +54,14 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("one-shot", "greedy", "window"),
+        choices=SEARCHES,
         default="greedy",
         help="how units are chosen (default: greedy)",
     )
     add_unit(parser, "what is removed: a block, or only its attention or FFN half")
     add_criterion(parser)
     add_text(parser)
-    add_dtype(
-        parser,
-        None,
-        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
-    )
+    add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
@@ -84,11 +90,11 @@ def run(options: argparse.Namespace) -> None:
     require_texts(options)
     journal_beside(options)
     device = chosen_device(options)
-    join(device)
+    init_distributed(device)
     decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         found = searched(options, decoder, options.method, amount, bar)
-    if not leading():
+    if not is_rank_zero():
         return None
     if options.out is not None:
         found.to_json(options.out)
@@ -97,11 +103,11 @@ def run(options: argparse.Namespace) -> None:
         found.pruning().to_json(options.pruning_out)
     if options.json:
         return print_json(found.to_dict())
-    _tell(decoder.name, found)
+    _report(decoder.name, found)
     return None
 
 
-def _tell(name: str, found: Any) -> None:
+def _report(name: str, found: Any) -> None:
     rows, gone = [], 0
     for place, step in enumerate(found.steps, start=1):
         gone += step.parameters

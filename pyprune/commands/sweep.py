@@ -8,7 +8,17 @@ import re
 from statistics import median
 from typing import Any
 
-from pyprune.commands.options import MOST, add_device, add_dtype, add_json, at_least, command, numbers
+from pyprune.commands.options import (
+    MOST,
+    add_device,
+    add_dtype,
+    add_hidden,
+    add_json,
+    add_option,
+    add_rows,
+    at_least,
+    command,
+)
 from pyprune.commands.output import Bar, console, print_json, print_table
 
 
@@ -31,21 +41,11 @@ def add_options(commands: Any) -> None:
         required=True,
         help="FFN widths from A to B by steps of S (required)",
     )
-    parser.add_argument("--hidden", type=at_least(1), default=4096, metavar="H", help="hidden size (default: 4096)")
-    parser.add_argument(
-        "--rows",
-        type=numbers("numbers of rows", "1,64"),
-        default=[1, 8, 64, 1024],
-        metavar="M,N",
-        help="rows of activations, batch times tokens (default: 1,8,64,1024)",
-    )
+    add_hidden(parser)
+    add_rows(parser, [1, 8, 64, 1024], "rows of activations, batch times tokens")
     add_dtype(parser, "bf16", "dtype of weights and activations")
-    parser.add_argument(
-        "--multiple", type=at_least(1), default=64, metavar="N", help="what torch's weights are padded to (default: 64)"
-    )
-    parser.add_argument(
-        "--rounds", type=at_least(1), default=9, metavar="N", help="timed rounds of every width (default: 9)"
-    )
+    add_option(parser, "--multiple", "what torch's weights are padded to", 64, type=at_least(1), metavar="N")
+    add_option(parser, "--rounds", "timed rounds of every width", 9, type=at_least(1), metavar="N")
     add_device(parser)
     parser.add_argument("--out", metavar="DIR", help="new or empty directory for JSON, CSV and PNG (default: not kept)")
     add_json(parser)

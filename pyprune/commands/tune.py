@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, at_least, command, device
+from pyprune.commands.options import MODEL_HELP, add_json, add_stored_dtype, at_least, command, device
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
 
@@ -27,7 +27,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", default="shape:llama-7b", help=f"{MODEL_HELP} (default: shape:llama-7b)"
     )
-    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of weights and cache")
     parser.add_argument(
         "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
     )

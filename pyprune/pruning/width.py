@@ -71,7 +71,7 @@ def width(
     return _pruning(decoder, method, task, chosen)
 
 
-def rehearsal(
+def dry_run(
     decoder: Decoder,
     method: str = "wanda-sp",
     *,

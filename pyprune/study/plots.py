@@ -5,23 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.study.figure import add_grid, new_figure, png
-from pyprune.study.table import REFERENCE_ROW, engines, ratios, settings, table
-
-STYLE = {
-    "original": ("#555555", "o"),
-    "depth": ("#0072B2", "s"),
-    "wanda-sp": ("#D55E00", "^"),
-    "wanda-sp padded": ("#009E73", "D"),
-    "flap": ("#CC79A7", "v"),
-    "flap padded": ("#882255", "v"),
-    "llm-pruner": ("#56B4E9", "P"),
-    "llm-pruner padded": ("#332288", "P"),
-    "magnitude-sp": ("#E69F00", "X"),
-    "magnitude-sp padded": ("#999933", "X"),
-    "head-gate": ("#F0E442", "*"),
-    "head-gate padded": ("#117733", "*"),
-}
-"""Colour (Okabe and Ito's palette, told apart by colour-blind readers, then Tol's) and marker of each method."""
+from pyprune.study.labels import ORIGINAL, style_of
+from pyprune.study.table import engines, ratios, settings, table
 
 LINES = {"hf": (0, (4, 2)), "pyprune": "solid"}
 RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
@@ -34,7 +19,7 @@ def quality_and_throughput(results: dict[str, Any]) -> bytes:
     figure = new_figure(11.0, 4.6 * len(groups))
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for (left, right), ratio in zip(grid, groups, strict=True):
-        shown = [line for line in lines if line["row"] == REFERENCE_ROW or line["ratio"] == ratio]
+        shown = [line for line in lines if line["row"] == ORIGINAL or line["ratio"] == ratio]
         _quality_panel(left, shown, ratio)
         _throughput_panel(right, shown, ratio)
     _legend(figure, right)
@@ -57,7 +42,7 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
                 line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
             ]
             own.sort(key=lambda line: line["batch"])
-            colour, marker = STYLE[own[0]["method"]]
+            colour, marker = style_of(own[0]["method"])
             dashes = RATIO_LINES[groups.index(own[0]["ratio"]) % len(RATIO_LINES)] if own[0]["ratio"] else "solid"
             middle = [line["latency_s"] for line in own]
             below = [line["latency_s"] - line["latency_q1_s"] for line in own]
@@ -80,15 +65,15 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     length = min(line["output_tokens"] for line in lines)
     shown = [line for line in lines if (line["batch"], line["output_tokens"]) == (batch, length)]
     for line in shown:
-        if line["ppl"] is not None:
-            colour, marker = STYLE[line["method"]]
+        if line.get("ppl") is not None:
+            colour, marker = style_of(line["method"])
             face = colour if line["engine"] == "pyprune" else "none"
             panel.plot(
                 line["speedup"], line["ppl"], marker=marker, markersize=10, markerfacecolor=face,
                 markeredgecolor=colour, markeredgewidth=1.8, linestyle="none",
                 label=f"{line['method']}, {line['engine']}",
             )  # fmt: skip
-    known = [line["ppl"] for line in shown if line["ppl"] is not None]
+    known = [line["ppl"] for line in shown if line.get("ppl") is not None]
     if known and max(known) > 8 * min(known):
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
@@ -105,13 +90,13 @@ def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> No
     for row, engine in dict.fromkeys((line["row"], line["engine"]) for line in lines):
         own = [line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)]
         own.sort(key=lambda line: line["batch"])
-        colour, marker = STYLE[own[0]["method"]]
+        colour, marker = style_of(own[0]["method"])
         panel.plot(
             [line["latency_s"] for line in own], [line["tokens_per_s"] for line in own], color=colour, marker=marker,
             linestyle=LINES.get(engine, "solid"), markerfacecolor=colour if engine == "pyprune" else "none",
             markersize=7, linewidth=1.4, label=f"{own[0]['method']}, {engine}",
         )  # fmt: skip
-        if row == REFERENCE_ROW:
+        if row == ORIGINAL:
             for line in own:
                 panel.annotate(
                     f"M={line['batch']}", (line["latency_s"], line["tokens_per_s"]), xytext=(7, -11),

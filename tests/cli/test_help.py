@@ -84,3 +84,19 @@ def test_python_dash_m_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "pyprune", "score"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "pyprune: score: the following arguments are required: MODEL\n"
+
+
+def test_the_width_methods_in_the_help_are_the_width_methods():
+    from pyprune.commands.options import WIDTH_METHODS
+    from pyprune.pruning.width import METHODS
+
+    assert WIDTH_METHODS.split(", ") == list(METHODS)
+    for command, option in (("compare", "methods"), ("prune", "method")):
+        action = next(action for action in parser_of(command)._actions if action.dest == option)
+        assert WIDTH_METHODS in action.help
+
+
+def test_the_defaults_of_compare_are_those_of_its_configuration():
+    from pyprune.study.config import CompareConfig
+
+    assert CompareConfig.from_options(build_parser().parse_args(["compare", "shape:tiny"])) == CompareConfig()
