@@ -64,7 +64,7 @@ def require_narrowable(options: argparse.Namespace) -> None:
         raise InputError(f"--text {options.text}: method {options.method} looks at no text")
 
 
-def dry_run_narrowing(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
+def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
     """A pruning of the size that will come: what cannot be had or saved is refused before the slow part."""
     from pyprune.pruning.width import dry_run
 

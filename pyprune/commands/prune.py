@@ -16,8 +16,8 @@ from pyprune.commands.inputs import (
 )
 from pyprune.commands.narrowing import (
     add_narrowing,
-    dry_run_narrowing,
     measured_narrowing,
+    narrowing_dry_run,
     refuse_narrowing,
     require_narrowable,
 )
@@ -134,16 +134,16 @@ def run(options: argparse.Namespace) -> None:
         if options.depth is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is refused before the slow scoring.
-            dry_run = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
-            _require_savable(pruning.apply(decoder, dry_run | padding))
+            trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
+            _require_savable(pruning.apply(decoder, trial | padding))
             if options.search in (None, "one-shot"):
                 ranked = ranked or measured_scores(options, decoder, unit, bar)
                 chosen = pruning.depth(ranked, decoder, **limits)
             else:
                 chosen = searched(options, decoder, options.search, amount, bar).pruning()
         elif options.width is not None:
-            dry_run = dry_run_narrowing(options, decoder, amount.ratio)
-            _require_savable(pruning.apply(decoder, dry_run | padding))
+            trial = narrowing_dry_run(options, decoder, amount.ratio)
+            _require_savable(pruning.apply(decoder, trial | padding))
             chosen = measured_narrowing(options, decoder, amount.ratio, bar)
         if not is_rank_zero():
             return
@@ -183,7 +183,7 @@ def _equal_scores(decoder: Any, unit: str) -> Any:
     from pyprune.scoring.scores import Scores
 
     units = list(units_of(decoder, unit))
-    return Scores(decoder.name, "dry run", unit, None, units, [0.0] * len(units))
+    return Scores(decoder.name, "equal", unit, None, units, [0.0] * len(units))
 
 
 def _require_savable(decoder: Any) -> None:

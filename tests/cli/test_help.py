@@ -100,3 +100,13 @@ def test_the_defaults_of_compare_are_those_of_its_configuration():
     from pyprune.study.config import CompareConfig
 
     assert CompareConfig.from_options(build_parser().parse_args(["compare", "shape:tiny"])) == CompareConfig()
+
+
+def test_what_the_options_repeat_without_importing_torch_is_what_the_functions_take():
+    from pyprune.commands.options import WIDTH_ROWS
+    from pyprune.scoring.calibration import BOS_RULES, PACKINGS
+    from pyprune.study.width_advice import ROWS
+
+    assert tuple(WIDTH_ROWS) == ROWS
+    choices = {action.dest: action.choices for action in parser_of("score")._actions}
+    assert (choices["packing"], choices["bos"]) == (PACKINGS, BOS_RULES)
