@@ -71,10 +71,10 @@ def run(options: argparse.Namespace) -> None:
         ]
         size = f"FFN {options.width} x {options.hidden} in {options.dtype}"
         print_table(header, rows, f"{side}: {size} on {question.device}, times faster than as it is")
-    told = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
+    sentence = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
     if advice.best == options.width:
-        told = f"Leave {options.width} as it is: no multiple is measurably quicker here."
-    console().print(f"{told} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
+        sentence = f"Leave {options.width} as it is: no multiple is measurably quicker here."
+    console().print(f"{sentence} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def gain_text(gain: dict[str, Any]) -> str:

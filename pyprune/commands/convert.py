@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         # Not loaded in that dtype: norms and biases stay as they are.
         decoder.save_gguf(options.out, options.dtype, tokenizer=not options.no_tokenizer)
         kind, files = chosen_architecture(decoder)[0].name, [options.out]
-    found = {
+    facts = {
         "model": decoder.name,
         "out": options.out,
         "format": options.to,
@@ -77,6 +77,6 @@ def run(options: argparse.Namespace) -> None:
         "bytes": sum(os.path.getsize(file) for file in files),
     }
     if options.json:
-        return print_json(found)
-    rows = [[name, str(found[name])] for name in ("architecture", "dtype", "blocks")]
-    print_table(["", ""], [*rows, ["MB", f"{found['bytes'] / 1e6:.1f}"]], f"{decoder.name}, written to {options.out}")
+        return print_json(facts)
+    rows = [[name, str(facts[name])] for name in ("architecture", "dtype", "blocks")]
+    print_table(["", ""], [*rows, ["MB", f"{facts['bytes'] / 1e6:.1f}"]], f"{decoder.name}, written to {options.out}")

@@ -68,7 +68,7 @@ def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -
     """A pruning of the size that will come: what cannot be had or saved is refused before the slow part."""
     from pyprune.pruning.width import dry_run
 
-    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
+    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_settings(options))
 
 
 def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
@@ -77,12 +77,12 @@ def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, 
     from pyprune.pruning.width import METHODS
 
     method = options.method or DEFAULT
-    given = _given(options)
+    settings = _settings(options)
     if METHODS[method].calibrated:
-        given["calibration"] = calibration_windows(options, decoder).input_ids
-    return pruning.width(decoder, method, ratio=ratio, progress=partial(bar, method), **given)
+        settings["calibration"] = calibration_windows(options, decoder).input_ids
+    return pruning.width(decoder, method, ratio=ratio, progress=partial(bar, method), **settings)
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     names = ("variant", "align", "units", "protect", "remove_groups")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

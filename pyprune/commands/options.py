@@ -28,8 +28,8 @@ MODEL_HELP = (
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors, so that they too are one line."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         if self.description is not None:
             self.description = textwrap.fill(self.description, 78)
         self.add_argument(

@@ -64,10 +64,11 @@ def run(options: argparse.Namespace) -> None:
     lengths = options.len or [default_length(decoder)]
     engines = [(batch, length) for batch in options.batch for length in lengths]
     plans = {
-        one: plan_memory(decoder, *one, skip=skip, compress=options.compress, device=options.device) for one in engines
+        engine: plan_memory(decoder, *engine, skip=skip, compress=options.compress, device=options.device)
+        for engine in engines
     }
-    there = options.device == "cpu" or torch.cuda.is_available()
-    free = memory.available(options.device) if there else None
+    present = options.device == "cpu" or torch.cuda.is_available()
+    free = memory.available(options.device) if present else None
     if options.json:
         return print_json(
             {

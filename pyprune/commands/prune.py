@@ -1,4 +1,4 @@
-"""`pyprune prune`: remove blocks, halves or widths and save the smaller checkpoint."""
+"""`pyprune prune`: remove blocks, sublayers or widths and save the smaller checkpoint."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "prune",
-        "remove blocks, halves or width, and save the smaller checkpoint",
-        "Remove whole blocks, or halves of them, or heads and FFN neurons (width), and save the smaller checkpoint, "
-        "which plain transformers can load where it can express it. Exactly one of --depth, --blocks and --width says "
+        "remove blocks, sublayers or width, and save the smaller checkpoint",
+        "Remove whole blocks, or sublayers of them (attention or FFN), or heads and FFN neurons (width), and save the "
+        "smaller checkpoint, which plain transformers loads where it can express it. Exactly one of --depth, --blocks and --width says "
         "what goes. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
         "the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
@@ -75,8 +75,8 @@ def add_options(commands: Any) -> None:
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves loads in transformers "
-        "after import pyprune",
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single sublayers loads in "
+        "transformers after import pyprune",
     )
     parser.add_argument(
         "--search",
@@ -105,7 +105,7 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Remove blocks, halves or widths and save the smaller checkpoint."""
+    """Remove blocks, sublayers or widths and save the smaller checkpoint."""
     from pyprune import pruning
     from pyprune.pruning import Pruning
     from pyprune.scoring.scores import Scores
@@ -196,7 +196,7 @@ def _require_savable(decoder: Any) -> None:
 def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
     from pyprune.models.sizes import describe_sizes
 
-    before, after = (describe_sizes(one, decoder.parameters()) for one in (decoder, pruned))
+    before, after = (describe_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
         sizes = {"before": before, "after": after}
         return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})

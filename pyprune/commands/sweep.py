@@ -62,20 +62,20 @@ def run(options: argparse.Namespace) -> None:
         options.device,
     )  # fmt: skip
     with Bar() as bar:
-        found = run_sweep(settings, options.out, bar)
+        result = run_sweep(settings, options.out, bar)
     if options.json:
-        return print_json({**found.results, "table": found.table()})
-    lines, rows = found.table(), []
+        return print_json({**result.results, "table": result.table()})
+    lines, rows = result.table(), []
     for role, count, side in dict.fromkeys((line["role"], line["rows"], line["side"]) for line in lines):
-        own = [line for line in lines if (line["role"], line["rows"], line["side"]) == (role, count, side)]
-        gains = [line["ratio_to_torch"] for line in own]
+        side_lines = [line for line in lines if (line["role"], line["rows"], line["side"]) == (role, count, side)]
+        gains = [line["ratio_to_torch"] for line in side_lines]
         rows.append(
             [
-                role, str(count), side, f"{1e3 * median(line['seconds'] for line in own):.3f}",
-                f"{min(line['bytes_per_s'] for line in own) / 1e9:.1f} to "
-                f"{max(line['bytes_per_s'] for line in own) / 1e9:.1f}",
-                f"{min(line['flop_per_s'] for line in own) / 1e9:.1f} to "
-                f"{max(line['flop_per_s'] for line in own) / 1e9:.1f}",
+                role, str(count), side, f"{1e3 * median(line['seconds'] for line in side_lines):.3f}",
+                f"{min(line['bytes_per_s'] for line in side_lines) / 1e9:.1f} to "
+                f"{max(line['bytes_per_s'] for line in side_lines) / 1e9:.1f}",
+                f"{min(line['flop_per_s'] for line in side_lines) / 1e9:.1f} to "
+                f"{max(line['flop_per_s'] for line in side_lines) / 1e9:.1f}",
                 f"{min(gains):.2f} to {max(gains):.2f}x",
             ]
         )  # fmt: skip
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 def widths(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"([0-9]+):([0-9]+)(?::([0-9]+))?", text, re.ASCII)
-    found = [int(part or 1) for part in match.groups()] if match else []
-    if not found or not all(1 <= number <= MOST for number in found) or found[1] < found[0]:
+    bounds = [int(part or 1) for part in match.groups()] if match else []
+    if not bounds or not all(1 <= number <= MOST for number in bounds) or bounds[1] < bounds[0]:
         raise argparse.ArgumentTypeError(f"{text!r}: widths from 1 such as 7000:7300 or 7000:7300:4 are expected")
-    return found[0], found[1], found[2]
+    return bounds[0], bounds[1], bounds[2]

@@ -160,14 +160,14 @@ class CompareConfig:
     def argv(self, spec: str) -> list[str]:
         """The command that measures this again: every option that has a value, and texts by the last part of their
         paths, as folders are not published."""
-        words = ["pyprune", "compare", spec]
+        arguments = ["pyprune", "compare", spec]
         for config in (self, self.calibration):
             for name, option in options_of(type(config)).items():
                 value = getattr(config, name)
-                words += [] if value is None else [option, _word(name, value)]
+                arguments += [] if value is None else [option, _word(name, value)]
         for evaluation in self.evaluations:
-            words += evaluation.argv()
-        return [*words, "--out", "compare"]
+            arguments += evaluation.argv()
+        return [*arguments, "--out", "compare"]
 
     def command(self, spec: str) -> str:
         """`argv` as a line for a shell."""

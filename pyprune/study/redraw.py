@@ -124,9 +124,11 @@ def _write_scores(folder: Path, scores: list[Scores], labels: list[str], amount:
     return ["index.html", *figures]
 
 
-def _agreement(found: Contrast) -> list[str]:
-    numbers = ["none" if n is None else f"{n:.3f}" for n in (found.correlation.spearman, found.correlation.kendall)]
-    lists = (found.only_a, found.both, found.only_b)
+def _agreement(contrast: Contrast) -> list[str]:
+    numbers = [
+        "none" if n is None else f"{n:.3f}" for n in (contrast.correlation.spearman, contrast.correlation.kendall)
+    ]
+    lists = (contrast.only_a, contrast.both, contrast.only_b)
     return numbers + [", ".join(str(i) if kind == "block" else f"{kind} {i}" for kind, i in units) for units in lists]
 
 

@@ -12,7 +12,7 @@ from pyprune.study.labels import ORIGINAL
 
 def model_columns(results: dict[str, Any]) -> list[Column[ModelLine]]:
     """The columns of a model: names and sizes, and those of the evaluations."""
-    return [*MODEL_COLUMNS, *(column for one in evaluations_of(results) for column in one.columns)]
+    return [*MODEL_COLUMNS, *(column for evaluation in evaluations_of(results) for column in evaluation.columns)]
 
 
 def timing_columns(results: dict[str, Any]) -> list[Column[Any]]:

@@ -15,8 +15,8 @@ from pyprune.study.evaluations.evaluation import Material, Need
 
 
 def _over_original(line: ModelLine) -> float | None:
-    whole, own = line.original.get("ppl"), line.row.get("ppl")
-    return None if whole is None or own is None else own / whole
+    original, pruned = line.original.get("ppl"), line.row.get("ppl")
+    return None if original is None or pruned is None else pruned / original
 
 
 @dataclass(frozen=True)
