@@ -26,10 +26,10 @@ from bench.gpu_check.settings import Save, Settings
 from bench.gpu_check.table1 import DRY_NEW, NEW, PROMPT, load, model_name
 from pyprune.models.decoder import Decoder
 from pyprune.models.transformers_model import to_transformers
-from pyprune.study.compare import hugging_face, ours
 from pyprune.study.device import synchroniser
 from pyprune.study.measure import speedup
 from pyprune.study.paper import facts
+from pyprune.study.timing import hugging_face, ours
 
 MOST_ROUNDS, LEAST_ROUNDS, SHORT, TIMING_SECONDS = 20, 6, 8, 30.0
 DRY_SHORT = 2

@@ -11,7 +11,7 @@ import pyprune
 from bench.gpu_check.environment import gpu_report
 from bench.gpu_check.race import quiet
 from bench.gpu_check.settings import Save, Settings
-from pyprune.study.compare import hugging_face
+from pyprune.study.timing import hugging_face
 
 BATCHES, PROMPT, NEW = (1, 2, 4), 24, 32
 

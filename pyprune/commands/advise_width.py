@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.options import add_device, add_dtype, add_json, at_least, command, numbers
+from pyprune.commands.options import (
+    WIDTH_ROWS,
+    add_device,
+    add_dtype,
+    add_hidden,
+    add_json,
+    add_rows,
+    at_least,
+    command,
+)
 from pyprune.commands.output import Bar, console, print_json, print_table
 
 
@@ -22,14 +31,8 @@ def add_options(commands: Any) -> None:
         "pyprune advise-width 1229 --hidden 576 --rows 1 --dtype fp32 --json",
     )
     parser.add_argument("width", type=at_least(1), metavar="WIDTH", help="the FFN width as it was pruned")
-    parser.add_argument("--hidden", type=at_least(1), default=4096, metavar="H", help="hidden size (default: 4096)")
-    parser.add_argument(
-        "--rows",
-        type=numbers("numbers of rows", "1,16,1024"),
-        default=[1, 16, 1024],
-        metavar="M,N",
-        help="rows of activations, batch times tokens (default: 1,16,1024)",
-    )
+    add_hidden(parser)
+    add_rows(parser, WIDTH_ROWS, "rows of activations, batch times tokens")
     add_dtype(parser, "bf16", "dtype of weights and activations")
     add_device(parser)
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before (default: off)")
@@ -68,10 +71,10 @@ def run(options: argparse.Namespace) -> None:
         ]
         size = f"FFN {options.width} x {options.hidden} in {options.dtype}"
         print_table(header, rows, f"{side}: {size} on {question.device}, times faster than as it is")
-    told = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
+    sentence = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
     if advice.best == options.width:
-        told = f"Leave {options.width} as it is: no multiple is measurably quicker here."
-    console().print(f"{told} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
+        sentence = f"Leave {options.width} as it is: no multiple is measurably quicker here."
+    console().print(f"{sentence} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def gain_text(gain: dict[str, Any]) -> str:

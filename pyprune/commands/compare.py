@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from typing import Any
 
-from pyprune.commands.inputs import torch_dtype
 from pyprune.commands.options import (
     MODEL_HELP,
+    WIDTH_METHODS,
     add_device,
     add_dtype,
     add_json,
+    add_option,
+    add_option_of,
     add_text,
     at_least,
+    comma_separated,
     command,
     numbers,
-    words,
 )
 from pyprune.commands.output import Bar, console, print_json
+from pyprune.study.config import CompareConfig
+from pyprune.study.protocols import PROTOCOLS
 
 
 def add_options(commands: Any) -> None:
@@ -34,83 +39,41 @@ def add_options(commands: Any) -> None:
         "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
-        "--ratios",
-        type=words,
-        default=["20%"],
-        metavar="P%,Q%",
-        help="shares of all parameters to remove (default: 20%%)",
-    )
-    parser.add_argument(
-        "--methods",
-        type=words,
-        default=["wanda-sp"],
-        metavar="A,B",
-        help="width methods, a row each: wanda-sp, flap, llm-pruner, magnitude-sp, head-gate (default: wanda-sp)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=numbers("batch sizes", "1,8"),
-        default=[1, 8],
-        metavar="M,N",
-        help="batch sizes, in prompts (default: 1,8)",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=("quick", "paper"),
-        default="quick",
-        help="quick: 16 new tokens, 3 runs after 1 warm-up, perplexity on 4096 tokens; paper: 128 and 512 new tokens, "
-        "20 runs after 10, perplexity on 32768 tokens, which takes hours on a small machine (default: quick)",
+    option = partial(add_option_of, parser, CompareConfig)
+    option("ratios", "shares of all parameters to remove", type=comma_separated, metavar="P%,Q%")
+    option("methods", f"width methods, a row each: {WIDTH_METHODS}", type=comma_separated, metavar="A,B")
+    option("batches", "batch sizes, in prompts", type=numbers("batch sizes", "1,8"), metavar="M,N")
+    option(
+        "protocol",
+        "quick: 16 new tokens, 3 runs after 1 warm-up, perplexity on 4096 tokens; paper: 128 and 512 new tokens, "
+        "20 runs after 10, perplexity on 32768 tokens, which takes hours on a small machine",
+        choices=tuple(PROTOCOLS),
     )
     add_dtype(
         parser,
-        "bfloat16",
+        CompareConfig.dtype,
         "dtype of all rows when timed and their perplexity is taken; scoring keeps the checkpoint's",
     )
-    add_device(parser)
-    parser.add_argument(
-        "--pad-to",
-        type=at_least(2),
-        default=64,
-        metavar="N",
-        help="multiple of neurons for the padded row (default: 64)",
-    )
+    add_device(parser, CompareConfig.device)
+    option("pad_multiple", "multiple of neurons for the padded row", type=at_least(2), metavar="N")
     add_text(parser)
-    parser.add_argument(
-        "--eval-text",
+    option(
+        "eval_text",
+        "text for the perplexity, named like --text but another one",
+        shown="demo:boolq",
         metavar="FILE",
-        help="text for the perplexity, named like --text but another one (default: demo:boolq)",
     )
-    parser.add_argument("--out", metavar="DIR", help="new or empty directory for the report (default: none)")
+    add_option(parser, "--out", "new or empty directory for the report", metavar="DIR")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure depth and width pruning of one model side by side."""
-    from pyprune.study.compare import compare as run
+    from pyprune.study.compare import compare
     from pyprune.study.report import terminal
 
     with Bar() as bar:
-        comparison = run(
-            options.model,
-            ratios=options.ratios,
-            methods=options.methods,
-            batches=options.batch,
-            protocol=options.protocol,
-            dtype=torch_dtype(options.dtype),
-            text=options.text,
-            eval_text=options.eval_text,
-            samples=options.samples,
-            seq_len=options.seq_len,
-            seed=options.seed,
-            field=options.field,
-            packing=options.packing,
-            bos=options.bos,
-            pad_multiple=options.pad_to,
-            out=options.out,
-            progress=bar,
-            device=options.device,
-        )
+        comparison = compare(options.model, CompareConfig.from_options(options), out=options.out, progress=bar)
     if options.json:
         return print_json({**comparison.results, "table": comparison.table()})
     screen = console()

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.inputs import loaded
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, command
+from pyprune.commands.options import MODEL_HELP, add_json, add_stored_dtype, command
 from pyprune.commands.output import print_json, print_table
 from pyprune.errors import InputError
 
@@ -34,7 +34,7 @@ def add_options(commands: Any) -> None:
         required=True,
         help="the .gguf file (an old one is replaced), or a new or empty directory (required)",
     )
-    add_dtype(parser, None, "dtype of the matrices (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of the matrices")
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         # Not loaded in that dtype: norms and biases stay as they are.
         decoder.save_gguf(options.out, options.dtype, tokenizer=not options.no_tokenizer)
         kind, files = chosen_architecture(decoder)[0].name, [options.out]
-    found = {
+    facts = {
         "model": decoder.name,
         "out": options.out,
         "format": options.to,
@@ -77,6 +77,6 @@ def run(options: argparse.Namespace) -> None:
         "bytes": sum(os.path.getsize(file) for file in files),
     }
     if options.json:
-        return print_json(found)
-    rows = [[name, str(found[name])] for name in ("architecture", "dtype", "blocks")]
-    print_table(["", ""], [*rows, ["MB", f"{found['bytes'] / 1e6:.1f}"]], f"{decoder.name}, written to {options.out}")
+        return print_json(facts)
+    rows = [[name, str(facts[name])] for name in ("architecture", "dtype", "blocks")]
+    print_table(["", ""], [*rows, ["MB", f"{facts['bytes'] / 1e6:.1f}"]], f"{decoder.name}, written to {options.out}")

@@ -75,11 +75,11 @@ def chosen_criterion(options: argparse.Namespace, unit: str) -> tuple[Any, dict[
     from pyprune.scoring.criteria import criterion_named
 
     criterion = criterion_named(options.criterion or DEFAULT)
-    given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
     if "seed" in criterion.options:
-        given["seed"] = options.seed
-    criterion.check(unit, given)
-    return criterion, given
+        settings["seed"] = options.seed
+    criterion.check(unit, settings)
+    return criterion, settings
 
 
 def refuse_criterion(options: argparse.Namespace, reason: str, but: tuple[str, ...] = ()) -> None:

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study import machine
     from pyprune.study.page import machine_cells
 
-    found = {
+    facts = {
         "machine": machine.describe(),
         "available_memory_bytes": memory.available(),
         "native": native.report(),
@@ -71,21 +71,21 @@ def run(options: argparse.Namespace) -> None:
         "demonstration": {"model": _present(demo_model_path), "texts": _present(lambda: require_text(None))},
     }
     if options.json:
-        return print_json(found)
-    lines = machine_cells(found["machine"])
-    free = found["available_memory_bytes"]
+        return print_json(facts)
+    lines = machine_cells(facts["machine"])
+    free = facts["available_memory_bytes"]
     lines.append(["free memory", "unknown" if free is None else f"{free / 2**30:.1f} GiB"])
-    native_facts = {name: value for name, value in found["native"].items() if value not in (None, [], {})}
+    native_facts = {name: value for name, value in facts["native"].items() if value not in (None, [], {})}
     for name, reason in native_facts.pop("isas_unused", {}).items():
         native_facts[f"{name}, not used"] = reason
     lines += [[f"native: {name.replace('_', ' ')}", shown(value)] for name, value in native_facts.items()]
-    for one in found["gpu"]["devices"]:
-        lines.append([f"GPU kernels, {one['device']} ({one['name']})", one["reason"]])
-    if not found["gpu"]["devices"]:
-        lines.append(["GPU kernels", found["gpu"]["reason"]])
-    lines.append(["CUDA library", found["cuda_library"]])
-    lines.append([f"model {DEMO_MODEL}", found["demonstration"]["model"] or "installed"])
-    lines.append(["demonstration texts", found["demonstration"]["texts"] or "installed"])
+    for device in facts["gpu"]["devices"]:
+        lines.append([f"GPU kernels, {device['device']} ({device['name']})", device["reason"]])
+    if not facts["gpu"]["devices"]:
+        lines.append(["GPU kernels", facts["gpu"]["reason"]])
+    lines.append(["CUDA library", facts["cuda_library"]])
+    lines.append([f"model {DEMO_MODEL}", facts["demonstration"]["model"] or "installed"])
+    lines.append(["demonstration texts", facts["demonstration"]["texts"] or "installed"])
     print_table(["", ""], lines)
 
 
@@ -117,21 +117,21 @@ def check_gpus(number: int | None, as_json: bool) -> None:
         with Bar() as bar:
             verdicts.append(self_check(torch.device("cuda", index), report=partial(bar, f"checking cuda:{index}")))
         if not as_json:
-            print("\n".join(told(verdicts[-1])))
+            print("\n".join(verdict_lines(verdicts[-1])))
     if as_json:
         print_json({"self_checks": verdicts})
-    if not all(one["passed"] for one in verdicts):
+    if not all(verdict["passed"] for verdict in verdicts):
         raise SystemExit(1)
 
 
-def told(verdict: dict[str, Any]) -> list[str]:
+def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     """A verdict of the self-check in lines."""
     done = f"{verdict['done']} of {verdict['of']} cases in {verdict['seconds']:.0f} s"
     where = f"{verdict['device']} ({verdict['gpu']})"
     if verdict["passed"]:
         return [f"{where}: passed, {done}. From now on pyprune uses its kernels ({verdict['kernels']}) on this GPU."]
     failures = verdict["failures"]
-    lines = [f"  {one['case']}: {_failure(one)}" for one in failures[:MOST_SHOWN]]
+    lines = [f"  {failure['case']}: {_failure(failure)}" for failure in failures[:MOST_SHOWN]]
     lines += [f"  and {len(failures) - MOST_SHOWN} more (--json has all)"] * (len(failures) > MOST_SHOWN)
     if failures:
         return [
@@ -143,12 +143,12 @@ def told(verdict: dict[str, Any]) -> list[str]:
     ]
 
 
-def _failure(one: dict[str, Any]) -> str:
-    if one.get("exception"):
-        return " ".join(str(one["exception"]).split())
-    if not one.get("same_bits_twice", True):
+def _failure(failure: dict[str, Any]) -> str:
+    if failure.get("exception"):
+        return " ".join(str(failure["exception"]).split())
+    if not failure.get("same_bits_twice", True):
         return "other bits the second time"
-    return f"error {one['error']}, PyTorch's {one['pytorch_error']} (shares of the largest value)"
+    return f"error {failure['error']}, PyTorch's {failure['pytorch_error']} (shares of the largest value)"
 
 
 def _present(find: Callable[[], object]) -> str | None:

@@ -1,4 +1,4 @@
-"""`pyprune export`: a pruning in the words of another tool."""
+"""`pyprune export`: a pruning as another tool takes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_options(commands: Any) -> None:
         "write a pruning as another tool takes it",
         "Write a pruning, which prune leaves in a checkpoint as pruning.json, as another tool takes it: a mergekit "
         "passthrough configuration, the lists of dropped layers of LLM-Drop, OptiPFair and Model Optimizer (counted "
-        "from 1), or plain JSON. What a tool cannot express, such as single halves in mergekit, is refused.",
+        "from 1), or plain JSON. What a tool cannot express, such as single sublayers in mergekit, is refused.",
         "pyprune export smollm2-depth20/pruning.json --to mergekit --model HuggingFaceTB/SmolLM2-135M --layers 30",
         "pyprune export smollm2-depth20 --to llm-drop --out drop.json",
     )

@@ -81,27 +81,27 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
 
     from pyprune import scoring
 
-    criterion, given = chosen_criterion(options, unit)
+    criterion, settings = chosen_criterion(options, unit)
     if options.resume:
-        given["resume"] = journal_beside(options)
+        settings["resume"] = journal_beside(options)
     if options.memory is not None:
-        given["memory"] = options.memory
+        settings["memory"] = options.memory
     if criterion.needs != "nothing":
-        given |= _windows(options, decoder)
+        settings |= _windows(options, decoder)
     return scoring.score(
         decoder,
         criterion=criterion.name,
         unit=unit,
         protect=options.protect,
         progress=partial(bar, f"scoring, unit {unit}"),
-        **given,
+        **settings,
     )
 
 
 def chosen_amount(options: argparse.Namespace) -> dict[str, Any]:
     """What of --count, --ratio and --protect was given, as `pyprune.depth` takes it."""
-    given = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
-    return {name: value for name, value in given.items() if value is not None}
+    amounts = {name: getattr(options, name) for name in ("count", "ratio", "protect")}
+    return {name: value for name, value in amounts.items() if value is not None}
 
 
 def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any, bar: Bar) -> Any:
@@ -111,7 +111,7 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
     from pyprune import scoring
 
     unit = options.unit or "block"
-    criterion, given = chosen_criterion(options, unit)
+    criterion, settings = chosen_criterion(options, unit)
     return scoring.search(
         decoder,
         method=method,
@@ -124,7 +124,7 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
         memory=options.memory,
         progress=partial(bar, f"searching, {method}"),
         **_windows(options, decoder),
-        **given,
+        **settings,
     )
 
 

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from pyprune.commands.inputs import calibration_windows, require_texts
-from pyprune.commands.options import at_least
+from pyprune.commands.options import WIDTH_METHODS, at_least
 from pyprune.commands.output import Bar
 from pyprune.errors import InputError
+from pyprune.study.config import CompareConfig
 
-DEFAULT = "wanda-sp"
+DEFAULT = CompareConfig.methods[0]
 _OPTIONS = ("method", "align", "units", "remove_groups")
 
 
@@ -21,7 +22,7 @@ def add_narrowing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         metavar="NAME",
-        help="wanda-sp, flap, llm-pruner, magnitude-sp or head-gate; --variant then takes words with commas: of flap "
+        help=f"{WIDTH_METHODS}; --variant then takes words with commas: of flap "
         "WIFV|IFV|WIFN, AL-AM|AL-MM|UL-UM|UL-MM, bias|no-bias; of llm-pruner param_first|vectorize|param_second|"
         "param_mix, local|global; of head-gate local|global; of wanda-sp, flap and llm-pruner corrected|faithful "
         f"(default: {DEFAULT}, of each choice the first)",
@@ -64,10 +65,10 @@ def require_narrowable(options: argparse.Namespace) -> None:
 
 
 def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:
-    """A pruning of the size that will come: what cannot be had or saved is told before the slow part."""
+    """A pruning of the size that will come: what cannot be had or saved is refused before the slow part."""
     from pyprune.pruning.width import dry_run
 
-    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_given(options))
+    return dry_run(decoder, options.method or DEFAULT, ratio=ratio, **_settings(options))
 
 
 def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, bar: Bar) -> Any:
@@ -76,12 +77,12 @@ def measured_narrowing(options: argparse.Namespace, decoder: Any, ratio: float, 
     from pyprune.pruning.width import METHODS
 
     method = options.method or DEFAULT
-    given = _given(options)
+    settings = _settings(options)
     if METHODS[method].calibrated:
-        given["calibration"] = calibration_windows(options, decoder).input_ids
-    return pruning.width(decoder, method, ratio=ratio, progress=partial(bar, method), **given)
+        settings["calibration"] = calibration_windows(options, decoder).input_ids
+    return pruning.width(decoder, method, ratio=ratio, progress=partial(bar, method), **settings)
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     names = ("variant", "align", "units", "protect", "remove_groups")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

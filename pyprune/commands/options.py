@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pyprune.errors import InputError
+from pyprune.study.config import CalibrationConfig, options_of
 
 DTYPES = {
     "float32": "float32", "fp32": "float32", "f32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
@@ -28,8 +29,8 @@ MODEL_HELP = (
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors, so that they too are one line."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         if self.description is not None:
             self.description = textwrap.fill(self.description, 78)
         self.add_argument(
@@ -46,6 +47,23 @@ class Parser(argparse.ArgumentParser):
 def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> argparse.ArgumentParser:
     """The parser of a new command: a line for the list, what it does, and examples, one a line."""
     return commands.add_parser(name, help=summary, description=about, epilog=examples(*lines))
+
+
+def add_option(
+    parser: argparse._ActionsContainer, name: str, about: str, default: Any = None, shown: str = "none", **settings: Any
+) -> None:
+    """An option whose help ends with its default; `shown`: what stands there where that is None."""
+    text = shown if default is None else ",".join(map(str, default)) if isinstance(default, list) else str(default)
+    parser.add_argument(name, default=default, help=f"{about} (default: {text.replace('%', '%%')})", **settings)
+
+
+def add_option_of(
+    parser: argparse._ActionsContainer, config: type, field: str, about: str, shown: str = "none", **settings: Any
+) -> None:
+    """The option of a configuration's field, with the configuration's default."""
+    default = getattr(config, field)
+    default = list(default) if isinstance(default, tuple) else default
+    add_option(parser, options_of(config)[field], about, default, shown, **settings)
 
 
 def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
@@ -98,7 +116,7 @@ def add_weight_format(parser: argparse.ArgumentParser) -> None:
 
 
 def add_skip(parser: argparse.ArgumentParser) -> None:
-    for name, what in (("skip", "whole blocks"), ("skip-mha", "attention halves"), ("skip-ffn", "FFN halves")):
+    for name, what in (("skip", "whole blocks"), ("skip-mha", "attention sublayers"), ("skip-ffn", "FFN sublayers")):
         parser.add_argument(
             f"--{name}",
             type=indices,
@@ -110,37 +128,68 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--text",
+    """The options of `CalibrationConfig`."""
+    add_option_of(
+        parser,
+        CalibrationConfig,
+        "text",
+        "calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
+        "demo:boolq, demo:sms, or token ids (.npy, .safetensors)",
+        shown="demo:lambada; for shape: models random ids",
         metavar="FILE",
-        help="calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
-        "demo:boolq, demo:sms, or token ids (.npy, .safetensors) (default: demo:lambada; for shape: models random ids)",
     )
-    parser.add_argument(
-        "--field", metavar="NAME", help="the field of JSON lines or of a dataset that holds the text (default: text)"
+    add_option_of(
+        parser,
+        CalibrationConfig,
+        "field",
+        "the field of JSON lines or of a dataset that holds the text",
+        shown="text",
+        metavar="NAME",
     )
-    parser.add_argument(
-        "--samples", type=at_least(1), default=10, metavar="S", help="calibration windows (default: 10)"
+    windows = (
+        ("samples", at_least(1), "S", "calibration windows"),
+        ("seq_len", at_least(2), "T", "tokens in each window"),
+        ("seed", at_least(0), "N", "seed that draws the windows"),
     )
-    parser.add_argument(
-        "--seq-len", type=at_least(2), default=128, metavar="T", help="tokens in each window (default: 128)"
-    )
-    parser.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="seed that draws the windows (default: 0)"
-    )
-    parser.add_argument(
-        "--packing",
+    for field, kind, metavar, about in windows:
+        add_option_of(parser, CalibrationConfig, field, about, type=kind, metavar=metavar)
+    add_option_of(
+        parser,
+        CalibrationConfig,
+        "packing",
+        "packed: the documents one after another, cut into windows; documents: a random window of each of S documents, "
+        "shorter ones passed over",
         choices=("packed", "documents"),
-        default="packed",
-        help="packed: the documents one after another, cut into windows; documents: a random window of each of S "
-        "documents, shorter ones passed over (default: packed)",
     )
-    parser.add_argument(
-        "--bos",
+    add_option_of(
+        parser,
+        CalibrationConfig,
+        "bos",
+        "beginning-of-sequence token: none, one before all of the text, or one in each window",
         choices=("none", "first", "each"),
-        default="none",
-        help="beginning-of-sequence token: none, one before all of the text, or one in each window (default: none)",
     )
+
+
+def add_rows(parser: argparse.ArgumentParser, default: list[int], about: str) -> None:
+    """--rows: rows of activations of a linear."""
+    add_option(parser, "--rows", about, default, type=numbers("numbers of rows", "1,16,1024"), metavar="M,N")
+
+
+def add_hidden(parser: argparse.ArgumentParser) -> None:
+    add_option(parser, "--hidden", "hidden size", 4096, type=at_least(1), metavar="H")
+
+
+def add_stored_dtype(parser: argparse.ArgumentParser, about: str) -> None:
+    """--dtype, where the checkpoint's own is kept unless said otherwise."""
+    add_dtype(parser, None, f"{about} (default: the checkpoint's own)")
+
+
+SCORED_DTYPE = "dtype of the weights when scored; activations are float32 on a CPU"
+WIDTH_ROWS = [1, 16, 1024]
+"""Rows of activations by which the width of an FFN is advised."""
+SEARCHES = ("one-shot", "greedy", "window")
+WIDTH_METHODS = "wanda-sp, flap, llm-pruner, magnitude-sp, head-gate"
+"""`pruning.width.METHODS`, which would import torch; a test holds them equal."""
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str) -> None:
@@ -148,10 +197,8 @@ def add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str) 
     parser.add_argument("--dtype", type=dtype, default=default, metavar="D", help=f"fp32, bf16 or fp16: {shown}")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", type=device, default="cpu", metavar="D", help="cpu, cuda or cuda:N, to run on (default: cpu)"
-    )
+def add_device(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
+    add_option(parser, "--device", "cpu, cuda or cuda:N, to run on", default, type=device, metavar="D")
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -219,21 +266,21 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
 
 
-def words(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
 def indices(text: str) -> list[int]:
-    if not all(word.isascii() and word.isdigit() for word in words(text)):
+    if not all(word.isascii() and word.isdigit() for word in comma_separated(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: block indices from 0, with commas, such as 10,11 are expected")
-    return [int(word) for word in words(text)]
+    return [int(word) for word in comma_separated(text)]
 
 
 def numbers(what: str, example: str) -> Callable[[str], list[int]]:
     def read(text: str) -> list[int]:
-        if not all(word.isascii() and word.isdigit() for word in words(text)):
+        if not all(word.isascii() and word.isdigit() for word in comma_separated(text)):
             raise argparse.ArgumentTypeError(f"{text!r}: {what} from 1, with commas, such as {example} are expected")
-        return [int(word) for word in words(text)]
+        return [int(word) for word in comma_separated(text)]
 
     return read
 

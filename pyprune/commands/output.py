@@ -10,7 +10,7 @@ from typing import Any
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that tells and writes, of those that torchrun has started."""
+    """Whether this process is the one that reports and writes, of those that torchrun has started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded
-from pyprune.commands.options import add_device, add_json, command, numbers
+from pyprune.commands.options import WIDTH_ROWS, add_device, add_json, add_rows, command
 from pyprune.commands.output import Bar, print_json, print_table
 
 
@@ -26,13 +26,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--multiple", type=multiple, default="auto", metavar="N|auto", help="of neurons, or auto (default: auto)"
     )
-    parser.add_argument(
-        "--rows",
-        type=numbers("numbers of rows", "1,16,1024"),
-        default=[1, 16, 1024],
-        metavar="M,N",
-        help="rows of activations that auto measures (default: 1,16,1024)",
-    )
+    add_rows(parser, WIDTH_ROWS, "rows of activations that auto measures")
     add_device(parser)
     parser.add_argument(
         "--out", metavar="DIR2", required=True, help="new or empty directory for the checkpoint (required)"
@@ -58,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
         bar("saving", 0, 1)
         padded.save(options.out)
         bar("saving", 1, 1)
-    before, after = ({block.ffn.width for block in one.blocks if block.ffn is not None} for one in (decoder, padded))
+    before, after = (
+        {block.ffn.width for block in model.blocks if block.ffn is not None} for model in (decoder, padded)
+    )
     facts: dict[str, Any] = {
         "model": decoder.name,
         "out": options.out,
@@ -71,8 +67,8 @@ def run(options: argparse.Namespace) -> None:
         return print_json({**facts, "advice": None if advice is None else advice.to_json()})
     rows = []
     for name, label in (("widths", "FFN width"), ("parameters", "parameters"), ("bytes_per_token", "bytes per token")):
-        found = facts[name]
-        shown = [span(found[when]) if name == "widths" else f"{found[when]:,}" for when in ("before", "after")]
+        values = facts[name]
+        shown = [span(values[when]) if name == "widths" else f"{values[when]:,}" for when in ("before", "after")]
         rows.append([label, *shown])
     print_table(["", "before", "after"], rows, f"{decoder.name} to a multiple of {chosen}, written to {options.out}")
 
@@ -89,7 +85,7 @@ def advised(decoder: Any, options: argparse.Namespace, bar: Bar) -> Any:
 
     widths = Counter(block.ffn.width for block in pruning.pad(decoder, 1).blocks if block.ffn is not None)
     if not widths:
-        raise InputError(f"pad: {decoder.name} has no feed-forward half; there is nothing to pad")
+        raise InputError(f"pad: {decoder.name} has no FFN sublayer; there is nothing to pad")
     common = max(widths, key=lambda width: (widths[width], width))
     dtype = str(decoder.dtype).removeprefix("torch.")
     return advise(common, decoder.hidden_size, options.rows, dtype, options.device, progress=bar)

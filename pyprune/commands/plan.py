@@ -6,7 +6,15 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, add_skip, add_weight_format, command, numbers
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_json,
+    add_skip,
+    add_stored_dtype,
+    add_weight_format,
+    command,
+    numbers,
+)
 from pyprune.commands.output import print_json, print_table, shown
 from pyprune.errors import InputError
 
@@ -46,7 +54,7 @@ def add_options(commands: Any) -> None:
         default="cpu",
         help="kind of device to plan for, which need not be here (default: cpu)",
     )
-    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of weights and cache")
     add_json(parser)
 
 
@@ -65,8 +73,8 @@ def run(options: argparse.Namespace) -> None:
     engines = [(batch, length) for batch in options.batch for length in lengths]
     stored = {"weight_format": options.weight_format, "device": options.device}
     plans = {engine: plan_memory(decoder, *engine, skip=skip, **stored) for engine in engines}
-    there = options.device == "cpu" or torch.cuda.is_available()
-    free = memory.available(options.device) if there else None
+    present = options.device == "cpu" or torch.cuda.is_available()
+    free = memory.available(options.device) if present else None
     if options.json:
         return print_json(
             {

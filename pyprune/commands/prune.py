@@ -1,4 +1,4 @@
-"""`pyprune prune`: remove blocks, halves or widths and save the smaller checkpoint."""
+"""`pyprune prune`: remove blocks, sublayers or widths and save the smaller checkpoint."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from pyprune.commands.narrowing import (
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    SEARCHES,
     add_json,
     add_memory,
     add_resume,
@@ -43,11 +44,11 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "prune",
-        "remove blocks, halves or width, and save the smaller checkpoint",
-        "Remove whole blocks, or halves of them, or heads and FFN neurons (width), and save the smaller checkpoint, "
-        "which plain transformers can load where it can express it. Exactly one of --depth, --blocks and --width says "
-        "what goes. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
-        "the checkpoint's dtype.",
+        "remove blocks, sublayers or width, and save the smaller checkpoint",
+        "Remove whole blocks, or sublayers of them (attention or FFN), or heads and FFN neurons (width), and save the "
+        "smaller checkpoint, which plain transformers loads where it can express it. Exactly one of --depth, --blocks "
+        "and --width says what goes. --depth and --width measure on calibration text first, unless --scores is given. The "
+        "weights keep the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",
@@ -74,12 +75,12 @@ def add_options(commands: Any) -> None:
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove (--blocks one kind); a model that lacks single halves loads in transformers "
-        "after import pyprune",
+        "what --depth and --blocks remove (--blocks one kind); a model that lacks single sublayers loads in "
+        "transformers after import pyprune",
     )
     parser.add_argument(
         "--search",
-        choices=("one-shot", "greedy", "window"),
+        choices=SEARCHES,
         help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
         "(default: one-shot)",
     )
@@ -104,7 +105,7 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Remove blocks, halves or widths and save the smaller checkpoint."""
+    """Remove blocks, sublayers or widths and save the smaller checkpoint."""
     from pyprune import pruning
     from pyprune.pruning import Pruning
     from pyprune.scoring.scores import Scores
@@ -132,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
     with Bar() as bar:
         if options.depth is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
-            # With scores that are all equal first: an amount that cannot be had is told before the slow scoring.
+            # With scores that are all equal first: an amount that cannot be had is refused before the slow scoring.
             trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
             _require_savable(pruning.apply(decoder, trial | padding))
             if options.search in (None, "one-shot"):
@@ -149,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
     remove_journal(options)
-    _tell_pruned(options, decoder, pruned)
+    _report_sizes(options, decoder, pruned)
 
 
 def _check_prune_options(options: argparse.Namespace) -> None:
@@ -177,6 +178,7 @@ def _check_prune_options(options: argparse.Namespace) -> None:
 
 
 def _equal_scores(decoder: Any, unit: str) -> Any:
+    """Scores for a dry run: what goes is any, how much goes is as it will be."""
     from pyprune.scoring.removals import units_of
     from pyprune.scoring.scores import Scores
 
@@ -191,14 +193,12 @@ def _require_savable(decoder: Any) -> None:
     checkpoint_config(decoder)
 
 
-def _tell_pruned(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
-    from pyprune.study.compare import Row, describe
+def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
+    from pyprune.models.sizes import describe_sizes
 
-    before = describe(Row("before", "", None, decoder, decoder.pruning), decoder.parameters(), float("nan"))
-    after = describe(Row("after", "", None, pruned, pruned.pruning), decoder.parameters(), float("nan"))
-    kept = ("parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads", "bytes_per_token")
+    before, after = (describe_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
-        sizes = {row["name"]: {key: row[key] for key in kept} for row in (before, after)}
+        sizes = {"before": before, "after": after}
         return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],

@@ -17,12 +17,13 @@ from pyprune.commands.inputs import (
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    SCORED_DTYPE,
     add_amount,
     add_device,
-    add_dtype,
     add_json,
     add_memory,
     add_resume,
+    add_stored_dtype,
     add_stream,
     add_text,
     add_unit,
@@ -49,14 +50,10 @@ def add_options(commands: Any) -> None:
         "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
-    add_unit(parser, "what is removed and scored: blocks, only their attention or FFN halves, or both kinds of halves")
+    add_unit(parser, "what is removed and scored: blocks, only their attention or FFN sublayers, or both kinds")
     add_criterion(parser)
     add_text(parser)
-    add_dtype(
-        parser,
-        None,
-        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
-    )
+    add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
@@ -90,22 +87,22 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} {amount[name]}: belongs to --against or --plot")
     other = None if options.against is None else _read(options.against)
     if other is not None:
-        _contrast(other, other, amount)  # an amount that cannot be had is told before the slow scoring
+        _contrast(other, other, amount)  # an amount that cannot be had is refused before the slow scoring
     scores = _given(options) if options.model.endswith(".json") else _measured(options)
     if not is_rank_zero():
         return None
-    found = None if other is None else _contrast(scores, other, amount)
+    contrast = None if other is None else _contrast(scores, other, amount)
     if options.out is not None:
         scores.to_json(options.out)
         remove_journal(options)
     if options.plot is not None:
-        _plot(options.plot, scores, found, amount)
+        _plot(options.plot, scores, contrast, amount)
     if options.json:
-        return print_json(scores.to_dict() if found is None else found.to_dict())
-    if found is None:
+        return print_json(scores.to_dict() if contrast is None else contrast.to_dict())
+    if contrast is None:
         _print_scores(scores)
     else:
-        _print_contrast(found)
+        _print_contrast(contrast)
 
 
 def _read(path: str) -> Any:
@@ -143,12 +140,12 @@ def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
     return contrast(scores, other, **amount)
 
 
-def _plot(path: str, scores: Any, found: Any, amount: dict[str, Any]) -> None:
+def _plot(path: str, scores: Any, contrast: Any, amount: dict[str, Any]) -> None:
     from pyprune.files import write_bytes
     from pyprune.study.contrast_plot import side_by_side
     from pyprune.study.score_plots import chosen_bars
 
-    write_bytes(path, chosen_bars(scores, **amount) if found is None else side_by_side(found))
+    write_bytes(path, chosen_bars(scores, **amount) if contrast is None else side_by_side(contrast))
 
 
 def _print_scores(scores: Any) -> None:
@@ -167,7 +164,7 @@ def _print_scores(scores: Any) -> None:
     print_table(heads, rows, f"{scores.model}: {scores.criterion}{baseline}; the most removable first")
 
 
-def _print_contrast(found: Any) -> None:
+def _print_contrast(contrast: Any) -> None:
     from pyprune.scoring.contrast import named
 
     def units(given: list[tuple[str, int]]) -> str:
@@ -176,28 +173,32 @@ def _print_contrast(found: Any) -> None:
     def number(value: float | None) -> str:
         return "none: all scores of one side are equal" if value is None else f"{value:.3f}"
 
-    shared = f"{found.overlap:.0%} of what goes; {found.overlap_by_chance:.0%} is to be expected of blind choices"
+    shared = f"{contrast.overlap:.0%} of what goes; {contrast.overlap_by_chance:.0%} is to be expected of blind choices"
     facts = [
-        ["A", named(found.a)],
-        ["B", named(found.b)],
-        ["Spearman's rank correlation", number(found.correlation.spearman)],
-        ["Kendall's tau-b", number(found.correlation.kendall)],
-        ["goes under A", units(found.dropped_a)],
-        ["goes under B", units(found.dropped_b)],
-        ["goes under both", units(found.both)],
+        ["A", named(contrast.a)],
+        ["B", named(contrast.b)],
+        ["Spearman's rank correlation", number(contrast.correlation.spearman)],
+        ["Kendall's tau-b", number(contrast.correlation.kendall)],
+        ["goes under A", units(contrast.dropped_a)],
+        ["goes under B", units(contrast.dropped_b)],
+        ["goes under both", units(contrast.both)],
         ["overlap", shared],
     ]
-    names = " and ".join(dict.fromkeys((found.a.model, found.b.model)))
-    print_table(["", ""], facts, f"{names}: two scores of {found.correlation.units} units")
+    names = " and ".join(dict.fromkeys((contrast.a.model, contrast.b.model)))
+    print_table(["", ""], facts, f"{names}: two scores of {contrast.correlation.units} units")
     rows = [
-        [f"{one.unit[0]} {one.unit[1]}", *(f"{n:g}" for n in (one.place_a, one.place_b)), *_relative(found, one)]
-        for one in found.differences[:SHOWN_DIFFERENCES]
+        [
+            f"{difference.unit[0]} {difference.unit[1]}",
+            *(f"{n:g}" for n in (difference.place_a, difference.place_b)),
+            *_relative(contrast, difference),
+        ]
+        for difference in contrast.differences[:SHOWN_DIFFERENCES]
     ]
     title = "Where they differ most (place 1 is the most removable)"
     print_table(["unit", "place under A", "under B", "score under A", "under B"], rows, title)
 
 
-def _relative(found: Any, one: Any) -> list[str]:
+def _relative(contrast: Any, difference: Any) -> list[str]:
     """A difference's scores, over the whole model's where there is one: those of two texts have no common scale."""
-    pairs = ((one.score_a, found.a.baseline), (one.score_b, found.b.baseline))
+    pairs = ((difference.score_a, contrast.a.baseline), (difference.score_b, contrast.b.baseline))
     return [f"{score / baseline:.4g}x" if baseline else f"{score:.6g}" for score, baseline in pairs]

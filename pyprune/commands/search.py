@@ -1,4 +1,4 @@
-"""`pyprune search`: choose units to remove together, and tell the perplexity after every step."""
+"""`pyprune search`: choose units to remove together, with the perplexity after every step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from pyprune.commands.inputs import (
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    SCORED_DTYPE,
+    SEARCHES,
     add_device,
-    add_dtype,
     add_json,
     add_memory,
     add_resume,
+    add_stored_dtype,
     add_stream,
     add_text,
     add_unit,
@@ -52,18 +54,14 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("one-shot", "greedy", "window"),
+        choices=SEARCHES,
         default="greedy",
         help="how units are chosen (default: greedy)",
     )
-    add_unit(parser, "what is removed: a block, or only its attention or FFN half")
+    add_unit(parser, "what is removed: a block, or only its attention or FFN sublayer")
     add_criterion(parser)
     add_text(parser)
-    add_dtype(
-        parser,
-        None,
-        "dtype of the weights when scored; activations are float32 on a CPU (default: the checkpoint's own)",
-    )
+    add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
@@ -95,30 +93,30 @@ def run(options: argparse.Namespace) -> None:
     init_distributed(device)
     decoder = loaded(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
-        found = searched(options, decoder, options.method, amount, bar)
+        result = searched(options, decoder, options.method, amount, bar)
     if not is_rank_zero():
         return None
     if options.out is not None:
-        found.to_json(options.out)
+        result.to_json(options.out)
         remove_journal(options)
     if options.pruning_out is not None:
-        found.pruning().to_json(options.pruning_out)
+        result.pruning().to_json(options.pruning_out)
     if options.json:
-        return print_json(found.to_dict())
-    _tell(decoder.name, found)
+        return print_json(result.to_dict())
+    _report(decoder.name, result)
     return None
 
 
-def _tell(name: str, found: Any) -> None:
+def _report(name: str, result: Any) -> None:
     rows, gone = [], 0
-    for place, step in enumerate(found.steps, start=1):
+    for place, step in enumerate(result.steps, start=1):
         gone += step.parameters
         units = ", ".join(f"{kind} {index}" for kind, index in step.removed)
-        change, share = f"{step.score / found.baseline:.4g}x", f"{gone / found.parameters:.1%}"
+        change, share = f"{step.score / result.baseline:.4g}x", f"{gone / result.parameters:.1%}"
         rows.append([str(place), units, f"{step.score:.6g}", change, share])
-    title = f"{name}: {found.method} by {found.criterion}, whole model {found.baseline:.6g}"
+    title = f"{name}: {result.method} by {result.criterion}, whole model {result.baseline:.6g}"
     print_table(["step", "removed", "ppl", "of the whole", "parameters gone"], rows, title)
-    cost, naive = found.cost, found.naive
+    cost, naive = result.cost, result.naive
     print(
         f"{cost.blocks:,.0f} block and {cost.heads:,.0f} head passes; one forward pass for every candidate:"
         f" {naive.blocks:,.0f} and {naive.heads:,.0f}"

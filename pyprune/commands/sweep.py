@@ -8,7 +8,17 @@ import re
 from statistics import median
 from typing import Any
 
-from pyprune.commands.options import MOST, add_device, add_dtype, add_json, at_least, command, numbers
+from pyprune.commands.options import (
+    MOST,
+    add_device,
+    add_dtype,
+    add_hidden,
+    add_json,
+    add_option,
+    add_rows,
+    at_least,
+    command,
+)
 from pyprune.commands.output import Bar, console, print_json, print_table
 
 
@@ -31,21 +41,11 @@ def add_options(commands: Any) -> None:
         required=True,
         help="FFN widths from A to B by steps of S (required)",
     )
-    parser.add_argument("--hidden", type=at_least(1), default=4096, metavar="H", help="hidden size (default: 4096)")
-    parser.add_argument(
-        "--rows",
-        type=numbers("numbers of rows", "1,64"),
-        default=[1, 8, 64, 1024],
-        metavar="M,N",
-        help="rows of activations, batch times tokens (default: 1,8,64,1024)",
-    )
+    add_hidden(parser)
+    add_rows(parser, [1, 8, 64, 1024], "rows of activations, batch times tokens")
     add_dtype(parser, "bf16", "dtype of weights and activations")
-    parser.add_argument(
-        "--multiple", type=at_least(1), default=64, metavar="N", help="what torch's weights are padded to (default: 64)"
-    )
-    parser.add_argument(
-        "--rounds", type=at_least(1), default=9, metavar="N", help="timed rounds of every width (default: 9)"
-    )
+    add_option(parser, "--multiple", "what torch's weights are padded to", 64, type=at_least(1), metavar="N")
+    add_option(parser, "--rounds", "timed rounds of every width", 9, type=at_least(1), metavar="N")
     add_device(parser)
     parser.add_argument("--out", metavar="DIR", help="new or empty directory for JSON, CSV and PNG (default: not kept)")
     add_json(parser)
@@ -62,20 +62,20 @@ def run(options: argparse.Namespace) -> None:
         options.device,
     )  # fmt: skip
     with Bar() as bar:
-        found = run_sweep(settings, options.out, bar)
+        result = run_sweep(settings, options.out, bar)
     if options.json:
-        return print_json({**found.results, "table": found.table()})
-    lines, rows = found.table(), []
+        return print_json({**result.results, "table": result.table()})
+    lines, rows = result.table(), []
     for role, count, side in dict.fromkeys((line["role"], line["rows"], line["side"]) for line in lines):
-        own = [line for line in lines if (line["role"], line["rows"], line["side"]) == (role, count, side)]
-        gains = [line["ratio_to_torch"] for line in own]
+        side_lines = [line for line in lines if (line["role"], line["rows"], line["side"]) == (role, count, side)]
+        gains = [line["ratio_to_torch"] for line in side_lines]
         rows.append(
             [
-                role, str(count), side, f"{1e3 * median(line['seconds'] for line in own):.3f}",
-                f"{min(line['bytes_per_s'] for line in own) / 1e9:.1f} to "
-                f"{max(line['bytes_per_s'] for line in own) / 1e9:.1f}",
-                f"{min(line['flop_per_s'] for line in own) / 1e9:.1f} to "
-                f"{max(line['flop_per_s'] for line in own) / 1e9:.1f}",
+                role, str(count), side, f"{1e3 * median(line['seconds'] for line in side_lines):.3f}",
+                f"{min(line['bytes_per_s'] for line in side_lines) / 1e9:.1f} to "
+                f"{max(line['bytes_per_s'] for line in side_lines) / 1e9:.1f}",
+                f"{min(line['flop_per_s'] for line in side_lines) / 1e9:.1f} to "
+                f"{max(line['flop_per_s'] for line in side_lines) / 1e9:.1f}",
                 f"{min(gains):.2f} to {max(gains):.2f}x",
             ]
         )  # fmt: skip
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 def widths(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"([0-9]+):([0-9]+)(?::([0-9]+))?", text, re.ASCII)
-    found = [int(part or 1) for part in match.groups()] if match else []
-    if not found or not all(1 <= number <= MOST for number in found) or found[1] < found[0]:
+    bounds = [int(part or 1) for part in match.groups()] if match else []
+    if not bounds or not all(1 <= number <= MOST for number in bounds) or bounds[1] < bounds[0]:
         raise argparse.ArgumentTypeError(f"{text!r}: widths from 1 such as 7000:7300 or 7000:7300:4 are expected")
-    return found[0], found[1], found[2]
+    return bounds[0], bounds[1], bounds[2]

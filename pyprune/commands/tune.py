@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, at_least, command, device
+from pyprune.commands.options import MODEL_HELP, add_json, add_stored_dtype, at_least, command, device
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
 
@@ -27,7 +27,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", default="shape:llama-7b", help=f"{MODEL_HELP} (default: shape:llama-7b)"
     )
-    add_dtype(parser, None, "dtype of weights and cache (default: the checkpoint's own)")
+    add_stored_dtype(parser, "dtype of weights and cache")
     parser.add_argument(
         "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
     )
@@ -51,11 +51,11 @@ def add_options(commands: Any) -> None:
 
 def rows(text: str) -> tuple[int, ...]:
     """Some of the classes of few rows."""
-    known = ("1", "2", "16", "32", "64")
-    words = text.split(",")
-    if not set(words) <= set(known) or len(set(words)) < len(words):
-        raise argparse.ArgumentTypeError(f"{text}: one or more of {','.join(known)} are expected")
-    return tuple(map(int, words))
+    accepted = ("1", "2", "16", "32", "64")
+    classes = text.split(",")
+    if not set(classes) <= set(accepted) or len(set(classes)) < len(classes):
+        raise argparse.ArgumentTypeError(f"{text}: one or more of {','.join(accepted)} are expected")
+    return tuple(map(int, classes))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -76,17 +76,17 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded_sizes(options.model, options.dtype)
     with Bar() as bar:
         jobs = options.jobs or min(os.cpu_count() or 1, 16)
-        here, found = tune_model(decoder, gpu_device, path, partial(bar, "tuning"), options.rows or ROWS, jobs)
+        here, results = tune_model(decoder, gpu_device, path, partial(bar, "tuning"), options.rows or ROWS, jobs)
     if options.json:
-        refused = [told for one in found for told in one.refusals()]
-        file = tuning.to_json(entries(found, here))
+        refused = [reason for result in results for reason in result.refusals()]
+        file = tuning.to_json(entries(results, here))
         return print_json({"model": decoder.name, "file": str(path), **file, "refused": refused})
     rows = []
-    for one in found:
-        shape, tuned = one.case.shape, one.tuned
+    for result in results:
+        shape, tuned = result.case.shape, result.tuned
         times = [f"{1e6 * tuned.fixed_seconds:.1f}", f"{1e6 * tuned.seconds:.1f}"]
-        tries = f"{one.timed} of {one.timed + len(one.refused)}"
+        tries = f"{result.timed} of {result.timed + len(result.refused)}"
         gain = f"{tuned.fixed_seconds / tuned.seconds:.2f}x"
-        rows.append([one.case.operator, str(shape.rows), f"{shape.columns} x {shape.inner}", tries, *times, gain])
+        rows.append([result.case.operator, str(shape.rows), f"{shape.columns} x {shape.inner}", tries, *times, gain])
     header = ["operator", "rows", "up to", "timed", "table, us", "best, us", "gain"]
     print_table(header, rows, f"{decoder.name}, written to {path}")

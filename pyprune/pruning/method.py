@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,8 +119,7 @@ class Task:
         )
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How a model is drawn in figures: a colour (#RRGGBB) and a marker of matplotlib's."""
 
     colour: str

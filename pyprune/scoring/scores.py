@@ -14,6 +14,7 @@ from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
 
+FORMAT = "pyprune-scores/1"
 UNITS = ("block", "mha", "ffn")
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
@@ -92,6 +93,7 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form. An infinite score (a perplexity beyond float64) is written as the string "inf"."""
         data: dict[str, Any] = {
+            "format": FORMAT,
             "model": self.model,
             "criterion": self.criterion,
             "unit": self.unit,
@@ -115,9 +117,12 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: object) -> Scores:
-        """Read the JSON form. InputError when a key is missing or the order does not follow from the scores."""
+        """Read the JSON form. InputError for another format (older files name none), when a key is missing, or the
+        order does not follow from the scores."""
         if not isinstance(data, dict):
             raise InputError(f"scores: a JSON object is expected, not {type(data).__name__}")
+        if data.get("format", FORMAT) != FORMAT:
+            raise InputError(f"scores: format {data['format']!r}: {FORMAT} is expected")
         for key in ("model", "criterion", "unit", "scores"):
             if key not in data:
                 raise InputError(f"scores: the key {key!r} is missing; model, criterion, unit and scores are expected")

@@ -63,15 +63,15 @@ def alignments(
                 amount = work(point["role"], point["width"], hidden, point["rows"], itemsize)
                 group = relative.setdefault((point["role"], point["rows"], side), {})
                 group.setdefault(power_of(point["width"]), []).append(statistics.median(seconds) / amount)
-    found = []
+    results = []
     for (role, rows, side), classes in relative.items():
         if len(_pooled(classes)) < 2:
             continue
         medians = {power: statistics.median(values) for power, values in sorted(_pooled(classes).items())}
         best = min(medians.values())
         cost = {power: value / best for power, value in medians.items()}
-        found.append(Alignment(role, rows, side, cost, _needed(cost, tolerance)))
-    return found
+        results.append(Alignment(role, rows, side, cost, _needed(cost, tolerance)))
+    return results
 
 
 def _pooled(classes: dict[int, list[float]]) -> dict[int, list[float]]:

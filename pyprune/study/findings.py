@@ -1,38 +1,39 @@
-"""What the machine shows, in sentences: each is derived from the numbers, none is expected beforehand."""
+"""What the machine shows, in sentences: each is derived from the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from pyprune.study.table import REFERENCE_ROW, engines, ratios, table
+from pyprune.study.config import CompareConfig
+from pyprune.study.evaluations import evaluations_of
+from pyprune.study.labels import ORIGINAL, label_of
+from pyprune.study.table import engines, ratios, table
 
 FEW_RUNS = 6
 """Fewer have no 95 % interval of their median."""
-WIDTH_METHOD = "wanda-sp"
-NAMES = {
-    "wanda-sp": "Wanda-sp",
-    "flap": "FLAP",
-    "llm-pruner": "LLM-Pruner",
-    "magnitude-sp": "Magnitude-sp",
-    "head-gate": "Head-gate",
-}
-"""The width methods as they are written in sentences."""
 
 
 def findings(results: dict[str, Any]) -> list[str]:
     """Sentences on the sample, on each pruned row's speed against the original and against its bytes, on the paper's
-    statement about width pruning, and on perplexity. `results` as `compare` gives them."""
-    lines = [line for line in table(results) if line["row"] != REFERENCE_ROW]
-    found = [sample_sentence(results)]
+    statement about width pruning, and what the evaluations say. `results` as `compare` gives them."""
+    lines = [line for line in table(results) if line["row"] != ORIGINAL]
+    sentences = [sample_sentence(results)]
     for row in dict.fromkeys(line["row"] for line in lines):
         for engine in engines(results):
-            found.append(speed_sentence([line for line in lines if (line["row"], line["engine"]) == (row, engine)]))
-    for method in results["settings"].get("methods", [WIDTH_METHOD]):
-        found.extend(paper_sentence(lines, engine, method) for engine in engines(results))
+            sentences.append(speed_sentence([line for line in lines if (line["row"], line["engine"]) == (row, engine)]))
+    for method in methods_of(results):
+        sentences.extend(paper_sentence(lines, engine, method) for engine in engines(results))
     for ratio in ratios(results):
-        found.extend(quality_sentences([row for row in results["rows"] if row["ratio"] == ratio]))
-    return found
+        rows = [row for row in results["rows"] if row["ratio"] == ratio]
+        for evaluation in evaluations_of(results):
+            sentences.extend(evaluation.findings(rows))
+    return sentences
+
+
+def methods_of(results: dict[str, Any]) -> list[str]:
+    """The width methods that were compared; older results name none."""
+    return results["settings"].get("methods", list(CompareConfig.methods))
 
 
 def against_original(line: dict[str, Any]) -> str:
@@ -97,9 +98,9 @@ def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def paper_sentence(lines: Sequence[dict[str, Any]], engine: str, method: str = WIDTH_METHOD) -> str:
+def paper_sentence(lines: Sequence[dict[str, Any]], engine: str, method: str) -> str:
     """Whether this machine shows what the paper saw on GPUs: width pruning that is no faster, or slower."""
-    width, name = [line for line in lines if line["engine"] == engine and line["method"] == method], NAMES[method]
+    width, name = [line for line in lines if line["engine"] == engine and line["method"] == method], label_of(method)
     slower = sum(against_original(line) == "slower" for line in width)
     faster = sum(against_original(line) == "faster" for line in width)
     if not width:
@@ -120,20 +121,6 @@ def paper_sentence(lines: Sequence[dict[str, Any]], engine: str, method: str = W
         f"{_count(len(width), 'setting')}, {name} is slower than the original in {slower}, faster in {faster}, "
         f"undecided in {len(width) - slower - faster}."
     )
-
-
-def quality_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Which row of one ratio keeps the lowest perplexity, before any retraining."""
-    sentences = [f"The perplexity of {row['name']} is not finite." for row in rows if row["ppl"] is None]
-    known = [row for row in rows if row["ppl"] is not None]
-    if len(known) > 1:
-        best = min(known, key=lambda row: row["ppl"])
-        others = ", ".join(f"{row['name']} {row['ppl']:.2f}" for row in known if row is not best)
-        sentences.append(
-            f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
-            f"{best['ppl']:.2f} ({others}); nothing was retrained."
-        )
-    return sentences
 
 
 def _tally(values: Sequence[str], **wording: str) -> str:

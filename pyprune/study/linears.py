@@ -63,13 +63,13 @@ class Pool:
     def weights(self, out: int, inner: int, stride: int) -> itertools.cycle[Tensor]:
         """Matrices [out, inner] on cache lines, rows `stride` values apart, one after the other in memory."""
         needed = -(-out * stride // self._line) * self._line
-        found = []
+        matrices = []
         for _ in range(max(1, min(MOST_SLOTS, self.size // needed))):
             if self._next + needed > self.size:
                 self._next = 0
-            found.append(self.values.as_strided((out, inner), (stride, 1), self._next))
+            matrices.append(self.values.as_strided((out, inner), (stride, 1), self._next))
             self._next += needed
-        return itertools.cycle(found)
+        return itertools.cycle(matrices)
 
     def activations(self, rows: int, inner: int) -> Tensor:
         return torch.randn(rows, inner, generator=torch.Generator().manual_seed(1)).to(self.device, self.dtype)

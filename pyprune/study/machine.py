@@ -14,7 +14,7 @@ import torch
 
 from pyprune.runtime.memory import cgroup_limit, meminfo
 
-TELLING_FLAGS = (
+SHOWN_FLAGS = (
     "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
@@ -80,7 +80,7 @@ def _cpu() -> dict[str, Any]:
             fields.setdefault(name.strip(), value.strip())
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     model = fields.get("model name") or platform.processor() or platform.machine()
-    return {"model": model, "flags": [flag for flag in TELLING_FLAGS if flag in flags]}
+    return {"model": model, "flags": [flag for flag in SHOWN_FLAGS if flag in flags]}
 
 
 def _usable_cores() -> int | None:
@@ -88,13 +88,13 @@ def _usable_cores() -> int | None:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """Every GPU that torch sees; driver and clocks (MHz) where nvidia-smi tells them."""
+    """Every GPU that torch sees; driver and clocks (MHz) where nvidia-smi reports them."""
     if not torch.cuda.is_available():
         return []
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        found.append(
+        gpus.append(
             {
                 "name": gpu.name,
                 "memory_bytes": gpu.total_memory,
@@ -103,7 +103,7 @@ def _gpus() -> list[dict[str, Any]]:
                 **nvidia_smi(str(gpu.uuid)),
             }
         )
-    return found
+    return gpus
 
 
 _SMI_FIELDS = {
@@ -117,7 +117,7 @@ _SMI_FIELDS = {
 
 
 def nvidia_smi(uuid: str) -> dict[str, str]:
-    """What nvidia-smi says of the GPU with this UUID (which itself is not told); empty without nvidia-smi."""
+    """What nvidia-smi says of the GPU with this UUID (which itself is left out); empty without nvidia-smi."""
     command = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={','.join(_SMI_FIELDS)}"]
     try:
         done = subprocess.run(

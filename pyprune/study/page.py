@@ -6,8 +6,10 @@ import base64
 from html import escape
 from typing import Any
 
-from pyprune.study.findings import NAMES, WIDTH_METHOD, findings
-from pyprune.study.table import table
+from pyprune.study.columns import Table, cells, shown
+from pyprune.study.findings import findings, methods_of
+from pyprune.study.labels import label_of
+from pyprune.study.table import model_columns, model_lines, timing_columns, timing_lines
 
 STYLE = """
 :root { color-scheme: light dark; --text: #222; --ground: #fff; --line: #ddd; --code: #f4f4f4; --warning: #b00020; }
@@ -81,7 +83,7 @@ def introduction(results: dict[str, Any]) -> str:
     """What was compared and how, in two sentences."""
     protocol, options = results["protocol"], results["settings"]
     lengths = " and ".join(str(length) for length in protocol["output_tokens"])
-    methods = " and by ".join(NAMES[method] for method in options.get("methods", [WIDTH_METHOD]))
+    methods = " and by ".join(label_of(method) for method in methods_of(results))
     return (
         f"The model, the same with whole blocks removed (least perplexity on the calibration text without them), and "
         f"with its FFN and heads narrowed by {methods} to the same number of parameters, as it comes and with the FFN "
@@ -93,46 +95,12 @@ def introduction(results: dict[str, Any]) -> str:
 
 def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of models."""
-    header = ["row", "M params", "removed", "blocks", "FFN width", "heads (KV)", "MB/token", "PPL", "of orig."]
-    whole = results["rows"][0]["ppl"]
-    return header, [
-        [
-            row["name"],
-            f"{row['parameters'] / 1e6:.2f}",
-            f"{row['removed_share']:.1%}",
-            str(row["blocks"]),
-            str(row["ffn_width"]),
-            f"{row['heads']} ({row['kv_heads']})",
-            f"{row['bytes_per_token'] / 1e6:.2f}",
-            number(row["ppl"]),
-            "" if None in (row["ppl"], whole) else f"{row['ppl'] / whole:.2f}x",
-        ]
-        for row in results["rows"]
-    ]
+    return cells(shown(model_columns(results), Table.MODELS), model_lines(results))
 
 
 def timing_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of timings."""
-    header = [
-        "row", "M", "L", "engine", "latency (s)", "range (s)", "tokens/s", "speed-up", "by bytes", "pyprune vs hf",
-        "runs",
-    ]  # fmt: skip
-    return header, [
-        [
-            line["row"],
-            str(line["batch"]),
-            str(line["output_tokens"]),
-            line["engine"],
-            f"{line['latency_s']:.4g}",
-            f"{line['latency_min_s']:.4g} to {line['latency_max_s']:.4g}",
-            f"{line['tokens_per_s']:.1f}",
-            f"{line['speedup']:.2f}x",
-            f"{line['speedup_by_bytes']:.2f}x",
-            "" if line["pyprune_vs_hf"] is None else f"{line['pyprune_vs_hf']:.2f}x",
-            str(line["runs"]),
-        ]
-        for line in table(results)
-    ]
+    return cells(shown(timing_columns(results), Table.TIMINGS), timing_lines(results))
 
 
 def machine_cells(machine: dict[str, Any]) -> list[list[str]]:
@@ -165,12 +133,6 @@ def text_cells(name: str, fingerprint: dict[str, Any]) -> list[str]:
     rules = [f"{rule} {fingerprint[rule]}" for rule in ("packing", "bos") if rule in fingerprint]
     source = ", ".join([fingerprint["source"], *rules])
     return [name, source, windows, length, seed, fingerprint["sha256"]]
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "not finite"
-    return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:

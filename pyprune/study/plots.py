@@ -5,23 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.study.figure import add_grid, new_figure, png
-from pyprune.study.table import REFERENCE_ROW, engines, ratios, settings, table
-
-STYLE = {
-    "original": ("#555555", "o"),
-    "depth": ("#0072B2", "s"),
-    "wanda-sp": ("#D55E00", "^"),
-    "wanda-sp padded": ("#009E73", "D"),
-    "flap": ("#CC79A7", "v"),
-    "flap padded": ("#882255", "v"),
-    "llm-pruner": ("#56B4E9", "P"),
-    "llm-pruner padded": ("#332288", "P"),
-    "magnitude-sp": ("#E69F00", "X"),
-    "magnitude-sp padded": ("#999933", "X"),
-    "head-gate": ("#F0E442", "*"),
-    "head-gate padded": ("#117733", "*"),
-}
-"""Colour (Okabe and Ito's palette, told apart by colour-blind readers, then Tol's) and marker of each method."""
+from pyprune.study.labels import ORIGINAL, style_of
+from pyprune.study.table import engines, ratios, settings, table
 
 LINES = {"hf": (0, (4, 2)), "pyprune": "solid"}
 RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
@@ -34,7 +19,7 @@ def quality_and_throughput(results: dict[str, Any]) -> bytes:
     figure = new_figure(11.0, 4.6 * len(groups))
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for (left, right), ratio in zip(grid, groups, strict=True):
-        shown = [line for line in lines if line["row"] == REFERENCE_ROW or line["ratio"] == ratio]
+        shown = [line for line in lines if line["row"] == ORIGINAL or line["ratio"] == ratio]
         _quality_panel(left, shown, ratio)
         _throughput_panel(right, shown, ratio)
     _legend(figure, right)
@@ -53,18 +38,22 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
     panels = figure.subplots(*shape, squeeze=False, sharey="col" if len(lengths) > 1 else "row").flat
     for panel, (engine, length) in zip(panels, [(e, n) for e in names for n in lengths], strict=True):
         for row in dict.fromkeys(line["row"] for line in lines):
-            own = [
+            row_lines = [
                 line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
             ]
-            own.sort(key=lambda line: line["batch"])
-            colour, marker = STYLE[own[0]["method"]]
-            dashes = RATIO_LINES[groups.index(own[0]["ratio"]) % len(RATIO_LINES)] if own[0]["ratio"] else "solid"
-            middle = [line["latency_s"] for line in own]
-            below = [line["latency_s"] - line["latency_q1_s"] for line in own]
-            above = [line["latency_q3_s"] - line["latency_s"] for line in own]
+            row_lines.sort(key=lambda line: line["batch"])
+            colour, marker = style_of(row_lines[0]["method"])
+            dashes = (
+                RATIO_LINES[groups.index(row_lines[0]["ratio"]) % len(RATIO_LINES)]
+                if row_lines[0]["ratio"]
+                else "solid"
+            )
+            middle = [line["latency_s"] for line in row_lines]
+            below = [line["latency_s"] - line["latency_q1_s"] for line in row_lines]
+            above = [line["latency_q3_s"] - line["latency_s"] for line in row_lines]
             panel.errorbar(
-                [line["batch"] for line in own], middle, yerr=[below, above], label=row, color=colour, marker=marker,
-                linestyle=dashes, markersize=6, capsize=3, linewidth=1.5,
+                [line["batch"] for line in row_lines], middle, yerr=[below, above], label=row, color=colour,
+                marker=marker, linestyle=dashes, markersize=6, capsize=3, linewidth=1.5,
             )  # fmt: skip
         _batch_axis(panel, sorted({line["batch"] for line in lines}))
         panel.set_ylabel("Latency of the batch (s), median and quartiles")
@@ -80,16 +69,16 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     length = min(line["output_tokens"] for line in lines)
     shown = [line for line in lines if (line["batch"], line["output_tokens"]) == (batch, length)]
     for line in shown:
-        if line["ppl"] is not None:
-            colour, marker = STYLE[line["method"]]
+        if line.get("ppl") is not None:
+            colour, marker = style_of(line["method"])
             face = colour if line["engine"] == "pyprune" else "none"
             panel.plot(
                 line["speedup"], line["ppl"], marker=marker, markersize=10, markerfacecolor=face,
                 markeredgecolor=colour, markeredgewidth=1.8, linestyle="none",
                 label=f"{line['method']}, {line['engine']}",
             )  # fmt: skip
-    known = [line["ppl"] for line in shown if line["ppl"] is not None]
-    if known and max(known) > 8 * min(known):
+    finite = [line["ppl"] for line in shown if line.get("ppl") is not None]
+    if finite and max(finite) > 8 * min(finite):
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
     panel.axvline(1.0, color="#999999", linewidth=0.8, linestyle="dotted")
@@ -103,16 +92,19 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
 def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     length = min(line["output_tokens"] for line in lines)
     for row, engine in dict.fromkeys((line["row"], line["engine"]) for line in lines):
-        own = [line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)]
-        own.sort(key=lambda line: line["batch"])
-        colour, marker = STYLE[own[0]["method"]]
+        row_lines = [
+            line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
+        ]
+        row_lines.sort(key=lambda line: line["batch"])
+        colour, marker = style_of(row_lines[0]["method"])
         panel.plot(
-            [line["latency_s"] for line in own], [line["tokens_per_s"] for line in own], color=colour, marker=marker,
-            linestyle=LINES.get(engine, "solid"), markerfacecolor=colour if engine == "pyprune" else "none",
-            markersize=7, linewidth=1.4, label=f"{own[0]['method']}, {engine}",
+            [line["latency_s"] for line in row_lines], [line["tokens_per_s"] for line in row_lines], color=colour,
+            marker=marker, linestyle=LINES.get(engine, "solid"),
+            markerfacecolor=colour if engine == "pyprune" else "none", markersize=7, linewidth=1.4,
+            label=f"{row_lines[0]['method']}, {engine}",
         )  # fmt: skip
-        if row == REFERENCE_ROW:
-            for line in own:
+        if row == ORIGINAL:
+            for line in row_lines:
                 panel.annotate(
                     f"M={line['batch']}", (line["latency_s"], line["tokens_per_s"]), xytext=(7, -11),
                     textcoords="offset points", fontsize=8, color=colour,

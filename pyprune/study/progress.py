@@ -1,4 +1,4 @@
-"""What a long study tells about itself while it runs."""
+"""How a long study reports its progress."""
 
 from __future__ import annotations
 

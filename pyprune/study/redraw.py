@@ -11,6 +11,7 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.files import read_json, whole_directory, write_bytes, write_text
 from pyprune.scoring.contrast import Contrast, contrast, named
+from pyprune.scoring.scores import FORMAT as SCORES
 from pyprune.scoring.scores import Scores
 from pyprune.study import report
 from pyprune.study.contrast_plot import side_by_side
@@ -22,6 +23,9 @@ from pyprune.study.score_plots import chosen, chosen_bars, heat_map
 
 RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
 """What draws a directory from results of each format."""
+
+SCORES_KEYS = {"model", "criterion", "unit", "scores"}
+"""Scores written before their files named a format are known by these keys."""
 
 
 def redraw(
@@ -39,11 +43,11 @@ def redraw(
     figure = str(out).lower().endswith(".png")
     target = require_figure(out) if figure else require_directory(out)
     data = [read_json(path) for path in files]
-    formats = [content.get("format") if isinstance(content, dict) else None for content in data]
+    formats = [_format_of(path, content) for path, content in zip(files, data, strict=True)]
     if paper or set(formats) & set(GPU_CHECK):
         _require_directory_alone(out, files, amount)
         return [target / name for name in pages.render(files, data, out)]
-    if any(formats):
+    if set(formats) != {SCORES}:
         return [_results(files, data, formats, out, amount)]
     scores = [Scores.from_json(path) for path in files]
     labels = _labels(files)
@@ -55,12 +59,25 @@ def redraw(
     return [target / name for name in names]
 
 
+def _format_of(path: str | os.PathLike[str], content: object) -> str:
+    """The format that a file names; scores for an older file of their shape. InputError for anything else."""
+    if isinstance(content, dict):
+        if isinstance(content.get("format"), str):
+            return content["format"]
+        if "format" not in content and content.keys() >= SCORES_KEYS:
+            return SCORES
+    accepted = ", ".join((SCORES, *RENDERERS, *GPU_CHECK))
+    raise InputError(f"{path}: names no format; a JSON object with one of the formats {accepted} is expected")
+
+
 def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any, amount: dict[str, Any]) -> Path:
+    unknown = [(path, name) for path, name in zip(files, formats, strict=True) if name not in (*RENDERERS, SCORES)]
+    for path, name in unknown:
+        accepted = ", ".join((SCORES, *RENDERERS, *GPU_CHECK))
+        raise InputError(f"{path}: results of format {name!r}; {accepted} are accepted")
     if len(files) > 1:
-        raise InputError(f"report: {len(files)} files with results of {formats[0]}; one, or scores alone, are expected")
-    if formats[0] not in RENDERERS:
-        accepted = ", ".join((*RENDERERS, *GPU_CHECK))
-        raise InputError(f"{files[0]}: results of format {formats[0]!r}; {accepted} are accepted")
+        held = ", ".join(dict.fromkeys(formats))
+        raise InputError(f"report: {len(files)} files with results of {held}; one, or scores alone, are expected")
     _require_directory_alone(out, files, amount)
     try:
         RENDERERS[formats[0]](data[0], Path(out))
@@ -107,9 +124,11 @@ def _write_scores(folder: Path, scores: list[Scores], labels: list[str], amount:
     return ["index.html", *figures]
 
 
-def _agreement(found: Contrast) -> list[str]:
-    numbers = ["none" if n is None else f"{n:.3f}" for n in (found.correlation.spearman, found.correlation.kendall)]
-    lists = (found.only_a, found.both, found.only_b)
+def _agreement(contrast: Contrast) -> list[str]:
+    numbers = [
+        "none" if n is None else f"{n:.3f}" for n in (contrast.correlation.spearman, contrast.correlation.kendall)
+    ]
+    lists = (contrast.only_a, contrast.both, contrast.only_b)
     return numbers + [", ".join(str(i) if kind == "block" else f"{kind} {i}" for kind, i in units) for units in lists]
 
 

@@ -3,45 +3,82 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.files import whole_directory, write_json, write_text
+from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
+from pyprune.study.columns import Table, cells, shown
 from pyprune.study.findings import findings
 from pyprune.study.page import model_cells, page
 from pyprune.study.plots import latency_by_batch, quality_and_throughput
-from pyprune.study.table import COLUMNS, engines, settings, table
+from pyprune.study.table import engines, settings, table, timing_columns, timing_lines
 
 FORMAT = "pyprune-comparison/1"
+RESULTS = "results.json"
+
+
+class ReportError(RuntimeError):
+    """The report could not be drawn; the message says where the results are, which `pyprune report` draws again."""
+
+
+def save(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
+    """Write `results.json` (all raw samples) into a new directory, then all that is drawn from it, the page last.
+
+    What took hours is on disk before anything can fail to be drawn: on an error the directory keeps results.json.
+    Raises InputError when the directory is taken, ReportError when something cannot be drawn.
+    """
+    target = require_free_directory(directory)
+    with whole_directory(target) as scratch:
+        write_json(scratch / RESULTS, results)
+    try:
+        for name, data in drawn(results).items():
+            write_bytes(target / name, data)
+    except Exception as error:
+        kept = Path(directory) / RESULTS
+        raise ReportError(
+            f"the report could not be drawn ({type(error).__name__}: {error}); the results are in {kept}: "
+            f"pyprune report {kept} --out DIR draws them again"
+        ) from error
 
 
 def render(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write `results.json` (all raw samples), `table.csv`, two PNG figures and `index.html`; whole or not at all.
+    """Write the same files as `save` from results that are on disk already; whole or not at all.
 
-    Everything is drawn from `results` alone. Raises InputError when the directory is taken or the format is not ours.
+    Raises InputError when the directory is taken or the format is not ours.
     """
     if results.get("format") != FORMAT:
         raise InputError(f"results of format {results.get('format')!r}: {FORMAT!r} is expected")
+    files = {RESULTS: json_text(results).encode(), **drawn(results)}
+    with whole_directory(directory) as scratch:
+        for name, data in files.items():
+            (scratch / name).write_bytes(data)
+
+
+def drawn(results: dict[str, Any]) -> dict[str, bytes]:
+    """`table.csv`, two PNG figures and `index.html`, from the results alone."""
     figures = {
         "figure1.png": ("Quality, latency and throughput", quality_and_throughput(results)),
         "figure2.png": ("Latency against batch size", latency_by_batch(results)),
     }
-    with whole_directory(directory) as scratch:
-        write_json(scratch / "results.json", results)
-        write_csv(scratch / "table.csv", table(results))
-        for name, (_, image) in figures.items():
-            (scratch / name).write_bytes(image)
-        write_text(scratch / "index.html", page(results, dict(figures.values())))
+    text = page(results, dict(figures.values()))
+    return {
+        "table.csv": csv_text(results).encode(),
+        **{name: image for name, (_, image) in figures.items()},
+        "index.html": text.encode(),
+    }
 
 
-def write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+def csv_text(results: dict[str, Any]) -> str:
     """The derived table as CSV, a header line first."""
-    with path.open("w", encoding="utf-8", newline="") as target:
-        writer = csv.DictWriter(target, fieldnames=COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    target = io.StringIO(newline="")
+    names = [column.name for column in shown(timing_columns(results), Table.CSV)]
+    writer = csv.DictWriter(target, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table(results))
+    return target.getvalue()
 
 
 def terminal(results: dict[str, Any]) -> list[Any]:
@@ -51,44 +88,44 @@ def terminal(results: dict[str, Any]) -> list[Any]:
     from rich.padding import Padding
     from rich.text import Text
 
-    shown: list[Any] = [_grid(f"Models: {results['model']['name']}", *model_cells(results))]
-    shown += [_timings(results, batch, length) for batch, length in settings(results)]
-    return shown + [Padding(Text("- " + sentence), (0, 0, 0, 1)) for sentence in findings(results)]
+    parts: list[Any] = [_grid(f"Models: {results['model']['name']}", *model_cells(results))]
+    parts += [_timings(results, batch, length) for batch, length in settings(results)]
+    return parts + [Padding(Text("- " + sentence), (0, 0, 0, 1)) for sentence in findings(results)]
 
 
 def _timings(results: dict[str, Any], batch: int, length: int) -> Any:
+    """A line a row: what holds for the row before and after what each engine took."""
+    columns = timing_columns(results)
+    once, per_engine = shown(columns, Table.SCREEN), shown(columns, Table.SCREEN_ENGINE)
+    first = columns.index(per_engine[0])
+    before = [column for column in once if columns.index(column) < first]
+    lines = [line for line in timing_lines(results) if (line.batch, line.output_tokens) == (batch, length)]
+    header: list[str] = []
+    rows: dict[str, list[str]] = {line.row["name"]: [] for line in lines}
+
+    def add(shown_columns: list[Any], engine: str) -> None:
+        names, texts = cells(shown_columns, [line for line in lines if line.engine == engine])
+        header.extend(name.format(engine=engine) for name in names)
+        for row, text in zip(rows.values(), texts, strict=True):
+            row.extend(text)
+
     names = engines(results)
-    header = ["row", "by bytes"]
+    last = [line for line in lines if line.engine == names[-1]]  # which is compared with the ones before it
+    after = [column for column in once if column not in before and any(column.value(line) is not None for line in last)]
+    add(before, names[-1])
     for engine in names:
-        header += [f"{engine} ms", "tok/s", "speed-up"]
-    header += ["ours/hf"] if {"hf", "pyprune"} <= set(names) else []
-    lines = [line for line in table(results) if (line["batch"], line["output_tokens"]) == (batch, length)]
-    rows = []
-    for name in dict.fromkeys(line["row"] for line in lines):
-        own = {line["engine"]: line for line in lines if line["row"] == name}
-        cells = [name, f"{own[names[0]]['speedup_by_bytes']:.2f}x"]
-        for engine in names:
-            line = own[engine]
-            half_range = 50 * (line["latency_max_s"] - line["latency_min_s"]) / line["latency_s"]
-            latency = f"{_short(1000 * line['latency_s'])} ±{half_range:.0f}%"
-            cells += [latency, _short(line["tokens_per_s"]), f"{line['speedup']:.2f}x"]
-        if "ours/hf" in header:
-            cells.append(f"{own['pyprune']['pyprune_vs_hf']:.2f}x")
-        rows.append(cells)
-    return _grid(f"Batch {batch}, {length} new tokens (median latency of the batch ± half its range)", header, rows)
-
-
-def _short(value: float) -> str:
-    """Four digits where there are that many before the point, else up to one after it."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+        add(per_engine, engine)
+    add(after, names[-1])
+    title = f"Batch {batch}, {length} new tokens (median latency of the batch ± half its range)"
+    return _grid(title, header, list(rows.values()))
 
 
 def _grid(title: str, header: list[str], rows: list[list[str]]) -> Any:
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    grid = Grid(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for position, name in enumerate(header):
         grid.add_column(Text(name), justify="left" if position == 0 else "right", no_wrap=position > 0)
     for row in rows:

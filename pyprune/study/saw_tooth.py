@@ -30,8 +30,8 @@ def saw_tooth(results: dict[str, Any]) -> bytes:
     grid = figure.subplots(len(settings["rows"]), len(ROLES), squeeze=False, sharex=True, sharey="row")
     for line, rows in zip(grid, settings["rows"], strict=True):
         for panel, role in zip(line, ROLES, strict=True):
-            own = [point for point in points if (point["role"], point["rows"]) == (role, rows)]
-            _panel(panel, own, role, rows, settings, dtype)
+            role_points = [point for point in points if (point["role"], point["rows"]) == (role, rows)]
+            _panel(panel, role_points, role, rows, settings, dtype)
         line[0].set_ylim(bottom=0)
     for panel in grid[-1]:
         panel.set_xlabel("FFN width")

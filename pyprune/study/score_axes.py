@@ -18,7 +18,7 @@ WIDEST = 17.0
 
 
 def kinds_of(scores: Scores) -> list[str]:
-    """The kinds of units scored, in the order of a block's halves."""
+    """The kinds of units scored, in the order of a block's sublayers."""
     return sorted({kind for kind, _ in scores.units}, key=tuple(HATCHES).index)
 
 

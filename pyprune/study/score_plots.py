@@ -91,22 +91,23 @@ def heat_map(scores: Sequence[Scores], labels: Sequence[str], dropped: Sequence[
         gone = set(dropped[position]) if dropped else set()
         kinds = kinds_of(one)
         for kind in kinds:
-            own = {index: place for (other, index), place in places.items() if other == kind}
+            kind_places = {index: place for (other, index), place in places.items() if other == kind}
             title = label if len(kinds) == 1 and kind == "block" else f"{label}, {kind}"
-            lines.append((title, own, len(one.units), {index for other, index in gone if other == kind}))
-    blocks = sorted({index for _, own, _, _ in lines for index in own})
+            lines.append((title, kind_places, len(one.units), {index for other, index in gone if other == kind}))
+    blocks = sorted({index for _, kind_places, _, _ in lines for index in kind_places})
     figure = new_figure(min(WIDEST, 3.6 + 0.32 * len(blocks)), 1.9 + 0.42 * len(lines))
     panel = figure.subplots()
     shares = [
-        [(own[i] - 1) / max(1, count - 1) if i in own else math.nan for i in blocks] for _, own, count, _ in lines
+        [(kind_places[i] - 1) / max(1, count - 1) if i in kind_places else math.nan for i in blocks]
+        for _, kind_places, count, _ in lines
     ]
     image = panel.imshow(shares, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     panel.set_facecolor("#eeeeee")  # a block without a score
-    for row, (_, own, _, gone) in enumerate(lines):
+    for row, (_, kind_places, _, gone) in enumerate(lines):
         for column, index in enumerate(blocks):
-            if index in own and len(blocks) <= NUMBERED_COLUMNS:
+            if index in kind_places and len(blocks) <= NUMBERED_COLUMNS:
                 shade = "white" if shares[row][column] > 0.55 else "#222222"
-                panel.text(column, row, f"{own[index]:g}", ha="center", va="center", fontsize=7.5, color=shade)
+                panel.text(column, row, f"{kind_places[index]:g}", ha="center", va="center", fontsize=7.5, color=shade)
             if index in gone:
                 frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=DROPPED, linewidth=2.0)
                 panel.add_patch(frame)

@@ -138,11 +138,11 @@ def sweep(settings: Settings, out: str | os.PathLike[str] | None = None, progres
         "machine": here,
         "points": sorted(kept.points, key=lambda point: (point["role"], point["rows"], point["width"])),
     }
-    found = Sweep(results)
+    result = Sweep(results)
     if target is not None:
-        found.save(target)
+        result.save(target)
         kept.remove()
-    return found
+    return result
 
 
 def _measure(settings: Settings, pool: Pool, width: int, role: str, rows: int) -> Point:
@@ -211,16 +211,16 @@ class Kept:
             path.write_text(json.dumps(header) + "\n", encoding="utf-8")
             return cls(path, [])
         first, *rest = path.read_text(encoding="utf-8").split("\n")
-        points, whole = [], [first]
+        points, complete = [], [first]
         for line in _json_lines(rest):  # a last line that was cut short is timed again
-            whole.append(json.dumps(line))
+            complete.append(json.dumps(line))
             points.append(line)
         if next(_json_lines([first]), None) != json.loads(json.dumps(header)):
             raise InputError(
                 f"{path}: holds points of another sweep, or of another machine or version; the same command as then is "
                 "expected, or that the file is removed"
             )
-        path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+        path.write_text("\n".join(complete) + "\n", encoding="utf-8")
         return cls(path, points)
 
     def add(self, point: Point) -> None:

@@ -5,59 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pyprune.study.measure import speedup, spread
+from pyprune.study.columns import MODEL_COLUMNS, TIMING_COLUMNS, Column, ModelLine, Table, TimingLine, shown
+from pyprune.study.evaluations import evaluations_of
+from pyprune.study.labels import ORIGINAL
 
-REFERENCE_ROW = "original"
-ENGINES = ("hf", "pyprune")
 
-COLUMNS = (
-    "row", "method", "ratio", "parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads",
-    "bytes_per_token", "kv_bytes_per_position", "ppl", "ppl_ratio", "engine", "batch", "output_tokens", "runs",
-    "latency_s", "latency_q1_s", "latency_q3_s", "latency_min_s", "latency_max_s", "latency_mean_s", "tokens_per_s",
-    "speedup", "speedup_q1", "speedup_q3", "speedup_low", "speedup_high", "speedup_by_bytes", "pyprune_vs_hf",
-)  # fmt: skip
-"""Latency in seconds for the whole batch, throughput in tokens/s; `speedup` is over the original under the same engine,
-paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6 runs);
-`pyprune_vs_hf` is Hugging Face's latency over ours for the same row; `ppl_ratio` is over the original's perplexity."""
+def model_columns(results: dict[str, Any]) -> list[Column[ModelLine]]:
+    """The columns of a model: names and sizes, and those of the evaluations."""
+    return [*MODEL_COLUMNS, *(column for evaluation in evaluations_of(results) for column in evaluation.columns)]
+
+
+def timing_columns(results: dict[str, Any]) -> list[Column[Any]]:
+    """All columns, those of a model first."""
+    return [*model_columns(results), *TIMING_COLUMNS]
+
+
+def model_lines(results: dict[str, Any]) -> list[ModelLine]:
+    """A line for each row."""
+    rows = {row["name"]: row for row in results["rows"]}
+    return [ModelLine(row, rows[ORIGINAL]) for row in rows.values()]
+
+
+def timing_lines(results: dict[str, Any]) -> list[TimingLine]:
+    """A line for each timing, in the order of the timings."""
+    lines = {line.row["name"]: line for line in model_lines(results)}
+    samples = {_key(timing): timing["seconds"] for timing in results["timings"]}
+    return [
+        TimingLine(
+            lines[name].row,
+            lines[name].original,
+            engine,
+            batch,
+            length,
+            seconds,
+            samples[ORIGINAL, engine, batch, length],
+            samples.get((name, "hf", batch, length)) if engine == "pyprune" else None,
+        )
+        for (name, engine, batch, length), seconds in samples.items()
+    ]
 
 
 def table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of `COLUMNS`, in the order of the rows and the timings. `results` as `compare` gives them."""
-    rows = {row["name"]: row for row in results["rows"]}
-    samples = {_key(timing): timing["seconds"] for timing in results["timings"]}
-    original = rows[REFERENCE_ROW]
-    lines = []
-    for (name, engine, batch, length), seconds in samples.items():
-        row, taken = rows[name], spread(seconds)
-        gain = speedup(samples[REFERENCE_ROW, engine, batch, length], seconds)
-        line = {
-            **{column: row.get(column) for column in COLUMNS[1:12]},
-            "ppl_ratio": None if None in (row["ppl"], original["ppl"]) else row["ppl"] / original["ppl"],
-            "row": name,
-            "engine": engine,
-            "batch": batch,
-            "output_tokens": length,
-            "runs": taken["runs"],
-            "latency_s": taken["median"],
-            "latency_q1_s": taken["q1"],
-            "latency_q3_s": taken["q3"],
-            "latency_min_s": taken["min"],
-            "latency_max_s": taken["max"],
-            "latency_mean_s": taken["mean"],
-            "tokens_per_s": batch * length / taken["median"],
-            "speedup": gain["median"],
-            "speedup_q1": gain["q1"],
-            "speedup_q3": gain["q3"],
-            "speedup_low": gain["low"],
-            "speedup_high": gain["high"],
-            "speedup_by_bytes": original["bytes_per_token"] / row["bytes_per_token"],
-            "pyprune_vs_hf": None,
-        }
-        hf = samples.get((name, "hf", batch, length))
-        if engine == "pyprune" and hf is not None:
-            line["pyprune_vs_hf"] = speedup(hf, seconds)["median"]
-        lines.append({column: line[column] for column in COLUMNS})
-    return lines
+    """The values of the CSV's columns, a dict a timing. `results` as `compare` gives them."""
+    columns = shown(timing_columns(results), Table.CSV)
+    return [{column.name: column.value(line) for column in columns} for line in timing_lines(results)]
 
 
 def settings(results: dict[str, Any]) -> Iterator[tuple[int, int]]:

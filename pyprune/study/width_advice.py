@@ -73,8 +73,8 @@ class Advice:
         """The narrowest width that is as quick as the quickest (`MARGIN`), all sides and rows alike in weight."""
         costs = {width: self._costs(width) for width in self.choices}
         quickest = min(costs, key=lambda width: _middle(costs[width]))
-        for width, own in costs.items():
-            ratios = [mine / least for mine, least in zip(own, costs[quickest], strict=True)]
+        for width, width_costs in costs.items():
+            ratios = [cost / quickest_cost for cost, quickest_cost in zip(width_costs, costs[quickest], strict=True)]
             low, _ = median_interval(ratios) or (min(ratios), max(ratios))
             if _middle(ratios) <= MARGIN or low <= 1.0:
                 return width
@@ -87,8 +87,8 @@ class Advice:
 
     def gain(self, side: str, rows: int, width: int) -> dict[str, float | int | None]:
         """Spread of how much quicker than the width as it is, paired round by round (`measure.speedup`)."""
-        found = self.seconds[side][rows]
-        return speedup(found[self.question.width], found[width])
+        by_width = self.seconds[side][rows]
+        return speedup(by_width[self.question.width], by_width[width])
 
     def cost(self, width: int) -> dict[str, float | int]:
         """Zeros that a block gets: parameters, bytes, and their share of its FFN."""
@@ -102,9 +102,12 @@ class Advice:
     def _costs(self, width: int) -> list[float]:
         """Of each round: the geometric mean, over sides and rows, of the time relative to the width as it is."""
         parts = [
-            [mine / plain for mine, plain in zip(found[width], found[self.question.width], strict=True)]
+            [
+                seconds / unrounded
+                for seconds, unrounded in zip(by_width[width], by_width[self.question.width], strict=True)
+            ]
             for by_rows in self.seconds.values()
-            for found in by_rows.values()
+            for by_width in by_rows.values()
         ]
         return [math.exp(sum(map(math.log, turn)) / len(turn)) for turn in zip(*parts, strict=True)]
 
@@ -132,10 +135,10 @@ class Advice:
 
 def candidates(width: int) -> dict[int, int]:
     """What `width` may be rounded up to, each with the smallest of `MULTIPLES` that leads there."""
-    found: dict[int, int] = {}
+    multiples: dict[int, int] = {}
     for multiple in MULTIPLES:
-        found.setdefault(padded_width(width, multiple), multiple)
-    return found
+        multiples.setdefault(padded_width(width, multiple), multiple)
+    return multiples
 
 
 def advise(
@@ -181,12 +184,12 @@ def _measured(question: Question, device: torch.device, rounds: int, progress: P
         progress(f"timing {width}", number, len(question.rows))
         calls = {}
         for side, maker in makers.items():
-            for one in widths:
-                gate, down = (maker(pool, role, one, hidden, rows) for role in ("gate/up", "down"))
-                calls[f"{side} {one}"] = partial(_ffn, gate, down)
-        found = time_calls(calls, rounds, device)
+            for candidate in widths:
+                gate, down = (maker(pool, role, candidate, hidden, rows) for role in ("gate/up", "down"))
+                calls[f"{side} {candidate}"] = partial(_ffn, gate, down)
+        samples = time_calls(calls, rounds, device)
         for side in makers:
-            seconds[side][rows] = {one: found[f"{side} {one}"] for one in widths}
+            seconds[side][rows] = {candidate: samples[f"{side} {candidate}"] for candidate in widths}
     progress(f"timing {width}", len(question.rows), len(question.rows))
     return Advice(question, seconds)
 
@@ -217,9 +220,9 @@ def location() -> Path:
     return Path(named) if named else user_cache("widths.json")
 
 
-def write(path: str | os.PathLike[str], kept: Mapping[Question, Advice]) -> None:
+def write(path: str | os.PathLike[str], advices: Mapping[Question, Advice]) -> None:
     """Write the file, whole or not at all."""
-    entries = [{"question": key.to_json(), "seconds": _text_keys(one.seconds)} for key, one in kept.items()]
+    entries = [{"question": key.to_json(), "seconds": _text_keys(advice.seconds)} for key, advice in advices.items()]
     write_json(path, {"format": FORMAT, "entries": entries})
 
 
@@ -229,18 +232,18 @@ def read(path: str | os.PathLike[str]) -> dict[Question, Advice]:
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), list):
         raise InputError(f"{path}: is not of format {FORMAT}; {expected}")
-    found: dict[Question, Advice] = {}
+    advices: dict[Question, Advice] = {}
     for number, entry in enumerate(data["entries"], start=1):
         try:
             question = Question(**{**entry["question"], "rows": tuple(entry["question"]["rows"])})
-            found[question] = Advice(question, _checked(question, entry["seconds"]))
+            advices[question] = Advice(question, _checked(question, entry["seconds"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: entry {number}: {error!r}; {expected}") from None
-    return found
+    return advices
 
 
 def _checked(question: Question, seconds: Any) -> dict[str, dict[int, dict[int, list[float]]]]:
-    found = {
+    checked = {
         side: {
             int(rows): {int(width): list(runs) for width, runs in by_width.items()} for rows, by_width in part.items()
         }
@@ -248,17 +251,17 @@ def _checked(question: Question, seconds: Any) -> dict[str, dict[int, dict[int, 
     }
     lengths = set()
     for side in (TORCH, OURS):
-        if tuple(found[side]) != question.rows or any(
-            set(by) != set(candidates(question.width)) for by in found[side].values()
+        if tuple(checked[side]) != question.rows or any(
+            set(by) != set(candidates(question.width)) for by in checked[side].values()
         ):
             raise ValueError(f"{side}: times of every width for rows {list(question.rows)} are expected")
-        lengths |= {len(runs) for by in found[side].values() for runs in by.values()}
-        times = [time for by in found[side].values() for runs in by.values() for time in runs]
+        lengths |= {len(runs) for by in checked[side].values() for runs in by.values()}
+        times = [time for by in checked[side].values() for runs in by.values() for time in runs]
         if not all(isinstance(time, float) and 0 < time < math.inf for time in times):
             raise ValueError(f"{side}: positive seconds are expected")
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError("as many rounds of every width are expected")
-    return found
+    return checked
 
 
 def _text_keys(seconds: Mapping[str, Mapping[int, Mapping[int, Sequence[float]]]]) -> dict[str, Any]:

@@ -84,3 +84,29 @@ def test_python_dash_m_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "pyprune", "score"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "pyprune: score: the following arguments are required: MODEL\n"
+
+
+def test_the_width_methods_in_the_help_are_the_width_methods():
+    from pyprune.commands.options import WIDTH_METHODS
+    from pyprune.pruning.width import METHODS
+
+    assert WIDTH_METHODS.split(", ") == list(METHODS)
+    for command, option in (("compare", "methods"), ("prune", "method")):
+        action = next(action for action in parser_of(command)._actions if action.dest == option)
+        assert WIDTH_METHODS in action.help
+
+
+def test_the_defaults_of_compare_are_those_of_its_configuration():
+    from pyprune.study.config import CompareConfig
+
+    assert CompareConfig.from_options(build_parser().parse_args(["compare", "shape:tiny"])) == CompareConfig()
+
+
+def test_what_the_options_repeat_without_importing_torch_is_what_the_functions_take():
+    from pyprune.commands.options import WIDTH_ROWS
+    from pyprune.scoring.calibration import BOS_RULES, PACKINGS
+    from pyprune.study.width_advice import ROWS
+
+    assert tuple(WIDTH_ROWS) == ROWS
+    choices = {action.dest: action.choices for action in parser_of("score")._actions}
+    assert (choices["packing"], choices["bos"]) == (PACKINGS, BOS_RULES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,8 +11,12 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.study import compare as module
-from pyprune.study.compare import compare, needed_bytes, prompts_from, ratio_names
+from pyprune.study import requirements, timing
+from pyprune.study.compare import compare
+from pyprune.study.config import CalibrationConfig, CompareConfig, ratio_names
 from pyprune.study.protocols import Protocol
+from pyprune.study.requirements import needed_bytes, prompts_from
+from pyprune.study.rows import Row
 from pyprune.study.table import table
 
 BRIEF = Protocol(
@@ -114,17 +118,17 @@ def test_both_engines_give_as_many_tokens_as_asked_for():
     decoder = load("shape:tiny")
     prompts = torch.arange(8).view(2, 4)
     # Hugging Face gives prompt and new tokens, the engine the new ones alone; greedy, so they are the same ones.
-    theirs = module.hugging_face(decoder)(prompts, 3)
+    theirs = timing.hugging_face(decoder)(prompts, 3)
     assert theirs.shape == (2, 7)
-    assert torch.equal(module.ours(decoder, 2, 7)(prompts, 3), theirs[:, 4:])
+    assert torch.equal(timing.ours(decoder, 2, 7)(prompts, 3), theirs[:, 4:])
 
 
 def test_an_end_token_does_not_cut_hugging_faces_run_short():
     plain = load("shape:tiny")
     prompts = torch.arange(8).view(2, 4)
-    first = int(module.hugging_face(plain)(prompts, 1)[0, 4])
+    first = int(timing.hugging_face(plain)(prompts, 1)[0, 4])
     ending = replace(plain, config={**plain.config, "eos_token_id": first}, generation_config={"eos_token_id": first})
-    assert module.hugging_face(ending)(prompts, 5).shape == (2, 9)
+    assert timing.hugging_face(ending)(prompts, 5).shape == (2, 9)
 
 
 @pytest.mark.usefixtures("no_loading")
@@ -142,6 +146,8 @@ def test_an_end_token_does_not_cut_hugging_faces_run_short():
         ({"protocol": "slow"}, "protocol 'slow'"),
         ({"pad_multiple": 1}, "pad multiple 1"),
         ({"samples": 0}, "samples 0"),
+        ({"dtype": "int8"}, "dtype int8: float32"),
+        ({"evaluations": ()}, "evaluations none"),
         ({"device": "sofa"}, "device sofa: cannot be used .*; accepted here: cpu"),
         ({"device": "cuda:99"}, "device cuda:99: cannot be used .*; accepted here: cpu"),
         ({"text": "no/such/file"}, "no/such/file"),
@@ -161,25 +167,27 @@ def test_a_taken_output_directory_is_refused_before_the_model_is_loaded(tmp_path
 
 
 def test_a_ratio_that_no_block_count_meets_is_refused_before_scoring(monkeypatch):
-    monkeypatch.setattr(module, "plan", None)
+    monkeypatch.setattr(module, "choose_prunings", None)
     with pytest.raises(InputError, match="5"):
         compare("shape:tiny", ratios=["5%"], protocol=BRIEF)
 
 
 def test_too_little_memory_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(module.memory, "available", lambda device: 12345)
-    needed = needed_bytes(load("shape:tiny"), 1, 8, BRIEF, torch.bfloat16)
+    monkeypatch.setattr(requirements.memory, "available", lambda device: 12345)
+    needed = needed_bytes(load("shape:tiny"), CompareConfig(protocol=BRIEF))
     with pytest.raises(InputError, match=f"needs about {needed} bytes more and 12345 are available on cpu"):
         compare("shape:tiny", protocol=BRIEF)
 
 
 def test_needed_memory_grows_with_rows_batch_and_dtype_and_covers_the_narrowed_copies():
     decoder = load("shape:tiny")
-    needed = needed_bytes(decoder, 1, 1, BRIEF, torch.float32)
+    config = CompareConfig(batches=(1,), protocol=BRIEF, dtype="float32")
+    needed = needed_bytes(decoder, config)
     assert needed >= 2 * decoder.parameters() * 4
-    assert needed_bytes(decoder, 2, 1, BRIEF, torch.float32) > needed
-    assert needed_bytes(decoder, 1, 64, BRIEF, torch.float32) > needed
-    assert needed_bytes(decoder, 1, 1, BRIEF, torch.float32, methods=3) >= needed + 4 * decoder.parameters() * 4
+    assert needed_bytes(decoder, replace(config, ratios=("20%", "40%"))) > needed
+    assert needed_bytes(decoder, replace(config, batches=(12,))) > needed
+    three = replace(config, methods=("wanda-sp", "flap", "head-gate"))
+    assert needed_bytes(decoder, three) >= needed + 4 * decoder.parameters() * 4
 
 
 def test_a_context_too_short_for_the_protocol_is_refused():
@@ -198,7 +206,7 @@ def test_a_text_too_short_for_the_prompts_is_refused_with_the_numbers():
 
 
 def test_ratios_are_named_as_percentages_however_they_are_given():
-    assert ratio_names(["20%", 0.275, "0.3"]) == ["20%", "27.5%", "30%"]
+    assert ratio_names(["20%", 0.275, "0.3"]) == ("20%", "27.5%", "30%")
 
 
 def test_the_command_that_is_published_reads_back_and_names_no_folders(comparison, tmp_path):
@@ -211,44 +219,76 @@ def test_the_command_that_is_published_reads_back_and_names_no_folders(compariso
     assert (options.model, options.ratios, options.batch) == ("shape:tiny", ["20%", "40%"], [1, 3])
     assert (options.samples, options.seq_len, options.pad_to, options.dtype) == (2, 16, 8, "float32")
     assert (options.device, comparison.results["settings"]["device"]) == ("cpu", "cpu")
-    shown = module.command("m", comparison.results["settings"], BRIEF, tmp_path / "novels.txt", None)
+    calibration = CalibrationConfig(text=tmp_path / "novels.txt")
+    shown = CompareConfig(protocol=BRIEF, calibration=calibration).command("m")
     assert "--text novels.txt" in shown
     assert str(tmp_path) not in shown
 
 
-def test_a_comparison_on_a_gpu_says_so_in_the_command_that_is_published(comparison):
-    settings = {**comparison.results["settings"], "device": "cuda:1"}
-    assert "--device cuda:1" in module.command("m", settings, BRIEF, None, None)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratios": ("35%", "20%"), "batches": (4, 2), "protocol": "paper", "dtype": torch.float16, "device": "cuda:1"},
+        {"methods": ("flap", "head-gate"), "pad_multiple": 8, "eval_text": "wiki text.txt"},
+        {
+            "text": "hf:org/name:en:train",
+            "field": "body",
+            "packing": "documents",
+            "bos": "each",
+            "seed": 7,
+            "samples": 3,
+        },
+    ],
+)
+def test_the_command_of_a_configuration_gives_that_configuration(options):
+    from pyprune.cli import build_parser
+
+    config = CompareConfig.of(**options)
+    read = build_parser().parse_args(config.argv("shape:tiny")[1:])
+    assert CompareConfig.from_options(read) == config
+
+
+def test_keywords_and_a_configuration_are_the_same_and_not_both():
+    assert CompareConfig.of(samples=3, dtype=torch.float32) == CompareConfig(
+        calibration=CalibrationConfig(samples=3), dtype="float32"
+    )
+    with pytest.raises(TypeError, match="a configuration and samples"):
+        compare("shape:tiny", CompareConfig(), samples=3)
+    with pytest.raises(TypeError, match="sample"):
+        compare("shape:tiny", sample=3)
+
+
+def test_the_calibration_defaults_are_those_of_the_functions_it_configures():
+    import inspect
+
+    from pyprune.scoring import calibration
+
+    parameters = inspect.signature(calibration.calibration).parameters
+    for field in fields(CalibrationConfig):
+        assert parameters[field.name].default == field.default, field.name
 
 
 def test_memory_is_asked_of_the_device_that_the_rows_are_on(monkeypatch):
     asked = []
-    monkeypatch.setattr(module.memory, "available", asked.append)
+    monkeypatch.setattr(requirements.memory, "available", asked.append)
     decoder = load("shape:tiny")
-    module.check_memory(decoder, 1, 8, BRIEF, torch.bfloat16)
+    requirements.check_memory(decoder, CompareConfig(protocol=BRIEF))
     assert asked == [decoder.device]
 
 
 def test_every_timed_run_ends_with_the_device_idle(monkeypatch):
     waits = []
-    monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waits.append(device.type))
+    monkeypatch.setattr(timing, "synchroniser", lambda device: lambda: waits.append(device.type))
     decoder = load("shape:tiny")
-    rows = [module.Row("original", "original", None, decoder, None)]
+    rows = [Row("original", "original", None, decoder, None)]
     brief = replace(BRIEF, output_tokens=(1,), warmups=0, runs=2)
-    module.time_rows(rows, torch.arange(8).view(2, 4), [1], brief)
+    timing.time_rows(rows, torch.arange(8).view(2, 4), [1], brief)
     # One row, two engines, two rounds: waited for before and after each run.
     assert waits == ["cpu"] * 8
 
 
-def test_the_published_command_names_the_rules_of_the_calibration_where_they_are_not_the_usual(comparison):
-    settings = {**comparison.results["settings"], "field": "body", "packing": "documents", "bos": "each"}
-    shown = module.command("m", settings, BRIEF, "hf:org/name:en", None)
-    assert "--field body --packing documents --bos each" in shown
-    assert "--text hf:org/name:en" in shown
-    assert "--packing" not in comparison.results["command"]
-
-
 def test_the_held_out_text_may_not_be_the_calibration_text_by_default_either(monkeypatch):
-    monkeypatch.setattr(module.texts, "require_text", lambda *given: None)
+    monkeypatch.setattr(requirements.texts, "require_text", lambda *given: None)
     with pytest.raises(InputError, match="--eval-text demo:boolq: is the calibration text"):
-        module.compare("smollm2-135m", text="demo:boolq")
+        compare("smollm2-135m", text="demo:boolq")

@@ -302,7 +302,7 @@ def test_files_that_do_not_belong_are_refused_by_name(full, tmp_path, results):
         (["a.json", "dry.json"], "a dry run beside measured ones"),
         (["a.json", "other.json"], "several devices"),
         (["a.json", "new.json"], "format 'pyprune-gpu-check/9'"),
-        (["a.json", "plain.json"], "format None"),
+        (["a.json", "plain.json"], "names no format"),
         (["torn.json"], "torn.json: not whole results of pyprune-gpu-check/1"),
         (["empty.json"], "no file holds rows of the paper's models"),
     ]

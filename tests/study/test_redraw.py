@@ -53,6 +53,15 @@ def test_a_directory_holds_the_bars_of_each_and_what_several_make_together(files
     assert bars < {path.name for path in (tmp_path / "report 3").iterdir()}
 
 
+def test_scores_written_before_files_named_a_format_are_known_by_their_shape(files, tmp_path):
+    data = json.loads(files[0].read_text("utf-8"))
+    assert data.pop("format") == "pyprune-scores/1"
+    write_json(tmp_path / "old.json", data)
+    assert redraw([tmp_path / "old.json"], tmp_path / "old.png") == [tmp_path / "old.png"]
+    assert redraw([files[0]], tmp_path / "new.png") == [tmp_path / "new.png"]
+    assert (tmp_path / "old.png").read_bytes() == (tmp_path / "new.png").read_bytes()
+
+
 def test_the_page_names_what_goes_under_each_pair_and_escapes_names(files, tmp_path):
     redraw(files, tmp_path / "out", count=1)
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
@@ -74,11 +83,18 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, resul
     write_json(tmp_path / "new.json", {**results, "format": "pyprune-comparison/9"})
     write_json(tmp_path / "torn.json", {"format": results["format"], "rows": []})
     write_json(tmp_path / "list.json", [1])
+    write_json(tmp_path / "unlabelled.json", {"model": "model", "values": [1.0]})
+    write_json(tmp_path / "null.json", {**json.loads(files[0].read_text("utf-8")), "format": None})
     refusals = [
-        (["results.json", "novels.json"], "out", {}, "2 files with results of pyprune-comparison/1"),
-        (["new.json"], "out", {}, "format 'pyprune-comparison/9'; pyprune-comparison/1, pyprune-gpu-check/1, *"),
+        (["results.json", "novels.json"], "out", {}, "2 files with results of pyprune-comparison/1, pyprune-scores/1"),
+        (
+            ["new.json"],
+            "out",
+            {},
+            "format 'pyprune-comparison/9'; pyprune-scores/1, pyprune-comparison/1, pyprune-gpu-check/1, *",
+        ),
         (["torn.json"], "out", {}, "torn.json: not whole results"),
-        (["list.json"], "out", {}, "list.json: .*object is expected"),
+        (["list.json"], "out", {}, "list.json: names no format; a JSON object with .* is expected"),
         (["none.json"], "out", {}, "none.json: No such file"),
         (["results.json"], "out.png", {}, "a directory is expected"),
         (["results.json"], "out", {"count": 2}, "--count 2: belongs to scores"),

@@ -12,10 +12,11 @@ import struct
 import pytest
 
 from pyprune.errors import InputError
+from pyprune.study.columns import Table, shown
 from pyprune.study.findings import findings
 from pyprune.study.page import page
-from pyprune.study.report import render, terminal
-from pyprune.study.table import COLUMNS, table
+from pyprune.study.report import ReportError, render, save, terminal
+from pyprune.study.table import table, timing_columns
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +51,7 @@ def test_the_directory_holds_all_raw_samples_and_the_csv_has_one_line_a_timing(r
     with (tmp_path / "report" / "table.csv").open(encoding="utf-8", newline="") as source:
         rows = list(csv.DictReader(source))
     assert len(rows) == len(results["timings"]) == 16
-    assert tuple(rows[0]) == COLUMNS
+    assert list(rows[0]) == [column.name for column in shown(timing_columns(results), Table.CSV)]
     assert float(rows[2]["speedup"]) == pytest.approx(0.9)
     assert rows[0]["ratio"] == ""
 
@@ -127,10 +128,40 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(results, tmp_path, mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyprune.study.report.write_csv", interrupted)
+    monkeypatch.setattr("pyprune.study.report.csv_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         render(results, tmp_path / "report")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["latency_by_batch", "csv_text", "page"])
+@pytest.mark.parametrize("error", [ValueError("no such marker"), KeyboardInterrupt()])
+def test_results_are_kept_whatever_fails_to_be_drawn(results, tmp_path, monkeypatch, part, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    target = tmp_path / "report"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pyprune.study.report.{part}", fail)
+        expected = ReportError if isinstance(error, ValueError) else KeyboardInterrupt
+        with pytest.raises(expected) as raised:
+            save(results, target)
+    if expected is ReportError:
+        assert "no such marker" in str(raised.value)
+        assert f"pyprune report {target / 'results.json'} --out DIR" in str(raised.value)
+    assert [path.name for path in target.iterdir()] == ["results.json"]
+    assert json.loads((target / "results.json").read_text("utf-8")) == results
+    render(results, tmp_path / "again")
+    save(results, tmp_path / "whole")
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_saving_into_a_taken_directory_is_refused(results, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="not empty"):
+        save(results, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_no_terminal_line_is_wider_than_100_columns_and_no_number_is_cut(results):

@@ -19,6 +19,8 @@ Unit = tuple[str, int]
 
 _FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
+FORMAT = "pyprune-search/1"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -104,6 +106,7 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
+            "format": FORMAT,
             "model": self.model,
             "method": self.method,
             "criterion": self.criterion,
@@ -122,6 +125,8 @@ class SearchResult:
         """Read the JSON form; InputError for anything that is not one."""
         if not isinstance(data, dict) or "method" not in data or "steps" not in data:
             raise InputError("search: an object with method and steps, as a search writes it, is expected")
+        if data.get("format", FORMAT) != FORMAT:  # older files name none
+            raise InputError(f"search: format {data['format']!r}: {FORMAT} is expected")
         try:
             steps = tuple(map(Step.from_dict, data["steps"]))
             result = cls(

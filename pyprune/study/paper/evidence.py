@@ -103,16 +103,17 @@ class Evidence:
         new_tokens: int | None = None,
     ) -> Timing | None:  # fmt: skip
         """The timing of that kind with the most runs, of several the latest; of so many new tokens, if that is said."""
-        found = [
-            one
-            for one in self.timings
-            if (one.row.key, one.engine, one.kind, one.batch) == ((method, ratio, layout), engine, kind, batch)
-            and (new_tokens is None or one.new_tokens == new_tokens)
+        matching = [
+            timing
+            for timing in self.timings
+            if (timing.row.key, timing.engine, timing.kind, timing.batch)
+            == ((method, ratio, layout), engine, kind, batch)
+            and (new_tokens is None or timing.new_tokens == new_tokens)
         ]
-        return max(reversed(found), key=lambda one: len(one.seconds), default=None)
+        return max(reversed(matching), key=lambda timing: len(timing.seconds), default=None)
 
     def batches(self) -> list[int]:
-        return sorted({one.batch for one in self.timings})
+        return sorted({timing.batch for timing in self.timings})
 
 
 def collect(files: Sequence[str | os.PathLike[str]], data: Sequence[Any]) -> list[Evidence]:
@@ -122,13 +123,13 @@ def collect(files: Sequence[str | os.PathLike[str]], data: Sequence[Any]) -> lis
     in any file. Of two timings of one row that with more runs counts, of equal ones the later file's.
     """
     for path, content in zip(files, data, strict=True):
-        known = content.get("format") if isinstance(content, dict) else None
-        if known not in FORMATS:
-            raise InputError(f"{path}: results of format {known!r}; {', '.join(FORMATS)} are accepted")
+        format_name = content.get("format") if isinstance(content, dict) else None
+        if format_name not in FORMATS:
+            raise InputError(f"{path}: results of format {format_name!r}; {', '.join(FORMATS)} are accepted")
     dry = {bool(content.get("dry_run")) for content in data}
     if len(dry) > 1:
         raise InputError("report: results of a dry run beside measured ones; one or the other is expected")
-    found: dict[str, Evidence] = {}
+    by_model: dict[str, Evidence] = {}
     devices: dict[str, str] = {}
     bandwidth = None
     sweeps: list[dict[str, Any]] = []
@@ -137,20 +138,20 @@ def collect(files: Sequence[str | os.PathLike[str]], data: Sequence[Any]) -> lis
         name = Path(path).name
         try:
             if content["format"] == report.FORMAT:
-                _comparison(content, name, found, devices)
+                _comparison(content, name, by_model, devices)
                 continue
             for part in content["parts"]:
                 result = part.get("result") or {}
                 bandwidth = result.get("bandwidth") or bandwidth
                 if part["status"] != "done" and part["group"] in GROUPS:
                     incomplete.append(
-                        f"{name}: {part['name']} {part['status']} ({part.get('why') or 'no reason told'})"
+                        f"{name}: {part['name']} {part['status']} ({part.get('why') or 'no reason given'})"
                     )
                 if result.get("what") == "width-sweep":
                     sweeps.append(result)
                     devices[result["device"]] = name
                 elif result.get("what") in _READERS:
-                    evidence = found.setdefault(
+                    evidence = by_model.setdefault(
                         result["model"], Evidence(result["model"], result["device"], dry == {True}, [])
                     )
                     devices[result["device"]] = name
@@ -162,27 +163,27 @@ def collect(files: Sequence[str | os.PathLike[str]], data: Sequence[Any]) -> lis
                 f"{path}: not whole results of {content['format']} ({type(error).__name__}: {error})"
             ) from None
     if len(devices) > 1:
-        told = ", ".join(f"{device} in {name}" for device, name in devices.items())
-        raise InputError(f"report: results of several devices ({told}); those of one are expected")
-    if not found and sweeps:
-        found["llama-7b"] = Evidence("llama-7b", sweeps[0]["device"], dry == {True}, [Path(files[0]).name])
-    if not found:
+        listed = ", ".join(f"{device} in {name}" for device, name in devices.items())
+        raise InputError(f"report: results of several devices ({listed}); those of one are expected")
+    if not by_model and sweeps:
+        by_model["llama-7b"] = Evidence("llama-7b", sweeps[0]["device"], dry == {True}, [Path(files[0]).name])
+    if not by_model:
         names = ", ".join(facts.MODELS)
         raise InputError(f"report: no file holds rows of the paper's models ({names}) or a width sweep")
-    for evidence in found.values():
+    for evidence in by_model.values():
         evidence.bandwidth = bandwidth
         evidence.sweeps, evidence.incomplete = sweeps, incomplete
-    return list(found.values())
+    return list(by_model.values())
 
 
 def _rows(result: dict[str, Any], evidence: Evidence) -> dict[str, Row]:
     named = {}
-    for one in result["rows"]:
+    for entry in result["rows"]:
         row = Row(
-            one["method"], one["ratio"], one["layout"], one["bytes_per_token"], one["kv_bytes_per_position"],
-            one["blocks"], one["width_divisor"],
+            entry["method"], entry["ratio"], entry["layout"], entry["bytes_per_token"], entry["kv_bytes_per_position"],
+            entry["blocks"], entry["width_divisor"],
         )  # fmt: skip
-        named[one["name"]] = evidence.rows[row.key] = row
+        named[entry["name"]] = evidence.rows[row.key] = row
     return named
 
 
@@ -222,7 +223,7 @@ def _layer_peer(result: dict[str, Any], evidence: Evidence, source: str) -> None
 _READERS = {"table1": _table1, "generations": _generations, "layer-peer": _layer_peer}
 
 
-def _comparison(results: dict[str, Any], source: str, found: dict[str, Evidence], devices: dict[str, str]) -> None:
+def _comparison(results: dict[str, Any], source: str, by_model: dict[str, Evidence], devices: dict[str, str]) -> None:
     """The rows of a comparison whose model is one of the paper's: whole generations at the protocol's lengths."""
     model = results["model"]["name"].removeprefix("shape:")
     if model not in facts.MODELS:
@@ -231,17 +232,17 @@ def _comparison(results: dict[str, Any], source: str, found: dict[str, Evidence]
     on_gpu = results["settings"].get("device", "cpu") != "cpu"
     device = here["gpus"][0]["name"] if on_gpu and here["gpus"] else "cpu"
     devices[device] = source
-    evidence = found.setdefault(model, Evidence(model, device, False, []))
+    evidence = by_model.setdefault(model, Evidence(model, device, False, []))
     evidence.sources.append(source)
     rows = {}
-    for one in results["rows"]:
-        method, _, padded = one["method"].partition(" ")
+    for entry in results["rows"]:
+        method, _, padded = entry["method"].partition(" ")
         if method in facts.NAMES:
             row = Row(
-                method, one["ratio"], "64" if padded else "packed", one["bytes_per_token"],
-                one.get("kv_bytes_per_position") or 0, one["blocks"],
+                method, entry["ratio"], "64" if padded else "packed", entry["bytes_per_token"],
+                entry.get("kv_bytes_per_position") or 0, entry["blocks"],
             )  # fmt: skip
-            rows[one["name"]] = evidence.rows[row.key] = row
+            rows[entry["name"]] = evidence.rows[row.key] = row
     for line in _paired(results["timings"]):
         if line["row"] in rows:
             new = line["output_tokens"]
@@ -256,9 +257,9 @@ def _comparison(results: dict[str, Any], source: str, found: dict[str, Evidence]
 
 def _paired(timings: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     originals = {
-        (one["engine"], one["batch"], one["output_tokens"]): one["seconds"]
-        for one in timings
-        if one["row"] == facts.ORIGINAL
+        (timing["engine"], timing["batch"], timing["output_tokens"]): timing["seconds"]
+        for timing in timings
+        if timing["row"] == facts.ORIGINAL
     }
-    for one in timings:
-        yield {**one, "original": originals.get((one["engine"], one["batch"], one["output_tokens"]), [])}
+    for timing in timings:
+        yield {**timing, "original": originals.get((timing["engine"], timing["batch"], timing["output_tokens"]), [])}

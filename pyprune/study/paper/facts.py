@@ -99,8 +99,15 @@ def memories() -> tuple[Memory, ...]:
 
 def speed(model: str, ratio: str | None, method: str, gpu: str = "H100") -> Speed | None:
     """The paper's speed of a row; None for one that it does not have."""
-    wanted = (model, ratio, method, gpu)
-    return next((one for one in speeds() if (one.model, one.ratio, one.method, one.gpu) == wanted), None)
+    key = (model, ratio, method, gpu)
+    return next(
+        (
+            speed_row
+            for speed_row in speeds()
+            if (speed_row.model, speed_row.ratio, speed_row.method, speed_row.gpu) == key
+        ),
+        None,
+    )
 
 
 def speedup(model: str, ratio: str | None, method: str, gpu: str = "H100") -> float | None:
@@ -113,7 +120,7 @@ def speedup(model: str, ratio: str | None, method: str, gpu: str = "H100") -> fl
 
 def ratios(model: str) -> list[str]:
     """The model's pruning ratios, smallest first."""
-    return list(dict.fromkeys(one.ratio for one in shapes() if one.model == model and one.ratio is not None))
+    return list(dict.fromkeys(shape.ratio for shape in shapes() if shape.model == model and shape.ratio is not None))
 
 
 def _lines(name: str) -> list[dict[str, str]]:

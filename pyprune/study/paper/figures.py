@@ -10,10 +10,10 @@ from typing import Any
 
 from pyprune.study.alignment import MOST_BYTES_ROWS, work
 from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.labels import style_of
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Timing
 from pyprune.study.paper.verdicts import TOLERANCE, by_bytes, paper_gpu
-from pyprune.study.plots import STYLE
 
 ENGINES = {"hf": "HF eager", "pyprune": "pyprune"}
 LINES = {("hf", GENERATION): (0, (4, 2)), ("pyprune", GENERATION): "solid", ("pyprune", STEP): (0, (1, 1.5))}
@@ -64,7 +64,7 @@ def figure_2(evidence: Evidence) -> bytes:
         for (engine, kind), dashes in LINES.items():
             own = curve(evidence, method, None if method == facts.ORIGINAL else ratio, engine, kind)
             batches |= {one.batch for one in own}
-            colour, marker = STYLE[method]
+            colour, marker = style_of(method)
             if own:
                 face = colour if kind == GENERATION and engine == "pyprune" else "none"
                 panel.plot(
@@ -114,7 +114,7 @@ def _equal_panel(panel: Any, evidence: Evidence, batch: int) -> None:
         if (timing.kind, timing.batch) != (STEP, batch) or timing.row.method == facts.ORIGINAL or gain is None:
             continue
         assert predicted is not None
-        colour, marker = STYLE[timing.row.method]
+        colour, marker = style_of(timing.row.method)
         hollow = timing.row.layout == "packed" and timing.row.method != "depth"
         panel.plot(
             predicted, gain["median"], marker=marker, color=colour, linestyle="none", markersize=8,
@@ -142,7 +142,7 @@ def _equal_panel(panel: Any, evidence: Evidence, batch: int) -> None:
 def _bars(panel: Any, evidence: Evidence, ratio: str) -> None:
     gpu = paper_gpu(evidence)
     for place, method in enumerate(facts.METHODS):
-        colour, _ = STYLE[method]
+        colour, _ = style_of(method)
         paper = facts.speedup(evidence.model, ratio, method, gpu)
         heights = [(paper, "#ffffff", "///")]
         predicted = None
@@ -178,7 +178,7 @@ def _trade_off(panel: Any, evidence: Evidence, ratio: str) -> None:
     gpu = paper_gpu(evidence)
     for method in ROWS:
         own_ratio = None if method == facts.ORIGINAL else ratio
-        colour, marker = STYLE[method]
+        colour, marker = style_of(method)
         for (engine, kind), dashes in LINES.items():
             own = curve(evidence, method, own_ratio, engine, kind)
             if own:
@@ -252,7 +252,7 @@ def saw_tooth(sweep: dict[str, Any]) -> bytes:
 
 
 def _paper_point(panel: Any, x: float, y: float, method: str) -> None:
-    colour, _ = STYLE[method]
+    colour, _ = style_of(method)
     panel.plot(
         x, y, marker=PAPER_MARK, color=colour, markersize=13, markerfacecolor="white", markeredgewidth=1.4,
         linestyle="none", zorder=3,
@@ -279,7 +279,7 @@ def _handles(methods: tuple[str, ...], ways: bool = True, layouts: bool = False)
 
     shown = []
     for method in methods:
-        colour, marker = STYLE[method]
+        colour, marker = style_of(method)
         shown.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=facts.NAMES[method]))
     if ways:
         for (engine, kind), dashes in LINES.items():

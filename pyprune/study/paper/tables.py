@@ -41,21 +41,23 @@ def table_rows(model: str) -> list[tuple[str | None, str]]:
 
 def _speed_row(evidence: Evidence, method: str, ratio: str | None, layout: str, gpu: str) -> list[str]:
     paper = facts.speed(evidence.model, ratio, method, gpu) if layout == "packed" else None
-    told = facts.speedup(evidence.model, ratio, method, gpu) if paper else None
-    whole = {
+    paper_speedup = facts.speedup(evidence.model, ratio, method, gpu) if paper else None
+    generations = {
         engine: evidence.timing(method, ratio, engine, GENERATION, 1, layout, facts.NEW_TOKENS)
         for engine in ("hf", "pyprune")
     }
     if evidence.dry_run:
-        whole = {engine: evidence.timing(method, ratio, engine, GENERATION, 1, layout) for engine in ("hf", "pyprune")}
+        generations = {
+            engine: evidence.timing(method, ratio, engine, GENERATION, 1, layout) for engine in ("hf", "pyprune")
+        }
     step = evidence.timing(method, ratio, "pyprune", STEP, 1, layout)
-    told_by = {engine: evidence.timing(method, ratio, engine, GENERATION, 1, layout) for engine in whole}
-    any_timing = step or told_by["pyprune"] or told_by["hf"]
+    any_generations = {engine: evidence.timing(method, ratio, engine, GENERATION, 1, layout) for engine in generations}
+    any_timing = step or any_generations["pyprune"] or any_generations["hf"]
     predicted = None if any_timing is None else by_bytes(evidence, any_timing)
     name = facts.NAMES[method] + {"packed": "", "padded": ", padded strides", "64": ", width to 64"}[layout]
     verdict = NONE
-    if step is not None and step.gain is not None and told is not None and method != facts.ORIGINAL:
-        verdict = agreement(step.gain, told)
+    if step is not None and step.gain is not None and paper_speedup is not None and method != facts.ORIGINAL:
+        verdict = agreement(step.gain, paper_speedup)
 
     def ours(text: str) -> str:
         return DRY if evidence.dry_run and text else text
@@ -64,11 +66,11 @@ def _speed_row(evidence: Evidence, method: str, ratio: str | None, layout: str, 
         ratio or "",
         name,
         _printed(paper and paper.latency_s, paper is not None),
-        *(ours(_latency(whole[engine])) for engine in ("hf", "pyprune")),
+        *(ours(_latency(generations[engine])) for engine in ("hf", "pyprune")),
         _printed(paper and paper.tokens_per_s, paper is not None),
-        *(ours(_throughput(whole[engine])) for engine in ("hf", "pyprune")),
-        NONE if told is None else f"{told:.2f}x",
-        *(ours(_gain(told_by[engine])) for engine in ("hf", "pyprune")),
+        *(ours(_throughput(generations[engine])) for engine in ("hf", "pyprune")),
+        NONE if paper_speedup is None else f"{paper_speedup:.2f}x",
+        *(ours(_gain(any_generations[engine])) for engine in ("hf", "pyprune")),
         ours(NONE if step is None else f"{1e3 * step_seconds(step):.3f}"),
         ours(_gain(step)),
         ours(NONE if predicted is None else f"{predicted:.2f}x"),
@@ -102,21 +104,21 @@ def memory_table(evidence: Evidence) -> Cells:
     """Table 9: GPU memory for 12 input tokens, by new tokens L and batch M, the paper's GB beside our GiB."""
     header = ["ratio", "row", "L", "M", "paper H100: GB", "HF here: GiB", "pyprune: GiB", "HF over paper"]
     lines = []
-    for one in facts.memories():
-        if one.model != evidence.model:
+    for cell in facts.memories():
+        if cell.model != evidence.model:
             continue
-        peaks = {engine: peak_of(evidence, one, engine) for engine in ("hf", "pyprune")}
+        peaks = {engine: peak_of(evidence, cell, engine) for engine in ("hf", "pyprune")}
         cells = []
         for peak in peaks.values():
             text = NONE if peak is None else _bytes(peak.bytes, peak.error)
             cells.append(DRY if evidence.dry_run and peak is not None else text)
         hf, share = peaks["hf"], NONE
-        if hf is not None and hf.bytes is not None and one.gb is not None and not evidence.dry_run:
-            share = f"{hf.bytes / 2**30 / one.gb:.2f}"
+        if hf is not None and hf.bytes is not None and cell.gb is not None and not evidence.dry_run:
+            share = f"{hf.bytes / 2**30 / cell.gb:.2f}"
         lines.append(
             [
-                one.ratio or "", "Original" if one.ratio is None else "Depth", str(one.output_tokens), str(one.batch),
-                "OOM" if one.gb is None else f"{one.gb:g}", *cells, share,
+                cell.ratio or "", "Original" if cell.ratio is None else "Depth", str(cell.output_tokens),
+                str(cell.batch), "OOM" if cell.gb is None else f"{cell.gb:g}", *cells, share,
             ]
         )  # fmt: skip
     return header, lines
@@ -134,9 +136,19 @@ def alignment_table(evidence: Evidence) -> Cells:
     header = ["linear", "M", "side", "multiples that matter", *(f"{power}" for power in POWERS)]
     rows = []
     for sweep in () if evidence.dry_run else evidence.sweeps:
-        for one in sorted(alignments(sweep["points"], sweep["hidden"]), key=lambda one: (one.rows, one.role)):
-            costs = [f"{one.cost[power]:.2f}" if power in one.cost else NONE for power in POWERS]
-            rows.append([one.role, str(one.rows), one.side, "none" if one.needed == 1 else str(one.needed), *costs])
+        for alignment in sorted(
+            alignments(sweep["points"], sweep["hidden"]), key=lambda alignment: (alignment.rows, alignment.role)
+        ):
+            costs = [f"{alignment.cost[power]:.2f}" if power in alignment.cost else NONE for power in POWERS]
+            rows.append(
+                [
+                    alignment.role,
+                    str(alignment.rows),
+                    alignment.side,
+                    "none" if alignment.needed == 1 else str(alignment.needed),
+                    *costs,
+                ]
+            )
     return header, rows
 
 

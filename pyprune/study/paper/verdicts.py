@@ -18,7 +18,7 @@ LAUNCH_BOUND = 2.0
 
 MEMORY_TOLERANCE = 0.05
 WAYS = ((GENERATION, "hf"), (GENERATION, "pyprune"), (STEP, "pyprune"))
-"""How speeds are told, in this order: whole generations of both engines, and replayed steps."""
+"""How speeds are reported, in this order: whole generations of both engines, and replayed steps."""
 
 WORDS = {
     (GENERATION, "hf"): "Hugging Face eager, generations",
@@ -138,11 +138,11 @@ def _other_layout(evidence: Evidence, timing: Timing) -> Timing | None:
 def findings(evidence: Evidence) -> dict[str, list[str]]:
     """Sentences under their headings; of a dry run only that it is one."""
     if evidence.dry_run:
-        told = (
+        notice = (
             "This is a dry run on a CPU in tiny sizes: it shows that the scripts run. Nothing here was measured, and "
             "nothing is said about the paper."
         )
-        return {"What this is": [told]}
+        return {"What this is": [notice]}
     sections = {
         "What was measured": [*_sample(evidence), *_missing(evidence)],
         "Speed-ups over the original, and the paper's": [*_tally(evidence), *_speeds(evidence)],
@@ -160,8 +160,8 @@ def _sample(evidence: Evidence) -> Iterator[str]:
     beside = paper_gpu(evidence)
     other = "" if beside in evidence.device else f" The paper's numbers are those of its {beside}, another GPU."
     yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {', '.join(evidence.sources)}.{other}"
-    few = {(one.kind, one.engine) for one in evidence.timings} - {
-        (one.kind, one.engine) for one in evidence.timings if len(one.seconds) >= FEW_RUNS
+    few = {(timing.kind, timing.engine) for timing in evidence.timings} - {
+        (timing.kind, timing.engine) for timing in evidence.timings if len(timing.seconds) >= FEW_RUNS
     }
     for kind, engine in WAYS:
         if (kind, engine) in few:
@@ -185,7 +185,7 @@ def _compared(evidence: Evidence) -> Iterator[tuple[str, str, str, Timing, float
 def _tally(evidence: Evidence) -> Iterator[str]:
     verdicts = [agreement(timing.gain, paper) for *_, timing, paper in _compared(evidence) if timing.gain]
     if verdicts:
-        counts = ", ".join(f"{verdicts.count(one)} {word}" for one, word in VERDICTS.items())
+        counts = ", ".join(f"{verdicts.count(verdict)} {word}" for verdict, word in VERDICTS.items())
         yield f"Of {len(verdicts)} speed-ups at batch 1 that the paper has too: {counts}."
 
 
@@ -193,10 +193,10 @@ def _speeds(evidence: Evidence) -> Iterator[str]:
     groups: dict[tuple[str, str, str, str, str], list[str]] = {}
     for kind, engine, ratio, timing, paper in _compared(evidence):
         assert timing.gain is not None
-        cause, told = why(evidence, timing)
+        cause, explanation = why(evidence, timing)
         key = (kind, engine, ratio, agreement(timing.gain, paper), cause)
         groups.setdefault(key, []).append(
-            f"{facts.NAMES[timing.row.method]} {gain_text(timing)}, paper {paper:.2f}x ({told})"
+            f"{facts.NAMES[timing.row.method]} {gain_text(timing)}, paper {paper:.2f}x ({explanation})"
         )
     for (kind, engine, ratio, verdict, cause), rows in groups.items():
         yield f"{WORDS[kind, engine]}, {ratio}, {SAYS[verdict]}: {'; '.join(rows)}. {REASONS[cause]}."
@@ -237,24 +237,24 @@ def relative_speed(evidence: Evidence, width: Timing, depth: Timing) -> float:
 
 
 def _equal_sentence(evidence: Evidence, shares: dict[str, dict[str, float]], batch: int, layout: str, way: str) -> str:
-    told = "; ".join(
-        f"{ratio}: {', '.join(f'{facts.NAMES[method]} {share:.2f}' for method, share in own.items())}"
-        for ratio, own in shares.items()
+    listed = "; ".join(
+        f"{ratio}: {', '.join(f'{facts.NAMES[method]} {share:.2f}' for method, share in by_method.items())}"
+        for ratio, by_method in shares.items()
     )
-    worst = min(share for own in shares.values() for share in own.values())
+    worst = min(share for by_method in shares.values() for share in by_method.values())
     verdict = "width is as fast as depth" if worst >= 1 - TOLERANCE else "width is slower than depth"
     gpu, paper = paper_gpu(evidence), ""
     if batch == 1:
         values = [
             width / depth
-            for ratio, own in shares.items()
-            for method in own
+            for ratio, by_method in shares.items()
+            for method in by_method
             if (width := facts.speedup(evidence.model, ratio, method, gpu))
             and (depth := facts.speedup(evidence.model, ratio, "depth", gpu))
         ]
         paper = f" In the paper, at nearly equal bytes: {min(values):.2f} to {max(values):.2f}." if values else ""
     rows = {"packed": "packed rows", "padded": "padded strides", "64": "widths of multiples of 64"}[layout]
-    return f"{way}, batch {batch}, {rows}: {verdict} (speed over depth's, each over its bytes: {told}).{paper}"
+    return f"{way}, batch {batch}, {rows}: {verdict} (speed over depth's, each over its bytes: {listed}).{paper}"
 
 
 def _peers(evidence: Evidence) -> Iterator[str]:
@@ -276,10 +276,10 @@ def _peers(evidence: Evidence) -> Iterator[str]:
 def _memory(evidence: Evidence) -> Iterator[str]:
     for engine in ("hf", "pyprune"):
         ratios = []
-        for one in facts.memories():
-            peak = peak_of(evidence, one, engine)
-            if one.model == evidence.model and one.gb is not None and peak is not None and peak.bytes is not None:
-                ratios.append(peak.bytes / 2**30 / one.gb)
+        for cell in facts.memories():
+            peak = peak_of(evidence, cell, engine)
+            if cell.model == evidence.model and cell.gb is not None and peak is not None and peak.bytes is not None:
+                ratios.append(peak.bytes / 2**30 / cell.gb)
         if ratios:
             far = sum(abs(ratio - 1) > MEMORY_TOLERANCE for ratio in ratios)
             word = "agrees with" if not far else f"is more than {MEMORY_TOLERANCE:.0%} from the paper in {far} of"
@@ -293,26 +293,34 @@ def _memory(evidence: Evidence) -> Iterator[str]:
 def peak_of(evidence: Evidence, cell: facts.Memory, engine: str) -> Peak | None:
     """What was measured for a cell of Table 9."""
     method = facts.ORIGINAL if cell.ratio is None else "depth"
-    wanted = ((method, cell.ratio, "packed"), engine, cell.batch, cell.output_tokens)
-    found = [one for one in evidence.peaks if (one.row, one.engine, one.batch, one.new_tokens) == wanted]
-    return found[-1] if found else None
+    key = ((method, cell.ratio, "packed"), engine, cell.batch, cell.output_tokens)
+    peaks = [peak for peak in evidence.peaks if (peak.row, peak.engine, peak.batch, peak.new_tokens) == key]
+    return peaks[-1] if peaks else None
 
 
 def _alignment(evidence: Evidence) -> Iterator[str]:
     for sweep in evidence.sweeps:
-        found = alignments(sweep["points"], sweep["hidden"])
-        for side in dict.fromkeys(one.side for one in found):
-            own = sorted((one for one in found if one.side == side), key=lambda one: (one.rows, one.role))
-            needs = [one for one in own if one.needed > 1]
-            told = "; ".join(
-                f"{one.role} at M = {one.rows}: multiples of {one.needed} (others up to {one.worst:.2f}x as long)"
-                for one in needs
+        measured = alignments(sweep["points"], sweep["hidden"])
+        for side in dict.fromkeys(alignment.side for alignment in measured):
+            of_side = sorted(
+                (alignment for alignment in measured if alignment.side == side),
+                key=lambda alignment: (alignment.rows, alignment.role),
             )
-            free = ", ".join(f"{one.role} at M = {one.rows}" for one in own if one.needed == 1)
+            needs = [alignment for alignment in of_side if alignment.needed > 1]
+            listed = "; ".join(
+                f"{alignment.role} at M = {alignment.rows}: multiples of {alignment.needed} "
+                f"(others up to {alignment.worst:.2f}x as long)"
+                for alignment in needs
+            )
+            free = ", ".join(
+                f"{alignment.role} at M = {alignment.rows}" for alignment in of_side if alignment.needed == 1
+            )
             yield (
                 f"{side}: "
                 + ". ".join(
-                    filter(None, (f"matters for {told}" if told else "", f"none matters for {free}" if free else ""))
+                    filter(
+                        None, (f"matters for {listed}" if listed else "", f"none matters for {free}" if free else "")
+                    )
                 )
                 + "."
             )

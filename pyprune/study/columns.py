@@ -1,0 +1,185 @@
+"""The columns of a comparison: each says its name, header, format, value, and in which tables it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from pyprune.study.measure import speedup, spread
+
+
+class Table(Flag):
+    """Where a column is shown. On the screen, columns of an engine are repeated for each engine of a row."""
+
+    CSV = auto()
+    MODELS = auto()
+    TIMINGS = auto()
+    SCREEN = auto()
+    SCREEN_ENGINE = auto()
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model of the comparison and the original, as entries of the results' rows."""
+
+    row: Mapping[str, Any]
+    original: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TimingLine(ModelLine):
+    """A model's runs under one engine, at one batch size and output length, and those it is compared with.
+
+    Seconds of the whole batch, a run each; `hf_seconds`: the same row under Hugging Face where this is pyprune's, or
+    None.
+    """
+
+    engine: str
+    batch: int
+    output_tokens: int
+    seconds: Sequence[float]
+    original_seconds: Sequence[float]
+    hf_seconds: Sequence[float] | None
+
+    @cached_property
+    def latency(self) -> dict[str, float | int]:
+        """`measure.spread` of the seconds."""
+        return spread(self.seconds)
+
+    @cached_property
+    def gain(self) -> dict[str, float | int | None]:
+        """`measure.speedup` over the original under the same engine."""
+        return speedup(self.original_seconds, self.seconds)
+
+
+LineT = TypeVar("LineT", bound=ModelLine)
+
+
+@dataclass(frozen=True)
+class Column(Generic[LineT]):
+    """One column. `value` takes it from a line, as JSON data; `format` writes it for a reader, who sees `header`
+    ("{engine}" in it is the engine's name)."""
+
+    name: str
+    header: str
+    format: Callable[[Any], str]
+    value: Callable[[LineT], Any]
+    tables: Table
+
+
+def entry(name: str) -> Callable[[ModelLine], Any]:
+    """The value that the row has under that key."""
+    return lambda line: line.row.get(name)
+
+
+def latency(name: str) -> Callable[[TimingLine], Any]:
+    return lambda line: line.latency[name]
+
+
+def gain(name: str) -> Callable[[TimingLine], Any]:
+    return lambda line: line.gain[name]
+
+
+def times(value: float | None) -> str:
+    """A ratio; nothing where there is none."""
+    return "" if value is None else f"{value:.2f}x"
+
+
+def significant(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def millions(value: float) -> str:
+    return f"{value / 1e6:.2f}"
+
+
+def short(value: float) -> str:
+    """Four digits where there are that many before the point, else up to one after it."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def perplexity(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
+
+
+def _half_range(line: TimingLine) -> tuple[float, float]:
+    """Median latency in milliseconds, and half of the runs' range in percent of it."""
+    spread_ = line.latency
+    return 1000 * spread_["median"], 50 * (spread_["max"] - spread_["min"]) / spread_["median"]
+
+
+def _over_hf(line: TimingLine) -> float | int | None:
+    return None if line.hf_seconds is None else speedup(line.hf_seconds, line.seconds)["median"]
+
+
+MODEL_COLUMNS: tuple[Column[ModelLine], ...] = (
+    Column("row", "row", str, entry("name"), Table.CSV | Table.MODELS | Table.TIMINGS | Table.SCREEN),
+    Column("method", "method", str, entry("method"), Table.CSV),
+    Column("ratio", "ratio", str, entry("ratio"), Table.CSV),
+    Column("parameters", "M params", millions, entry("parameters"), Table.CSV | Table.MODELS),
+    Column("removed_share", "removed", "{:.1%}".format, entry("removed_share"), Table.CSV | Table.MODELS),
+    Column("blocks", "blocks", str, entry("blocks"), Table.CSV | Table.MODELS),
+    Column("ffn_width", "FFN width", str, entry("ffn_width"), Table.CSV | Table.MODELS),
+    Column("heads", "heads", str, entry("heads"), Table.CSV),
+    Column("kv_heads", "KV heads", str, entry("kv_heads"), Table.CSV),
+    Column(
+        "heads_and_kv", "heads (KV)", str, lambda line: f"{line.row['heads']} ({line.row['kv_heads']})", Table.MODELS
+    ),
+    Column("bytes_per_token", "MB/token", millions, entry("bytes_per_token"), Table.CSV | Table.MODELS),
+    Column("kv_bytes_per_position", "KV bytes/position", str, entry("kv_bytes_per_position"), Table.CSV),
+)
+"""What is known of a model before any evaluation. The evaluations' own columns follow."""
+
+TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
+    Column("engine", "engine", str, lambda line: line.engine, Table.CSV | Table.TIMINGS),
+    Column("batch", "M", str, lambda line: line.batch, Table.CSV | Table.TIMINGS),
+    Column("output_tokens", "L", str, lambda line: line.output_tokens, Table.CSV | Table.TIMINGS),
+    Column("runs", "runs", str, latency("runs"), Table.CSV | Table.TIMINGS),
+    Column("latency_s", "latency (s)", significant, latency("median"), Table.CSV | Table.TIMINGS),
+    Column(
+        "range", "range (s)", lambda ends: f"{ends[0]:.4g} to {ends[1]:.4g}",
+        lambda line: (line.latency["min"], line.latency["max"]), Table.TIMINGS,
+    ),
+    Column(
+        "latency_ms", "{engine} ms", lambda pair: f"{short(pair[0])} ±{pair[1]:.0f}%", _half_range, Table.SCREEN_ENGINE
+    ),
+    Column("latency_q1_s", "q1 (s)", significant, latency("q1"), Table.CSV),
+    Column("latency_q3_s", "q3 (s)", significant, latency("q3"), Table.CSV),
+    Column("latency_min_s", "min (s)", significant, latency("min"), Table.CSV),
+    Column("latency_max_s", "max (s)", significant, latency("max"), Table.CSV),
+    Column("latency_mean_s", "mean (s)", significant, latency("mean"), Table.CSV),
+    Column(
+        "tokens_per_s", "tok/s", short, lambda line: line.batch * line.output_tokens / line.latency["median"],
+        Table.CSV | Table.TIMINGS | Table.SCREEN_ENGINE,
+    ),
+    Column("speedup", "speed-up", times, gain("median"), Table.CSV | Table.TIMINGS | Table.SCREEN_ENGINE),
+    Column("speedup_q1", "q1", times, gain("q1"), Table.CSV),
+    Column("speedup_q3", "q3", times, gain("q3"), Table.CSV),
+    Column("speedup_low", "low", times, gain("low"), Table.CSV),
+    Column("speedup_high", "high", times, gain("high"), Table.CSV),
+    Column(
+        "speedup_by_bytes", "by bytes", times,
+        lambda line: line.original["bytes_per_token"] / line.row["bytes_per_token"],
+        Table.CSV | Table.TIMINGS | Table.SCREEN,
+    ),
+    Column("pyprune_vs_hf", "ours/hf", times, _over_hf, Table.CSV | Table.TIMINGS | Table.SCREEN),
+)  # fmt: skip
+"""What is measured of a row under an engine. Latency is that of the whole batch; `speedup` is over the original under
+the same engine, paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6
+runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row."""
+
+
+def shown(columns: Sequence[Column[LineT]], table: Table) -> list[Column[LineT]]:
+    """The columns that stand in that table."""
+    return [column for column in columns if table in column.tables]
+
+
+def cells(columns: Sequence[Column[LineT]], lines: Sequence[LineT]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, as text."""
+    header = [column.header for column in columns]
+    return header, [[column.format(column.value(line)) for column in columns] for line in lines]

@@ -1,0 +1,55 @@
+"""Perplexity on held-out windows: exp(mean NLL) over all predicted positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from pyprune import scoring
+from pyprune.models.decoder import Decoder
+from pyprune.study.columns import Column, ModelLine, Table, entry, perplexity, times
+from pyprune.study.evaluations.evaluation import Material, Need
+
+
+def _over_original(line: ModelLine) -> float | None:
+    original, pruned = line.original.get("ppl"), line.row.get("ppl")
+    return None if original is None or pruned is None else pruned / original
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`ppl`, None where it is not finite, and over the original's."""
+
+    name: ClassVar[str] = "perplexity"
+    needs: ClassVar[frozenset[Need]] = frozenset({"windows"})
+    columns: ClassVar[tuple[Column[ModelLine], ...]] = (
+        Column("ppl", "PPL", perplexity, entry("ppl"), Table.CSV | Table.MODELS),
+        Column("ppl_ratio", "of orig.", times, _over_original, Table.CSV | Table.MODELS),
+    )
+
+    def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
+        progress = partial(material.progress, f"perplexity, {name}")
+        value = scoring.perplexity(decoder, material.windows.input_ids, progress=progress)
+        return {"ppl": value if math.isfinite(value) else None}
+
+    def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Which row keeps the lowest perplexity, before any retraining."""
+        sentences = [f"The perplexity of {row['name']} is not finite." for row in rows if row["ppl"] is None]
+        finite = [row for row in rows if row["ppl"] is not None]
+        if len(finite) > 1:
+            best = min(finite, key=lambda row: row["ppl"])
+            others = ", ".join(f"{row['name']} {row['ppl']:.2f}" for row in finite if row is not best)
+            sentences.append(
+                f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
+                f"{best['ppl']:.2f} ({others}); nothing was retrained."
+            )
+        return sentences
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def argv(self) -> list[str]:
+        return []
