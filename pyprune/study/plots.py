@@ -100,8 +100,8 @@ def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> No
         panel.plot(
             [line["latency_s"] for line in row_lines], [line["tokens_per_s"] for line in row_lines], color=colour,
             marker=marker, linestyle=LINES.get(engine, "solid"),
-            markerfacecolor=colour if engine == "pyprune" else "none", markersize=7,
-            linewidth=1.4, label=f"{row_lines[0]['method']}, {engine}",
+            markerfacecolor=colour if engine == "pyprune" else "none", markersize=7, linewidth=1.4,
+            label=f"{row_lines[0]['method']}, {engine}",
         )  # fmt: skip
         if row == ORIGINAL:
             for line in row_lines:
