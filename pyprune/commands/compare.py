@@ -51,10 +51,10 @@ def add_options(commands: Any) -> None:
     )
     add_dtype(
         parser,
-        CompareConfig.dtype,
+        str(CompareConfig.dtype),
         "dtype of all rows when timed and their perplexity is taken; scoring keeps the checkpoint's",
     )
-    add_device(parser, CompareConfig.device)
+    add_device(parser, str(CompareConfig.device))
     option("pad_multiple", "multiple of neurons for the padded row", type=at_least(2), metavar="N")
     add_text(parser)
     option(

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded(options.model, options.dtype if options.to == "hf" else None)
     if options.to == "hf":
         decoder.save(options.out)
-        config = read_json(os.path.join(options.out, "config.json"))
+        config: Any = read_json(os.path.join(options.out, "config.json"))
         kind, files = config["model_type"], [entry.path for entry in os.scandir(options.out)]
     else:
         from pyprune.models.gguf_writer import chosen_architecture

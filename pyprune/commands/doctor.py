@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study import machine
     from pyprune.study.page import machine_cells
 
-    facts = {
+    facts: dict[str, Any] = {
         "machine": machine.describe(),
         "available_memory_bytes": memory.available(),
         "native": native.report(),

@@ -52,8 +52,9 @@ def journal_beside(options: argparse.Namespace) -> Path | None:
 
 def remove_journal(options: argparse.Namespace) -> None:
     """Remove the journal of --resume, now that the result is written."""
-    if options.resume:
-        journal_beside(options).unlink(missing_ok=True)
+    journal = journal_beside(options)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
 
 
 def require_texts(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from pyprune.pruning.original import OriginalSizes
 if TYPE_CHECKING:
     from pyprune.models.decoder import Decoder
 
+FORMAT = "pyprune-pruning/1"
 _JOINT = " | "
 
 
@@ -131,15 +132,18 @@ class Pruning:
 
     @classmethod
     def from_dict(cls, data: object) -> Pruning:
-        """Read the JSON form; absent keys mean nothing removed. InputError for unknown keys and bad values.
+        """Read the JSON form; absent keys mean nothing removed. InputError for another format (records and older files
+        name none), unknown keys and bad values.
 
         Of compensation only the digests are known then: enough for a record, not to apply it to the original.
         """
         if not isinstance(data, Mapping):
             raise InputError(f"pruning: a JSON object is expected, not {type(data).__name__}")
-        known = [f.name for f in fields(cls)]
-        _only_keys(data, known)
         given = dict(data)
+        if given.pop("format", FORMAT) != FORMAT:
+            raise InputError(f"pruning: format {data['format']!r}: {FORMAT} is expected")
+        known = [f.name for f in fields(cls)]
+        _only_keys(given, known)
         for name in ("kv_groups", "heads", "neurons"):
             if name in given:
                 given[name] = _read_layer_keys(given[name], name)
@@ -163,7 +167,7 @@ class Pruning:
                 if beside.exists() and beside.read_bytes() != values and not _owns(path, beside):
                     raise InputError(f"{beside}: belongs to another pruning; a folder of its own is expected")
                 files.enter_context(whole_file(beside)).write_bytes(values)
-            text.write_text(json_text(self.to_dict()), encoding="utf-8")
+            text.write_text(json_text({"format": FORMAT, **self.to_dict()}), encoding="utf-8")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Pruning:

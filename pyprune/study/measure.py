@@ -6,17 +6,20 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def interleave(
-    runnables: Mapping[str, Callable[[], object]],
+    runnables: Mapping[Key, Callable[[], object]],
     runs: int,
     warmups: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     done: Callable[[int, int], None] | None = None,
     synchronise: Callable[[], object] | None = None,
-) -> dict[str, list[float]]:
+) -> dict[Key, list[float]]:
     """Seconds of every run of every runnable, `runs` each in the order of the rounds, after `warmups` rounds dropped.
 
     Each round has an order of its own (shuffled from a fixed seed), so that none keeps the same neighbour.
@@ -24,7 +27,7 @@ def interleave(
     done all it was given; it is called before the clock is read, at the start and at the end of every run.
     """
     names = list(runnables)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[Key, list[float]] = {name: [] for name in names}
     total, finished = (warmups + runs) * len(names), 0
     shuffle = random.Random(0).shuffle
     for turn in range(warmups + runs):

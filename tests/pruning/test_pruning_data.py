@@ -58,6 +58,7 @@ def test_json_round_trip_and_its_keys(tmp_path):
     FULL.to_json(tmp_path / "pruning.json")
     data = json.loads((tmp_path / "pruning.json").read_text())
     assert data == {
+        "format": "pyprune-pruning/1",
         "model": "tiny",
         "blocks": [1],
         "mha": [0],
@@ -68,6 +69,9 @@ def test_json_round_trip_and_its_keys(tmp_path):
         "made_by": "by hand",
     }
     assert Pruning.from_json(tmp_path / "pruning.json") == FULL
+    del data["format"]  # older files, and records within other files, name none
+    assert data == FULL.to_dict()
+    assert Pruning.from_dict(data) == FULL
 
 
 def test_composition_unites_and_does_not_depend_on_order():
@@ -117,6 +121,7 @@ def test_conflicting_prunings_cannot_be_composed(one, other, named):
         ({"pad_to": "64"}, "pad_to '64'"),
         ({"model": 7}, "model 7"),
         ({"made_by": ["x"]}, "made_by"),
+        ({"format": "pyprune-scores/1"}, "format 'pyprune-scores/1'"),
         ({"block": [1]}, "unknown key 'block'"),
         ([1, 2], "list"),
     ],

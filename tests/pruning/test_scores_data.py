@@ -29,6 +29,7 @@ def test_order_is_ascending_and_ties_go_by_index():
 def test_json_has_the_public_keys(tmp_path):
     block_scores([3.0, 2.0]).to_json(tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text()) == {
+        "format": "pyprune-scores/1",
         "model": "tiny",
         "criterion": "ppl",
         "unit": "block",
@@ -83,6 +84,7 @@ GOOD = block_scores([3.0, 2.0]).to_dict()
         ({"unit_parameters": [1]}, "1 unit_parameters for 2 units"),
         ({"unit_parameters": [1, -2]}, "-2"),
         ({"parameters": 1.5}, r"1\.5"),
+        ({"format": "pyprune-scores/2"}, "format 'pyprune-scores/2': pyprune-scores/1 is expected"),
     ],
 )
 def test_bad_json_is_refused_by_its_value(change, named, tmp_path):

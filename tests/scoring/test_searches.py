@@ -230,6 +230,11 @@ def test_a_result_survives_its_file(seven, samples, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(score(seven, samples).to_dict()))
     with pytest.raises(InputError, match=r"scores.json: search: an object with method and steps"):
         SearchResult.from_json(tmp_path / "scores.json")
+    data["order"].reverse()
+    assert data.pop("format") == "pyprune-search/1"
+    assert SearchResult.from_dict(data) == found  # as files were before they named a format
+    with pytest.raises(InputError, match="search: format 'pyprune-search/2': pyprune-search/1 is expected"):
+        SearchResult.from_dict({**data, "format": "pyprune-search/2"})
     del data["cost"]
     (tmp_path / "less.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"less.json: search: .*cost"):

@@ -32,9 +32,15 @@ class Evaluation(Protocol):
     their values come from the row's entry in the results.
     """
 
-    name: str
-    needs: frozenset[Need]
-    columns: tuple[Column[ModelLine], ...]
+    @property
+    def name(self) -> str:
+        """What the results and `EVALUATIONS` call it."""
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    @property
+    def columns(self) -> tuple[Column[ModelLine], ...]: ...
 
     def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
         """JSON data for the entry of the row of this name in the results; keys that no other evaluation has."""
