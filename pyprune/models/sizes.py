@@ -1,9 +1,10 @@
-"""The sizes of a decoder's blocks, as configurations state them."""
+"""The sizes of a decoder and of its blocks, as configurations state them and as reports show them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Block, Decoder
@@ -91,3 +92,36 @@ def attention_in_cache(blocks: Sequence[Block]) -> list[MHA | None]:
 def windows_of(blocks: Sequence[Block]) -> list[int]:
     """The attention window of each entry of transformers' cache, which is that of its block where the block attends."""
     return [0 if mha is None else mha.window for mha in attention_in_cache(blocks)]
+
+
+def describe_sizes(decoder: Decoder, original_parameters: int) -> dict[str, Any]:
+    """A decoder's sizes as JSON data, for reports; sizes that differ between blocks are given as "least-greatest".
+
+    `original_parameters`: those of the unpruned model, of which `removed_share` is a share. Bytes per token as
+    `Decoder.bytes_per_token`, of the KV cache as `kv_bytes_per_position`; heads and widths of the sublayers present,
+    "none" where there is none.
+    """
+    attention = [block.mha for block in decoder.blocks if block.mha is not None]
+    parameters = decoder.parameters()
+    return {
+        "parameters": parameters,
+        "removed_share": 1 - parameters / original_parameters,
+        "blocks": len(decoder.blocks),
+        "ffn_width": _range([block.ffn.width for block in decoder.blocks if block.ffn is not None]),
+        "heads": _range([mha.heads for mha in attention]),
+        "kv_heads": _range([mha.kv_heads for mha in attention]),
+        "bytes_per_token": decoder.bytes_per_token(),
+        "kv_bytes_per_position": kv_bytes_per_position(decoder),
+    }
+
+
+def kv_bytes_per_position(decoder: Decoder) -> int:
+    """Bytes of KV cache that one position of one sequence takes over all blocks, in the decoder's dtype."""
+    attention = [block.mha for block in decoder.blocks if block.mha is not None]
+    return sum(2 * mha.kv_heads * mha.head_dim for mha in attention) * decoder.dtype.itemsize
+
+
+def _range(values: Sequence[int]) -> int | str:
+    if not values:
+        return "none"
+    return values[0] if len(set(values)) == 1 else f"{min(values)}-{max(values)}"
