@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import with_sizes
+from pyprune.models.families.family import ConfigField, TransformersClasses, with_sizes
 from pyprune.models.families.qwen2 import Qwen2
 from pyprune.models.sizes import BlockSizes
 
@@ -15,6 +15,8 @@ class Qwen3(Qwen2):
     projections of the attention, or none."""
 
     model_types = ("qwen3",)
+    classes = TransformersClasses("transformers.models.qwen3.modeling_qwen3", "Qwen3")
+    ragged_fields = (*Qwen2.ragged_fields, ConfigField("attention_bias", bool, False))
     gguf_architectures = ("qwen3",)
     gguf_architecture = "qwen3"
 

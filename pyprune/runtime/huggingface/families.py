@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
 
-NAMES = ("llama", "mistral", "qwen2", "qwen3")
+from pyprune.models.families import FAMILIES
 
 
 class Family(NamedTuple):
@@ -27,10 +26,6 @@ class Family(NamedTuple):
 @functools.cache
 def families() -> tuple[Family, ...]:
     """All of them. Their modules are imported when first asked for."""
-    found = []
-    for name in NAMES:
-        module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-        parts = ("ForCausalLM", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
-        classes = (getattr(module, name.capitalize() + part) for part in parts)
-        found.append(Family(*classes, module.eager_attention_forward))
-    return tuple(found)
+    parts = ("ForCausalLM", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+    known = [family.classes for family in FAMILIES if family.classes is not None]
+    return tuple(Family(*map(classes.named, parts), classes.eager_attention()) for classes in known)
