@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
-_ROOMS = {
+_PACKAGES = {
     "models": ("Decoder", "load", "to_transformers"),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine",),
@@ -69,9 +69,9 @@ register_model_types()
 
 
 def __getattr__(name: str) -> Any:
-    for room, names in _ROOMS.items():
+    for package, names in _PACKAGES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"pyprune.{room}"), name)
+            value = getattr(importlib.import_module(f"pyprune.{package}"), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module 'pyprune' has no attribute {name!r}")

@@ -21,8 +21,6 @@ from pyprune.ops.schemas import GGUF_TYPES
 # Tensors in these types keep their type; all others are quantised and become float32.
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AT_ONCE = 4 << 20  # bytes of the file that are in memory at a time, beside the weights
-RAGGED = "deci"
-"""llama.cpp's architecture of Llama's blocks in sizes of their own, made for Nemotron's pruned models."""
 
 
 def import_gguf(path: str | os.PathLike[str]) -> Any:

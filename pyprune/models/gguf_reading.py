@@ -16,7 +16,8 @@ from pyprune.errors import InputError
 from pyprune.models.blocks import Linear
 from pyprune.models.decoder import Decoder
 from pyprune.models.families import Family, family_of_gguf
-from pyprune.models.gguf_file import FLOATS, RAGGED, GGUFFile
+from pyprune.models.gguf_architecture import RAGGED
+from pyprune.models.gguf_file import FLOATS, GGUFFile
 from pyprune.models.gguf_rope import DIVISORS, rope_parameters, rotary_pairs
 from pyprune.models.names import gguf_name
 from pyprune.models.reading import read_decoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pyprune.errors import InputError
 from pyprune.files import whole_file
 from pyprune.models.blocks import FFN, MHA, Block, Linear, named_tensors
 from pyprune.models.families import family_of
-from pyprune.models.gguf_file import RAGGED, GGUFFile, import_gguf
+from pyprune.models.gguf_architecture import DECI, RAGGED, Architecture
+from pyprune.models.gguf_file import GGUFFile, import_gguf
 from pyprune.models.gguf_rope import DIVISORS, rope_metadata, rotary_neighbours
 from pyprune.models.gguf_tokenizer import NO_TOKENIZER, Field, add_field, converted_fields, copied_fields
 from pyprune.models.names import gguf_name
@@ -33,34 +34,6 @@ from pyprune.models.tokenizers import load_tokenizer
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FILE_TYPES = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What one of llama.cpp's architectures can hold (llama.cpp's src/models/NAME.cpp)."""
-
-    name: str
-    biases: frozenset[str]
-    interleaved: bool = False
-    """Whether rows of q and k that rotate together are neighbours."""
-    qk_norm: bool = False
-    whole_heads: bool = False
-    """Whether the heads must make up the hidden size."""
-    divisors: bool = False
-    """Whether frequencies may be divided one by one."""
-
-
-_ALL = frozenset(("q", "k", "v", "o", "gate", "up", "down"))
-_QKV = frozenset(("q", "k", "v"))
-_ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture("llama", _ALL, interleaved=True, divisors=True),
-        Architecture("qwen2", _QKV, whole_heads=True),
-        Architecture("qwen3", _QKV, qk_norm=True),
-        Architecture(RAGGED, _ALL, interleaved=True, divisors=True),
-    )
-}
 
 
 def save_gguf(
@@ -124,12 +97,11 @@ def chosen_architecture(decoder: DecoderLike) -> tuple[Architecture, dict[str, A
     except InputError as error:
         raise InputError(f"{decoder.name}: cannot be written as GGUF: {error}") from None
     reasons = []
-    for name in dict.fromkeys((family.gguf_architecture, RAGGED)):
-        if name in _ARCHITECTURES:
-            reason = _refusal(_ARCHITECTURES[name], decoder, divisors is not None)
-            if reason is None:
-                return _ARCHITECTURES[name], rope, divisors
-            reasons.append(f"not as {name}: {reason}")
+    for architecture in filter(None, (family.gguf_architecture, DECI)):
+        reason = _refusal(architecture, decoder, divisors is not None)
+        if reason is None:
+            return architecture, rope, divisors
+        reasons.append(f"not as {architecture.name}: {reason}")
     raise InputError(f"{decoder.name}: cannot be written as GGUF: {'; '.join(reasons)}")
 
 

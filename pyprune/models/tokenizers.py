@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.gguf_file import RAGGED, GGUFFile, import_gguf
+from pyprune.models.gguf_architecture import RAGGED
+from pyprune.models.gguf_file import GGUFFile, import_gguf
 from pyprune.models.gguf_tokenizer import add_field, copied_fields
 from pyprune.models.tensors import one_line
 

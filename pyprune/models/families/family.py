@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
+from pyprune.models.gguf_architecture import Architecture
 from pyprune.models.protocol import DecoderLike
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
 from pyprune.models.transformers_config import transformers_config
@@ -66,8 +67,8 @@ class Family:
     """Of a configuration of such a model: the fields beside those that all families share."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
-    gguf_architecture: ClassVar[str] = ""
-    """The one that a uniform model is written as; empty: none is known."""
+    gguf_architecture: ClassVar[Architecture | None] = None
+    """The one that a uniform model is written as; None: none is known."""
     gguf_permutes_qk: ClassVar[bool] = False
     """Whether llama.cpp's converter interleaves the rows of q and k of each head (its own form of RoPE)."""
     gguf_optional_biases: ClassVar[bool] = False

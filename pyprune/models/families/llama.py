@@ -7,6 +7,7 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.models.families.family import ConfigField, Family, TransformersClasses, with_sizes
 from pyprune.models.families.mistral import Mistral
+from pyprune.models.gguf_architecture import LLAMA
 from pyprune.models.sizes import BlockSizes
 
 
@@ -19,7 +20,7 @@ class Llama(Family):
     classes = TransformersClasses("transformers.models.llama.modeling_llama", "Llama")
     ragged_fields = (ConfigField("attention_bias", bool, False), ConfigField("mlp_bias", bool, False))
     gguf_architectures = ("llama", "deci")
-    gguf_architecture = "llama"
+    gguf_architecture = LLAMA
     gguf_permutes_qk = True
     gguf_optional_biases = True
 

@@ -8,6 +8,7 @@ from typing import Any
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.families.family import ConfigField, Family, TransformersClasses, with_sizes
+from pyprune.models.gguf_architecture import LLAMA
 from pyprune.models.sizes import BlockSizes
 
 
@@ -20,7 +21,7 @@ class Mistral(Family):
     model_types = ("mistral",)
     classes = TransformersClasses("transformers.models.mistral.modeling_mistral", "Mistral")
     ragged_fields = (ConfigField("sliding_window", int | None, None),)
-    gguf_architecture = "llama"
+    gguf_architecture = LLAMA
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return ""

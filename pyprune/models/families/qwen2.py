@@ -8,6 +8,7 @@ from typing import Any
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.families.family import ConfigField, Family, TransformersClasses, with_sizes
+from pyprune.models.gguf_architecture import QKV_BIASES, Architecture
 from pyprune.models.sizes import BlockSizes
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -29,7 +30,7 @@ class Qwen2(Family):
         ConfigField("layer_types", list[str] | None, None),
     )
     gguf_architectures = ("qwen2",)
-    gguf_architecture = "qwen2"
+    gguf_architecture = Architecture("qwen2", QKV_BIASES, whole_heads=True)
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v"

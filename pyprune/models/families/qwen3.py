@@ -7,6 +7,7 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.models.families.family import ConfigField, TransformersClasses, with_sizes
 from pyprune.models.families.qwen2 import Qwen2
+from pyprune.models.gguf_architecture import QKV_BIASES, Architecture
 from pyprune.models.sizes import BlockSizes
 
 
@@ -18,7 +19,7 @@ class Qwen3(Qwen2):
     classes = TransformersClasses("transformers.models.qwen3.modeling_qwen3", "Qwen3")
     ragged_fields = (*Qwen2.ragged_fields, ConfigField("attention_bias", bool, False))
     gguf_architectures = ("qwen3",)
-    gguf_architecture = "qwen3"
+    gguf_architecture = Architecture("qwen3", QKV_BIASES, qk_norm=True)
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v o" if config.get("attention_bias") else ""
