@@ -191,8 +191,9 @@ def _tell_pruned(options: argparse.Namespace, decoder: Any, pruned: Any) -> None
     after = describe(Row("after", "", None, pruned, pruned.pruning), decoder.parameters(), float("nan"))
     kept = ("parameters", "removed_share", "blocks", "ffn_width", "heads", "kv_heads", "bytes_per_token")
     if options.json:
+        removed = None if pruned.pruning is None else pruned.pruning.to_dict()
         sizes = {row["name"]: {key: row[key] for key in kept} for row in (before, after)}
-        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})
+        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
         *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items()),

@@ -26,7 +26,8 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import attention, configs, gemm, model_cases, tune  # noqa: E402
+from pyprune.study import kernel_tuning, tuning_cases  # noqa: E402
+from pyprune.triton_kernels import attention, configs, gemm  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
@@ -479,11 +480,11 @@ def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int
 def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
     arch = configs.architecture(DEVICE)
     sizes = load_sizes("shape:hidden=48,blocks=1,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131")
-    todo = [case for case in model_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
+    todo = [case for case in tuning_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
     timed = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
     for case in todo:
         found = candidates(case.operator, case.dtype, case.shape, arch)
-        measured = tune.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
+        measured = kernel_tuning.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
         assert measured.refused == {}, case.operator
     names = {case.operator for case in todo}
     few = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
