@@ -26,7 +26,11 @@ def register_model_types() -> None:
 
 
 def _register() -> None:
-    importlib.import_module("pyprune.models.huggingface.configuration").register()
+    importlib.import_module("pyprune.models.huggingface.configuration").register(before_use=_register_models)
+
+
+def _register_models() -> None:
+    importlib.import_module("pyprune.models.huggingface.modeling").register()
 
 
 class _Waiting(MetaPathFinder):

@@ -8,10 +8,8 @@
     attention      split-KV attention and its reduction
     cross_entropy  linear + cross-entropy by vocabulary tiles
     configs        block sizes per architecture: the fixed table
-    candidates     the configurations that `pyprune tune` times
+    candidates     the configurations that `pyprune tune` times (how it chooses: pyprune.study.kernel_tuning)
     tuning         what it has measured, as a file, and what of it holds for a launch
-    model_cases    what of a model it tunes
-    tune           how it chooses
     timing         timing on a GPU
     launch         how a kernel is started, and recorded instead
     inspect        compiles what the operators launch and reports registers, spills and load widths: needs no GPU

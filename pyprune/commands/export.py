@@ -65,7 +65,7 @@ def _blocks(options: argparse.Namespace) -> int | None:
     if options.to != "mergekit":
         return options.layers
     from pyprune.models.demo import DEMO_MODEL
-    from pyprune.pruning.original import OriginalSizes
+    from pyprune.models.original_sizes import OriginalSizes
 
     model = options.model
     if model is None:

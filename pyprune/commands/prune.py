@@ -198,8 +198,9 @@ def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> Non
 
     before, after = (describe_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
+        removed = None if pruned.pruning is None else pruned.pruning.to_dict()
         sizes = {"before": before, "after": after}
-        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": pruned.pruning})
+        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
         *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items()),

@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> None:
     from functools import partial
 
     from pyprune.study.destination import require_file
+    from pyprune.study.kernel_tuning import entries, tune_model
+    from pyprune.study.tuning_cases import ROWS
     from pyprune.triton_kernels import tuning
-    from pyprune.triton_kernels.model_cases import ROWS
-    from pyprune.triton_kernels.tune import entries, tune_model
 
     gpu_device, path = chosen_device(options), require_file(options.out or tuning.location())
     decoder = loaded_sizes(options.model, options.dtype)

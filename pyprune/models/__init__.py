@@ -1,4 +1,4 @@
-"""Models as data: reading, writing, and the `Decoder` that every other room works on."""
+"""Models as data: reading, writing, and the `Decoder` that every other package works on."""
 
 from __future__ import annotations
 

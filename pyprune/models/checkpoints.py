@@ -11,18 +11,16 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import require_free_directory, whole_directory, write_json
-from pyprune.models.decoder import Decoder
-from pyprune.models.families.family import hf_name
+from pyprune.models.compensation import FILE as COMPENSATION
+from pyprune.models.names import hf_name
+from pyprune.models.protocol import DecoderLike
 from pyprune.models.ragged import checkpoint_config
-from pyprune.models.records import removed_blocks
 from pyprune.models.tokenizers import load_tokenizer
 
 MAX_SHARD = "5GB"
-COMPENSATION = "compensation.safetensors"
-"""What a pruning added to biases, beside its `pruning.json`."""
 
 
-def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None:
+def save_checkpoint(decoder: DecoderLike, directory: str | os.PathLike[str]) -> None:
     """Write `decoder` so that `AutoModelForCausalLM.from_pretrained` loads it: plainly where transformers can express
     it, else after `import pyprune` (`ragged.checkpoint_config`).
 
@@ -37,7 +35,8 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
     config = checkpoint_config(decoder)
     if decoder.pruning is not None:
         _check_indices(decoder)
-    tokenizer = None if decoder.tokenizer_source is None else load_tokenizer(decoder)
+    source = decoder.tokenizer_source
+    tokenizer = None if source is None else load_tokenizer(source, decoder.name)
     with whole_directory(directory) as scratch:
         _write_weights({hf_name(part): tensor for part, tensor in decoder.tensors()}, scratch)
         write_json(scratch / "config.json", config)
@@ -45,10 +44,11 @@ def save_checkpoint(decoder: Decoder, directory: str | os.PathLike[str]) -> None
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         if decoder.pruning is not None:
-            write_json(scratch / "pruning.json", decoder.pruning)
+            write_json(scratch / "pruning.json", decoder.pruning.to_dict())
             write_json(scratch / "original_config.json", decoder.config)
-        if decoder.compensation:
-            _save_file({name: _owned(tensor) for name, tensor in decoder.compensation.items()}, scratch / COMPENSATION)
+            added = decoder.pruning.compensation
+            if added and added.complete():
+                _save_file({name: _owned(tensor) for name, tensor in added.tensors().items()}, scratch / COMPENSATION)
 
 
 def _token_ids(config: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def _token_ids(config: dict[str, Any]) -> dict[str, Any]:
     return {"_from_model_config": True, **{key: config[key] for key in keys if config.get(key) is not None}}
 
 
-def _check_indices(decoder: Decoder) -> None:
-    gone = removed_blocks(decoder.pruning or {})
-    kept = [index for index in range(decoder.original_blocks) if index not in gone]
+def _check_indices(decoder: DecoderLike) -> None:
+    removed = () if decoder.pruning is None else decoder.pruning.blocks
+    kept = [index for index in range(decoder.original_blocks) if index not in removed]
     held = [block.index for block in decoder.blocks]
     if kept != held:
         raise InputError(f"{decoder.name}: its pruning leaves blocks {kept}, but it holds blocks {held}")

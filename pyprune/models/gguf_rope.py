@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    from pyprune.models.gguf_file import GGUFFile
+from pyprune.models.gguf_file import GGUFFile
+from pyprune.models.protocol import DecoderLike
 
 # Frequency divisors that llama.cpp's converter computes for Llama 3's RoPE.
 DIVISORS = "rope_freqs.weight"
@@ -78,7 +76,7 @@ def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: i
     }
 
 
-def rope_metadata(decoder: Decoder) -> tuple[dict[str, Any], Tensor | None]:
+def rope_metadata(decoder: DecoderLike) -> tuple[dict[str, Any], Tensor | None]:
     """What a file states of a decoder's RoPE: metadata under "ARCHITECTURE.rope.", and where its frequencies are not
     theta's own their divisors `[head_dim/2]` float32.
 

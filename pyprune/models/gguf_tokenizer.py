@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
 from pyprune.models.gguf_file import GGUFFile
-from pyprune.models.tokenizers import load_tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
@@ -50,20 +46,6 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 _NORMALIZERS = {"qwen2": ({"type": "NFC"},)}
 
 
-def tokenizer_fields(decoder: Decoder) -> Sequence[Field]:
-    """The fields of the decoder's tokenizer; `NO_TOKENIZER` where it has none.
-
-    Those of a GGUF file are copied. A tokenizer of transformers must be a byte-level BPE that splits text in one of the
-    ways of `_PRE_TOKENIZERS`; InputError names what else it is.
-    """
-    source = decoder.tokenizer_source
-    if source is None:
-        return NO_TOKENIZER
-    if source.gguf_file is not None:
-        return copied_fields(GGUFFile(Path(source.path) / source.gguf_file))
-    return _made(load_tokenizer(decoder), decoder)
-
-
 def copied_fields(file: GGUFFile) -> list[Field]:
     """The fields of a file's tokenizer, as they are."""
     fields = []
@@ -83,33 +65,39 @@ def add_field(writer: Any, field: Field) -> None:
     writer.add_key_value(field.key, field.value, GGUFValueType[kind], item)
 
 
-def _made(tokenizer: Any, decoder: Decoder) -> list[Field]:
+def converted_fields(tokenizer: Any, model: str, vocab_size: int) -> list[Field]:
+    """The fields of a tokenizer of transformers, for a model with that name and vocabulary.
+
+    It must be a byte-level BPE that splits text in one of the ways of `_PRE_TOKENIZERS`; InputError names what else it
+    is.
+    """
+
     def refused(reason: str) -> InputError:
         return InputError(
-            f"{decoder.name}: its tokenizer cannot be written as GGUF: {reason}; without it (no tokenizer) the rest can"
+            f"{model}: its tokenizer cannot be written as GGUF: {reason}; without it (no tokenizer) the rest can"
         )
 
     if not getattr(tokenizer, "is_fast", False):
         raise refused(f"{type(tokenizer).__name__} has no tokenizer.json")
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = data["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    bpe = data["model"]
+    if bpe.get("type") != "BPE" or bpe.get("byte_fallback"):
         raise refused("it is no byte-level BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise refused(f"its BPE has {key} {model[key]!r}")
+        if bpe.get(key):
+            raise refused(f"its BPE has {key} {bpe[key]!r}")
     pre = _pre_tokenizer(data)
     if pre is None:
         raise refused(f"llama.cpp splits text otherwise; accepted are the ways of {', '.join(_PRE_TOKENIZERS)}")
-    if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
-        raise refused(f"ignore_merges is {model.get('ignore_merges')}, not so in llama.cpp's {pre}")
-    tokens = {index: (token, _NORMAL) for token, index in model["vocab"].items()}
+    if bool(bpe.get("ignore_merges")) != (pre == "llama-bpe"):
+        raise refused(f"ignore_merges is {bpe.get('ignore_merges')}, not so in llama.cpp's {pre}")
+    tokens = {index: (token, _NORMAL) for token, index in bpe["vocab"].items()}
     for added in data.get("added_tokens") or ():
         tokens[added["id"]] = (added["content"], _CONTROL if added["special"] else _USER_DEFINED)
-    if max(tokens) >= decoder.vocab_size:
-        raise refused(f"it has token {max(tokens)}, the model a vocabulary of {decoder.vocab_size}")
-    table = [tokens.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(decoder.vocab_size)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if max(tokens) >= vocab_size:
+        raise refused(f"it has token {max(tokens)}, the model a vocabulary of {vocab_size}")
+    table = [tokens.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(vocab_size)]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
     fields = [
         Field("tokenizer.ggml.model", "gpt2"),
         Field("tokenizer.ggml.pre", pre),
@@ -133,8 +121,8 @@ def _made(tokenizer: Any, decoder: Decoder) -> list[Field]:
 
 def _pre_tokenizer(data: dict[str, Any]) -> str | None:
     """llama.cpp's name of a tokenizer.json's way to split text, None for any other."""
-    found = data.get("pre_tokenizer") or {}
-    steps = found["pretokenizers"] if found.get("type") == "Sequence" else [found]
+    splitting = data.get("pre_tokenizer") or {}
+    steps = splitting["pretokenizers"] if splitting.get("type") == "Sequence" else [splitting]
     # `trim_offsets` is about positions in the text, not about tokens.
     steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
     for name, known in _PRE_TOKENIZERS.items():

@@ -9,8 +9,9 @@ of the whole model from there).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,49 +20,24 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import whole_file
-from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.blocks import FFN, MHA, Block, Linear, named_tensors
 from pyprune.models.families import family_of
-from pyprune.models.families.family import gguf_name
-from pyprune.models.gguf_file import RAGGED, import_gguf
+from pyprune.models.gguf_architecture import DECI, RAGGED, Architecture
+from pyprune.models.gguf_file import GGUFFile, import_gguf
 from pyprune.models.gguf_rope import DIVISORS, rope_metadata, rotary_neighbours
-from pyprune.models.gguf_tokenizer import NO_TOKENIZER, Field, add_field, tokenizer_fields
+from pyprune.models.gguf_tokenizer import NO_TOKENIZER, Field, add_field, converted_fields, copied_fields
+from pyprune.models.names import gguf_name
+from pyprune.models.protocol import DecoderLike
 from pyprune.models.sizes import BlockSizes, uniform_sizes
 from pyprune.models.tensors import as_dtype, is_finite
+from pyprune.models.tokenizers import load_tokenizer
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FILE_TYPES = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What one of llama.cpp's architectures can hold (llama.cpp's src/models/NAME.cpp)."""
-
-    name: str
-    biases: frozenset[str]
-    interleaved: bool = False
-    """Whether rows of q and k that rotate together are neighbours."""
-    qk_norm: bool = False
-    whole_heads: bool = False
-    """Whether the heads must make up the hidden size."""
-    divisors: bool = False
-    """Whether frequencies may be divided one by one."""
-
-
-_ALL = frozenset(("q", "k", "v", "o", "gate", "up", "down"))
-_QKV = frozenset(("q", "k", "v"))
-_ARCHITECTURES = {
-    one.name: one
-    for one in (
-        Architecture("llama", _ALL, interleaved=True, divisors=True),
-        Architecture("qwen2", _QKV, whole_heads=True),
-        Architecture("qwen3", _QKV, qk_norm=True),
-        Architecture(RAGGED, _ALL, interleaved=True, divisors=True),
-    )
-}
-
-
 def save_gguf(
-    decoder: Decoder, path: str | os.PathLike[str], dtype: torch.dtype | str | None = None, tokenizer: bool = True
+    decoder: DecoderLike, path: str | os.PathLike[str], dtype: torch.dtype | str | None = None, tokenizer: bool = True
 ) -> None:
     """Write `decoder` as one GGUF file, whole or not at all; an old file is replaced.
 
@@ -73,7 +49,7 @@ def save_gguf(
     gguf = import_gguf(path)
     stored = decoder.dtype if dtype is None else as_dtype(dtype)
     architecture, rope, divisors = chosen_architecture(decoder)
-    fields = tokenizer_fields(decoder) if tokenizer else NO_TOKENIZER
+    fields = _tokenizer_fields(decoder) if tokenizer else NO_TOKENIZER
     blocks = decoder.blocks if architecture.name != RAGGED else _with_stand_ins(decoder)
     with whole_file(path) as scratch:
         writer = gguf.GGUFWriter(scratch, architecture.name)
@@ -84,7 +60,7 @@ def save_gguf(
             for field in fields:
                 add_field(writer, field)
             names = [] if divisors is None else [(DIVISORS, divisors)]
-            tensors = [*names, *_tensors(replace(decoder, blocks=blocks))]
+            tensors = [*names, *_tensors(decoder, blocks)]
             for name, tensor in tensors:
                 kind = stored if tensor.ndim > 1 else torch.float32
                 size = tensor.numel() * kind.itemsize
@@ -100,7 +76,7 @@ def save_gguf(
             writer.close()
 
 
-def chosen_architecture(decoder: Decoder) -> tuple[Architecture, dict[str, Any], Tensor | None]:
+def chosen_architecture(decoder: DecoderLike) -> tuple[Architecture, dict[str, Any], Tensor | None]:
     """The architecture that holds the decoder, its RoPE's metadata and divisors.
 
     The family's own where it can, else `deci`; InputError with the reasons where neither can.
@@ -121,16 +97,25 @@ def chosen_architecture(decoder: Decoder) -> tuple[Architecture, dict[str, Any],
     except InputError as error:
         raise InputError(f"{decoder.name}: cannot be written as GGUF: {error}") from None
     reasons = []
-    for name in dict.fromkeys((family.gguf_architecture, RAGGED)):
-        if name in _ARCHITECTURES:
-            reason = _refusal(_ARCHITECTURES[name], decoder, divisors is not None)
-            if reason is None:
-                return _ARCHITECTURES[name], rope, divisors
-            reasons.append(f"not as {name}: {reason}")
+    for architecture in filter(None, (family.gguf_architecture, DECI)):
+        reason = _refusal(architecture, decoder, divisors is not None)
+        if reason is None:
+            return architecture, rope, divisors
+        reasons.append(f"not as {architecture.name}: {reason}")
     raise InputError(f"{decoder.name}: cannot be written as GGUF: {'; '.join(reasons)}")
 
 
-def _refusal(architecture: Architecture, decoder: Decoder, divided: bool) -> str | None:
+def _tokenizer_fields(decoder: DecoderLike) -> Sequence[Field]:
+    """The fields of the decoder's tokenizer: those of a GGUF file as they are; `NO_TOKENIZER` where it has none."""
+    source = decoder.tokenizer_source
+    if source is None:
+        return NO_TOKENIZER
+    if source.gguf_file is not None:
+        return copied_fields(GGUFFile(Path(source.path) / source.gguf_file))
+    return converted_fields(load_tokenizer(source, decoder.name), decoder.name, decoder.vocab_size)
+
+
+def _refusal(architecture: Architecture, decoder: DecoderLike, divided: bool) -> str | None:
     """Why the architecture cannot hold the decoder, None where it can."""
     if architecture.name != RAGGED:
         try:
@@ -155,8 +140,8 @@ def _refusal(architecture: Architecture, decoder: Decoder, divided: bool) -> str
     return None
 
 
-def _with_stand_ins(decoder: Decoder) -> tuple[Block, ...]:
-    """The blocks, with zeros for the halves that `deci` cannot leave out."""
+def _with_stand_ins(decoder: DecoderLike) -> tuple[Block, ...]:
+    """The blocks, with zeros for the sublayers that `deci` cannot leave out."""
     hidden, like = decoder.hidden_size, decoder.embedding
     norm = like.new_ones(hidden)
 
@@ -176,7 +161,12 @@ def _with_stand_ins(decoder: Decoder) -> tuple[Block, ...]:
 
 
 def _add_metadata(
-    gguf: Any, writer: Any, decoder: Decoder, blocks: tuple[Block, ...], architecture: Architecture, stored: torch.dtype
+    gguf: Any,
+    writer: Any,
+    decoder: DecoderLike,
+    blocks: Sequence[Block],
+    architecture: Architecture,
+    stored: torch.dtype,
 ) -> None:
     sizes = [BlockSizes.of(block) for block in blocks]
     counts = [[size.heads for size in sizes], [size.kv_heads for size in sizes], [size.width for size in sizes]]
@@ -197,12 +187,12 @@ def _add_metadata(
     writer.add_vocab_size(decoder.vocab_size)
 
 
-def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    for part, tensor in decoder.tensors():
+def _tensors(decoder: DecoderLike, blocks: Sequence[Block]) -> Iterator[tuple[str, Tensor]]:
+    for part, tensor in named_tensors(decoder.embedding, blocks, decoder.norm, decoder.head, decoder.tied):
         yield gguf_name(part), tensor
 
 
-def _interleaved_heads(blocks: tuple[Block, ...]) -> dict[str, int]:
+def _interleaved_heads(blocks: Sequence[Block]) -> dict[str, int]:
     """Heads of the projections whose rows change places, by llama.cpp's name without its last part."""
     heads = {}
     for place, block in enumerate(blocks):

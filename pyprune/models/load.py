@@ -13,15 +13,15 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
-from pyprune.models.checkpoints import COMPENSATION
 from pyprune.models.decoder import Decoder
 from pyprune.models.demo import DEMO_MODEL, demo_model_path
 from pyprune.models.families import Family, family_of
-from pyprune.models.families.family import hf_name
-from pyprune.models.gguf_file import load_gguf
+from pyprune.models.gguf_reading import load_gguf
+from pyprune.models.names import hf_name
 from pyprune.models.offloaded import OffloadedSource, execution_device, is_offloaded
 from pyprune.models.ragged import is_ragged, ragged_from_dict
-from pyprune.models.records import check_original, check_record, removed_blocks
+from pyprune.models.reading import read_decoder
+from pyprune.models.records import json_object, with_record
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import DTYPES, NoWeights, SafetensorsSource, StateDictSource, as_dtype, one_line
@@ -166,17 +166,17 @@ def _load_directory(
             lambda: (SafetensorsSource(path, hf_name) if sized else source).own_dtype("embedding"),
             str(file),
         )
-    decoder = family.decoder(
-        config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes, stream=stream
+    decoder = read_decoder(
+        family, config, source, name=name, where=str(file), dtype=dtype, device=device, sizes=sizes, stream=stream
     )
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = path / "generation_config.json"
     decoder = replace(
         decoder,
-        generation_config=_json_object(generation) if generation.is_file() else None,
+        generation_config=json_object(generation) if generation.is_file() else None,
         tokenizer_source=directory_source(path),
     )
-    return _with_pruning(decoder, path)
+    return with_record(decoder, path)
 
 
 def _described(raw: dict[str, Any], where: str) -> tuple[Family, dict[str, Any], list[BlockSizes]]:
@@ -188,61 +188,12 @@ def _described(raw: dict[str, Any], where: str) -> tuple[Family, dict[str, Any],
     return family, config, family.sizes(config)
 
 
-def _json_object(file: Path) -> dict[str, Any]:
-    data = read_json(file)
-    if not isinstance(data, dict):
-        raise InputError(f"{file}: not a JSON object")
-    return data
-
-
 def _refuse_unused(names: Any, taken: set[str], blocks: int, where: Callable[[str], str]) -> None:
     """A tensor of a block that the configuration does not speak of (a bias, say) would change the model if dropped."""
     for name in sorted(names):
         match = re.match(r"model\.layers\.(\d+)\.", name)
         if match and int(match[1]) < blocks and name not in taken and not name.endswith("rotary_emb.inv_freq"):
             raise InputError(f"{where(name)}: tensor {name} is not expected by the configuration")
-
-
-def _with_pruning(decoder: Decoder, path: Path) -> Decoder:
-    """A pruned checkpoint gets its record, its original configuration and its blocks' original indices back."""
-    record_file, original_file = path / "pruning.json", path / "original_config.json"
-    if not record_file.is_file():
-        return decoder
-    record, original = _json_object(record_file), _json_object(original_file)
-    family = family_of(original.get("model_type"), str(original_file))
-    if decoder.config["model_type"] not in (family.written_as or family.model_types):
-        raise InputError(f"{original_file}: model_type {original['model_type']} is of another family than config.json")
-    family.check(original, str(original_file))
-    check_original(original, decoder.config, str(original_file))
-    check_record(record, original, str(record_file))
-    gone = removed_blocks(record)
-    kept = [index for index in range(original["num_hidden_layers"]) if index not in gone]
-    if len(kept) != len(decoder.blocks):
-        raise InputError(
-            f"{record_file}: leaves {len(kept)} of {original['num_hidden_layers']} blocks, but the checkpoint holds"
-            f" {len(decoder.blocks)}"
-        )
-    decoder = decoder.map_blocks(lambda block: replace(block, index=kept[block.index]))
-    windows = family.windows(original)
-    for block in decoder.sizes().blocks:
-        if block.mha is not None and block.mha.window != windows[block.index]:
-            raise InputError(
-                f"{original_file}: block {block.index} has a window of {windows[block.index]}; in config.json it has"
-                f" {block.mha.window}"
-            )
-    added = path / COMPENSATION
-    values = _tensors(added) if record.get("compensation") and decoder.device.type != "meta" and added.is_file() else {}
-    return replace(decoder, config=original, pruning=record, compensation=values)
-
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: {one_line(error)}; a safetensors file is expected") from None
 
 
 def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch.device) -> Decoder:
@@ -259,8 +210,8 @@ def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch
     dtype = dtype or _own_dtype(config, lambda: own, label)
     path = Path(model.config._name_or_path or label)
     name = path.name if path.is_absolute() else str(path)
-    decoder = family.decoder(
-        config, source, name=name, where=label, dtype=dtype, device=device, sizes=sizes, stream=away
+    decoder = read_decoder(
+        family, config, source, name=name, where=label, dtype=dtype, device=device, sizes=sizes, stream=away
     )
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = getattr(model, "generation_config", None)

@@ -1,17 +1,67 @@
-"""Rotary frequencies from a model's configuration."""
+"""Rotary embeddings as data, and how a model's configuration describes them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Rope
 from pyprune.models.tensors import one_line
+from pyprune.models.transformers_config import transformers_config
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding (RoFormer; the half-split form of Llama).
+
+    `inv_freq [head_dim/2]` float32; cosine and sine are multiplied by `scaling`. `limit` is the length up to which
+    these frequencies hold, None when they hold everywhere. Longer sequences have those of LongRoPE's long context,
+    `long [head_dim/2]`, or where that is None those of dynamic NTK scaling, from `theta` and `factor`.
+    """
+
+    inv_freq: Tensor
+    scaling: float = 1.0
+    kind: str = "default"
+    limit: int | None = None
+    long: Tensor | None = None
+    theta: float = 10000.0
+    factor: float = 1.0
+
+    def tables(self, length: int, prompt: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each `[length, head_dim/2]` float32, for positions 0 .. length-1 of one sequence.
+
+        A token keeps the frequencies of the length at which it was computed: the prompt's, for its first `prompt`
+        tokens; for a later one at p, decoded on its own, those of length p+1. So does transformers, in a model that has
+        run nothing longer before (`modeling_rope_utils.dynamic_rope_update`): keys in the cache stay as they are.
+        """
+        positions = torch.arange(length, device=self.inv_freq.device)
+        angles = torch.outer(positions.to(torch.float32), self.inv_freq)
+        if self.limit is not None and max(length, prompt) > self.limit:
+            computed_at = (positions + 1).clamp(min=prompt)
+            beyond = computed_at > self.limit
+            angles[beyond] = positions[beyond, None].to(torch.float32) * self._frequencies(computed_at[beyond])
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+    def _frequencies(self, lengths: Tensor) -> Tensor:
+        """The frequencies at `lengths [N]`, all beyond the limit: `[N or 1, head_dim/2]` float32.
+
+        Dynamic NTK scaling: theta grows by (factor*length/limit - (factor-1))^(D/(D-2)).
+        """
+        if self.long is not None:
+            return self.long.unsqueeze(0)
+        dim = 2 * len(self.inv_freq)
+        growth = self.factor * lengths / self.limit - (self.factor - 1)
+        theta = self.theta * growth ** (dim / (dim - 2))
+        return 1.0 / theta[:, None] ** (torch.arange(0, dim, 2, device=lengths.device).to(torch.float32) / dim)
+
+    def to(self, device: torch.device | str | None) -> Rope:
+        """The same rotation with its frequencies on another device."""
+        long = None if self.long is None else self.long.to(device=device)
+        return replace(self, inv_freq=self.inv_freq.to(device=device), long=long)
 
 
 def rope_from_config(config: dict[str, Any], where: str) -> Rope:
@@ -50,8 +100,6 @@ def context_length(config: dict[str, Any], rope: Rope) -> int:
 def _computed(config: dict[str, Any], where: str, length: int | None = None) -> tuple[Tensor, float]:
     """Frequencies `[head_dim/2]` float32 and scaling as transformers computes them for a sequence of `length`."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    from pyprune.models.families.family import transformers_config
 
     parameters, head_dim = config["rope_parameters"], config["head_dim"]
     kind = parameters["rope_type"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.families import FAMILIES, family_of
+from pyprune.models.reading import read_decoder
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import NoWeights, TensorSource
 
@@ -131,7 +132,7 @@ def load_shape(spec: str, dtype: torch.dtype | None, device: torch.device) -> De
     except InputError as error:
         raise InputError(f"{spec}: {error}") from None
     source = NoWeights() if device.type == "meta" else _RandomWeights(shape, dtype)
-    return family.decoder(config, source, name=spec, where=spec, dtype=dtype, device=device)
+    return read_decoder(family, config, source, name=spec, where=spec, dtype=dtype, device=device)
 
 
 def _require_room(needed: int, device: torch.device, spec: str) -> None:

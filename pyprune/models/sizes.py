@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import MHA, Block, Decoder
+from pyprune.models.blocks import MHA, Block, Linear
+from pyprune.models.protocol import DecoderLike
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,25 @@ class BlockSizes:
             kv_heads=0 if mha is None else mha.kv_heads,
             head_dim=0 if mha is None else mha.head_dim,
             width=0 if ffn is None else ffn.width,
-            attention_bias=_biased(mha, "q", "k", "v", "o"),
-            ffn_bias=_biased(ffn, "gate", "up", "down"),
+            attention_bias="" if mha is None else _biased(q=mha.q, k=mha.k, v=mha.v, o=mha.o),
+            ffn_bias="" if ffn is None else _biased(gate=ffn.gate, up=ffn.up, down=ffn.down),
             qk_norm=mha is not None and mha.q_norm is not None,
         )
 
 
-def _biased(half: object, *names: str) -> str:
-    return "" if half is None else " ".join(name for name in names if getattr(half, name).bias is not None)
+def _biased(**projections: Linear) -> str:
+    return " ".join(name for name, linear in projections.items() if linear.bias is not None)
 
 
-def uniform_sizes(decoder: Decoder) -> BlockSizes | None:
+def uniform_sizes(decoder: DecoderLike) -> BlockSizes | None:
     """The sizes that all blocks share, None for a decoder without blocks.
 
-    InputError naming the first block (by its original index) that lacks a half or differs from the first one.
+    InputError naming the first block (by its original index) that lacks a sublayer or differs from the first one.
     """
     first: BlockSizes | None = None
     for block in decoder.blocks:
-        for half, title in ((block.mha, "attention"), (block.ffn, "FFN")):
-            if half is None:
+        for sublayer, title in ((block.mha, "attention"), (block.ffn, "FFN")):
+            if sublayer is None:
                 raise InputError(f"{decoder.name}: not uniform: block {block.index} has no {title}")
         sizes = BlockSizes.of(block)
         first = first or sizes
@@ -82,11 +83,11 @@ def attention_in_cache(blocks: Sequence[Block]) -> list[MHA | None]:
     A block without attention lends its entry to the next that has it, for the first entry must hold something:
     transformers asks it for the length. Behind the last attention it is that one, though nothing comes there.
     """
-    found: list[MHA | None] = []
+    entries: list[MHA | None] = []
     for place in range(len(blocks)):
-        ahead = (block.mha for block in blocks[place:] if block.mha is not None)
-        found.append(next(ahead, found[-1] if found else None))
-    return found
+        following = (block.mha for block in blocks[place:] if block.mha is not None)
+        entries.append(next(following, entries[-1] if entries else None))
+    return entries
 
 
 def windows_of(blocks: Sequence[Block]) -> list[int]:
@@ -94,7 +95,7 @@ def windows_of(blocks: Sequence[Block]) -> list[int]:
     return [0 if mha is None else mha.window for mha in attention_in_cache(blocks)]
 
 
-def describe_sizes(decoder: Decoder, original_parameters: int) -> dict[str, Any]:
+def describe_sizes(decoder: DecoderLike, original_parameters: int) -> dict[str, Any]:
     """A decoder's sizes as JSON data, for reports; sizes that differ between blocks are given as "least-greatest".
 
     `original_parameters`: those of the unpruned model, of which `removed_share` is a share. Bytes per token as
@@ -115,7 +116,7 @@ def describe_sizes(decoder: Decoder, original_parameters: int) -> dict[str, Any]
     }
 
 
-def kv_bytes_per_position(decoder: Decoder) -> int:
+def kv_bytes_per_position(decoder: DecoderLike) -> int:
     """Bytes of KV cache that one position of one sequence takes over all blocks, in the decoder's dtype."""
     attention = [block.mha for block in decoder.blocks if block.mha is not None]
     return sum(2 * mha.kv_heads * mha.head_dim for mha in attention) * decoder.dtype.itemsize

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import overload
 
-from pyprune.models.decoder import Block
+from pyprune.models.blocks import Block
 
 
 class StreamedBlocks(Sequence[Block]):

@@ -7,14 +7,25 @@ import copy
 import functools
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder, TokenizerSource
+from pyprune.models.gguf_architecture import RAGGED
+from pyprune.models.gguf_file import GGUFFile, import_gguf
+from pyprune.models.gguf_tokenizer import add_field, copied_fields
 from pyprune.models.tensors import one_line
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a model's tokenizer comes from: a directory (or hub name), or a GGUF file; loaded when first needed."""
+
+    path: str
+    gguf_file: str | None = None
 
 
 def directory_source(directory: Path) -> TokenizerSource | None:
@@ -22,12 +33,11 @@ def directory_source(directory: Path) -> TokenizerSource | None:
     return TokenizerSource(str(directory)) if any((directory / name).is_file() for name in _FILES) else None
 
 
-def load_tokenizer(decoder: Decoder) -> Any:
-    """A transformers tokenizer for `decoder`, the caller's own to change; InputError when it has none or its files
-    cannot be read."""
-    source = decoder.tokenizer_source
+def load_tokenizer(source: TokenizerSource | None, model: str) -> Any:
+    """A transformers tokenizer, the caller's own to change. InputError naming `model` when it has none (`source` None),
+    or when the files cannot be read."""
     if source is None:
-        raise InputError(f"{decoder.name}: has no tokenizer; token ids are accepted where text is not")
+        raise InputError(f"{model}: has no tokenizer; token ids are accepted where text is not")
     return copy.deepcopy(_read(source, _state(source)))
 
 
@@ -57,9 +67,6 @@ def _read(source: TokenizerSource, state: tuple[tuple[str, int, int], ...]) -> A
 @contextlib.contextmanager
 def gguf_for_transformers(path: Path) -> Iterator[Path]:
     """The GGUF file, or where transformers does not know its architecture, one of Llama's with its tokenizer alone."""
-    from pyprune.models.gguf_file import RAGGED, GGUFFile, import_gguf
-    from pyprune.models.gguf_tokenizer import add_field, copied_fields
-
     file = GGUFFile(path)
     if file.value("general.architecture") != RAGGED:
         yield path

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from pyprune.models.decoder import Decoder
-from pyprune.models.families.family import hf_name, transformers_config
+from pyprune.models.names import hf_name
 from pyprune.models.ragged import checkpoint_config
+from pyprune.models.transformers_config import transformers_config
 
 
 def to_transformers(decoder: Decoder, attn_implementation: str = "sdpa") -> Any:
     """A transformers PreTrainedModel in eval mode whose parameters are the decoder's own tensors.
 
     It is what the decoder's saved checkpoint loads as, and `save_pretrained` writes it: a plain model where
-    transformers can express it, else one of ours (`models.huggingface`), in which a missing half adds nothing.
+    transformers can express it, else one of ours (`models.huggingface`), in which a missing sublayer adds nothing.
     InputError for what no configuration can express (`ragged.checkpoint_config`).
     """
     from transformers import AutoModelForCausalLM, GenerationConfig

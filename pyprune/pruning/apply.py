@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
-from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.blocks import FFN, MHA, Block, Linear
+from pyprune.models.compensation import Compensation
+from pyprune.models.decoder import Decoder
+from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pages import Pages
-from pyprune.pruning.compensation import Compensation
-from pyprune.pruning.original import OriginalSizes
-from pyprune.pruning.pruning import Pruning, recorded
+from pyprune.models.pruning import Pruning, recorded
 
 Half = TypeVar("Half", MHA, FFN)
 
@@ -42,9 +43,7 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     )
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
-    record = after.to_dict() if after else None
-    values = after.compensation.tensors() if after.compensation.complete() else {}
-    return replace(decoder, blocks=blocks, pruning=record, compensation=values)
+    return replace(decoder, blocks=blocks, pruning=after if after else None)
 
 
 def pad(decoder: Decoder, multiple: int) -> Decoder:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.models.pruning import Pruning, original_name
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio, unit_parameters
-from pyprune.pruning.pruning import Pruning, original_name
 
 _FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 

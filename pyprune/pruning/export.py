@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from pyprune.errors import InputError
-from pyprune.pruning.pruning import Pruning
+from pyprune.models.pruning import Pruning
 
 
 def export(pruning: Pruning, to: str, *, blocks: int | None = None, model: str | None = None) -> str:

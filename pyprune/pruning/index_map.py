@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.models.original_sizes import OriginalSizes
+from pyprune.models.pruning import Pruning, recorded
 from pyprune.pruning.apply import kept
-from pyprune.pruning.original import OriginalSizes
-from pyprune.pruning.pruning import Pruning, recorded
 
 
 @dataclass(frozen=True)

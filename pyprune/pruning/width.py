@@ -13,14 +13,14 @@ from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
+from pyprune.models.original_sizes import OriginalSizes
+from pyprune.models.pruning import Pruning, original_name, recorded
 from pyprune.pruning import flap, head_gate, llm_pruner, magnitude_sp, wanda_sp
 from pyprune.pruning.apply import kept, pad
 from pyprune.pruning.budget import BlockCosts, count_for_ratio, unit_parameters
 from pyprune.pruning.depth import protected_blocks
 from pyprune.pruning.importance import Importance
 from pyprune.pruning.method import Method, Progress, Selection, Task
-from pyprune.pruning.original import OriginalSizes
-from pyprune.pruning.pruning import Pruning, original_name, recorded
 from pyprune.runtime.inputs import check_ids
 
 METHODS: dict[str, Method] = {

@@ -1,10 +1,10 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own
-kernels where those multiply them (csrc/cpu/many.h); else weights widened to float32 for torch's GEMM, slice by slice,
-or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`) they
-have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
+native library: float32 activations and, for more than SKINNY_ROWS rows of half precision, the rows packed for our own
+kernels where those multiply them (csrc/cpu/row_groups.h); else weights widened to float32 for torch's GEMM, slice by
+slice, or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`)
+they have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
 estimate, never measured. What the weights take there is exact.
 """
 
@@ -24,13 +24,10 @@ from pyprune.runtime.skip import SkipPlan, skip_plan
 from pyprune.runtime.weight_formats import converted_bytes, converting_bytes
 from pyprune.strides import gpu_stride
 
-# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
-FEW_ROWS = 64
-STRETCH = 256
-QUERIES = 64  # AttendMany::kQueries
-PACKED = 32  # packed rows are multiples of so many values with AVX-512
-SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
-MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in gemm.h
+# What the CPU kernels choose (`schemas.CONSTANTS` says what each is).
+SKINNY_ROWS, KV_SPLIT, PREFILL_QUERIES, SLICE_ELEMENTS, SLICE_ROWS = (
+    native.constant(name) for name in ("SKINNY_ROWS", "KV_SPLIT", "PREFILL_QUERIES", "SLICE_ELEMENTS", "SLICE_ROWS")
+)
 
 FLOAT = 4
 
@@ -85,13 +82,13 @@ def scratch_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan, chu
     tokens = min(length, max(1, chunk // batch))
     if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
-    most = 0
+    peak = 0
     for block, runs in zip(decoder.blocks, plan.mha, strict=True):
         if runs:
-            queries = max(1, QUERIES // block.mha.group) * block.mha.group
-            part = ceil(length / STRETCH) * queries * (block.mha.head_dim + 2)
-            most = max(most, part + queries * (STRETCH + block.mha.head_dim))
-    return torch.get_num_threads() * FLOAT * most
+            queries = max(1, PREFILL_QUERIES // block.mha.group) * block.mha.group
+            part = ceil(length / KV_SPLIT) * queries * (block.mha.head_dim + 2)
+            peak = max(peak, part + queries * (KV_SPLIT + block.mha.head_dim))
+    return torch.get_num_threads() * FLOAT * peak
 
 
 def require_engine(
@@ -122,21 +119,28 @@ def _prefill(
     states = (3 if length >= 2 * tokens else 2) * hidden
     windows = {block.mha.window for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs}
     masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
-    most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
+    peak = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
     def hold(*widths: int, besides: int = 0) -> None:
-        nonlocal most
-        most = max(most, rows * size * (states + sum(widths)) + masks + besides)
+        nonlocal peak
+        peak = max(peak, rows * size * (states + sum(widths)) + masks + besides)
 
     def apart(width: int) -> int:
         return gpu_stride(width, size) if gpu else width
 
-    own = not gpu and native.multiplies_many_rows(decoder.dtype)
+    own_gemm = not gpu and native.has_own_gemm(decoder.dtype)
+
+    def onto_hidden(inner: int) -> int:
+        """What the products of o and down, `[hidden, inner]`, need."""
+        if own_gemm:
+            return _packed(decoder, rows, inner)
+        return _product(decoder, stored_as, rows, hidden, inner, gpu)
+
     for block, mha_runs, ffn_runs in zip(decoder.blocks, plan.mha, plan.ffn, strict=True):
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = apart(mha.heads * mha.head_dim), apart(mha.kv_heads * mha.head_dim)
-            if own:
+            if own_gemm:
                 hold(held, query, width, besides=_packed(decoder, rows, hidden))
             else:
                 product = _product(decoder, stored_as, rows, width, hidden, gpu)
@@ -145,35 +149,34 @@ def _prefill(
                 hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length, gpu))  # q, context
             query = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, stored_as, rows, hidden, width, gpu)
-            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
+            product = onto_hidden(width)
+            hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
         if ffn_runs:
             width = apart(block.ffn.width)
-            if own:
+            if own_gemm:
                 hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
             else:
                 product = _product(decoder, stored_as, rows, width, hidden, gpu)
                 hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, stored_as, rows, hidden, width, gpu)
-            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
-    return most
+            product = onto_hidden(width)
+            hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
+    return peak
 
 
 def _packed(decoder: Decoder, rows: int, inner: int) -> int:
-    """x `[rows, inner]` as our own kernels multiply it: bfloat16 for units of bfloat16, else float32."""
-    rounded = decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16
-    return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
+    """x `[rows, inner]` as our own kernels multiply it."""
+    return native.packed_bytes(decoder.dtype, inner, rows)
 
 
 def _product(decoder: Decoder, stored_as: WeightFormat | None, rows: int, outer: int, inner: int, gpu: bool) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
     weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
     weight in another format as plain values."""
-    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
+    if rows <= SKINNY_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
         return 0
     plain = outer * inner * decoder.dtype.itemsize if stored_as else 0
-    if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
+    if decoder.dtype == torch.bfloat16 and native.multiplies_bfloat16():
         return plain + rows * (inner + outer) * decoder.dtype.itemsize
     return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
@@ -211,8 +214,8 @@ def _mask(tokens: int, length: int, window: int) -> int:
 
 
 def _partial(mha: MHA, rows: int, length: int) -> int:
-    """Maximum, sum and values of every query head over each stretch of the cache."""
-    return rows * mha.heads * ceil(length / STRETCH) * (mha.head_dim + 2) * FLOAT
+    """Maximum, sum and values of every query head over each split of the cache."""
+    return rows * mha.heads * ceil(length / KV_SPLIT) * (mha.head_dim + 2) * FLOAT
 
 
 def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyprune.ops import native
 
-SKINNY_ROWS = 64
+SKINNY_ROWS = native.constant("SKINNY_ROWS")
 # With such an instruction set a processor multiplies this dtype faster than float32, and torch makes use of it.
 ISA_FEATURES = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
@@ -29,7 +29,7 @@ def _has_instructions(dtype: torch.dtype) -> bool:
 # rows (bf16, 2 cores of a Zen 4), less than a layer's operators save around the products.
 MAX_ROWS = {dtype: SKINNY_ROWS if _has_instructions(dtype) else None for dtype in ISA_FEATURES}
 # The same for the sublayers of a decoder layer.
-MAX_LAYER_ROWS = {dtype: None if native.multiplies_many_rows(dtype) else rows for dtype, rows in MAX_ROWS.items()}
+MAX_LAYER_ROWS = {dtype: None if native.has_own_gemm(dtype) else rows for dtype, rows in MAX_ROWS.items()}
 
 
 def worth_it(x: Tensor, max_rows: Mapping[torch.dtype, int | None] = MAX_ROWS) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.pruning.pruning import original_name
+from pyprune.models.pruning import original_name
 from pyprune.scoring import magnitude, similarity, static, taylor
 from pyprune.scoring.aggregation import REDUCTIONS
 from pyprune.scoring.calibration import fingerprint

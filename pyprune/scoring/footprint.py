@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.ops import native
 from pyprune.runtime.sequence import activation_dtype
 
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
 
-SKINNY_ROWS = 64
-"""Up to this many rows the operators have kernels of their own; a pass runs more rows, or some twice."""
+SKINNY_ROWS = native.constant("SKINNY_ROWS")
+"""Up to this many rows go through a block in another way; a pass runs more, or some twice."""
 
 FIXED = 24 << 20
 """What does not grow with anything: a tile of logits, the same of widened head weights, GEMM's own buffers."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
-from pyprune.pruning.pruning import original_name
+from pyprune.models.pruning import original_name
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.evaluator import Evaluator

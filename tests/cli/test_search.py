@@ -59,7 +59,7 @@ def test_prune_removes_what_a_search_finds(capsys, tmp_path, decoder, samples, m
     code, _, err = run(capsys, "prune", SHAPE, *FEW, *words)
     assert (code, err) == (0, "")
     expected = search(decoder, samples, method, count=3, protect="last=1").pruning()
-    assert Pruning.from_dict(load(str(tmp_path / "model")).pruning) == expected
+    assert load(str(tmp_path / "model")).pruning == expected
     assert os.listdir(tmp_path) == ["model"]
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import pyprune
 from pyprune.errors import InputError
 from pyprune.models import FFN, Linear, checkpoints, load, to_transformers
 from pyprune.models.families import family_of
@@ -69,8 +70,7 @@ def same(ours, theirs):
 
 def without(decoder, *gone):
     """Blocks removed, with the record that a pruning leaves."""
-    record = {"model": decoder.name, "blocks": list(gone), "mha": [], "ffn": [], "kv_groups": {}, "neurons": {}}
-    record |= {"pad_to": None, "made_by": "depth ppl block"}
+    record = pyprune.Pruning(model=decoder.name, blocks=gone, made_by="depth ppl block")
     blocks = tuple(block for block in decoder.blocks if block.index not in gone)
     return replace(decoder, blocks=blocks, pruning=record)
 
@@ -176,7 +176,7 @@ def test_pruned_checkpoint_is_plain_for_transformers(llama, tmp_path):
 
 def test_record_that_does_not_fit_the_blocks_is_refused(llama, tmp_path):
     pruned = without(load(llama()), 1)
-    wrong = replace(pruned, pruning={**pruned.pruning, "blocks": [2]})
+    wrong = replace(pruned, pruning=replace(pruned.pruning, blocks=[2]))
     with pytest.raises(InputError, match=r"leaves blocks \[0, 1\], but it holds blocks \[0, 2\]"):
         wrong.save(tmp_path / "saved")
     pruned.save(tmp_path / "saved")
@@ -187,27 +187,31 @@ def test_record_that_does_not_fit_the_blocks_is_refused(llama, tmp_path):
 
 
 BAD_RECORDS = [
-    ({"blocks": 3}, "blocks is 3; a list"),
-    ({"blocks": None}, "blocks is None; a list"),
-    ({"blocks": [[1]]}, "blocks holds [1]; indices from 0 to 2"),
-    ({"blocks": [True]}, "blocks holds True"),
-    ({"blocks": [1.0]}, "blocks holds 1.0"),
-    ({"blocks": [3]}, "blocks holds 3; indices from 0 to 2"),
-    ({"blocks": [-1]}, "blocks holds -1"),
-    ({"blocks": [1, 1]}, "blocks holds 1 twice"),
-    ({"mha": 5}, "mha is 5; a list"),
-    ({"ffn": "0"}, "ffn is '0'; a list"),
-    ({"neurons": 7}, "neurons is 7; an object"),
-    ({"neurons": {"x": [1]}}, "neurons names block 'x'"),
-    ({"kv_groups": {"3": [1]}}, "kv_groups names block '3'; an index from 0 to 2"),
-    ({"kv_groups": {"0": 1}}, "kv_groups of block 0 is 1; a list"),
-    ({"kv_groups": {"0": [2]}}, "kv_groups of block 0 holds 2; indices from 0 to 1"),
-    ({"neurons": {"0": [37]}}, "neurons of block 0 holds 37; indices from 0 to 36"),
-    ({"pad_to": "x"}, "pad_to is 'x'; null or a whole number"),
-    ({"pad_to": 0}, "pad_to is 0"),
-    ({"made_by": {}}, "made_by is {}; a string"),
-    ({"model": 3}, "model is 3; a string"),
-    ({"layers": []}, "unknown key 'layers'; accepted: blocks"),
+    ({"blocks": 3}, "blocks 3: a list"),
+    ({"blocks": None}, "blocks None: a list"),
+    ({"blocks": [[1]]}, "index in blocks [1]: a whole number"),
+    ({"blocks": [True]}, "index in blocks True: a whole number"),
+    ({"blocks": [1.0]}, "index in blocks 1.0: a whole number"),
+    ({"blocks": [3]}, "blocks names block 3; 0 to 2 of saved are accepted"),
+    ({"blocks": [-1]}, "blocks names -1; indices from 0"),
+    ({"blocks": [1, 1]}, "blocks names 1 twice"),
+    ({"mha": 5}, "mha 5: a list"),
+    ({"ffn": "0"}, "ffn '0': a list"),
+    ({"neurons": 7}, "neurons 7: an object"),
+    ({"neurons": {"x": [1]}}, "neurons key 'x': a block index"),
+    ({"neurons": {"9" * 5000: [1]}}, f"neurons key '{'9' * 5000}': a block index"),
+    ({"kv_groups": {"3": [1]}}, "kv_groups names block 3; 0 to 2 of saved"),
+    ({"kv_groups": {"0": 1}}, "kv_groups of block 0 1: a list"),
+    ({"kv_groups": {"0": [2]}}, "kv_groups of block 0 names 2; 0 to 1 of saved"),
+    ({"heads": {"0": [6]}}, "heads of block 0 names 6; 0 to 5 of saved"),
+    ({"neurons": {"0": [37]}}, "neurons of block 0 names 37; 0 to 36 of saved"),
+    ({"pad_to": "x"}, "pad_to 'x': a whole number"),
+    ({"pad_to": 0}, "pad_to 0: a multiple from 1"),
+    ({"compensation": []}, "compensation []: an object"),
+    ({"compensation": {"blocks.0.o.bias": ["x"]}}, "compensation of blocks.0.o.bias ['x']: a list of SHA-256"),
+    ({"made_by": {}}, "made_by {}: a string"),
+    ({"model": 3}, "model 3: a string"),
+    ({"layers": []}, "unknown key 'layers'; model, blocks"),
 ]
 
 
@@ -218,7 +222,7 @@ def test_malformed_record_is_refused_by_file_key_and_value(llama, tmp_path, chan
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(InputError) as caught:
         load(tmp_path / "saved")
-    assert f"{file}: {message}" in str(caught.value)
+    assert f"{file}: pruning: {message}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

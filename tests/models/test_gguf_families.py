@@ -9,8 +9,8 @@ from gguf_samples import GGUF_SIZES, gguf_tensors
 
 from pyprune.errors import InputError
 from pyprune.models import load, to_transformers
-from pyprune.models.families.family import gguf_name, hf_name
 from pyprune.models.load import load_sizes
+from pyprune.models.names import gguf_name, hf_name
 
 WIDE_HEADS = {**GGUF_SIZES, "head_dim": 128}  # the size that transformers takes for granted in Qwen3 files
 SAMPLES = {

@@ -12,9 +12,9 @@ from gguf_samples import GGUF_SIZES, gguf_tensors, rotary_halves
 
 from pyprune.errors import InputError
 from pyprune.models import load, to_transformers
-from pyprune.models.families.family import gguf_name, hf_name
 from pyprune.models.gguf_file import GGUFFile
 from pyprune.models.gguf_rope import rotary_pairs
+from pyprune.models.names import gguf_name, hf_name
 from tests import seeds
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -18,8 +18,8 @@ from gguf_samples import GGUF_SIZES, gguf_tensors, rotary_halves
 from pyprune.errors import SlowTypeWarning
 from pyprune.models import load
 from pyprune.models.demo import demo_model_path
-from pyprune.models.families.family import gguf_name
 from pyprune.models.gguf_file import GGUFFile
+from pyprune.models.names import gguf_name
 from tests import seeds
 
 SMALL = {"hidden": 512, "ffn": 1024, "blocks": 6, "heads": 4, "kv_heads": 2, "head_dim": 128, "vocab": 3001}

@@ -8,7 +8,7 @@ from transformers import LlamaModel
 
 from pyprune.errors import InputError
 from pyprune.models import as_decoder, load, to_transformers
-from pyprune.models.families.family import hf_name
+from pyprune.models.names import hf_name
 
 
 def logits(model, ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -140,6 +141,16 @@ def test_either_may_be_imported_first(decoder_of, tmp_path, package_environment,
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
     )
     assert run_fresh(code, package_environment, tmp_path / "saved").strip() == "PyPruneLlamaForCausalLM"
+
+
+@pytest.mark.slow
+def test_a_pickled_model_is_found_again_in_a_process_that_knows_only_its_modules(
+    decoder_of, tmp_path, package_environment
+):
+    model = to_transformers(apply(decoder_of("qwen3"), Pruning(mha=[1])))
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    code = "import pickle, sys\nprint(type(pickle.load(open(sys.argv[1], 'rb'))).__name__)"
+    assert run_fresh(code, package_environment, tmp_path / "model.pickle").strip() == "PyPruneQwen3ForCausalLM"
 
 
 WITHOUT_PYPRUNE = """
@@ -429,7 +440,7 @@ def test_heads_of_another_size_are_refused(decoder_of, tmp_path):
 
 
 def test_a_family_without_models_of_ours_is_refused_as_before(decoder_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyprune.models.ragged.MODEL_TYPES", ("mistral",))
+    monkeypatch.setattr("pyprune.models.families.llama.Llama.classes", None)
     with pytest.raises(InputError, match="not uniform: block 0 has no FFN"):
         variants(decoder_of("llama"))["halves"].save(tmp_path / "saved")
     assert not list(tmp_path.iterdir())

@@ -7,9 +7,9 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models import load
+from pyprune.models.pruning import original_name
 from pyprune.pruning import Pruning, apply, depth
 from pyprune.pruning.budget import unit_parameters
-from pyprune.pruning.pruning import original_name
 from pyprune.scoring import Scores, score
 
 VALUES = [9.0, 3.0, 1.0, 4.0, 2.0, 8.0]
@@ -151,9 +151,9 @@ def test_prunings_of_a_reloaded_checkpoint_compose_with_its_record(tmp_path):
     assert score(again, torch.arange(16).view(2, 8)).model == "shape:tiny"
     second = depth(scores_of(again), again, count=1)
     assert (second.model, second.blocks) == ("shape:tiny", (3,))
-    assert (Pruning.from_dict(again.pruning) | second).blocks == (1, 3)
+    assert (again.pruning | second).blocks == (1, 3)
 
 
 def test_a_record_without_a_name_leaves_the_decoders_own(make_decoder):
-    decoder = replace(make_decoder(), pruning=Pruning(blocks=[1]).to_dict())
+    decoder = replace(make_decoder(), pruning=Pruning(blocks=[1]))
     assert original_name(decoder) == "tiny"

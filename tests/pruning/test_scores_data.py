@@ -115,7 +115,7 @@ def test_nan_and_unequal_lengths_cannot_be_ranked():
         Scores("tiny", "ppl", "block", None, [("block", 0), ("block", 1)], [1.0])
 
 
-@pytest.mark.parametrize("module", ["scoring.scores", "pruning.pruning", "pruning.original"])
+@pytest.mark.parametrize("module", ["scoring.scores", "models.pruning", "models.original_sizes"])
 def test_the_data_needs_no_torch(module):
     # The packages' own __init__ may well import torch; what is probed is the data module and all below it.
     code = """
@@ -123,7 +123,7 @@ import sys, types
 from pathlib import Path
 root = Path(sys.argv[1])
 sys.modules["torch"] = None
-for name, path in (("pyprune", root), ("pyprune.scoring", root / "scoring"), ("pyprune.pruning", root / "pruning")):
+for name, path in (("pyprune", root), ("pyprune.scoring", root / "scoring"), ("pyprune.models", root / "models")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(path)]
 __import__("pyprune." + sys.argv[2])

@@ -145,7 +145,7 @@ def test_narrowing_twice_stays_in_original_indices(make_decoder, ids):
     decoder = make_decoder(width=WIDTH, dtype=torch.float32)
     once = apply(decoder, width(decoder, ratio=0.2, calibration=ids))
     second = width(once, ratio=0.3, calibration=ids)
-    first = Pruning.from_dict(once.pruning)
+    first = once.pruning
     for layer, removed in second.neurons.items():
         assert not set(removed) & set(first.neurons[layer])
     twice = apply(once, second)
@@ -251,7 +251,7 @@ def test_narrowings_of_a_reloaded_checkpoint_compose_with_its_record(ids, tmp_pa
     again = load(tmp_path / "saved")
     pruning = width(again, ratio=0.3, calibration=ids)
     assert pruning.model == "shape:tiny"
-    twice, both = apply(again, pruning), apply(decoder, Pruning.from_dict(again.pruning) | pruning)
+    twice, both = apply(again, pruning), apply(decoder, again.pruning | pruning)
     assert twice.pruning == both.pruning
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(twice.tensors(), both.tensors(), strict=True))
 

@@ -415,7 +415,7 @@ def test_a_saved_ragged_model_loads_again_with_a_record_that_makes_it_anew(decod
     pruned.save(tmp_path / "saved")
     again = pyprune.load(tmp_path / "saved")
     record = Pruning.from_json(tmp_path / "saved" / "pruning.json")
-    assert again.pruning == pruned.pruning == record.to_dict()
+    assert again.pruning == pruned.pruning == record
     assert again.blocks[1].mha.group == 1
     for remade in (again, apply(decoder, record), apply(again, record)):
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(remade.tensors(), pruned.tensors(), strict=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pyprune
-from pyprune.models.families.family import hf_name
+from pyprune.models.names import hf_name
 from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning, apply
 from pyprune.runtime.differentiable import block_gradients, loss

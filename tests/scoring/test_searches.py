@@ -232,7 +232,7 @@ def test_a_result_survives_its_file(seven, samples, tmp_path):
         SearchResult.from_json(tmp_path / "scores.json")
     data["order"].reverse()
     assert data.pop("format") == "pyprune-search/1"
-    assert SearchResult.from_dict(data) == found  # as files were before they named a format
+    assert SearchResult.from_dict(data) == result  # as files were before they named a format
     with pytest.raises(InputError, match="search: format 'pyprune-search/2': pyprune-search/1 is expected"):
         SearchResult.from_dict({**data, "format": "pyprune-search/2"})
     del data["cost"]

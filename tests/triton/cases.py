@@ -26,7 +26,8 @@ if not triton_kernels.available():
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
 
-from pyprune.triton_kernels import attention, configs, gemm, model_cases, tune  # noqa: E402
+from pyprune.study import kernel_tuning, tuning_cases  # noqa: E402
+from pyprune.triton_kernels import attention, configs, gemm  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
@@ -92,7 +93,7 @@ def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: i
         assert gemm.takes(w) == (out == 40)
     arch = configs.architecture(DEVICE)
     for pair in (False, True):
-        tile = configs.many_rows_tile(arch, torch.float32, pair)
+        tile = configs.gemm_tile(arch, torch.float32, pair)
         counts = [-(-rows // tile.rows) * -(-out // tile.columns) for out in (5, 205)]
         splits = [configs.splits_for(arch, count, 257, tile)[0] for count in counts]
         assert splits[0] > 1 or not INTERPRETED
@@ -116,7 +117,7 @@ def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
     arch = configs.architecture(DEVICE)
     found = set()
     for out, inner in SIZES:
-        tile = configs.few_rows_tile(arch, 3, torch.float32, pair=False)
+        tile = configs.skinny_tile(arch, 3, torch.float32, pair=False)
         found.add(configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
     assert found == {True, False}
 
@@ -146,7 +147,7 @@ def test_rows_of_a_weight_may_lie_apart_and_what_lies_between_is_never_read(rows
         w = store[:out, :61]
         result = run("padded_linear", x, w)
         assert_no_worse_than_torch(result, x @ w.T, x.double() @ w.double().T)
-        assert torch.equal(result, run("padded_linear", x, w.contiguous())) or rows > configs.FEW_ROWS
+        assert torch.equal(result, run("padded_linear", x, w.contiguous())) or rows > configs.SKINNY_ROWS
 
 
 def test_leading_dimensions_and_strided_activations_are_kept_and_followed():
@@ -479,11 +480,11 @@ def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int
 def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
     arch = configs.architecture(DEVICE)
     sizes = load_sizes("shape:hidden=48,blocks=1,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131")
-    todo = [case for case in model_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
+    todo = [case for case in tuning_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
     timed = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
     for case in todo:
         found = candidates(case.operator, case.dtype, case.shape, arch)
-        measured = tune.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
+        measured = kernel_tuning.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
         assert measured.refused == {}, case.operator
     names = {case.operator for case in todo}
     few = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
@@ -501,12 +502,12 @@ def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
         (dict(residual=random(4, 36)), "residual"),
         (dict(residual=random(4, 37, dtype=torch.float16)), "residual"),
         (dict(skip=torch.tensor([0, 1])), "skip"),
-        (dict(skip=torch.tensor([True]), unit=1), "unit: 1"),
+        (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
     ],
 )
 def test_a_wrong_argument_is_named(change: dict, message: str):
     args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))
-    args.update(skip=None, unit=0)
+    args.update(skip=None, sublayer=0)
     with pytest.raises(RuntimeError, match=f"^{message}"):
         run("linear_residual", *{**args, **change}.values())
 

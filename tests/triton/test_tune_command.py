@@ -14,7 +14,8 @@ if not triton_kernels.available():
     pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
 
 from pyprune.models import load
-from pyprune.triton_kernels import model_cases, tune, tuning
+from pyprune.study import kernel_tuning, tuning_cases
+from pyprune.triton_kernels import tuning
 from pyprune.triton_kernels.configs import SM_90
 from pyprune.triton_kernels.tuning import Machine
 
@@ -53,18 +54,18 @@ def time(runs) -> dict:
 def machine(monkeypatch, tmp_path):
     """A GPU that gives the same for every configuration, with a timer that never changes its mind."""
     same = {"norm_qkv_rope": torch.ones(2), "decode_attention": torch.ones(3)}
-    for name in model_cases.OPERATORS:
-        monkeypatch.setitem(model_cases.OPERATORS, name, lambda *_, name=name, **__: same.get(name, torch.ones(1)))
+    for name in tuning_cases.OPERATORS:
+        monkeypatch.setitem(tuning_cases.OPERATORS, name, lambda *_, name=name, **__: same.get(name, torch.ones(1)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr("pyprune.commands.tune.chosen_device", lambda options: torch.device("cpu"))
-    monkeypatch.setattr(tune, "architecture", lambda device: SM_90)
-    monkeypatch.setattr(tune, "event_timer", lambda device: time)
+    monkeypatch.setattr(kernel_tuning, "architecture", lambda device: SM_90)
+    monkeypatch.setattr(kernel_tuning, "event_timer", lambda device: time)
     monkeypatch.setattr(tuning, "machine", lambda index: Machine("NVIDIA H100", 90, "3.7.1"))
     monkeypatch.setenv(tuning.VARIABLE, str(tmp_path / "cache" / "tuning.json"))
     # Caches are compared too: give what the operator would have written.
-    monkeypatch.setattr(tune, "agree", lambda given, expected: given.shape == expected.shape)
+    monkeypatch.setattr(kernel_tuning, "agree", lambda given, expected: given.shape == expected.shape)
     return tmp_path
 
 
@@ -74,7 +75,7 @@ def test_what_is_found_is_written_whole_and_read_again(machine, capsys):
     file = machine / "cache" / "tuning.json"
     assert str(file) in out.replace("\n", "")
     found = tuning.read(file)
-    case = model_cases.cases(load("shape:tiny", torch.bfloat16), SM_90)
+    case = tuning_cases.cases(load("shape:tiny", torch.bfloat16), SM_90)
     assert len(found) == len(case)
     assert {(key.operator, key.shape) for key in found} == {(one.operator, one.shape) for one in case}
     assert {(tuned.seconds, tuned.fixed_seconds) for tuned in found.values()} == {(1e-6, 2e-6)}
@@ -87,7 +88,9 @@ def test_only_the_classes_of_rows_that_are_named_are_tuned_with_kernels_compiled
     machine, capsys, monkeypatch, jobs
 ):
     ahead: list[tuple[int, int]] = []
-    monkeypatch.setattr(tune, "compile_ahead", lambda case, found, device, jobs: ahead.append((len(found), jobs)))
+    monkeypatch.setattr(
+        kernel_tuning, "compile_ahead", lambda case, found, device, jobs: ahead.append((len(found), jobs))
+    )
     assert run(capsys, *TINY, "--rows", "2,16", "--jobs", jobs)[0] == 0
     found = tuning.read(machine / "cache" / "tuning.json")
     assert {key.shape.rows for key in found if key.operator == "linear_residual"} == {2, 16}
@@ -110,7 +113,7 @@ def test_the_same_file_keeps_what_other_gpus_and_models_left_in_it(machine, caps
 def test_a_file_that_is_not_sound_is_told_before_any_work_and_kept(machine, capsys, monkeypatch):
     file = machine / "mine.json"
     file.write_text("something else")
-    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("it measured first"))
+    monkeypatch.setattr(kernel_tuning, "tune", lambda *_: pytest.fail("it measured first"))
     code, _, err = run(capsys, *TINY, "--out", str(file))
     assert code == 2
     assert f"{file}: not JSON" in err
@@ -125,7 +128,7 @@ def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
     def interrupted(runs) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune, "event_timer", lambda device: interrupted)
+    monkeypatch.setattr(kernel_tuning, "event_timer", lambda device: interrupted)
     assert run(capsys, *TINY, "--out", str(file))[0] == 130
     assert file.read_bytes() == before
     assert list(machine.iterdir()) == [file]
@@ -144,14 +147,14 @@ def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_named_before_any_work(machine, capsys, monkeypatch, words, named):
-    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("it measured first"))
+    monkeypatch.setattr(kernel_tuning, "tune", lambda *_: pytest.fail("it measured first"))
     code, _, err = run(capsys, *words)
     assert code == 2
     assert named in err
 
 
 def test_json_has_the_entries_and_why_others_were_not_timed(machine, capsys, monkeypatch):
-    monkeypatch.setattr(tune, "agree", lambda given, expected: given.shape != (3,))
+    monkeypatch.setattr(kernel_tuning, "agree", lambda given, expected: given.shape != (3,))
     code, out, _ = run(capsys, *TINY, "--json")
     assert code == 0
     told = json.loads(out)

@@ -16,10 +16,11 @@ from pyprune.models import load_sizes
 if not triton_kernels.available():
     pytest.skip(str(triton_kernels.why_not()), allow_module_level=True)
 
-from pyprune.triton_kernels import configs, launch, timing, tune, tuning
+from pyprune.study import kernel_tuning
+from pyprune.study.tuning_cases import Case, cases
+from pyprune.triton_kernels import configs, launch, timing, tuning
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import SM_86, SM_90, AttentionTile, Shape, Tile
-from pyprune.triton_kernels.model_cases import Case, cases
 
 CPU = torch.device("cpu")
 HALF = torch.bfloat16
@@ -57,7 +58,7 @@ def test_candidates_are_several_distinct_and_begin_with_the_fixed_configuration(
     for operator in ("norm_qkv_rope", "linear_residual"):
         for rows in (1, 2, 16, 32, 64):
             found = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
-            assert found[0] == configs.few_rows_tile(arch, rows, dtype, operator == "norm_qkv_rope")
+            assert found[0] == configs.skinny_tile(arch, rows, dtype, operator == "norm_qkv_rope")
             assert len(set(found)) == len(found) >= 5
             assert {tile.rows for tile in found} == {rows}
     found = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
@@ -95,13 +96,13 @@ FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING = (Tile(1, columns, 64, 4, 1) for co
 
 
 def test_the_least_median_wins_whatever_the_outliers():
-    told = tune.quickest({FIXED: [3.0, 3.0, 9.0], QUICK: [2.0, 2.0, 99.0], SLOW: [4.0, 1.0, 4.0]}, FIXED)
+    told = kernel_tuning.quickest({FIXED: [3.0, 3.0, 9.0], QUICK: [2.0, 2.0, 99.0], SLOW: [4.0, 1.0, 4.0]}, FIXED)
     assert told == tuning.Tuned(QUICK, 2.0, 3.0)
 
 
 def test_a_gain_within_the_noise_keeps_the_fixed_configuration():
-    assert tune.quickest({FIXED: [1.0], QUICK: [0.985]}, FIXED) == tuning.Tuned(FIXED, 1.0, 1.0)
-    assert tune.quickest({FIXED: [1.0], QUICK: [0.97]}, FIXED) == tuning.Tuned(QUICK, 0.97, 1.0)
+    assert kernel_tuning.quickest({FIXED: [1.0], QUICK: [0.985]}, FIXED) == tuning.Tuned(FIXED, 1.0, 1.0)
+    assert kernel_tuning.quickest({FIXED: [1.0], QUICK: [0.97]}, FIXED) == tuning.Tuned(QUICK, 0.97, 1.0)
 
 
 class Operator:
@@ -139,7 +140,7 @@ def test_only_what_works_agrees_and_spills_nothing_is_timed():
             run()
         return {config: [float(config.columns)] for config in runs}
 
-    found = tune.measure(operator.case(), [FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING], CPU, time)
+    found = kernel_tuning.measure(operator.case(), [FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING], CPU, time)
     assert timed == [FIXED, SLOW, QUICK]
     assert operator.calls[-3:] == timed, "what is timed runs with its own configuration"
     assert found.tuned == tuning.Tuned(SLOW, 1.0, 8.0)
@@ -164,17 +165,19 @@ def test_only_what_works_agrees_and_spills_nothing_is_timed():
     ],
 )
 def test_results_agree_within_the_order_of_summation(given, expected, same):
-    assert tune.agree(torch.tensor(given), torch.tensor(expected)) is same
-    assert tune.agree(torch.tensor(given, dtype=HALF), torch.tensor(expected, dtype=HALF)) is (same or given[-1] == 2.0)
+    assert kernel_tuning.agree(torch.tensor(given), torch.tensor(expected)) is same
+    assert kernel_tuning.agree(torch.tensor(given, dtype=HALF), torch.tensor(expected, dtype=HALF)) is (
+        same or given[-1] == 2.0
+    )
 
 
 def test_all_cases_are_measured_and_told():
     told = []
     todo = [Operator().case(), replace(Operator().case(), operator="norm_head")]
     time = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
-    found = tune.tune(todo, SM_90, CPU, time, lambda done, total: told.append((done, total)))
+    found = kernel_tuning.tune(todo, SM_90, CPU, time, lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
-    assert list(tune.entries(found, HERE)) == [
+    assert list(kernel_tuning.entries(found, HERE)) == [
         tuning.Key(HERE, operator, "float32", LINEAR) for operator in ("linear_residual", "norm_head")
     ]
 
@@ -312,9 +315,9 @@ def test_sizes_of_one_class_find_the_same_entry(on_a_gpu, monkeypatch):
     tuned = some_tuning()[key()].config
     for rows, out, inner in ((3, 11008, 4096), (16, 8577, 4000), (5, 16384, 2049)):
         gate = torch.empty(out, inner, dtype=HALF, device="meta")
-        assert launch.few_rows_tile(on_a_gpu, "norm_gate_up", rows, gate, pair=True) == tuned
+        assert launch.skinny_tile(on_a_gpu, "norm_gate_up", rows, gate, pair=True) == tuned
     small = torch.empty(8192, 4096, dtype=HALF, device="meta")
-    assert launch.few_rows_tile(on_a_gpu, "norm_gate_up", 16, small, pair=True) != tuned
+    assert launch.skinny_tile(on_a_gpu, "norm_gate_up", 16, small, pair=True) != tuned
 
 
 def test_what_is_tried_reaches_the_kernels_of_every_operator():
@@ -360,7 +363,7 @@ def test_kernels_are_compiled_ahead_without_being_started():
         return run, []
 
     configurations = [Tile(1, columns, 64, 4, 1) for columns in (1, 2, 3)]
-    tune.compile_ahead(Case("padded_linear", HALF, LINEAR, prepare), configurations, CPU, jobs=2)
+    kernel_tuning.compile_ahead(Case("padded_linear", HALF, LINEAR, prepare), configurations, CPU, jobs=2)
     assert tried == configurations
     assert (kernel.started, kernel.compiled) == ([], [1, 10, 3, 30])
     launch.launch(kernel, (1,), CPU, 4, 1, tile=5)
@@ -370,8 +373,8 @@ def test_kernels_are_compiled_ahead_without_being_started():
 def _on_meta(case: Case) -> tuple:
     import unittest.mock
 
-    from pyprune.triton_kernels import model_cases
+    from pyprune.study import tuning_cases
 
     empty = lambda device, dtype, *shape, seed=0: torch.empty(*shape, dtype=dtype, device=device)  # noqa: E731
-    with unittest.mock.patch.object(model_cases, "_random", empty):
+    with unittest.mock.patch.object(tuning_cases, "_random", empty):
         return case.prepare(torch.device("meta"))

@@ -2,83 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
-from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
-from pyprune.models.pages import Pages
-from pyprune.models.rope import context_length, rope_from_config
+from pyprune.models.gguf_architecture import Architecture
+from pyprune.models.protocol import DecoderLike
 from pyprune.models.sizes import BlockSizes, uniform_sizes, windows_of
-from pyprune.models.streaming import StreamedBlocks
-from pyprune.models.tensors import NoWeights, TensorSource, one_line
-
-# Hugging Face's names of a Decoder's parts: all families that descend from Llama share them.
-_HF_TOP = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head.weight": "lm_head.weight"}
-_HF_BLOCK = {
-    "mha.norm": "input_layernorm.weight",
-    "mha.q": "self_attn.q_proj",
-    "mha.k": "self_attn.k_proj",
-    "mha.v": "self_attn.v_proj",
-    "mha.o": "self_attn.o_proj",
-    "mha.q_norm": "self_attn.q_norm.weight",
-    "mha.k_norm": "self_attn.k_norm.weight",
-    "ffn.norm": "post_attention_layernorm.weight",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-}
-# llama.cpp's names of the same parts.
-_GGUF_TOP = {"embedding": "token_embd.weight", "norm": "output_norm.weight", "head.weight": "output.weight"}
-_GGUF_BLOCK = {
-    "mha.norm": "attn_norm.weight",
-    "mha.q": "attn_q",
-    "mha.k": "attn_k",
-    "mha.v": "attn_v",
-    "mha.o": "attn_output",
-    "mha.q_norm": "attn_q_norm.weight",
-    "mha.k_norm": "attn_k_norm.weight",
-    "ffn.norm": "ffn_norm.weight",
-    "ffn.gate": "ffn_gate",
-    "ffn.up": "ffn_up",
-    "ffn.down": "ffn_down",
-}
+from pyprune.models.transformers_config import transformers_config
 
 
-def _rename(part: str, top: dict[str, str], block: dict[str, str], prefix: str) -> str:
-    if part in top:
-        return top[part]
-    _, position, inner = part.split(".", 2)
-    if inner in block:
-        return f"{prefix}.{position}.{block[inner]}"
-    inner, kind = inner.rsplit(".", 1)
-    return f"{prefix}.{position}.{block[inner]}.{kind}"
+@dataclass(frozen=True)
+class TransformersClasses:
+    """Where transformers has a family's classes: in `module`, each under `prefix` and the name of its part."""
+
+    module: str
+    prefix: str
+
+    def named(self, part: str) -> Any:
+        """The class of a part ("Attention", "ForCausalLM", ...). Its module is imported when first asked for."""
+        return getattr(importlib.import_module(self.module), self.prefix + part)
+
+    def eager_attention(self) -> Callable[..., Any]:
+        """The module's attention in plain PyTorch."""
+        return importlib.import_module(self.module).eager_attention_forward
 
 
-def hf_name(part: str) -> str:
-    """Hugging Face's name of a Decoder's part: "blocks.3.mha.q.weight" is "model.layers.3.self_attn.q_proj.weight"."""
-    return _rename(part, _HF_TOP, _HF_BLOCK, "model.layers")
+class ConfigField(NamedTuple):
+    """A field of a configuration."""
 
-
-def gguf_name(part: str) -> str:
-    """llama.cpp's name of a Decoder's part: "blocks.3.mha.q.weight" is "blk.3.attn_q.weight"."""
-    return _rename(part, _GGUF_TOP, _GGUF_BLOCK, "blk")
-
-
-def transformers_config(config: dict[str, Any], where: str) -> Any:
-    """The transformers configuration object of a plain dict; InputError when transformers refuses it."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    plain = {key: value for key, value in config.items() if key != "transformers_version"}
-    try:
-        return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-    except Exception as error:  # each validator of transformers has exceptions of its own
-        raise InputError(f"{where}: configuration refused by transformers ({one_line(error)})") from None
+    name: str
+    kind: Any
+    default: Any
 
 
 def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
@@ -92,73 +51,24 @@ def with_sizes(config: dict[str, Any], sizes: BlockSizes) -> dict[str, Any]:
     }
 
 
-def read_block(
-    source: TensorSource, index: int, size: BlockSizes, hidden: int, window: int, dtype: torch.dtype,
-    device: torch.device,
-) -> Block:  # fmt: skip
-    """One block of a source, at its place there, with the halves that its sizes speak of."""
-
-    def take(part: str, *shape: int) -> Tensor:
-        return source.take(f"blocks.{index}.{part}", shape, dtype, device)
-
-    def linear(part: str, out: int, inner: int, biased: bool) -> Linear:
-        weight = take(f"{part}.weight", out, inner)
-        return Linear(weight, take(f"{part}.bias", out) if biased else None)
-
-    def mha() -> MHA:
-        biased, head_dim = size.attention_bias.split(), size.head_dim
-        norms = [take(f"mha.{n}", head_dim) if size.qk_norm else None for n in ("q_norm", "k_norm")]
-        return MHA(
-            norm=take("mha.norm", hidden),
-            q=linear("mha.q", size.heads * head_dim, hidden, "q" in biased),
-            k=linear("mha.k", size.kv_heads * head_dim, hidden, "k" in biased),
-            v=linear("mha.v", size.kv_heads * head_dim, hidden, "v" in biased),
-            o=linear("mha.o", hidden, size.heads * head_dim, "o" in biased),
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=head_dim,
-            q_norm=norms[0],
-            k_norm=norms[1],
-            window=window,
-        )
-
-    def ffn() -> FFN:
-        biased = size.ffn_bias.split()
-        return FFN(
-            norm=take("ffn.norm", hidden),
-            gate=linear("ffn.gate", size.width, hidden, "gate" in biased),
-            up=linear("ffn.up", size.width, hidden, "up" in biased),
-            down=linear("ffn.down", hidden, size.width, "down" in biased),
-        )
-
-    return Block(index, mha() if size.heads else None, ffn() if size.width else None)
-
-
-def _streamed(
-    read: Callable[[int], Block], source: TensorSource, sizes: Sequence[BlockSizes], hidden: int,
-    windows: Sequence[int], dtype: torch.dtype,
-) -> StreamedBlocks:  # fmt: skip
-    """Blocks that `read` reads when they are run; that the source has all of their tensors is seen now."""
-    outline = NoWeights(source.name_of)
-    meta = torch.device("meta")
-    blocks = [read_block(outline, i, size, hidden, windows[i], dtype, meta) for i, size in enumerate(sizes)]
-    for part, shape in outline.shapes.items():
-        source.require(part, shape)
-    return StreamedBlocks(read, blocks)
-
-
 class Family:
-    """One family of decoder-only models. A subclass states what differs from Llama's scheme and is registered in
-    `families.FAMILIES`."""
+    """One family of decoder-only models: all that pyprune knows of it. A subclass states what differs from Llama's
+    scheme and is entered in `families.FAMILIES`, from where reading, saving, GGUF, the models whose blocks differ and
+    `accelerate` take it."""
 
     model_types: ClassVar[tuple[str, ...]]
     """Values of `model_type` in config.json."""
     written_as: ClassVar[tuple[str, ...]] = ()
     """Values of `model_type` that `sized_config` gives; empty: the same."""
+    classes: ClassVar[TransformersClasses | None] = None
+    """transformers' classes, which `accelerate` replaces and which models whose blocks differ are built from
+    (`models.huggingface`); None: neither is offered."""
+    ragged_fields: ClassVar[tuple[ConfigField, ...]] = ()
+    """Of a configuration of such a model: the fields beside those that all families share."""
     gguf_architectures: ClassVar[tuple[str, ...]] = ()
     """Values of `general.architecture` in GGUF files."""
-    gguf_architecture: ClassVar[str] = ""
-    """The one that a uniform model is written as; empty: none is known."""
+    gguf_architecture: ClassVar[Architecture | None] = None
+    """The one that a uniform model is written as; None: none is known."""
     gguf_permutes_qk: ClassVar[bool] = False
     """Whether llama.cpp's converter interleaves the rows of q and k of each head (its own form of RoPE)."""
     gguf_optional_biases: ClassVar[bool] = False
@@ -251,57 +161,7 @@ class Family:
         )
         return [sizes] * config["num_hidden_layers"]
 
-    def decoder(
-        self, config: dict[str, Any], source: TensorSource, *, name: str, where: str, dtype: torch.dtype,
-        device: torch.device, sizes: Sequence[BlockSizes] | None = None, stream: bool = False,
-    ) -> Decoder:  # fmt: skip
-        """Read a decoder of this family from `source`, `config` being checked already. `sizes`: those of each block;
-        None for `self.sizes(config)`. stream: blocks are read when they are run, and an embedding of its own stays in
-        its file."""
-        hidden, windows = config["hidden_size"], self.windows(config)
-        sizes = self.sizes(config) if sizes is None else sizes
-
-        def take(part: str, *shape: int) -> Tensor:
-            return source.take(part, shape, dtype, device)
-
-        def block(index: int) -> Block:
-            return read_block(source, index, sizes[index], hidden, windows[index], dtype, device)
-
-        if stream:
-            source.pages = Pages(together=False)
-        tied = bool(config.get("tie_word_embeddings"))
-        # As transformers reads it: a tied model may keep its one table under either name; two tables are tied only if
-        # they are equal.
-        table = "head.weight" if tied and not source.has("embedding") else "embedding"
-        take_table = source.take_mapped if stream and not tied else source.take
-        embedding = take_table(table, (config["vocab_size"], hidden), dtype, device)
-        head = embedding
-        if not tied or source.has("head.weight"):
-            head = take("head.weight", config["vocab_size"], hidden)
-            if tied and not torch.equal(head, embedding):
-                tied = False
-                config = {**config, "tie_word_embeddings": False}
-            elif tied:
-                head = embedding
-        if stream:
-            blocks: Sequence[Block] = _streamed(block, source, sizes, hidden, windows, dtype)
-        else:
-            blocks = tuple(block(index) for index in range(len(sizes)))
-        rope = rope_from_config(config, where)
-        return Decoder(
-            name=name,
-            config=config,
-            embedding=embedding,
-            blocks=blocks,
-            norm=take("norm", hidden),
-            head=Linear(head),
-            tied=tied,
-            rope=rope.to(device),
-            eps=float(config["rms_norm_eps"]),
-            max_positions=context_length(config, rope),
-        )
-
-    def plain_config(self, decoder: Decoder) -> dict[str, Any]:
+    def plain_config(self, decoder: DecoderLike) -> dict[str, Any]:
         """The Hugging Face configuration with which plain transformers loads this decoder.
 
         InputError when it is not uniform (naming the first block that differs) or has no plain form.
@@ -312,7 +172,7 @@ class Family:
             config = self.sized_config(config, sizes)
         return self.windowed_config(config, windows_of(decoder.blocks))
 
-    def decoder_config(self, decoder: Decoder) -> dict[str, Any]:
+    def decoder_config(self, decoder: DecoderLike) -> dict[str, Any]:
         """What any configuration of this decoder states beside the sizes and the windows of its blocks.
 
         InputError for a bias on the LM head, which none can state.

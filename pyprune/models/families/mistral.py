@@ -7,7 +7,8 @@ from typing import Any
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
-from pyprune.models.families.family import Family, with_sizes
+from pyprune.models.families.family import ConfigField, Family, TransformersClasses, with_sizes
+from pyprune.models.gguf_architecture import LLAMA
 from pyprune.models.sizes import BlockSizes
 
 
@@ -18,7 +19,9 @@ class Mistral(Family):
     """
 
     model_types = ("mistral",)
-    gguf_architecture = "llama"
+    classes = TransformersClasses("transformers.models.mistral.modeling_mistral", "Mistral")
+    ragged_fields = (ConfigField("sliding_window", int | None, None),)
+    gguf_architecture = LLAMA
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return ""

@@ -7,7 +7,8 @@ from typing import Any
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
-from pyprune.models.families.family import Family, with_sizes
+from pyprune.models.families.family import ConfigField, Family, TransformersClasses, with_sizes
+from pyprune.models.gguf_architecture import QKV_BIASES, Architecture
 from pyprune.models.sizes import BlockSizes
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -21,8 +22,15 @@ class Qwen2(Family):
     """
 
     model_types = ("qwen2",)
+    classes = TransformersClasses("transformers.models.qwen2.modeling_qwen2", "Qwen2")
+    ragged_fields = (
+        ConfigField("use_sliding_window", bool, False),
+        ConfigField("sliding_window", int | None, None),
+        ConfigField("max_window_layers", int, 28),
+        ConfigField("layer_types", list[str] | None, None),
+    )
     gguf_architectures = ("qwen2",)
-    gguf_architecture = "qwen2"
+    gguf_architecture = Architecture("qwen2", QKV_BIASES, whole_heads=True)
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v"

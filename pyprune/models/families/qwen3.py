@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.models.families.family import with_sizes
+from pyprune.models.families.family import ConfigField, TransformersClasses, with_sizes
 from pyprune.models.families.qwen2 import Qwen2
+from pyprune.models.gguf_architecture import QKV_BIASES, Architecture
 from pyprune.models.sizes import BlockSizes
 
 
@@ -15,8 +16,10 @@ class Qwen3(Qwen2):
     projections of the attention, or none."""
 
     model_types = ("qwen3",)
+    classes = TransformersClasses("transformers.models.qwen3.modeling_qwen3", "Qwen3")
+    ragged_fields = (*Qwen2.ragged_fields, ConfigField("attention_bias", bool, False))
     gguf_architectures = ("qwen3",)
-    gguf_architecture = "qwen3"
+    gguf_architecture = Architecture("qwen3", QKV_BIASES, qk_norm=True)
 
     def attention_bias(self, config: dict[str, Any]) -> str:
         return "q k v o" if config.get("attention_bias") else ""

@@ -1,5 +1,4 @@
-"""Models for transformers whose layers differ in size: `pyprune_llama`, `pyprune_mistral`, `pyprune_qwen2`,
-`pyprune_qwen3`.
+"""Models for transformers whose layers differ in size, `pyprune_llama` and so on: one for each family with `classes`.
 
 `import pyprune` enters them in the Auto classes (`pyprune.registration`).
 """

@@ -1,9 +1,9 @@
 """Configurations of models whose layers differ, in transformers' `per_layer_config`.
 
 A layer may have `num_attention_heads`, `num_key_value_heads`, `intermediate_size` and `projection_biases` (which of
-q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj have a bias) of its own, and `skip` halves, "attention" or
-"mlp". transformers checks and keeps all of it, but its models do not: `LlamaModel` builds every layer from the global
-sizes.
+q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj have a bias) of its own, and `skip` sublayers, "attention"
+or "mlp". transformers checks and keeps all of it, but its models do not: `LlamaModel` builds every layer from the
+global sizes.
 
 The classes stand on PreTrainedConfig alone: they are made while transformers' Auto classes are being imported
 (`pyprune.registration`), when LlamaConfig and the others need not be there yet.
@@ -12,11 +12,16 @@ The classes stand on PreTrainedConfig alone: they are made while transformers' A
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
+
+from pyprune.models.families import FAMILIES
+from pyprune.models.families.family import Family
+from pyprune.models.ragged import PREFIX
 
 
 @strict
@@ -47,11 +52,11 @@ class RaggedConfig(PreTrainedConfig):
     projection_biases: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        layer_types = "layer_types" in type(self).__dataclass_fields__
+        if layer_types and self.layer_types is None:
+            self.layer_types = ["full_attention"] * self.num_hidden_layers
         super().__post_init__(**kwargs)
-        # Only now: within transformers' own imports its modelling code cannot be imported.
-        from pyprune.models.huggingface.modeling import register
-
-        register()
+        _before_use()
 
     def common(self) -> RaggedConfig:
         """A copy without what layers have of their own: transformers' RoPE functions ask for the number of heads, of
@@ -71,40 +76,43 @@ class RaggedConfig(PreTrainedConfig):
                 raise ValueError(f"layer {place}: {kv_heads} key-value heads do not divide {heads} heads")
 
 
-@strict
-class PyPruneLlamaConfig(RaggedConfig):
-    model_type = "pyprune_llama"
-    attention_bias: bool = False
-    mlp_bias: bool = False
+def config_class(family: Family) -> type[RaggedConfig]:
+    """The configuration class of a family's models whose layers differ, an attribute of this module: there pickles look
+    for it."""
+    name = f"PyPrune{family.classes.prefix}Config"
+    if name not in globals():
+        body = {
+            "__module__": __name__,
+            "__qualname__": name,
+            "__annotations__": {field.name: field.kind for field in family.ragged_fields},
+            "model_type": PREFIX + family.model_types[0],
+            **{field.name: field.default for field in family.ragged_fields},
+        }
+        globals()[name] = strict(type(name, (RaggedConfig,), body))
+    return globals()[name]
 
 
-@strict
-class PyPruneMistralConfig(RaggedConfig):
-    model_type = "pyprune_mistral"
-    sliding_window: int | None = None
+def _nothing() -> None:
+    """What is called before a configuration is used, until `register` says what."""
 
 
-@strict
-class PyPruneQwen2Config(RaggedConfig):
-    model_type = "pyprune_qwen2"
-    use_sliding_window: bool = False
-    sliding_window: int | None = None
-    max_window_layers: int = 28
-    layer_types: list[str] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.layer_types is None:
-            self.layer_types = ["full_attention"] * self.num_hidden_layers
-        super().__post_init__(**kwargs)
+_before_use: Callable[[], None] = _nothing
 
 
-@strict
-class PyPruneQwen3Config(PyPruneQwen2Config):
-    model_type = "pyprune_qwen3"
-    attention_bias: bool = False
+def register(before_use: Callable[[], None]) -> None:
+    """Enter the configurations in AutoConfig; twice is once.
+
+    before_use: called whenever a configuration is made, to register the models. It is not called here: within
+    transformers' own imports its modelling code cannot be imported.
+    """
+    global _before_use
+    _before_use = before_use
+    for family in FAMILIES:
+        if family.classes is not None:
+            config = config_class(family)
+            AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
-def register() -> None:
-    """Enter the configurations in AutoConfig; twice is once."""
-    for config in (PyPruneLlamaConfig, PyPruneMistralConfig, PyPruneQwen2Config, PyPruneQwen3Config):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+for _family in FAMILIES:
+    if _family.classes is not None:
+        config_class(_family)

@@ -9,17 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from pyprune.models.huggingface.configuration import (
-    PyPruneLlamaConfig,
-    PyPruneMistralConfig,
-    PyPruneQwen2Config,
-    PyPruneQwen3Config,
-)
+from pyprune.models.families import FAMILIES
+from pyprune.models.families.family import Family
+from pyprune.models.huggingface.configuration import config_class
 from pyprune.models.ragged import ATTENTION, MLP, PROJECTIONS
 
 
@@ -87,9 +80,9 @@ def ragged_layers(config: Any, layer_class: type[nn.Module]) -> list[nn.Module]:
     length: a layer without attention lends its entry to the next one that has it.
     """
     layers, entry = [], 0
-    for place, own in enumerate(config.per_layer_config):
-        skip = getattr(own, "skip", None) or []
-        layer = layer_class(_buildable(own, skip), place)
+    for place, layer_config in enumerate(config.per_layer_config):
+        skip = getattr(layer_config, "skip", None) or []
+        layer = layer_class(_buildable(layer_config, skip), place)
         if ATTENTION in skip:
             layer.self_attn, layer.input_layernorm = NoAttention(), nn.Identity()
         else:
@@ -97,19 +90,19 @@ def ragged_layers(config: Any, layer_class: type[nn.Module]) -> list[nn.Module]:
             layer.self_attn.layer_idx, entry = entry, place + 1
         if MLP in skip:
             layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
-        _set_biases(layer, own.projection_biases or [])
+        _set_biases(layer, layer_config.projection_biases or [])
         layers.append(layer)
     return layers
 
 
-def _buildable(own: Any, skip: list[str]) -> Any:
-    """A layer's configuration with one head and one neuron where it has none: a half to be thrown away."""
-    own = copy.copy(own)
+def _buildable(layer_config: Any, skip: list[str]) -> Any:
+    """A layer's configuration with one head and one neuron where it has none: a sublayer to be thrown away."""
+    buildable = copy.copy(layer_config)
     if ATTENTION in skip:
-        own.num_attention_heads = own.num_key_value_heads = 1
+        buildable.num_attention_heads = buildable.num_key_value_heads = 1
     if MLP in skip:
-        own.intermediate_size = 1
-    return own
+        buildable.intermediate_size = 1
+    return buildable
 
 
 def _set_biases(layer: nn.Module, biased: list[str]) -> None:
@@ -123,50 +116,34 @@ def _set_biases(layer: nn.Module, biased: list[str]) -> None:
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
-class PyPruneLlamaModel(RaggedModel, llama.LlamaModel):
-    config_class = PyPruneLlamaConfig
-    parts = Parts(llama.LlamaDecoderLayer, llama.LlamaRMSNorm, llama.LlamaRotaryEmbedding)
-
-
-class PyPruneLlamaForCausalLM(RaggedForCausalLM, llama.LlamaForCausalLM):
-    config_class = PyPruneLlamaConfig
-    model_class = PyPruneLlamaModel
-
-
-class PyPruneMistralModel(RaggedModel, mistral.MistralModel):
-    config_class = PyPruneMistralConfig
-    parts = Parts(mistral.MistralDecoderLayer, mistral.MistralRMSNorm, mistral.MistralRotaryEmbedding)
-
-
-class PyPruneMistralForCausalLM(RaggedForCausalLM, mistral.MistralForCausalLM):
-    config_class = PyPruneMistralConfig
-    model_class = PyPruneMistralModel
-
-
-class PyPruneQwen2Model(RaggedModel, qwen2.Qwen2Model):
-    config_class = PyPruneQwen2Config
-    parts = Parts(qwen2.Qwen2DecoderLayer, qwen2.Qwen2RMSNorm, qwen2.Qwen2RotaryEmbedding)
-
-
-class PyPruneQwen2ForCausalLM(RaggedForCausalLM, qwen2.Qwen2ForCausalLM):
-    config_class = PyPruneQwen2Config
-    model_class = PyPruneQwen2Model
-
-
-class PyPruneQwen3Model(RaggedModel, qwen3.Qwen3Model):
-    config_class = PyPruneQwen3Config
-    parts = Parts(qwen3.Qwen3DecoderLayer, qwen3.Qwen3RMSNorm, qwen3.Qwen3RotaryEmbedding)
-
-
-class PyPruneQwen3ForCausalLM(RaggedForCausalLM, qwen3.Qwen3ForCausalLM):
-    config_class = PyPruneQwen3Config
-    model_class = PyPruneQwen3Model
+def model_classes(family: Family) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
+    """A family's model whose layers differ, and the same with a head, attributes of this module: there pickles look for
+    them."""
+    classes, config = family.classes, config_class(family)
+    names = f"PyPrune{classes.prefix}Model", f"PyPrune{classes.prefix}ForCausalLM"
+    if names[1] not in globals():
+        parts = Parts(*(classes.named(part) for part in ("DecoderLayer", "RMSNorm", "RotaryEmbedding")))
+        model = _subclass(names[0], RaggedModel, classes.named("Model"), config_class=config, parts=parts)
+        causal = _subclass(
+            names[1], RaggedForCausalLM, classes.named("ForCausalLM"), config_class=config, model_class=model
+        )
+        globals().update(zip(names, (model, causal), strict=True))
+    return globals()[names[0]], globals()[names[1]]
 
 
 def register() -> None:
     """Enter the models in AutoModel and AutoModelForCausalLM; twice is once."""
-    for model in (
-        PyPruneLlamaForCausalLM, PyPruneMistralForCausalLM, PyPruneQwen2ForCausalLM, PyPruneQwen3ForCausalLM
-    ):  # fmt: skip
-        AutoModel.register(model.config_class, model.model_class, exist_ok=True)
-        AutoModelForCausalLM.register(model.config_class, model, exist_ok=True)
+    for family in FAMILIES:
+        if family.classes is not None:
+            model, causal = model_classes(family)
+            AutoModel.register(config_class(family), model, exist_ok=True)
+            AutoModelForCausalLM.register(config_class(family), causal, exist_ok=True)
+
+
+def _subclass(name: str, ours: type, theirs: type, **attributes: Any) -> type[PreTrainedModel]:
+    return type(name, (ours, theirs), {"__module__": __name__, "__qualname__": name, **attributes})
+
+
+for _family in FAMILIES:
+    if _family.classes is not None:
+        model_classes(_family)

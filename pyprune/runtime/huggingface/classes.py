@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+from pyprune.models.families import FAMILIES
+
+PARTS = ("ForCausalLM", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+"""The ends of the classes' names, in the order of `FamilyClasses`."""
 
 
-class Family(NamedTuple):
+class FamilyClasses(NamedTuple):
     """The classes from which transformers builds the models of one family, and its eager attention."""
 
     causal_lm: type[nn.Module]
@@ -26,15 +28,10 @@ class Family(NamedTuple):
 
 
 @functools.cache
-def families() -> tuple[Family, ...]:
-    """All of them. Their modules are imported on the first call."""
-    return tuple(_family(name) for name in FAMILIES)
-
-
-def _family(name: str) -> Family:
-    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    parts = ("ForCausalLM", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
-    return Family(*(getattr(module, name.capitalize() + part) for part in parts), module.eager_attention_forward)
+def families() -> tuple[FamilyClasses, ...]:
+    """Those of all families that have any. Their modules are imported on the first call."""
+    named = [family.classes for family in FAMILIES if family.classes is not None]
+    return tuple(FamilyClasses(*map(classes.named, PARTS), classes.eager_attention()) for classes in named)
 
 
 class Accelerated:
@@ -42,7 +39,7 @@ class Accelerated:
 
     methods: ClassVar[type[Accelerated]]  # the subclass with the accelerated methods
     original: ClassVar[type[nn.Module]]
-    family: ClassVar[Family | None]
+    family: ClassVar[FamilyClasses | None]
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         """For copies and pickles: the class cannot be found by its name, so it is made anew from its original."""

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from pyprune import ops
 from pyprune.runtime.attention import runs_operator
 from pyprune.runtime.huggingface.cache import slot
-from pyprune.runtime.huggingface.classes import Accelerated, Family
+from pyprune.runtime.huggingface.classes import Accelerated, FamilyClasses
 from pyprune.runtime.huggingface.fallback import (
     Causal,
     Weights,
@@ -144,7 +144,7 @@ class Attention(NamedTuple):
 
 
 def plain_attention(
-    layer: nn.Module, family: Family, x: Tensor, rotation: Rotation, kwargs: dict[str, Any]
+    layer: nn.Module, family: FamilyClasses, x: Tensor, rotation: Rotation, kwargs: dict[str, Any]
 ) -> Attention | None:
     """input_layernorm and self_attn of `layer`, where they are what they were, of the dtype of x, and asked for causal
     attention by sdpa or eager, without dropout and without its weights as an output; else None."""
@@ -171,7 +171,7 @@ def plain_attention(
     return Attention(attn, interface, scale[0], norm.variance_epsilon, *linears, *head_norms)
 
 
-def _interface(config: Any, family: Family) -> AttentionFunction | None:
+def _interface(config: Any, family: FamilyClasses) -> AttentionFunction | None:
     """The attention function that a configuration names, if it is sdpa or eager and its weights are not asked for."""
     if config.output_attentions:
         return None
@@ -202,7 +202,7 @@ class FFN(NamedTuple):
         return call(ops.linear_residual, a, down, down_bias, x)
 
 
-def plain_ffn(layer: nn.Module, family: Family, x: Tensor) -> FFN | None:
+def plain_ffn(layer: nn.Module, family: FamilyClasses, x: Tensor) -> FFN | None:
     """post_attention_layernorm and mlp of `layer`, where they are what they were and of the dtype of x; else None."""
     norm, mlp = layer._modules["post_attention_layernorm"], layer._modules["mlp"]
     dtype, device = x.dtype, x.device

@@ -9,8 +9,8 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
+from pyprune.models.pruning import Pruning
 from pyprune.pruning.amount import check_count
-from pyprune.pruning.pruning import Pruning
 from pyprune.scoring.cost import Passes
 from pyprune.scoring.scores import json_number, read_number, read_unit
 

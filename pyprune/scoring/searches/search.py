@@ -12,7 +12,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
-from pyprune.pruning.pruning import original_name
+from pyprune.models.pruning import original_name
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.criteria import criterion_named
 from pyprune.scoring.open_evaluator import open_evaluator

@@ -9,16 +9,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pyprune.checks import is_whole
 from pyprune.errors import InputError
 from pyprune.files import json_text, read_json, whole_file
-from pyprune.pruning.compensation import FILE, Compensation
-from pyprune.pruning.original import OriginalSizes
-
-if TYPE_CHECKING:
-    from pyprune.models.decoder import Decoder
+from pyprune.models.compensation import FILE, Compensation
+from pyprune.models.original_sizes import Configured, OriginalSizes
 
 FORMAT = "pyprune-pruning/1"
 _JOINT = " | "
@@ -28,18 +25,18 @@ _JOINT = " | "
 class Pruning:
     """What is removed from a model; every index is the original, unpruned model's.
 
-    `blocks`, `mha`, `ffn`: indices of blocks that go whole, or lose their attention or feed-forward half.
+    `blocks`, `mha`, `ffn`: indices of blocks that go whole, or lose their attention or FFN sublayer.
     `kv_groups`: block index -> KV heads that go, each with the query heads that read it.
     `heads`: block index -> query heads that go by themselves: as many in every KV group that stays, so that the groups
     stay equal in size.
     `neurons`: block index -> FFN channels that go (a row of gate and of up, a column of down).
     `pad_to`: FFN widths that remain are rounded up to this multiple with zeros; None leaves padding as it is, 1 means
     none.
-    `compensation`: what is added to biases, "blocks.3.o.bias" -> `[hidden]` (`pruning.compensation`).
+    `compensation`: what is added to biases, "blocks.3.o.bias" -> `[hidden]` (`models.compensation`).
     `model`, `made_by`: names, for the record.
 
-    Always in normal form: sorted; a half that goes takes its groups or neurons with it; a block both of whose halves go
-    is in `blocks` alone. So equal removals are equal objects.
+    Always in normal form: sorted; a sublayer that goes takes its groups or neurons with it; a block both of whose
+    sublayers go is in `blocks` alone. So equal removals are equal objects.
     InputError for a negative index, one given twice, or anything that is not a whole number.
     """
 
@@ -92,9 +89,9 @@ class Pruning:
         if not isinstance(other, Pruning):
             return NotImplemented
         for name in ("model", "pad_to"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine and theirs and mine != theirs:
-                raise InputError(f"pruning: {name} {mine!r} and {theirs!r} cannot be composed; one {name} is expected")
+            first, second = getattr(self, name), getattr(other, name)
+            if first and second and first != second:
+                raise InputError(f"pruning: {name} {first!r} and {second!r} cannot be composed; one {name} is expected")
         makers = {maker for made_by in (self.made_by, other.made_by) for maker in made_by.split(_JOINT) if maker}
         return Pruning(
             model=self.model or other.model,
@@ -139,17 +136,16 @@ class Pruning:
         """
         if not isinstance(data, Mapping):
             raise InputError(f"pruning: a JSON object is expected, not {type(data).__name__}")
-        given = dict(data)
-        if given.pop("format", FORMAT) != FORMAT:
+        values = dict(data)
+        if values.pop("format", FORMAT) != FORMAT:
             raise InputError(f"pruning: format {data['format']!r}: {FORMAT} is expected")
-        known = [f.name for f in fields(cls)]
-        _only_keys(given, known)
+        _only_keys(values, [f.name for f in fields(cls)])
         for name in ("kv_groups", "heads", "neurons"):
-            if name in given:
-                given[name] = _read_layer_keys(given[name], name)
-        if "compensation" in given:
-            given["compensation"] = Compensation.known_as(given["compensation"])
-        return cls(**given)
+            if name in values:
+                values[name] = _read_layer_keys(values[name], name)
+        if "compensation" in values:
+            values["compensation"] = Compensation.known_as(values["compensation"])
+        return cls(**values)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the pruning as JSON, and what it adds to biases as `compensation.safetensors` beside it; both whole or
@@ -210,36 +206,39 @@ class Pruning:
                 )
         return frozenset(self.blocks), frozenset(self.mha), frozenset(self.ffn)
 
-    def check(self, decoder: Decoder) -> None:
-        """Raise InputError when this cannot be removed from `decoder`: an index beyond the original model, or nothing
-        left of the model or of a half. What is already gone counts as removed, and is no error.
-
-        Names are not compared (a checkpoint may be copied): sizes decide whether a pruning fits.
-        """
-        sizes = OriginalSizes.of(decoder)
+    def check_indices(self, sizes: OriginalSizes, model: str) -> None:
+        """Raise InputError, naming `model`, for an index beyond the original model's sizes."""
         named = {name: getattr(self, name) for name in ("blocks", "mha", "ffn", "kv_groups", "heads", "neurons")}
         for name, indices in {**named, "compensation": self.compensation.blocks()}.items():
             for index in indices:
                 if index >= sizes.blocks:
                     raise InputError(
-                        f"pruning: {name} names block {index}; 0 to {sizes.blocks - 1} of {decoder.name} are accepted"
+                        f"pruning: {name} names block {index}; 0 to {sizes.blocks - 1} of {model} are accepted"
                     )
         for name, limit in (("kv_groups", sizes.kv_groups), ("heads", sizes.heads), ("neurons", sizes.width)):
             for layer, gone in getattr(self, name).items():
                 if gone[-1] >= limit:
                     raise InputError(
-                        f"pruning: {name} of block {layer} names {gone[-1]};"
-                        f" 0 to {limit - 1} of {decoder.name} are accepted"
+                        f"pruning: {name} of block {layer} names {gone[-1]}; 0 to {limit - 1} of {model} are accepted"
                     )
+
+    def check(self, decoder: Prunable) -> None:
+        """Raise InputError when this cannot be removed from `decoder`: an index beyond the original model, or nothing
+        left of the model or of a sublayer. What is already gone counts as removed, and is no error.
+
+        Names are not compared (a checkpoint may be copied): sizes decide whether a pruning fits.
+        """
+        sizes = OriginalSizes.of(decoder)
+        self.check_indices(sizes, decoder.name)
         total = recorded(decoder).joined(self)
         if len(total.blocks) >= sizes.blocks:
             raise InputError(f"pruning: all {sizes.blocks} blocks are removed; at least one must stay")
-        for name, limit, half in (("kv_groups", sizes.kv_groups, "mha"), ("neurons", sizes.width, "ffn")):
+        for name, limit, sublayer in (("kv_groups", sizes.kv_groups, "mha"), ("neurons", sizes.width, "ffn")):
             for layer, gone in getattr(total, name).items():
                 if len(gone) >= limit:
                     raise InputError(
                         f"pruning: all {limit} {name} of block {layer} are removed; at least one must stay"
-                        f" (put {layer} in {half!r} to remove the half)"
+                        f" (put {layer} in {sublayer!r} to remove the sublayer)"
                     )
         for layer in total.heads:
             total.heads_by_group(layer, sizes)
@@ -279,15 +278,21 @@ class Pruning:
         )
 
 
-def recorded(decoder: Decoder) -> Pruning:
+class Prunable(Configured, Protocol):
+    """What a pruning asks of a model: a `Decoder`."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def pruning(self) -> Pruning | None: ...
+
+
+def recorded(decoder: Prunable) -> Pruning:
     """What is already gone from a decoder, as its record says; an empty pruning of `decoder.name` where it has none."""
-    if not decoder.pruning:
-        return Pruning(model=decoder.name)
-    record = Pruning.from_dict(decoder.pruning)
-    return replace(record, compensation=record.compensation.with_values(decoder.compensation))
+    return Pruning(model=decoder.name) if decoder.pruning is None else decoder.pruning
 
 
-def original_name(decoder: Decoder) -> str:
+def original_name(decoder: Prunable) -> str:
     """The name of the unpruned model: the recorded one, since a pruned checkpoint is loaded under its directory's name.
 
     Prunings and scores carry it, so that those of a model and of its pruned checkpoint compose.
@@ -298,10 +303,10 @@ def original_name(decoder: Decoder) -> str:
 def _owns(path: str | os.PathLike[str], beside: Path) -> bool:
     """Whether the pruning that is at `path` now is the one that the file beside it belongs to."""
     try:
-        found = Pruning.from_json(path).compensation if Path(path).exists() else Compensation()
+        present = Pruning.from_json(path).compensation if Path(path).exists() else Compensation()
     except InputError:
         return False
-    return bool(found) and found.complete()
+    return bool(present) and present.complete()
 
 
 def _whole(value: Any, name: str) -> int:
@@ -316,9 +321,9 @@ def _indices(values: object, name: str) -> tuple[int, ...]:
     indices = sorted(_whole(value, f"index in {name}") for value in values)
     if indices and indices[0] < 0:
         raise InputError(f"pruning: {name} names {indices[0]}; indices from 0 are expected")
-    for one, next_one in itertools.pairwise(indices):
-        if one == next_one:
-            raise InputError(f"pruning: {name} names {one} twice; each index is expected once")
+    for index, next_index in itertools.pairwise(indices):
+        if index == next_index:
+            raise InputError(f"pruning: {name} names {index} twice; each index is expected once")
     return tuple(indices)
 
 
@@ -335,7 +340,7 @@ def _read_layer_keys(layers: object, name: str) -> object:
         return layers
     keys: dict[int, object] = {}
     for key, values in layers.items():
-        if isinstance(key, str) and not (key.isascii() and key.isdigit()):
+        if isinstance(key, str) and not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InputError(f"pruning: {name} key {key!r}: a block index is expected")
         layer = int(key) if isinstance(key, str) else _whole(key, f"{name} key")
         if layer in keys:
@@ -350,11 +355,11 @@ def _only_keys(data: Mapping[Any, Any], known: list[str]) -> None:
             raise InputError(f"pruning: unknown key {key!r}; {', '.join(known)} are accepted")
 
 
-def _united(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
-    return tuple({*one, *other})
+def _united(first: Iterable[int], second: Iterable[int]) -> tuple[int, ...]:
+    return tuple({*first, *second})
 
 
 def _united_layers(
-    one: Mapping[int, tuple[int, ...]], other: Mapping[int, tuple[int, ...]]
+    first: Mapping[int, tuple[int, ...]], second: Mapping[int, tuple[int, ...]]
 ) -> dict[int, tuple[int, ...]]:
-    return {layer: _united(one.get(layer, ()), other.get(layer, ())) for layer in {*one, *other}}
+    return {layer: _united(first.get(layer, ()), second.get(layer, ())) for layer in {*first, *second}}

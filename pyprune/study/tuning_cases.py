@@ -6,19 +6,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pyprune.models.blocks import FFN, MHA, Linear
+from pyprune.models.decoder import Decoder
 from pyprune.strides import empty_rows, gpu_rows
 from pyprune.triton_kernels import configs
 from pyprune.triton_kernels.candidates import PAIRS
 from pyprune.triton_kernels.configs import Architecture, Shape
 from pyprune.triton_kernels.registration import OPERATORS
-
-if TYPE_CHECKING:
-    from pyprune.models.decoder import FFN, MHA, Decoder, Linear
 
 ROWS = (1, 2, 16, 32, 64)  # the classes of few rows, each at its largest
 LOSS_ROWS = 1024
@@ -49,7 +47,7 @@ def cases(decoder: Decoder, arch: Architecture, rows: Sequence[int] = ROWS) -> l
 
 def _few_rows(decoder: Decoder, arch: Architecture, classes: Sequence[int]) -> Iterator[Case]:
     def case(operator: str, rows: int, weight: Tensor, prepare: Callable[[torch.device], Prepared]) -> Case:
-        tile = configs.few_rows_tile(arch, rows, weight.dtype, operator in PAIRS)
+        tile = configs.skinny_tile(arch, rows, weight.dtype, operator in PAIRS)
         return Case(operator, weight.dtype, configs.shape_of(tile, *weight.shape), prepare)
 
     for rows in classes:

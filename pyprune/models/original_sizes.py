@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 
-if TYPE_CHECKING:
-    from pyprune.models.decoder import Decoder
+
+class Configured(Protocol):
+    """A model by name, with its original Hugging Face configuration: a `Decoder`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,13 @@ class OriginalSizes:
         return self.heads // self.kv_groups
 
     @classmethod
-    def of(cls, decoder: Decoder) -> OriginalSizes:
-        """Read from the original Hugging Face configuration that a decoder keeps; InputError when one is missing."""
-        config = decoder.config
+    def of(cls, decoder: Configured) -> OriginalSizes:
+        """Read from the original configuration that a decoder keeps; InputError when a size is missing."""
+        return cls.from_config(decoder.config, decoder.name)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str) -> OriginalSizes:
+        """Read from a Hugging Face configuration; InputError, naming `where`, when a size is missing."""
         heads = config.get("num_attention_heads")
         groups = config.get("num_key_value_heads")
         sizes = {
@@ -40,5 +51,5 @@ class OriginalSizes:
         }
         for name, value in sizes.items():
             if not is_int(value) or value < 1:
-                raise InputError(f"{decoder.name}: {name} {value!r} in its configuration; from 1 is expected")
+                raise InputError(f"{where}: {name} {value!r} in its configuration; from 1 is expected")
         return cls(*sizes.values())

@@ -12,20 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyprune.models.decoder import Decoder
+from pyprune.study.tuning_cases import ROWS, Case, cases
 from pyprune.triton_kernels import timing, tuning
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import Architecture, Config
 from pyprune.triton_kernels.launch import architecture, compiling_ahead, trying
-from pyprune.triton_kernels.model_cases import ROWS, Case, cases
 from pyprune.triton_kernels.tuning import DTYPE_NAMES, Key, Machine, Tuned
-
-if TYPE_CHECKING:
-    from pyprune.models.decoder import Decoder
 
 ROUNDS = 15
 MARGIN = 0.98  # of the fixed configuration's time: what gains less than that may be noise
