@@ -347,9 +347,7 @@ def test_only_modules_can_be_restored():
 
 @pytest.mark.real_model
 def test_smollm2_writes_the_same_text(smollm2, calls):
-    from pyprune.models.tokenizers import load_tokenizer
-
-    tokenizer = load_tokenizer(smollm2)
+    tokenizer = smollm2.tokenizer()
     tokenizer.padding_side = "left"
     model = pyprune.to_transformers(smollm2)
     prompts = ["The capital of France is", "To make bread, you first", "2 + 2 ="]
