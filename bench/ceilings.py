@@ -1,9 +1,9 @@
 """What memory can deliver at most: streaming reads of a buffer as large as a 1B model's weights, by all threads.
 
 The readers are torch's sum, the C library's memchr (looking for a byte that is not there), and a loop of loads with the
-lines to come called ahead (csrc/cpu/ceiling.cpp): without the last one a decode step was quicker than the "limit". The
-quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is shared
-gives other rates over hundredths of a second than over seconds.
+next lines prefetched (csrc/cpu/read_bandwidth.cpp): without the last one a decode step was faster than the "limit".
+The fastest is the yardstick. It reads as many bytes as the decode steps it is compared with, for a shared machine gives
+other rates over hundredths of a second than over seconds.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class MemoryReader:
         """ctypes lets the other threads run while it searches."""
         ends = [self.size * turn // self.threads for turn in range(self.threads + 1)]
         start, absent = self.data.data_ptr(), 0x11  # 1.0 is the bytes 00 00 80 3f
-        found = self._pool.map(lambda begin, end: self._memchr(start + begin, absent, end - begin), ends, ends[1:])
-        assert not any(found), "a reader must not stop early"
+        hits = self._pool.map(lambda begin, end: self._memchr(start + begin, absent, end - begin), ends, ends[1:])
+        assert not any(hits), "a reader must not stop early"
 
     def loads(self) -> None:
         """The native library's loop."""

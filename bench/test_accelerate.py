@@ -24,9 +24,9 @@ def test_generate_of_transformers(interleaved, benchmark, table, smollm2, batch:
     }
     prompts = torch.randint(0, low.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-    given = {"attention_mask": torch.ones_like(prompts), **options}
-    tokens = {name: model.generate(prompts, **given)[:, PROMPT:] for name, model in models.items()}
-    sides = {name: Side(partial(model.generate, prompts, **given)) for name, model in models.items()}
+    arguments = {"attention_mask": torch.ones_like(prompts), **options}
+    tokens = {name: model.generate(prompts, **arguments)[:, PROMPT:] for name, model in models.items()}
+    sides = {name: Side(partial(model.generate, prompts, **arguments)) for name, model in models.items()}
     seconds = interleaved(sides, ROUNDS)
 
     same = (tokens["pyprune.accelerate"] == tokens["transformers"]).float().mean().item()

@@ -41,7 +41,7 @@ def _as_it_was() -> Iterator[None]:
 
 def the_other(dtype: torch.dtype) -> tuple[str, str]:
     """The name of the side, and of the GEMM, that pyprune does not take by itself."""
-    own = native.multiplies_many_rows(dtype)
+    own = native.has_own_gemm(dtype)
     return ("pyprune, torch's GEMM", "torch") if own else ("pyprune, own kernels", "own")
 
 
@@ -73,10 +73,10 @@ def test_prompts(interleaved, benchmark, table, low, all_peers, batch: int, toke
         batch=batch,
         prompt_tokens=tokens,
         absent=absent,
-        own_gemm=native.multiplies_many_rows(low.dtype),
+        own_gemm=native.has_own_gemm(low.dtype),
     )
-    for name, taken in seconds.items():
-        cells = {"ms": f"{1e3 * median(taken):.0f}", "tokens/s": f"{batch * tokens / median(taken):.0f}"}
+    for name, samples in seconds.items():
+        cells = {"ms": f"{1e3 * median(samples):.0f}", "tokens/s": f"{batch * tokens / median(samples):.0f}"}
         versus = interval_text(ratios[name]) if name in ratios else ""
         table(
             f"{low.name}, {low.dtype}, prefill", {"prompt": f"{batch} x {tokens}", "by": name, **cells, FASTER: versus}
@@ -87,11 +87,11 @@ def test_scores(interleaved, benchmark, table, low):
     """Perplexity without each of 30 blocks on 4 x 128 tokens; the naive loop runs transformers in bf16, if at all."""
     samples = calibration(low, samples=4).input_ids
     other, gemm = the_other(low.dtype)
-    found: dict[str, list[float]] = {}
+    scored: dict[str, list[float]] = {}
 
     def ours(name: str) -> None:
         scores = score(low, samples)
-        found[name] = [scores.baseline, *scores.values]
+        scored[name] = [scores.baseline, *scores.values]
 
     sides = {
         "pyprune": by("auto", partial(ours, "pyprune")),
@@ -99,18 +99,18 @@ def test_scores(interleaved, benchmark, table, low):
     }
     if low.dtype == torch.bfloat16:
         model = to_transformers(low)
-        sides[NAIVE] = Side(lambda: found.update({NAIVE: naive_scores(model, samples, None)}))
+        sides[NAIVE] = Side(lambda: scored.update({NAIVE: naive_scores(model, samples, None)}))
     seconds = interleaved(sides, 5, warmups=0)
     exact = score(low.to(torch.float32), samples)
     reference = [exact.baseline, *exact.values]
     away = {
-        name: [abs(one / true - 1) for one, true in zip(values, reference, strict=True)]
-        for name, values in ((name, found[name]) for name in sides)
+        name: [abs(value / exact_value - 1) for value, exact_value in zip(values, reference, strict=True)]
+        for name, values in ((name, scored[name]) for name in sides)
     }
     benchmark.extra_info["relative_difference_from_float32"] = away
-    for (name, taken), distance in zip(seconds.items(), away.values(), strict=True):
+    for (name, times), distance in zip(seconds.items(), away.values(), strict=True):
         ratio = benchmark.extra_info["ratio"].get(name)
-        cells = {"seconds": f"{median(taken):.1f}", FASTER: interval_text(ratio) if ratio else ""}
+        cells = {"seconds": f"{median(times):.1f}", FASTER: interval_text(ratio) if ratio else ""}
         cells["from float32, median"], cells["largest"] = f"{median(distance):.1e}", f"{max(distance):.1e}"
         table(f"scores of 30 blocks, {low.dtype}", {"by": name, **cells})
 
@@ -129,7 +129,7 @@ def test_attention(interleaved, benchmark, table, low, monkeypatch, batch: int, 
         return Side(lambda: attend(q, keys, values, 0), lambda: monkeypatch.setattr(attention, "ANY_TOKENS", own))
 
     seconds = interleaved({"own": side(True), "SDPA": side(False)}, 30, warmups=3)
-    cells = {name: f"{1e3 * median(taken):.2f}" for name, taken in seconds.items()}
+    cells = {name: f"{1e3 * median(times):.2f}" for name, times in seconds.items()}
     ratio = interval_text(benchmark.extra_info["ratio"]["SDPA"])
     table(
         f"attention, {low.dtype}, ms", {"tokens": f"{batch} x {tokens}", "before": str(before), **cells, FASTER: ratio}

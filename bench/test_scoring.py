@@ -25,8 +25,8 @@ def test_block_scores_against_the_naive_loops(interleaved, benchmark, table, smo
     results: dict[str, list[float]] = {}
 
     def ours() -> None:
-        found = score(smollm2, samples)
-        results["pyprune"] = [found.baseline, *found.values]
+        scores = score(smollm2, samples)
+        results["pyprune"] = [scores.baseline, *scores.values]
 
     def naive(batch: int | None) -> Any:
         return lambda: results.update({f"batch {batch}": naive_scores(model, samples, batch)})
@@ -53,16 +53,16 @@ def test_greedy_removal_of_8_blocks_against_its_naive_form(interleaved, benchmar
     """SLEB: one forward pass of all samples for each candidate of each round. 2 samples, so that it takes minutes."""
     samples = calibration(smollm2, samples=2).input_ids
     model, count = to_transformers(smollm2), 8
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ours() -> None:
-        found["pyprune"] = search(smollm2, samples, "greedy", count=count)
+        results["pyprune"] = search(smollm2, samples, "greedy", count=count)
 
     def naive() -> None:
-        found["naive"] = naive_greedy(model, samples, count)
+        results["naive"] = naive_greedy(model, samples, count)
 
     seconds = interleaved({"pyprune": Side(ours), "naive": Side(naive)}, 3, warmups=0)
-    result, (order, scores) = found["pyprune"], found["naive"]
+    result, (order, scores) = results["pyprune"], results["naive"]
     worst = largest_difference(result.scores, scores)
     benchmark.extra_info.update(
         largest_relative_difference=worst, cost=result.cost.to_dict(), naive=result.naive.to_dict(), order=order

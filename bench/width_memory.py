@@ -35,8 +35,8 @@ def main() -> None:
     width(decoder, "llm-pruner", ratio=0.2, calibration=ids, variant=options.variant)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    found = {"variant": options.variant, "samples": options.samples, "seq_len": options.seq_len, "model_bytes": size}
-    print(json.dumps({**found, "peak_bytes": peak, "peak_over_model": peak / size, "seconds": seconds}))
+    settings = {"variant": options.variant, "samples": options.samples, "seq_len": options.seq_len, "model_bytes": size}
+    print(json.dumps({**settings, "peak_bytes": peak, "peak_over_model": peak / size, "seconds": seconds}))
 
 
 if __name__ == "__main__":

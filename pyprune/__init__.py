@@ -19,7 +19,7 @@ from pyprune.registration import register_model_types
 if TYPE_CHECKING:
     from pyprune.models import Decoder, load, to_transformers
     from pyprune.pruning import Pruning, apply, depth, index_map, pad, width
-    from pyprune.runtime import Engine
+    from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
@@ -35,6 +35,7 @@ __all__ = [
     "NativeLibraryWarning",
     "PaddedLinear",
     "Pruning",
+    "SamplingParams",
     "Scores",
     "SearchResult",
     "accelerate",
@@ -56,7 +57,7 @@ __all__ = [
 _PACKAGES = {
     "models": ("Decoder", "load", "to_transformers"),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
-    "runtime": ("Engine",),
+    "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
     "runtime.padded_linear": ("PaddedLinear",),

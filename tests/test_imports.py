@@ -21,10 +21,7 @@ LATE = {
     "pyprune.ops.self_check.passes": "the kernels need Triton, which CPUs do without",
     "pyprune.runtime.self_check.child": "its caller names the module",
     "pyprune.models.families.family": "transformers' classes, by the family's name of their module",
-    "pyprune.ops.contracts": "the circle below",
 }
-# Circles that are still to be taken out; nothing may be added.
-KNOWN_CIRCLES = [["pyprune.ops.contracts", "pyprune.ops.definitions", "pyprune.ops.gpu"]]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def edges():
 
 
 def test_no_modules_import_one_another(edges):
-    assert circles(edges) == KNOWN_CIRCLES
+    assert circles(edges) == []
 
 
 def test_no_module_imports_a_higher_layer(edges):

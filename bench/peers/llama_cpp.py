@@ -50,8 +50,8 @@ class LlamaCpp(Peer):
         }
 
     def _file(self, decoder: Decoder) -> Path:
-        for known, path in self._files:
-            if known is decoder:
+        for written, path in self._files:
+            if written is decoder:
                 return path
         path = self._folder / f"{len(self._files)}.gguf"
         decoder.save_gguf(path, tokenizer=False)

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from bench.peers.peer import Absent, Decoding, Peer
-from pyprune import Engine
+from pyprune import Engine, SamplingParams
 from pyprune.models.decoder import Decoder
 from pyprune.ops import native
 from pyprune.runtime.skip import Skip
 
 
 class PyPrune(Peer):
-    """pyprune's engine; with `compress` its bfloat16 weights take 12 bits."""
+    """pyprune's engine; its weights stored as `weight_format` says."""
 
-    def __init__(self, compress: bool = False) -> None:
-        self._compress = compress
-        self.name = "pyprune, compressed" if compress else "pyprune"
+    def __init__(self, weight_format: str | None = None) -> None:
+        self._weight_format = weight_format
+        self.name = "pyprune, compressed" if weight_format else "pyprune"
 
     def open(self, decoder: Decoder, batch: int, length: int, skip: Skip = None) -> Decoding:
-        if self._compress and decoder.dtype != torch.bfloat16:
+        if self._weight_format and decoder.dtype != torch.bfloat16:
             raise Absent(f"{str(decoder.dtype).removeprefix('torch.')} weights are not compressed, bfloat16 ones are")
-        engine = Engine(decoder, max_batch=batch, max_len=length, compress=self._compress)
+        engine = Engine(decoder, max_batch=batch, max_len=length, weight_format=self._weight_format)
         return EngineDecoding(engine, skip)
 
     def describe(self) -> dict[str, str]:
@@ -39,8 +39,8 @@ class EngineDecoding(Decoding):
         self.bytes_per_token = engine.bytes_per_token()
 
     def prefill(self, prompts: Tensor) -> None:
-        new = self._engine.max_len - prompts.shape[1] + 1
-        self._tokens = self._engine.stream(prompts, max_new_tokens=new, skip=self._skip)
+        greedy = SamplingParams(max_new_tokens=self._engine.max_len - prompts.shape[1] + 1)
+        self._tokens = self._engine.stream(prompts, skip=self._skip, params=greedy)
         next(self._tokens)
 
     def decode(self, steps: int) -> Tensor:

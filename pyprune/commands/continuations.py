@@ -53,50 +53,51 @@ class Continuations:
     """
 
     def __init__(self, options: argparse.Namespace, decoder: Any, pruning: Any) -> None:
-        from pyprune.runtime import Engine
+        from pyprune.runtime import Engine, SamplingParams
 
         self._texts = options.prompt
         self._tokenizer = None if options.prompt is None else decoder.tokenizer()
         self._prompts = _prompt_ids(options, decoder, self._tokenizer)
-        self._ends = _end_ids(decoder, self._tokenizer)
+        self._end_ids = _end_ids(decoder, self._tokenizer)
         self._ids, self._mask = _padded(self._prompts, decoder.device)
         self._engine = Engine(
             decoder,
             max_batch=len(self._prompts),
             max_len=self._ids.shape[1] + options.max_new_tokens,
             prefill_chunk=options.prefill_chunk,
-            compress=options.compress,
+            weight_format=options.weight_format,
         )
-        self._logprobs = options.logprobs
-        self._settings = {
-            "max_new_tokens": options.max_new_tokens,
-            "skip": pruning,
-            "eos_token_id": self._ends,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "seed": options.seed,
-            "repetition_penalty": options.repetition_penalty,
-            "min_p": options.min_p,
-        }
+        self._skip = pruning
+        self._params = SamplingParams(
+            max_new_tokens=options.max_new_tokens,
+            eos_token_id=self._end_ids,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+            logprobs=options.logprobs,
+        )
 
     def sequences(self) -> list[dict[str, Any]]:
         """Each prompt with its new ids, without padding, and their text (None without a tokenizer)."""
-        result = self._engine.generate(self._ids, self._mask, logprobs=self._logprobs, **self._settings)
-        tokens, logprobs = result if self._logprobs else (result, None)
+        result = self._engine.generate(self._ids, self._mask, skip=self._skip, params=self._params)
+        tokens, logprobs = result if self._params.logprobs else (result, None)
         sequences = []
-        for place, (prompt, row) in enumerate(zip(self._prompts, tokens.tolist(), strict=True)):
-            new = _until_end(row, self._ends)
-            sequence = {"prompt": self._texts and self._texts[place], "prompt_ids": prompt, "ids": new}
+        for i, (prompt, row) in enumerate(zip(self._prompts, tokens.tolist(), strict=True)):
+            new = _until_end(row, self._end_ids)
+            sequence = {"prompt": self._texts and self._texts[i], "prompt_ids": prompt, "ids": new}
             sequence["text"] = self._tokenizer and _continuation(self._tokenizer, prompt, new)
             if logprobs is not None:
-                sequence["logprobs"] = logprobs[place, : len(new)].tolist()
+                sequence["logprobs"] = logprobs[i, : len(new)].tolist()
             sequences.append(sequence)
         return sequences
 
     def print_as_it_comes(self) -> None:
         """Print the first prompt's continuation token by token."""
-        steps = (int(tokens[0]) for tokens in self._engine.stream(self._ids, self._mask, **self._settings))
+        stream = self._engine.stream(self._ids, self._mask, skip=self._skip, params=self._params)
+        steps = (int(tokens[0]) for tokens in stream)
         if self._tokenizer is None:
             return print_as_it_comes(steps, lambda new: " ".join(map(str, new)))
         print(self._texts[0], end="", flush=True)
@@ -125,9 +126,9 @@ def _prompt_ids(options: argparse.Namespace, decoder: Any, tokenizer: Any) -> li
         prompts = windows.input_ids.tolist()
     else:
         prompts = [tokenizer(prompt)["input_ids"] for prompt in options.prompt]
-    for place, ids in enumerate(prompts):
+    for i, ids in enumerate(prompts):
         if not ids:
-            raise InputError(f"--prompt {options.prompt[place]!r}: gives no tokens; text is expected")
+            raise InputError(f"--prompt {options.prompt[i]!r}: gives no tokens; text is expected")
         if len(ids) + options.max_new_tokens > decoder.max_positions:
             raise InputError(
                 f"--max-new-tokens {options.max_new_tokens}: with a prompt of {len(ids)} tokens, at most "
@@ -150,18 +151,20 @@ def _end_ids(decoder: Any, tokenizer: Any) -> list[int]:
     """The ids that end a text: those that the model names, and its tokenizer's; none without a tokenizer."""
     if tokenizer is None:
         return []
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return sorted({*decoder.eos_token_ids(), *own})
+    tokenizer_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return sorted({*decoder.eos_token_ids(), *tokenizer_ids})
 
 
-def _until_end(new: list[int], ends: list[int]) -> list[int]:
+def _until_end(new: list[int], end_ids: list[int]) -> list[int]:
     """New ids up to the first that ends the text, without the padding behind it."""
-    first = next((place for place, token in enumerate(new) if token in ends), len(new))
+    first = next((i for i, token in enumerate(new) if token in end_ids), len(new))
     return new[: first + 1]
 
 
 def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
     """The new tokens' text. Decoded together with the prompt: some tokenizers drop the space of a first word."""
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + new, skip_special_tokens=True)
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
+    prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
+    text = tokenizer.decode(prompt + new, skip_special_tokens=True)
+    if text.startswith(prompt_text):
+        return text[len(prompt_text) :]
+    return tokenizer.decode(new, skip_special_tokens=True)

@@ -115,7 +115,7 @@ def check_gpus(number: int | None, as_json: bool) -> None:
     verdicts = []
     for index in range(count) if number is None else (number,):
         with Bar() as bar:
-            verdicts.append(self_check(torch.device("cuda", index), tell=partial(bar, f"checking cuda:{index}")))
+            verdicts.append(self_check(torch.device("cuda", index), report=partial(bar, f"checking cuda:{index}")))
         if not as_json:
             print("\n".join(told(verdicts[-1])))
     if as_json:
@@ -135,7 +135,7 @@ def told(verdict: dict[str, Any]) -> list[str]:
     lines += [f"  and {len(failures) - MOST_SHOWN} more (--json has all)"] * (len(failures) > MOST_SHOWN)
     if failures:
         return [
-            f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=definitions runs plain PyTorch instead.", *lines
+            f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=reference runs plain PyTorch instead.", *lines
         ]  # fmt: skip
     return [
         f"{where}: not finished, {done}; nothing was wrong so far. Run it again: what was compiled is kept, so "

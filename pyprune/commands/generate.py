@@ -1,4 +1,4 @@
-"""`pyprune generate`: continue prompts, with blocks or halves left out."""
+"""`pyprune generate`: continue prompts, with blocks or sublayers left out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pyprune.commands.inputs import chosen_device, loaded
 from pyprune.commands.options import (
     MODEL_HELP,
     MOST,
-    add_compress,
     add_device,
     add_dtype,
     add_json,
     add_skip,
+    add_weight_format,
     at_least,
     command,
     number,
@@ -27,8 +27,8 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "generate",
-        "continue a prompt, with blocks or halves left out",
-        "Continue prompts with the pyprune engine, leaving out blocks, or only their attention or FFN half, at run "
+        "continue a prompt, with blocks or sublayers left out",
+        "Continue prompts with the pyprune engine, leaving out blocks, or only their attention or FFN sublayer, at run "
         "time: the quickest way to hear what a pruning does, with nothing written. A text ends at the model's own end "
         "of text or after --max-new-tokens. A shape: model, which has no tokenizer, gets a random prompt and prints "
         "token ids.",
@@ -49,7 +49,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--pruning",
         metavar="FILE",
-        help="leave out, too, what a pruning.json names: blocks and halves, no widths (default: none)",
+        help="leave out, too, what a pruning.json names: blocks and sublayers, no widths (default: none)",
     )
     parser.add_argument(
         "--temperature",
@@ -97,21 +97,21 @@ def add_options(commands: Any) -> None:
         metavar="N",
         help="prompt tokens that run at once, which bounds the memory (default: 512)",
     )
-    add_compress(parser)
+    add_weight_format(parser)
     add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
     add_device(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Continue prompts, with blocks or halves skipped at run time."""
+    """Continue prompts, with blocks or sublayers skipped at run time."""
     check_options(options)
     pruning = pruning_of(options)
     decoder = loaded(options.model, options.dtype, chosen_device(options))
     pruning.check(decoder)
     continuations = Continuations(options, decoder, pruning)
     name = decoder.name
-    del decoder  # compressed weights are the engine's own, and nobody needs the others any more
+    del decoder  # weights in another format are the engine's own, and nobody needs the others any more
     if options.stream:
         return continuations.print_as_it_comes()
     before = time.perf_counter()

@@ -1,11 +1,11 @@
 """Which implementation of the operators runs on a GPU.
 
-`PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
-or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels were checked: on
-hardware of this kind (`CHECKED_ON`), or on this very GPU by `pyprune doctor --gpu` (`self_check.passes`); on other GPUs
-the definitions, and says so once. Each GPU has a choice of its own, made when an operator first meets a tensor there,
-so that importing pyprune touches none. With the Triton kernels the configurations that `pyprune tune` measured are
-taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
+`PYPRUNE_GPU=auto|reference|triton|cuda`: the reference implementations; the Triton kernels; the Triton kernels and, for
+one or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels were
+checked: on hardware of this kind (`CHECKED_ON`), or on this very GPU by `pyprune doctor --gpu` (`self_check.passes`);
+on other GPUs the reference implementations, and says so once. Each GPU has a choice of its own, made when an operator
+first meets a tensor there, so that importing pyprune touches none. With the Triton kernels the configurations that
+`pyprune tune` measured are taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops import library_files
-from pyprune.ops.contracts import LIBRARY
-from pyprune.ops.definitions import DEFINITIONS
-from pyprune.ops.schemas import CUDA_SCHEMAS
+from pyprune.ops import library_files, results
+from pyprune.ops.operators import CUDA_OPERATORS, OPERATORS
+from pyprune.ops.reference import REFERENCE
+from pyprune.ops.registration import LIBRARY
 from pyprune.ops.self_check import passes
 from pyprune.ops.self_check.passes import CUDA_LIBRARY_PATH
+from pyprune.ops.specification import Route
 
-CHOICES = ("auto", "definitions", "triton", "cuda")
+CHOICES = ("auto", "reference", "triton", "cuda")
+RENAMED = {"definitions": "reference"}  # accepted for one release
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
 """By the first number of the compute capability: the GPUs on which the operators were checked (docs/gpu.md)."""
 
-KERNELS = (
-    "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
-    "padded_linear",
-)  # fmt: skip
+KERNELS = tuple(name for name, operator in OPERATORS.items() if "gpu" in operator.kernels)
+"""The operators with Triton kernels."""
+
 MOST_CUDA_ROWS = 2
 NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
@@ -55,7 +56,7 @@ class Choice:
     functions: Functions = field(default_factory=dict)
 
 
-_named = "definitions"  # what runs on every GPU; `auto`: what `_choices` has
+_named = "reference"  # what runs on every GPU; `auto`: what `_choices` has
 _choices: dict[int, Choice] = {}  # of `auto`, by the device's number
 _tuning: dict[str, object] | None = None
 _deciding = threading.Lock()
@@ -66,9 +67,12 @@ def choose() -> None:
     for a file of tuned configurations that is not sound (for `auto` when it decides)."""
     global _named
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
+    if wanted in RENAMED:
+        warnings.warn(f"PYPRUNE_GPU={wanted} is now {RENAMED[wanted]}", DeprecationWarning, stacklevel=2)
+        wanted = RENAMED[wanted]
     if wanted not in CHOICES:
         raise InputError(f"PYPRUNE_GPU={wanted}: one of {', '.join(CHOICES)} is expected")
-    if not torch.cuda.is_available() or wanted == "definitions":
+    if not torch.cuda.is_available() or wanted == "reference":
         return
     if wanted == "auto":
         functions: Functions = {name: partial(_as_decided, name) for name in KERNELS}
@@ -81,8 +85,8 @@ def choose() -> None:
 
 def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
     choice = choice_for(args[0].device)
-    if args[0].dtype == torch.float64:  # only the definitions compute in it
-        return DEFINITIONS[name](*args, **options)
+    if args[0].dtype == torch.float64:  # only the reference implementations compute in it
+        return REFERENCE[name](*args, **options)
     return choice.functions[name](*args, **options)
 
 
@@ -106,13 +110,13 @@ def _decide(index: int) -> None:
         if index in _choices:
             return
         wanted, why = _best_on(index)
-        if wanted == "definitions":
+        if wanted == "reference":
             warnings.warn(
                 f"pyprune: plain PyTorch runs on cuda:{index} in place of pyprune's kernels: {why} "
-                "(PYPRUNE_GPU=definitions silences this)",
+                "(PYPRUNE_GPU=reference silences this)",
                 stacklevel=4,
             )
-        functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
+        functions = REFERENCE if wanted == "reference" else _take(wanted)
         _choices[index] = Choice(wanted, why, functions)  # last: from now on nobody waits
 
 
@@ -120,7 +124,7 @@ def _best_on(index: int) -> tuple[str, str]:
     """The choice for a device, and why it is not more than that."""
     kernels = importlib.import_module("pyprune.triton_kernels")
     if not kernels.available():
-        return "definitions", kernels.why_not()
+        return "reference", kernels.why_not()
     best, why = best_available()
     major, _ = torch.cuda.get_device_capability(index)
     if major in CHECKED_ON:
@@ -130,7 +134,7 @@ def _best_on(index: int) -> tuple[str, str]:
         return best, why
     if passed is not None:
         reason = f"the self-check that passed on this GPU was of {passed}, and {best} would run ({why or 'no reason'})"
-    return "definitions", f"{reason}; run `{passes.COMMAND} --device {index}` once, and they are used if it passes"
+    return "reference", f"{reason}; run `{passes.COMMAND} --device {index}` once, and they are used if it passes"
 
 
 def best_available() -> tuple[str, str]:
@@ -150,9 +154,12 @@ def _take(wanted: str) -> Functions:
     tuning.load()
     _tuning = tuning.report()
     functions: Functions = importlib.import_module("pyprune.triton_kernels.registration").OPERATORS
+    if set(functions) != set(KERNELS):
+        odd = ", ".join(sorted(set(functions) ^ set(KERNELS)))
+        raise RuntimeError(f'{odd}: in triton_kernels/registration.py or marked "gpu" in operators/, not both')
     if wanted == "cuda":
         _load_cuda_library()
-        functions = {**functions, **few_row_routes(functions)}
+        functions = {**functions, **skinny_routes(functions)}
     return functions
 
 
@@ -176,7 +183,7 @@ def _load_cuda_library() -> None:
     library.pyprune_cuda_problem.restype = ctypes.c_char_p
     if reason := library.pyprune_cuda_problem():
         raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} cannot run here: {reason.decode()}")
-    for name in CUDA_SCHEMAS:
+    for name in CUDA_OPERATORS:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyprune::{name}", "CUDA"):
             raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} has no {name}: build it again (make setup)")
 
@@ -196,58 +203,40 @@ def recording(device: torch.device) -> Iterator[None]:
         record(0)
 
 
-def few_row_routes(others: Functions) -> Functions:
-    """The operators that send one or two rows to the CUDA library's operators and any other number to `others`."""
-    cuda = torch.ops.pyprune
-
-    def few(x: Tensor) -> bool:
-        return 0 < x.numel() <= MOST_CUDA_ROWS * x.shape[-1]
-
-    def norm_gate_up(x: Tensor, *rest: object) -> Tensor:
-        return cuda.cuda_norm_gate_up(x, *rest) if few(x) else others["norm_gate_up"](x, *rest)
-
-    def linear_residual(x: Tensor, *rest: object) -> Tensor:
-        return cuda.cuda_linear_residual(x, *rest) if few(x) else others["linear_residual"](x, *rest)
-
-    def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if few(x):
-            return cuda.cuda_linear(x, weight, bias, norm, eps, True)
-        return others["norm_head"](x, norm, eps, weight, bias)
-
-    def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return cuda.cuda_linear(x, weight, bias) if few(x) else others["padded_linear"](x, weight, bias)
-
-    def norm_qkv_rope(
-        x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
-        q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None,
-        k_norm: Tensor | None, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, *rest: object,
-    ) -> Tensor:  # fmt: skip
-        weights, biases = (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias)
-        plain = q_norm is None and k_norm is None and k_cache.dtype == q_weight.dtype
-        if few(x) and plain and all(map(_rows_are_aligned, weights)):
-            return cuda.cuda_norm_qkv_rope(x, norm, eps, *weights, *biases, cos, sin, positions, k_cache, *rest)
-        return others["norm_qkv_rope"](
-            x, norm, eps, *weights, *biases, q_norm, k_norm, cos, sin, positions, k_cache, *rest
-        )  # fmt: skip
-
+def skinny_routes(others: Functions) -> Functions:
+    """The operators that send one or two rows to the CUDA library's operators, where these take their arguments, and
+    all else to `others`."""
     return {
-        "norm_qkv_rope": norm_qkv_rope,
-        "norm_gate_up": norm_gate_up,
-        "linear_residual": linear_residual,
-        "norm_head": norm_head,
-        "padded_linear": padded_linear,
+        name: _routed(name, cuda_name, route, others[name])
+        for cuda_name, operator in CUDA_OPERATORS.items()
+        for name, route in operator.routes.items()
     }
 
 
-def _rows_are_aligned(weight: Tensor) -> bool:
-    return weight.data_ptr() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
+def _routed(name: str, cuda_name: str, route: Route, other: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    operator, defaults = OPERATORS[name], CUDA_OPERATORS[cuda_name].defaults
+    kernel = getattr(torch.ops.pyprune, cuda_name)
+
+    def call(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if 0 < x.numel() <= MOST_CUDA_ROWS * x.shape[-1]:
+            arguments = operator.bind(x, *rest, **options)
+            if route.takes(arguments):
+                values = {**defaults, **arguments, **route.extra}
+                return kernel(*(values[argument] for argument in defaults))
+        return other(x, *rest, **options)
+
+    return call
 
 
 def runs_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether kernels take activations of `dtype` on this GPU. Only their steps can be recorded in a CUDA graph: the
-    definitions wait for the device."""
+    reference implementations wait for the device."""
     kernels = _kernels_on(device) if _named == "auto" else _named
-    return kernels != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return kernels != "reference" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+# As it stands when it is asked: tests put another in its place.
+results.ask(lambda dtype, device: runs_kernels(dtype, device))
 
 
 def report() -> dict[str, object]:
@@ -274,8 +263,8 @@ def _report_of(index: int) -> dict[str, object]:
         chosen = choice.kernels
         tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
         reason = f"{chosen}{tuned}{f' ({choice.why})' if choice.why else ''}"
-        if chosen == "definitions":
-            reason = choice.why or "PYPRUNE_GPU=definitions"
+        if chosen == "reference":
+            reason = choice.why or "PYPRUNE_GPU=reference"
     passed, why = passes.standing(passes.identity(index))
     major, minor = torch.cuda.get_device_capability(index)
     return {

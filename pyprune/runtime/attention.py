@@ -1,4 +1,4 @@
-"""Attention of a stretch of new tokens over the cache: one token in decoding, a piece of the prompt in prefill."""
+"""Attention of new tokens over the cache: one token in decoding, a chunk of the prompt in prefill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def runs_operator(tokens: int, device: torch.device) -> bool:
 class Attention:
     """Causal attention of query tokens at `positions [B, T]` over cache rows of the same numbers.
 
-    More than FEW_TOKENS query tokens stand at `start` .. `start`+T-1 in every sequence (a piece of a prompt). What SDPA
+    More than FEW_TOKENS query tokens stand at `start` .. `start`+T-1 in every sequence (a chunk of a prompt). What SDPA
     needs beyond its result: the rows seen, in the query's dtype, and where plain causal attention does not say it
     a mask `[T, rows]`; one mask serves all blocks with the same window.
     """
@@ -36,13 +36,13 @@ class Attention:
         self._masks: dict[int, Tensor] = {}
 
     def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, window: int, skip: Tensor | None = None, unit: int = 0
+        self, q: Tensor, keys: Tensor, values: Tensor, window: int, skip: Tensor | None = None, sublayer: int = 0
     ) -> Tensor:
         """q `[B, T, heads, head_dim]`, caches `[B', kv_heads, L, head_dim]` -> `[B, T, heads, head_dim]`. window: rows
         that a query sees, its own included; 0 for all up to its own."""
         batch, tokens, heads, head_dim = q.shape
         if runs_operator(tokens, q.device):
-            return ops.decode_attention(q, keys, values, self._positions, head_dim**-0.5, skip, unit, None, window)
+            return ops.decode_attention(q, keys, values, self._positions, head_dim**-0.5, skip, sublayer, None, window)
         stop = self._start + tokens
         if window >= stop:
             window = 0
@@ -60,8 +60,8 @@ class Attention:
     def _mask(self, tokens: int, first: int, window: int) -> Tensor:
         """Which of the rows `first` .. are seen, bool `[T, rows]`."""
         if window not in self._masks:
-            own = torch.arange(self._start, self._start + tokens, device=self._positions.device).unsqueeze(1)
-            row = torch.arange(first, self._start + tokens, device=own.device)
-            seen = row <= own
-            self._masks[window] = seen & (row > own - window) if window else seen
+            query = torch.arange(self._start, self._start + tokens, device=self._positions.device).unsqueeze(1)
+            row = torch.arange(first, self._start + tokens, device=query.device)
+            seen = row <= query
+            self._masks[window] = seen & (row > query - window) if window else seen
         return self._masks[window]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
-from pyprune.ops.definitions import rms_norm, rotate
+from pyprune.ops.reference import rms_norm, rotate
 from pyprune.runtime.sequence import visible
 
 HEAD_ROWS = 128
@@ -31,8 +31,8 @@ BATCH_TOKENS = 512
 class BlockGradients:
     """What one backward pass says about one block.
 
-    `states`: the residual stream x `[N, T, hidden]` before the MHA, between the halves, and after the FFN; `slopes`:
-    dL/dx at the same three places. A half that is missing changes neither.
+    `states`: the residual stream x `[N, T, hidden]` before the MHA, between the two, and after the FFN; `slopes`:
+    dL/dx at the same three places. A missing sublayer changes neither.
     `weights`: dL/dW under the names of `Block.tensors()` ("mha.q.weight"), those that were wanted.
     `channels`: the sum over the tokens of each sample of x_j * dL/dx_j at the inputs of o ("mha",
     `[N, heads*head_dim]`) and of down ("ffn", `[N, width]`): the slope of the loss in a gate of 1 on each channel.
@@ -90,13 +90,13 @@ def block_gradients(
             states.append(run_block(wide, states[-1], cos, sin, decoder.eps, mask))
     slope = _final_slope(decoder, states.pop(), targets, scale)
     for block in reversed(decoder.blocks):
-        found = _backward(block, states.pop(), slope, cos, sin, decoder.eps, mask, wanted)
-        slope = found.slopes[0]
-        yield found
+        gradients = _backward(block, states.pop(), slope, cos, sin, decoder.eps, mask, wanted)
+        slope = gradients.slopes[0]
+        yield gradients
 
 
 def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
-    """One block, whichever halves it has, as `runtime.sequence.run_block` but differentiable."""
+    """One block, whichever sublayers it has, as `runtime.sequence.run_block` but differentiable."""
     if block.mha is not None:
         x = x + _linear(attention_context(block.mha, x, cos, sin, eps, mask), block.mha.o)
     return x if block.ffn is None else x + _linear(ffn_activation(block.ffn, x, eps), block.ffn.down)
@@ -169,16 +169,16 @@ def _backward(
     weights: dict[str, Tensor] = {}
     channels: dict[str, Tensor] = {}
 
-    def back(half: str, inputs: Tensor, context: Tensor, output: Tensor, slope: Tensor) -> Tensor:
-        """dL/d(inputs) of one half; its weights' and channels' gradients are noted."""
+    def back(sublayer: str, inputs: Tensor, context: Tensor, output: Tensor, slope: Tensor) -> Tensor:
+        """dL/d(inputs) of one sublayer; its weights' and channels' gradients are noted."""
         names, leaves = [], []
-        for name, tensor in getattr(wide, half).tensors():
+        for name, tensor in getattr(wide, sublayer).tensors():
             if tensor.requires_grad:
-                names.append(f"{half}.{name}")
+                names.append(f"{sublayer}.{name}")
                 leaves.append(tensor)
-        below, gate, *found = torch.autograd.grad(output, [inputs, context, *leaves], slope)
-        weights.update(zip(names, found, strict=True))
-        channels[half] = (context.detach() * gate).sum(1)
+        below, gate, *gradients = torch.autograd.grad(output, [inputs, context, *leaves], slope)
+        weights.update(zip(names, gradients, strict=True))
+        channels[sublayer] = (context.detach() * gate).sum(1)
         return below
 
     with torch.enable_grad():
@@ -218,11 +218,11 @@ def _mapped(block: Block, change: Callable[[str, Tensor], Tensor]) -> Block:
     """The block with `change(name, tensor)`, names as in `Block.tensors()`, in each tensor's place."""
     new = {name: change(name, tensor) for name, tensor in block.tensors()}
 
-    def half(name: str, part: MHA | FFN | None, linears: tuple[str, ...], vectors: tuple[str, ...]) -> Any:
-        if part is None:
+    def mapped(name: str, sublayer: MHA | FFN | None, linears: tuple[str, ...], vectors: tuple[str, ...]) -> Any:
+        if sublayer is None:
             return None
         parts = {key: Linear(new[f"{name}.{key}.weight"], new.get(f"{name}.{key}.bias")) for key in linears}
-        return replace(part, **parts, **{key: new.get(f"{name}.{key}") for key in vectors})
+        return replace(sublayer, **parts, **{key: new.get(f"{name}.{key}") for key in vectors})
 
-    mha = half("mha", block.mha, ("q", "k", "v", "o"), ("norm", "q_norm", "k_norm"))
-    return Block(block.index, mha, half("ffn", block.ffn, ("gate", "up", "down"), ("norm",)))
+    mha = mapped("mha", block.mha, ("q", "k", "v", "o"), ("norm", "q_norm", "k_norm"))
+    return Block(block.index, mha, mapped("ffn", block.ffn, ("gate", "up", "down"), ("norm",)))

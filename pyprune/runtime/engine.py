@@ -1,4 +1,4 @@
-"""The block-skipping engine: one resident model, any blocks or halves left out at run time.
+"""The block-skipping engine: one resident model, any blocks or sublayers left out at run time.
 
 Sequences of a batch are independent: sequence b fills cache rows 0 .. length[b]-1 without gaps, whatever padding it
 came with, and its next token goes to row length[b]. So the same kernels serve ragged batches, and no padding is ever
@@ -7,8 +7,9 @@ attended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -18,16 +19,17 @@ from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import Attention
-from pyprune.runtime.compressed import compressed, require_compressible, sizes_of
+from pyprune.runtime.chunks import Chunk, chunks
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
 from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor
-from pyprune.runtime.pieces import Piece, pieces
-from pyprune.runtime.sampling import Sampling, log_probability, uniforms
+from pyprune.runtime.sampling import choose, log_probability, uniforms
+from pyprune.runtime.sampling_params import SamplingOptions, SamplingParams, sampling_params
 from pyprune.runtime.sequence import activation_dtype, embed
-from pyprune.runtime.skip import Plan, Skip, device_mask, plan
-from pyprune.runtime.step import WholeStep
-from pyprune.runtime.stopping import StopIds, stop_ids, token_limits
+from pyprune.runtime.skip import Skip, SkipPlan, skip_plan
+from pyprune.runtime.step import FusedStep
+from pyprune.runtime.stopping import stop_ids, token_limits
+from pyprune.runtime.weight_formats import converted, require_format, sizes_of
 
 MAX_BATCH = 64
 DEFAULT_LENGTH = 4096  # unless the model's context is shorter
@@ -36,7 +38,7 @@ MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size a
 
 
 class Engine:
-    """Prefill and decode with a static KV cache, leaving out the blocks and halves that `skip` names.
+    """Prefill and decode with a static KV cache, leaving out the blocks and sublayers that `skip` names.
 
     decoder: the model; its weights are used in place. max_batch: sequences at a time, 1 to 64. max_len: cache rows a
     sequence may use, prompt and new tokens together (default: the model's context, at most 4096; beyond the context it
@@ -44,20 +46,22 @@ class Engine:
     memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
     weights' dtype.
 
-    compress: keep bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to four
-    sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own, and
-    its `decoder` sizes only; the given decoder's memory is free once nobody else holds it.
+    weight_format: how the weights are stored. None, or "bf16" for a decoder in bfloat16: as they are.
+    "bf16-lossless12": bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to
+    four sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own,
+    and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress: the old name,
+    True for "bf16-lossless12".
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
     read it, the host never does, so that on a GPU one recorded step serves all of them without waiting).
 
     The KV rule: a block's cache row exists only for tokens computed with that block's MHA running. So in the middle of
-    a sequence FFN halves may come and go and an MHA may be switched off, but an MHA that any cached token went without
+    a sequence FFNs may come and go and an MHA may be switched off, but an MHA that any cached token went without
     may not be switched on again; a device mask, which the host does not know, holds from one prefill to the next.
 
-    Raises InputError for sizes out of range, for more cache and workspace (and compressed weights) at full length than
-    there is memory, and for `compress` with other weights than bfloat16 on a CPU.
+    Raises InputError for sizes out of range, for more cache and workspace (and converted weights) at full length than
+    there is memory, and for a weight format that these weights cannot have.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Engine:
         max_batch: int = 1,
         max_len: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        compress: bool = False,
+        weight_format: str | None = None,
+        compress: bool | None = None,
     ) -> None:
         max_batch = require_whole("max_batch", max_batch, 1, MAX_BATCH)
         if max_len is None:
@@ -76,11 +81,10 @@ class Engine:
         decoder.require_weights()
         if decoder.streamed:
             raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
-        if compress:
-            require_compressible(decoder)
-        require_engine(decoder, max_batch, max_len, prefill_chunk, compress)
-        self.decoder = sizes_of(decoder) if compress else decoder
-        self._running = compressed(decoder) if compress else decoder
+        stored_as = require_format(decoder, weight_format, compress)
+        require_engine(decoder, max_batch, max_len, prefill_chunk, stored_as)
+        self.decoder = sizes_of(decoder) if stored_as else decoder
+        self._running = converted(decoder, stored_as) if stored_as else decoder
         self._device = decoder.device
         self.max_batch = max_batch
         self.max_len = max_len
@@ -88,18 +92,18 @@ class Engine:
         # Where the frequencies change with the length, each row has those of the length at which it is decoded.
         self.cos, self.sin = decoder.rope.tables(max_len)
         self._caches = [None if b.mha is None else self._new_cache(b.mha) for b in decoder.blocks]
-        self._whole = (
-            WholeStep(self._running, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
+        self._fused_step = (
+            FusedStep(self._running, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
         )
-        self._plan = plan(decoder)
-        self._mask = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
-        self._masked = False  # whether the current batch runs under `_mask`, a device mask
+        self._skip_plan = skip_plan(decoder)
+        # Where a device mask lies while its batch runs: recorded steps read it there.
+        self._mask_buffer = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
         self._record = (
             record_cuda_graph
             if decoder.device.type == "cuda" and ops.gpu.runs_kernels(decoder.dtype, decoder.device)
             else None
         )
-        self._graphs: dict[tuple[int, Plan, bool], StepGraph] = {}
+        self._graphs: dict[tuple[int, SkipPlan, bool], StepGraph] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -121,7 +125,7 @@ class Engine:
 
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decode step reads with nothing left out, as `Decoder.bytes_per_token` counts them:
-        compressed ones where the engine has those."""
+        in the format in which the engine stores them."""
         return self._running.bytes_per_token()
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None, skip: Skip = None) -> Tensor:
@@ -131,24 +135,19 @@ class Engine:
         what to leave out, known to the host or a device mask (see the class).
         InputError for ids outside the vocabulary, an empty prompt, a batch or length beyond the engine's.
         """
-        given = prompts(input_ids, attention_mask, self.decoder.vocab_size)
-        self._check(given.lengths)
-        return self._start(given, self._mask_and_plan(skip))
-
-    def _mask_and_plan(self, skip: Skip) -> tuple[Tensor | None, Plan]:
-        mask = device_mask(self._running, skip)
-        return mask, plan(self.decoder, skip if mask is None else None)
+        checked = prompts(input_ids, attention_mask, self.decoder.vocab_size)
+        self._check(checked.lengths)
+        return self._start(checked, skip_plan(self._running, skip))
 
     @torch.inference_mode()
-    def _start(self, given: Prompts, left_out: tuple[Tensor | None, Plan]) -> Tensor:
+    def _start(self, checked: Prompts, plan: SkipPlan) -> Tensor:
         self._forget()  # if the rest fails, there is no batch to go on with
-        mask, self._plan = left_out
-        self._masked = mask is not None
-        if mask is not None:
-            self._mask.copy_(mask)
-        logits = self._logits(self._last_states(given))
-        self._lengths = torch.tensor(given.lengths, device=logits.device)
-        self._longest = max(given.lengths)
+        if plan.device_mask is not None:
+            plan = replace(plan, device_mask=self._mask_buffer.copy_(plan.device_mask))
+        self._skip_plan = plan
+        logits = self._logits(self._last_states(checked))
+        self._lengths = torch.tensor(checked.lengths, device=logits.device)
+        self._longest = max(checked.lengths)
         return logits
 
     @torch.inference_mode()
@@ -170,19 +169,19 @@ class Engine:
         if self._longest >= self.max_len:
             raise InputError(f"the cache is full: {self.max_len} tokens (max_len)")
         if skip is not None:
-            self._plan = self._changed_plan(skip)
+            self._skip_plan = self._changed_plan(skip)
         self._stream = None
         logits = self._run(tokens, self._lengths)
         self._lengths = self._lengths + 1
         self._longest += 1
         return logits
 
-    def _changed_plan(self, skip: Skip) -> Plan:
-        if self._masked or device_mask(self._running, skip) is not None:
+    def _changed_plan(self, skip: Skip) -> SkipPlan:
+        current, new = self._skip_plan, skip_plan(self._running, skip)
+        if current.device_mask is not None or new.device_mask is not None:
             raise InputError("skip: a device mask holds from one prefill to the next; in between None is accepted")
-        new = plan(self.decoder, skip)
         # By this very rule the blocks whose MHA runs now are those with a cache row for every token.
-        for block, runs, has_rows in zip(self.decoder.blocks, new.mha, self._plan.mha, strict=True):
+        for block, runs, has_rows in zip(self.decoder.blocks, new.mha, current.mha, strict=True):
             if runs and not has_rows:
                 raise InputError(
                     f"skip: the MHA of block {block.index} was left out for tokens of this sequence, whose cache rows"
@@ -196,19 +195,19 @@ class Engine:
         return self._graph(tokens, positions)(tokens, positions)
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Tokens `[B]` at cache rows positions `[B]`, under the current plan or mask: the next logits `[B, V]`."""
-        if self._whole is not None:
-            return self._whole(tokens, positions, self._mask if self._masked else self._plan.left_out)
-        places = positions.unsqueeze(1)
+        """Tokens `[B]` at cache rows positions `[B]`, under the current plan: the next logits `[B, V]`."""
+        if self._fused_step is not None:
+            return self._fused_step(tokens, positions, self._skip_plan.mask)
+        positions = positions.unsqueeze(1)
         x = embed(self._running, tokens.unsqueeze(1))
-        return self._logits(self._blocks(x, places, Attention(places), self._caches, self.cos, self.sin)[:, 0])
+        return self._logits(self._blocks(x, positions, Attention(positions), self._caches, self.cos, self.sin)[:, 0])
 
     def _graph(self, tokens: Tensor, positions: Tensor) -> StepGraph:
         """The recorded step for this batch size and plan, recorded when first needed; the last few are kept.
 
         A device mask is a buffer that the step reads, so that all device masks share a recording.
         """
-        key = (len(tokens), self._plan, self._masked)
+        key = (len(tokens), self._skip_plan, self._skip_plan.device_mask is not None)
         if key not in self._graphs:
             while len(self._graphs) >= MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
@@ -219,88 +218,78 @@ class Engine:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int | Iterable[int] = 32,
+        *,
         skip: Skip = None,
-        eos_token_id: StopIds = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        repetition_penalty: float = 1.0,
-        min_p: float | None = None,
-        logprobs: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor | tuple[Tensor, ...]:
         """New tokens only, int64 `[B, new]`, for prompts `input_ids [B, T]` (ids, padding and skip as in `prefill`).
 
-        max_new_tokens: for all sequences, or one number for each. eos_token_id: an id, ids for all, or a list of ids
-        for each sequence. A sequence that has ended is filled with padding, and generation stops when all have; so
-        without `eos_token_id` it gives exactly `max_new_tokens`. temperature 0 is greedy; top_k, top_p, min_p and
-        repetition_penalty (over prompt and new tokens, padding not counted) as in `Sampling`. seed: sampling repeats
-        itself, and sequence b draws the same numbers whatever the size of the batch.
+        params: how the sequences are continued; or the fields of `SamplingParams` as keywords, not both. A sequence
+        that has ended is filled with padding, and generation stops when all have; so without `eos_token_id` it gives
+        exactly `max_new_tokens`.
 
-        logprobs: give (tokens, log-probabilities `[B, new]` float32) instead. They are the model's own, log softmax of
-        the logits before repetition penalty, temperature, top_k, top_p and min_p; 0 for padding.
+        With `logprobs`: (tokens, log-probabilities `[B, new]` float32) instead. They are the model's own, log softmax
+        of the logits before repetition penalty, temperature, top_k, top_p and min_p; 0 for padding.
         InputError, before any work, when a prompt and its new tokens exceed `max_len`.
         """
-        steps = self.stream(
-            input_ids, attention_mask, max_new_tokens, skip, eos_token_id, temperature, top_k, top_p, seed,
-            repetition_penalty, min_p, logprobs,
-        )  # fmt: skip
-        if logprobs:
-            tokens, logarithms = zip(*steps, strict=True)
-            return torch.stack(tokens, dim=1), torch.stack(logarithms, dim=1)
-        return torch.stack(list(steps), dim=1)
+        params = sampling_params(params, options)
+        steps = self._steps(input_ids, attention_mask, skip, params)
+        result = tuple(torch.stack(values, dim=1) for values in zip(*steps, strict=True))
+        return result if params.logprobs else result[0]
 
     def stream(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int | Iterable[int] = 32,
+        *,
         skip: Skip = None,
-        eos_token_id: StopIds = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        repetition_penalty: float = 1.0,
-        min_p: float | None = None,
-        logprobs: bool = False,
-    ) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
+        params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Tensor | tuple[Tensor, ...]]:
         """The tokens that `generate` gives, as they come: int64 `[B]` a step, or (tokens, log-probabilities).
 
         The input is checked at once; the prompt runs when the first token is asked for. The iterator may be left at any
-        step. InputError from it when the engine began something else meanwhile (its cache is one).
+        step. InputError from it when the engine began something else meanwhile (it has one cache).
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        given = prompts(input_ids, attention_mask, self.decoder.vocab_size)
-        batch, device = len(given.lengths), self._device
-        limits = token_limits(max_new_tokens, batch)
-        self._check([length + limit - 1 for length, limit in zip(given.lengths, limits, strict=True)])
-        left_out = self._mask_and_plan(skip)
-        stops = stop_ids(eos_token_id, batch, device)
-        points = uniforms(seed, batch, max(limits), device) if sampling.temperature else None
-        return self._steps(given, left_out, limits, stops, sampling, points, logprobs)
+        params = sampling_params(params, options)
+        steps = self._steps(input_ids, attention_mask, skip, params)
+        return steps if params.logprobs else (tokens for (tokens,) in steps)
 
     def _steps(
+        self, input_ids: Tensor, attention_mask: Tensor | None, skip: Skip, params: SamplingParams
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Check everything; then an iterator of (tokens `[B]`,) or, with `logprobs`, (tokens, log-probabilities)."""
+        checked = prompts(input_ids, attention_mask, self.decoder.vocab_size)
+        batch, device = len(checked.lengths), self._device
+        limits = token_limits(params, batch)
+        self._check([length + limit - 1 for length, limit in zip(checked.lengths, limits, strict=True)])
+        plan = skip_plan(self._running, skip)
+        stops = stop_ids(params, batch, device)
+        points = uniforms(params.seed, batch, max(limits), device) if params.temperature else None
+        return self._run_steps(checked, plan, limits, stops, params, points)
+
+    def _run_steps(
         self,
-        given: Prompts,
-        left_out: tuple[Tensor | None, Plan],
+        checked: Prompts,
+        plan: SkipPlan,
         limits: list[int],
         stops: Tensor | None,
-        sampling: Sampling,
+        params: SamplingParams,
         points: Tensor | None,
-        logprobs: bool,
-    ) -> Iterator[Any]:
-        logits = self._start(given, left_out)
-        mine = self._stream = object()
+    ) -> Iterator[tuple[Tensor, ...]]:
+        logits = self._start(checked, plan)
+        stream = self._stream = object()
         self._longest = None
         limit = torch.tensor(limits, device=logits.device)
         ended = torch.zeros(len(limits), dtype=torch.bool, device=logits.device)
-        held = self._held(given) if sampling.penalizes else None
+        held = self._held(checked) if params.penalizes else None
         for step in range(max(limits)):
-            token = sampling.choose(logits, None if points is None else points[:, step], held)
-            shown = token.masked_fill(ended, self.decoder.pad_token_id())
-            result = (shown, log_probability(logits, token).masked_fill(ended, 0.0)) if logprobs else shown
+            token = choose(logits, params, None if points is None else points[:, step], held)
+            padded = token.masked_fill(ended, self.decoder.pad_token_id())
+            result = (padded,)
+            if params.logprobs:
+                result = (padded, log_probability(logits, token).masked_fill(ended, 0.0))
             ended = ended | (limit <= step + 1)
             if stops is not None:
                 ended = ended | (token[:, None] == stops).any(dim=1)
@@ -309,7 +298,7 @@ class Engine:
             yield result
             if step + 1 == max(limits) or (stops is not None and bool(ended.all())):
                 return
-            if self._stream is not mine:
+            if self._stream is not stream:
                 raise InputError("stream: the engine began something else meanwhile; one at a time is accepted")
             logits = self._advance(token, ended)
 
@@ -320,12 +309,12 @@ class Engine:
         self._lengths = self._lengths + ~ended
         return logits
 
-    def _held(self, given: Prompts) -> Tensor:
+    def _held(self, checked: Prompts) -> Tensor:
         """Which tokens each prompt holds: bool `[B, V]`."""
-        shape = (len(given.lengths), self.decoder.vocab_size)
+        shape = (len(checked.lengths), self.decoder.vocab_size)
         held = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        ids = given.ids.to(held.device, torch.int64)
-        for row, prompt, length in zip(held, ids, given.lengths, strict=True):
+        ids = checked.ids.to(held.device, torch.int64)
+        for row, prompt, length in zip(held, ids, checked.lengths, strict=True):
             row[prompt[:length]] = True
         return held
 
@@ -338,31 +327,32 @@ class Engine:
                 f"{max(rows)} tokens needed for prompt and new tokens; up to {self.max_len} (max_len) are accepted"
             )
 
-    def _last_states(self, given: Prompts) -> Tensor:
-        """The prompts through all blocks, piece by piece: the hidden states of their last tokens, `[B, hidden]`."""
-        decoder, lengths, limit = self.decoder, given.lengths, self.decoder.rope.limit
+    def _last_states(self, checked: Prompts) -> Tensor:
+        """The prompts through all blocks, chunk by chunk: the hidden states of their last tokens, `[B, hidden]`."""
+        decoder, lengths, limit = self.decoder, checked.lengths, self.decoder.rope.limit
         # Beyond the limit the frequencies depend on the prompt's length: each sequence runs as if it were alone.
         alone = limit is not None and max(lengths) > limit
         last = torch.empty(
             len(lengths), decoder.hidden_size, dtype=activation_dtype(self._running), device=self._device
         )
         cos, sin = self.cos, self.sin
-        for piece in pieces(lengths, self.prefill_chunk, together=not alone):
-            if alone and piece.start == 0:
-                length = lengths[piece.first]
+        for chunk in chunks(lengths, self.prefill_chunk, together=not alone):
+            if alone and chunk.start == 0:
+                length = lengths[chunk.first]
                 cos, sin = decoder.rope.tables(length, prompt=length) if length > limit else (self.cos, self.sin)
-            x = self._piece(given.ids, piece, cos, sin)
-            for b in range(piece.first, piece.last):
-                if piece.start < lengths[b] <= piece.stop:
-                    last[b] = x[b - piece.first, lengths[b] - 1 - piece.start]
+            x = self._chunk(checked.ids, chunk, cos, sin)
+            for b in range(chunk.first, chunk.last):
+                if chunk.start < lengths[b] <= chunk.stop:
+                    last[b] = x[b - chunk.first, lengths[b] - 1 - chunk.start]
         return last
 
-    def _piece(self, ids: Tensor, piece: Piece, cos: Tensor, sin: Tensor) -> Tensor:
-        rows = slice(piece.first, piece.last)
+    def _chunk(self, ids: Tensor, chunk: Chunk, cos: Tensor, sin: Tensor) -> Tensor:
+        """The tokens of a chunk through all blocks: hidden states `[sequences, tokens, hidden]`."""
+        rows = slice(chunk.first, chunk.last)
         caches = [pair and (pair[0][rows], pair[1][rows]) for pair in self._caches]
-        x = embed(self._running, ids[rows, piece.start : piece.stop])
-        positions = torch.arange(piece.start, piece.stop, device=x.device).expand(x.shape[:2]).contiguous()
-        return self._blocks(x, positions, Attention(positions, piece.start), caches, cos, sin)
+        x = embed(self._running, ids[rows, chunk.start : chunk.stop])
+        positions = torch.arange(chunk.start, chunk.stop, device=x.device).expand(x.shape[:2]).contiguous()
+        return self._blocks(x, positions, Attention(positions, chunk.start), caches, cos, sin)
 
     def _blocks(
         self,
@@ -374,22 +364,23 @@ class Engine:
         sin: Tensor,
     ) -> Tensor:
         """x `[B, T, hidden]` through every block that runs, appending to `caches` at `positions [B, T]`."""
-        eps, mask = self.decoder.eps, self._mask if self._masked else None
-        for place, (block, cache) in enumerate(zip(self._running.blocks, caches, strict=True)):
-            if self._plan.mha[place]:
-                mha, (keys, values), unit = block.mha, cache, 2 * place
+        eps, plan = self.decoder.eps, self._skip_plan
+        mask = plan.device_mask
+        for i, (block, cache) in enumerate(zip(self._running.blocks, caches, strict=True)):
+            if plan.mha[i]:
+                mha, (keys, values), sublayer = block.mha, cache, 2 * i
                 q = ops.norm_qkv_rope(
                     x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, unit,
+                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, sublayer,
                 )  # fmt: skip
-                context = attention(q, keys, values, mha.window, mask, unit)
-                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, unit)
-            if self._plan.ffn[place]:
-                ffn, unit = block.ffn, 2 * place + 1
+                context = attention(q, keys, values, mha.window, mask, sublayer)
+                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, sublayer)
+            if plan.ffn[i]:
+                ffn, sublayer = block.ffn, 2 * i + 1
                 a = ops.norm_gate_up(
-                    x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, unit
+                    x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, sublayer
                 )
-                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x, mask, unit)
+                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x, mask, sublayer)
         return x
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own
-kernels where those multiply them (csrc/cpu/many.h); else weights widened to float32 for torch's GEMM, slice by slice,
-or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`) they
-have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
+native library: float32 activations and, for more than SKINNY_ROWS rows of half precision, the rows packed for our own
+kernels where those multiply them (csrc/cpu/row_groups.h); else weights widened to float32 for torch's GEMM, slice by
+slice, or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`)
+they have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
 estimate, never measured. What the weights take there is exact.
 """
 
@@ -17,30 +17,28 @@ from torch import Tensor
 
 from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
+from pyprune.ops.weight_formats import WeightFormat
 from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS, runs_operator
-from pyprune.runtime.compressed import compressed_bytes, compressing_bytes
-from pyprune.runtime.skip import Plan, plan
+from pyprune.runtime.skip import SkipPlan, skip_plan
+from pyprune.runtime.weight_formats import converted_bytes, converting_bytes
 from pyprune.strides import gpu_stride
 
-# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
-FEW_ROWS = 64
-STRETCH = 256
-QUERIES = 64  # AttendMany::kQueries
-PACKED = 32  # packed rows are multiples of so many values with AVX-512
-SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
-MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in gemm.h
+# What the CPU kernels choose (`schemas.CONSTANTS` says what each is).
+SKINNY_ROWS, KV_SPLIT, PREFILL_QUERIES, SLICE_ELEMENTS, SLICE_ROWS = (
+    native.constant(name) for name in ("SKINNY_ROWS", "KV_SPLIT", "PREFILL_QUERIES", "SLICE_ELEMENTS", "SLICE_ROWS")
+)
 
 FLOAT = 4
 
 
-def cache_bytes(decoder: Decoder, batch: int, length: int, runs: Plan | None = None) -> int:
-    """Keys and values, `[batch, kv_heads, length, head_dim]` each, of every block with attention; with `runs`, only of
+def cache_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan | None = None) -> int:
+    """Keys and values, `[batch, kv_heads, length, head_dim]` each, of every block with attention; with `plan`, only of
     those whose attention runs: the rest is allocated, but no token touches it."""
-    halves = [block.mha for block in decoder.blocks]
-    if runs is not None:
-        halves = [mha for mha, one_runs in zip(halves, runs.mha, strict=True) if one_runs]
-    rows = sum(2 * mha.kv_heads * mha.head_dim for mha in halves if mha is not None)
+    sublayers = [block.mha for block in decoder.blocks]
+    if plan is not None:
+        sublayers = [mha for mha, runs in zip(sublayers, plan.mha, strict=True) if runs]
+    rows = sum(2 * mha.kv_heads * mha.head_dim for mha in sublayers if mha is not None)
     return batch * length * rows * decoder.dtype.itemsize
 
 
@@ -61,33 +59,41 @@ def _kept_bytes(tensor: Tensor) -> int:
 
 
 def workspace_bytes(
-    decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool = False, gpu: bool = False
+    decoder: Decoder,
+    batch: int,
+    length: int,
+    plan: SkipPlan,
+    chunk: int,
+    stored_as: WeightFormat | None = None,
+    gpu: bool = False,
 ) -> int:
-    """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time; with
-    `compress` a weight that meets many rows is made bfloat16 again, one at a time."""
+    """RoPE tables and the most that prefill (in chunks of `chunk` tokens) or a decode step holds at a time; with
+    `stored_as` a weight that meets many rows is decoded, one at a time."""
     rope = decoder.rope
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
     tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
-    prefill = _prefill(decoder, batch, length, runs, chunk, compress, gpu)
-    scratch = scratch_bytes(decoder, batch, length, runs, chunk, gpu)
-    return tables + scratch + max(prefill, _decode(decoder, batch, length, runs))
+    prefill = _prefill(decoder, batch, length, plan, chunk, stored_as, gpu)
+    scratch = scratch_bytes(decoder, batch, length, plan, chunk, gpu)
+    return tables + scratch + max(prefill, _decode(decoder, batch, length, plan))
 
 
-def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, gpu: bool = False) -> int:
+def scratch_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan, chunk: int, gpu: bool = False) -> int:
     """What the operators' threads keep for attention of many tokens: the parts of a few queries, and their scores."""
     tokens = min(length, max(1, chunk // batch))
     if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
-    most = 0
-    for block, one_runs in zip(decoder.blocks, runs.mha, strict=True):
-        if one_runs:
-            queries = max(1, QUERIES // block.mha.group) * block.mha.group
-            part = ceil(length / STRETCH) * queries * (block.mha.head_dim + 2)
-            most = max(most, part + queries * (STRETCH + block.mha.head_dim))
-    return torch.get_num_threads() * FLOAT * most
+    peak = 0
+    for block, runs in zip(decoder.blocks, plan.mha, strict=True):
+        if runs:
+            queries = max(1, PREFILL_QUERIES // block.mha.group) * block.mha.group
+            part = ceil(length / KV_SPLIT) * queries * (block.mha.head_dim + 2)
+            peak = max(peak, part + queries * (KV_SPLIT + block.mha.head_dim))
+    return torch.get_num_threads() * FLOAT * peak
 
 
-def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, compress: bool = False) -> None:
+def require_engine(
+    decoder: Decoder, max_batch: int, max_len: int, chunk: int, stored_as: WeightFormat | None = None
+) -> None:
     """Raise InputError, with both figures, when caches and workspace of such an engine exceed what is available.
 
     The figure is what the engine may use at full length. A system that provides memory only when it is touched would
@@ -95,74 +101,82 @@ def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, c
     """
     needed = cache_bytes(decoder, max_batch, max_len)
     gpu = decoder.device.type == "cuda"
-    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress, gpu)
-    if compress:  # before there are caches, one matrix is there twice
-        needed = max(compressed_bytes(decoder) + needed, compressing_bytes(decoder))
+    needed += workspace_bytes(decoder, max_batch, max_len, skip_plan(decoder), chunk, stored_as, gpu)
+    if stored_as:  # before there are caches, one matrix is there twice
+        needed = max(converted_bytes(decoder, stored_as) + needed, converting_bytes(decoder, stored_as))
     what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
     memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
 
 
-def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool, gpu: bool) -> int:
-    """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
+def _prefill(
+    decoder: Decoder, batch: int, length: int, plan: SkipPlan, chunk: int, stored_as: WeightFormat | None, gpu: bool
+) -> int:
+    """The most that a chunk of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
     tokens = min(length, max(1, chunk // batch))
     rows, hidden = batch * tokens, decoder.hidden_size
     size = decoder.dtype.itemsize if gpu else FLOAT
-    # States that live through every block: x, the embedded piece and, from the second whole piece on, the last result.
+    # States that live through every block: x, the embedded chunk and, from the second full chunk on, the last result.
     states = (3 if length >= 2 * tokens else 2) * hidden
-    windows = {block.mha.window for block, one in zip(decoder.blocks, runs.mha, strict=True) if one}
+    windows = {block.mha.window for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs}
     masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
-    most = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
+    peak = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
     def hold(*widths: int, besides: int = 0) -> None:
-        nonlocal most
-        most = max(most, rows * size * (states + sum(widths)) + masks + besides)
+        nonlocal peak
+        peak = max(peak, rows * size * (states + sum(widths)) + masks + besides)
 
     def apart(width: int) -> int:
         return gpu_stride(width, size) if gpu else width
 
-    own = not gpu and native.multiplies_many_rows(decoder.dtype)
-    for block, mha_runs, ffn_runs in zip(decoder.blocks, runs.mha, runs.ffn, strict=True):
+    own_gemm = not gpu and native.has_own_gemm(decoder.dtype)
+
+    def onto_hidden(inner: int) -> int:
+        """What the products of o and down, `[hidden, inner]`, need."""
+        if own_gemm:
+            return _packed(decoder, rows, inner)
+        return _product(decoder, stored_as, rows, hidden, inner, gpu)
+
+    for block, mha_runs, ffn_runs in zip(decoder.blocks, plan.mha, plan.ffn, strict=True):
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = apart(mha.heads * mha.head_dim), apart(mha.kv_heads * mha.head_dim)
-            if own:
+            if own_gemm:
                 hold(held, query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
-                product = _product(decoder, compress, rows, kv_width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, kv_width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length, gpu))  # q, context
             query = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
-            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
+            product = onto_hidden(width)
+            hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
         if ffn_runs:
             width = apart(block.ffn.width)
-            if own:
+            if own_gemm:
                 hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, width, hidden, gpu)
                 hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
-            hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
-    return most
+            product = onto_hidden(width)
+            hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
+    return peak
 
 
 def _packed(decoder: Decoder, rows: int, inner: int) -> int:
-    """x `[rows, inner]` as our own kernels multiply it: bfloat16 for units of bfloat16, else float32."""
-    rounded = decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16
-    return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
+    """x `[rows, inner]` as our own kernels multiply it."""
+    return native.packed_bytes(decoder.dtype, inner, rows)
 
 
-def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int, gpu: bool) -> int:
+def _product(decoder: Decoder, stored_as: WeightFormat | None, rows: int, outer: int, inner: int, gpu: bool) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
     weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
-    compressed weight as bfloat16."""
-    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
+    weight in another format as plain values."""
+    if rows <= SKINNY_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
         return 0
-    plain = outer * inner * decoder.dtype.itemsize if compress else 0
-    if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
+    plain = outer * inner * decoder.dtype.itemsize if stored_as else 0
+    if decoder.dtype == torch.bfloat16 and native.multiplies_bfloat16():
         return plain + rows * (inner + outer) * decoder.dtype.itemsize
     return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
@@ -193,24 +207,24 @@ def _seen(tokens: int, length: int, window: int) -> int:
 
 
 def _mask(tokens: int, length: int, window: int) -> int:
-    """The mask of a piece, bool `[tokens, rows seen]`; none where plain causal attention says it all."""
+    """The mask of a chunk, bool `[tokens, rows seen]`; none where plain causal attention says it all."""
     if tokens <= FEW_TOKENS or (tokens == length and (not window or window >= length)):
         return 0
     return tokens * _seen(tokens, length, window)
 
 
 def _partial(mha: MHA, rows: int, length: int) -> int:
-    """Maximum, sum and values of every query head over each stretch of the cache."""
-    return rows * mha.heads * ceil(length / STRETCH) * (mha.head_dim + 2) * FLOAT
+    """Maximum, sum and values of every query head over each split of the cache."""
+    return rows * mha.heads * ceil(length / KV_SPLIT) * (mha.head_dim + 2) * FLOAT
 
 
-def _decode(decoder: Decoder, batch: int, length: int, runs: Plan) -> int:
+def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:
     """A step's scratch memory, and two sets of logits: the last ones are held while the next are made."""
-    halves: list[MHA] = [block.mha for block, one in zip(decoder.blocks, runs.mha, strict=True) if one]
-    ffns: list[FFN] = [block.ffn for block, one in zip(decoder.blocks, runs.ffn, strict=True) if one]
-    query = max((mha.heads * mha.head_dim for mha in halves), default=0)
+    mhas: list[MHA] = [block.mha for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs]
+    ffns: list[FFN] = [block.ffn for block, runs in zip(decoder.blocks, plan.ffn, strict=True) if runs]
+    query = max((mha.heads * mha.head_dim for mha in mhas), default=0)
     width = max((ffn.width for ffn in ffns), default=0)
-    partial = max((_partial(mha, batch, length) for mha in halves), default=0)
+    partial = max((_partial(mha, batch, length) for mha in mhas), default=0)
     hidden = decoder.hidden_size
     rows = hidden + 2 * query + width + max(hidden, query, width)  # states, q, context, activation; packed
     return batch * FLOAT * (rows + 2 * decoder.vocab_size) + partial

@@ -76,11 +76,11 @@ def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[T
     if int(lengths.min()) == 0:
         raise InputError(f"attention_mask: row {int(lengths.argmin())} is all padding; at least one token is expected")
     first = mask.int().argmax(1)
-    place = torch.arange(tokens, device=input_ids.device)
-    whole = (place >= first[:, None]) & (place < (first + lengths)[:, None])
-    if not bool((whole == mask).all()):
-        row = int((whole != mask).any(1).int().argmax())
+    column = torch.arange(tokens, device=input_ids.device)
+    gapless = (column >= first[:, None]) & (column < (first + lengths)[:, None])
+    if not bool((gapless == mask).all()):
+        row = int((gapless != mask).any(1).int().argmax())
         raise InputError(f"attention_mask: row {row} has a gap; padding is accepted on the left and on the right only")
-    moved = input_ids.gather(1, (place + first[:, None]).clamp(max=tokens - 1))
-    moved = moved.masked_fill(place >= lengths[:, None], 0)  # any id of the vocabulary will do
+    moved = input_ids.gather(1, (column + first[:, None]).clamp(max=tokens - 1))
+    moved = moved.masked_fill(column >= lengths[:, None], 0)  # any id of the vocabulary will do
     return moved[:, : int(lengths.max())].contiguous(), lengths

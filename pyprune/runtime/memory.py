@@ -21,9 +21,9 @@ def available(device: torch.device | str = "cpu") -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    known = []
+    limits = []
     if "MemAvailable" in (sizes := meminfo()):
-        known.append(sizes["MemAvailable"])
+        limits.append(sizes["MemAvailable"])
     limit = cgroup_limit()
     if limit is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -31,8 +31,8 @@ def available(device: torch.device | str = "cpu") -> int | None:
             used = int((group / "memory.current").read_text())
             # The page cache of files counts as used but is given back under pressure.
             counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            known.append(limit - used + int(counts.get("inactive_file", 0)))
-    return min(known) if known else None
+            limits.append(limit - used + int(counts.get("inactive_file", 0)))
+    return min(limits) if limits else None
 
 
 def require(needed: int, device: torch.device | str, what: str, remedy: str = "") -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder
+from pyprune.ops.weight_formats import format_of
 from pyprune.runtime.attention import runs_operator
 
 
@@ -24,8 +25,8 @@ def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
     """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`. InputError for a decoder without weights."""
     decoder.require_weights()
     rows = F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding)
-    if rows.dtype == torch.uint8:  # compressed
-        rows = ops.decompress_bfloat16(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)
+    if (stored_as := format_of(rows)) is not None:
+        rows = stored_as.decoded(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)
     return rows.to(activation_dtype(decoder))
 
 
@@ -63,8 +64,8 @@ def visible(tokens: int, window: int, mask: Tensor | None, device: torch.device)
         seen &= square.triu(1 - window)
     if mask is None:
         return seen
-    own = torch.eye(tokens, dtype=torch.bool, device=device)  # a query always sees itself: padding rows stay finite
-    return ((seen & mask[:, None, :].to(device)) | own).unsqueeze(1)
+    itself = torch.eye(tokens, dtype=torch.bool, device=device)  # a query always sees itself: padding rows stay finite
+    return ((seen & mask[:, None, :].to(device)) | itself).unsqueeze(1)
 
 
 def ffn_activation(ffn: FFN, x: Tensor, eps: float) -> Tensor:
@@ -83,7 +84,7 @@ def add_ffn(ffn: FFN, x: Tensor, eps: float) -> Tensor:
 
 
 def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
-    """One block, whichever halves it has."""
+    """One block, whichever sublayers it has."""
     if block.mha is not None:
         x = add_mha(block.mha, x, cos, sin, eps, mask)
     return x if block.ffn is None else add_ffn(block.ffn, x, eps)

@@ -12,7 +12,7 @@ from pyprune.models.decoder import FFN, MHA, Decoder, Linear
 from pyprune.ops.schemas import LAYOUT
 
 
-class WholeStep:
+class FusedStep:
     """`ops.decode_step` with a decoder's weights and caches filled in.
 
     caches: keys and values `[batch, kv_heads, length, head_dim]` of each block, None for one without attention.
@@ -31,10 +31,11 @@ class WholeStep:
                 if name == "window":
                     self._layout.append(0 if block.mha is None else block.mha.window)
                 else:
-                    self._layout.append(self._place(tensors.get(name)))
+                    self._layout.append(self._index(tensors.get(name)))
         self._caches = [tensor for pair in caches if pair is not None for tensor in pair]
 
-    def _place(self, tensor: Tensor | None) -> int:
+    def _index(self, tensor: Tensor | None) -> int:
+        """Where `tensor` stands in the list of weights, to which it is appended; -1 for none."""
         if tensor is None:
             return -1
         self._weights.append(tensor)
@@ -54,15 +55,15 @@ class WholeStep:
 def _mha_tensors(mha: MHA | None) -> dict[str, Tensor | None]:
     if mha is None:
         return {}
-    parts = {"mha_norm": mha.norm, "q_norm": mha.q_norm, "k_norm": mha.k_norm}
-    return {**parts, **_linears(mha, "q", "k", "v", "o")}
+    norms = {"mha_norm": mha.norm, "q_norm": mha.q_norm, "k_norm": mha.k_norm}
+    return {**norms, **_linears(mha, "q", "k", "v", "o")}
 
 
 def _ffn_tensors(ffn: FFN | None) -> dict[str, Tensor | None]:
     return {} if ffn is None else {"ffn_norm": ffn.norm, **_linears(ffn, "gate", "up", "down")}
 
 
-def _linears(half: MHA | FFN, *names: str) -> dict[str, Tensor | None]:
-    linears: dict[str, Linear] = {name: getattr(half, name) for name in names}
+def _linears(sublayer: MHA | FFN, *names: str) -> dict[str, Tensor | None]:
+    linears: dict[str, Linear] = {name: getattr(sublayer, name) for name in names}
     weights = {name: linear.weight for name, linear in linears.items()}
     return {**weights, **{f"{name}_bias": linear.bias for name, linear in linears.items()}}

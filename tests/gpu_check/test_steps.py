@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from bench.gpu_check import steps
 from bench.gpu_check.settings import Settings
 from pyprune.models.transformers_model import to_transformers
 from pyprune.ops.self_check.judgement import count
-from pyprune.runtime.skip import device_mask
+from pyprune.runtime.skip import SkipPlan, skip_plan
 
 SETTINGS = Settings("steps", "", dry_run=True)
 
@@ -38,10 +40,11 @@ def test_every_way_of_leaving_out_passes_at_prompts_of_different_lengths(decoder
 
 
 def test_a_mask_that_is_not_heeded_fails(decoder, monkeypatch):
-    monkeypatch.setattr(
-        "pyprune.runtime.engine.device_mask",
-        lambda model, skip: None if device_mask(model, skip) is None else torch.zeros(6, dtype=torch.bool),
-    )
+    def unheeded(model, skip=None) -> SkipPlan:
+        plan = skip_plan(model, skip)
+        return plan if plan.device_mask is None else replace(plan, device_mask=torch.zeros(6, dtype=torch.bool))
+
+    monkeypatch.setattr("pyprune.runtime.engine.skip_plan", unheeded)
     failed = {case["left_out"] for case in steps.compared(decoder, 2, SETTINGS) if not case["passed"]}
     assert failed == {"a block, by a mask", "two halves, by a mask", "a block, by a mask again"}
 
@@ -49,14 +52,14 @@ def test_a_mask_that_is_not_heeded_fails(decoder, monkeypatch):
 def test_a_mask_that_stays_from_the_batch_before_fails(decoder, monkeypatch):
     kept: list[torch.Tensor] = []
 
-    def first_one(model, skip):
-        flags = device_mask(model, skip)
-        if flags is None:
-            return None
-        kept.append(flags)
-        return kept[0]
+    def first_one(model, skip=None) -> SkipPlan:
+        plan = skip_plan(model, skip)
+        if plan.device_mask is None:
+            return plan
+        kept.append(plan.device_mask)
+        return replace(plan, device_mask=kept[0])
 
-    monkeypatch.setattr("pyprune.runtime.engine.device_mask", first_one)
+    monkeypatch.setattr("pyprune.runtime.engine.skip_plan", first_one)
     failed = {case["left_out"] for case in steps.compared(decoder, 1, SETTINGS) if not case["passed"]}
     assert failed == {"a clear mask", "two halves, by a mask"}
 

@@ -16,7 +16,7 @@ from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 HALF = [torch.bfloat16, torch.float16]
 
 
@@ -52,8 +52,8 @@ def test_projections_are_as_exact_as_pytorch(
         ("norm_head", [x, n, 1e-5, w, None]),
         ("norm_gate_up", [x, n, 1e-5, w, up, b, random(out, dtype=dtype)]),
     ):
-        definition = D.DEFINITIONS[name]
-        plain, exact = definition(*low(dtype, *args)), definition(*double(*args))
+        reference = D.REFERENCE[name]
+        plain, exact = reference(*low(dtype, *args)), reference(*double(*args))
         assert_no_worse_than_torch(getattr(ops, name)(*args), plain, exact, dtype=dtype)
 
 
@@ -168,9 +168,9 @@ def test_each_of_many_tokens_attends_as_it_would_alone(
 def test_what_multiplies_many_rows_can_be_chosen_and_another_name_is_refused(request):
     request.addfinalizer(partial(native.select_gemm, "auto"))
     native.select_gemm("own")
-    assert native.multiplies_many_rows(torch.bfloat16)
+    assert native.has_own_gemm(torch.bfloat16)
     native.select_gemm("torch")
-    assert not native.multiplies_many_rows(torch.bfloat16)
+    assert not native.has_own_gemm(torch.bfloat16)
     with pytest.raises(InputError, match="GEMM 'mkl': one of auto, own, torch is expected"):
         native.select_gemm("mkl")
-    assert not native.multiplies_many_rows(torch.bfloat16)
+    assert not native.has_own_gemm(torch.bfloat16)

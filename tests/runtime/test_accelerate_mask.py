@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyprune.runtime.huggingface.mask import causal
+from pyprune.runtime.huggingface.fallback import causal
 
 
 def rows(batch: int, tokens: int, start: int) -> Tensor:

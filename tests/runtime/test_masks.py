@@ -9,7 +9,7 @@ import torch
 
 from pyprune import Engine, InputError, Pruning, apply
 from pyprune.runtime import engine as module
-from pyprune.runtime.skip import device_mask
+from pyprune.runtime.skip import skip_plan
 from tests import seeds
 
 SKIPS = [{}, {"blocks": [1, 3]}, {"mha": [0, 2], "ffn": [4]}, {"blocks": [0, 4], "mha": [2], "ffn": [1]}]
@@ -66,7 +66,7 @@ def test_host_and_device_masks_take_turns(tiny):
 @pytest.mark.parametrize("shape", [(5,), (10,), (2, 5), (4, 2), (5, 2, 1)])
 def test_a_mask_of_another_shape_is_refused(tiny, shape: tuple[int, ...]):
     with pytest.raises(InputError, match=r"skip: a mask of shape .* \[5, 2\]"):
-        device_mask(tiny, torch.zeros(shape, dtype=torch.bool))
+        skip_plan(tiny, torch.zeros(shape, dtype=torch.bool))
     with pytest.raises(InputError, match="skip: a mask of shape"):
         Engine(tiny, max_len=40).generate(ids(1, 3), skip=torch.zeros(shape, dtype=torch.bool))
 
@@ -91,7 +91,7 @@ def test_what_decode_leaves_out_holds_until_it_is_changed(tiny):
     runs = [({1}, {}), ({1}, {}), ({3}, {2}), ({3}, {2}), ({}, {2}), ({2, 4}, {2, 4})]
     for token, (ffn, mha), expected in zip(tokens, runs, logits, strict=True):
         flags = as_mask({"ffn": list(ffn), "mha": list(mha)}).flatten()
-        by_hand._mask, by_hand._masked = flags, True
+        by_hand._skip_plan = dataclasses.replace(by_hand._skip_plan, device_mask=flags)
         assert torch.equal(by_hand.decode(token), expected)
 
 
@@ -162,4 +162,4 @@ def test_operators_of_a_host_mask_get_no_flags(tiny, monkeypatch):
     seen.clear()
     engine.prefill(ids(1, 7), skip=as_mask({"blocks": [1]}))
     assert len(seen) == 10
-    assert all(flags is engine._mask for flags in seen)
+    assert all(flags is engine._mask_buffer for flags in seen)

@@ -1,4 +1,4 @@
-"""Prompts in pieces: the same logits whatever the pieces, windows kept, the same bits for the same prompt."""
+"""Prompts in chunks: the same logits whatever the chunks, windows kept, the same bits for the same prompt."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers import AttentionInterface
 from pyprune import Decoder, Engine, to_transformers
 from pyprune.ops import native
 from pyprune.runtime import attention
-from pyprune.runtime.pieces import Piece, pieces
+from pyprune.runtime.chunks import Chunk, chunks
 from tests import seeds
 from tests.judge import assert_as_near_as, in_float64
 
 kernels = pytest.mark.skipif(
     native.report()["cpu_library"] is None,
-    reason="torch's own SiLU, in the definitions, rounds the last few values of a tensor in another way",
+    reason="torch's own SiLU, in the reference implementations, rounds the last few values of a tensor in another way",
 )
 
 
@@ -64,19 +64,19 @@ def one_by_one(decoder: Decoder, prompt: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("together", [True, False])
 def test_pieces_cover_every_prompt_in_order_and_keep_their_size(lengths: list[int], most: int, together: bool):
     reached = [0] * len(lengths)
-    for piece in pieces(lengths, most, together):
-        sequences = piece.last - piece.first
-        assert sequences * (piece.stop - piece.start) <= max(most, sequences)
+    for chunk in chunks(lengths, most, together):
+        sequences = chunk.last - chunk.first
+        assert sequences * (chunk.stop - chunk.start) <= max(most, sequences)
         assert together or sequences == 1
-        assert piece.stop <= max(lengths[piece.first : piece.last])
-        for b in range(piece.first, piece.last):
-            assert reached[b] == piece.start
-            reached[b] = piece.stop
+        assert chunk.stop <= max(lengths[chunk.first : chunk.last])
+        for b in range(chunk.first, chunk.last):
+            assert reached[b] == chunk.start
+            reached[b] = chunk.stop
     assert all(rows >= length for rows, length in zip(reached, lengths, strict=True))
 
 
 def test_a_long_prompt_does_not_drag_short_ones_along():
-    assert list(pieces([2, 2, 9], 6)) == [Piece(0, 3, 0, 2), Piece(2, 3, 2, 8), Piece(2, 3, 8, 9)]
+    assert list(chunks([2, 2, 9], 6)) == [Chunk(0, 3, 0, 2), Chunk(2, 3, 2, 8), Chunk(2, 3, 8, 9)]
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 100, 512])

@@ -37,9 +37,9 @@ def names(verdict: dict) -> set[str]:
     return {failure["case"] for failure in verdict["failures"]}
 
 
-def test_the_definitions_pass_against_themselves_and_nothing_is_kept_of_a_dry_run():
+def test_the_reference_implementations_pass_against_themselves_and_nothing_is_kept_of_a_dry_run():
     progress: list[tuple[int, int]] = []
-    verdict = self_check(CPU, small=True, tell=lambda done, total: progress.append((done, total)))
+    verdict = self_check(CPU, small=True, report=lambda done, total: progress.append((done, total)))
     assert verdict["failures"] == []
     assert (verdict["passed"], verdict["complete"]) == (True, True)
     assert progress[-1] == (verdict["of"], verdict["of"]) == (verdict["done"], sum(map(len, jobs(True))))
@@ -144,7 +144,7 @@ def test_as_many_processes_run_as_cores_and_memory_allow(monkeypatch, cores: int
 def test_doctor_checks_every_gpu_or_one_and_says_so(monkeypatch, capsys):
     checked: list[str] = []
 
-    def check(device: torch.device, tell: object) -> dict:
+    def check(device: torch.device, report: object) -> dict:
         checked.append(str(device))
         passed = device.index == 0
         return {"device": str(device), "gpu": "a GPU", "kernels": "cuda", "passed": passed, "complete": passed,

@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 
 from pyprune import InputError, Pruning
-from pyprune.runtime.skip import plan
+from pyprune.runtime.skip import skip_plan
 
 
-def test_every_way_to_name_a_skip_gives_the_same_plan(tiny):
+def test_every_way_to_name_a_skip_gives_the_same_skip_plan(tiny):
     pruning = Pruning(blocks=[1], mha=[3], ffn=[0])
-    expected = plan(tiny, {"blocks": [1], "mha": [3], "ffn": [0]})
+    expected = skip_plan(tiny, {"blocks": [1], "mha": [3], "ffn": [0]})
     assert expected.mha == (True, False, True, False, True)
     assert expected.ffn == (False, False, True, True, True)
-    assert plan(tiny, pruning) == expected
-    assert plan(tiny, [2]) == plan(tiny, (2,)) == plan(tiny, {"blocks": {2}})
-    assert plan(tiny).mha == (True,) * 5
+    assert skip_plan(tiny, pruning) == expected
+    assert skip_plan(tiny, [2]) == skip_plan(tiny, (2,)) == skip_plan(tiny, {"blocks": {2}})
+    assert skip_plan(tiny).mha == (True,) * 5
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_every_way_to_name_a_skip_gives_the_same_plan(tiny):
 )
 def test_a_bad_skip_is_refused(tiny, skip, message: str):
     with pytest.raises(InputError, match=message):
-        plan(tiny, skip)
+        skip_plan(tiny, skip)
 
 
 def test_a_pruning_that_narrows_widths_cannot_be_a_skip(tiny):
     with pytest.raises(InputError, match="neurons"):
-        plan(tiny, Pruning(neurons={1: [0, 1]}))
+        skip_plan(tiny, Pruning(neurons={1: [0, 1]}))

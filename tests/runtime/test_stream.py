@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyprune import Engine, InputError
+from pyprune import Engine, InputError, SamplingParams
 from tests.judge import assert_as_near_as
 from tests.runtime.test_engine import greedy, ids, reference
 
@@ -38,6 +38,23 @@ def test_a_stream_gives_what_generate_gives(tiny, options: dict, logprobs: bool)
         return
     for part, expected in zip(zip(*steps, strict=True), whole, strict=True):
         assert torch.equal(torch.stack(part, 1), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_parameters_give_what_keywords_give(tiny, options: dict):
+    engine, prompt = Engine(tiny, max_batch=3, max_len=50), ids(3, 6)
+    fields = {"max_new_tokens": 12, **options}
+    skip = fields.pop("skip", None)
+    params, expected = SamplingParams(**fields), engine.generate(prompt, skip=skip, **fields)
+    assert torch.equal(engine.generate(prompt, skip=skip, params=params), expected)
+    assert torch.equal(torch.stack(list(engine.stream(prompt, skip=skip, params=params)), 1), expected)
+
+
+def test_parameters_and_keywords_together_are_refused(tiny):
+    engine = Engine(tiny, max_len=50)
+    for call in (engine.generate, engine.stream):
+        with pytest.raises(InputError, match="temperature: given beside params"):
+            call(ids(1, 6), params=SamplingParams(), temperature=1.0)
 
 
 def test_tokens_come_one_step_at_a_time(tiny):

@@ -1,12 +1,10 @@
 """Where new keys and values go: memory that `norm_qkv_rope` writes to, and transformers' cache afterwards.
 
-A place has `keys` and `values` `[B, G, rows, D]` to be written at rows `start` .. `start + T - 1`; `keep()` then puts
+A slot has `keys` and `values` `[B, G, rows, D]` to be written at rows `start` .. `start + T - 1`; `keep()` then puts
 them in the cache and gives all keys, all values and the row of the first new token among them (None if unknown).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +17,13 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-ROOM = "pyprune_room"  # the attribute of a dynamic layer's keys and values that holds the memory they can grow into
-SPARE_ROWS, SPARE_SHARE = 64, 8  # memory for this many more rows, or an eighth of what is there
+BUFFER = "pyprune_buffer"  # the attribute of a dynamic layer's keys and values that holds the memory they grow into
+SPARE_ROWS, SPARE_SHARE = 64, 8  # memory for at least this many more rows, or for an eighth more
 Kept = tuple[Tensor, Tensor, int | Tensor | None]
 
 
-def place(cache: Cache | None, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> Any:
-    """The place for the keys and values `shape` = `[B, G, T, D]` of attention layer `layer`; `like` has their dtype.
+def slot(cache: Cache | None, layer: int, shape: tuple[int, int, int, int], like: Tensor) -> Fresh | Fixed | Growing:
+    """The slot for the keys and values `shape` = `[B, G, T, D]` of attention layer `layer`; `like` has their dtype.
 
     Plain dynamic and static caches are written in place; any other cache (sliding, quantised, offloaded ...) is given
     fresh tensors through its `update`.
@@ -98,12 +96,12 @@ class Fixed:
 
 
 class Growing:
-    """A dynamic cache's layer: rows are appended to memory with room to spare, where `update` copies them all anew.
+    """A dynamic cache's layer: rows are appended to a buffer with spare rows, where `update` copies them all anew.
 
-    The newest view of such memory, and it alone, knows of the room behind it (attribute ROOM): growing takes the
-    knowledge from the old view and gives it to the new one. So rows that a view shows are never written again, whatever
-    was done with the cache meanwhile: a cropped, reordered, repeated or copied one has tensors without room of its own,
-    and is copied when it grows.
+    The newest view of a buffer, and it alone, refers to it (attribute BUFFER): growing takes the reference from the old
+    view and gives it to the new one. So rows that a view shows are never written again, whatever was done with the
+    cache meanwhile: a cropped, reordered, repeated or copied one has tensors without a buffer, and is copied when it
+    grows.
     """
 
     def __init__(self, entry: DynamicLayer, shape: tuple[int, int, int, int], like: Tensor) -> None:
@@ -113,29 +111,29 @@ class Growing:
         self.entry = entry
         self.start = entry.get_seq_length()
         self.end = self.start + shape[2]
-        rooms = [states.__dict__.pop(ROOM, None) for states in (entry.keys, entry.values)]
-        if not (all(map(self._is_large_enough, rooms)) and rooms[0].shape == rooms[1].shape):
-            rooms = [self._new_room(states, shape) for states in (entry.keys, entry.values)]
-        self.keys, self.values = rooms
+        buffers = [states.__dict__.pop(BUFFER, None) for states in (entry.keys, entry.values)]
+        if not (all(map(self._is_large_enough, buffers)) and buffers[0].shape == buffers[1].shape):
+            buffers = [self._new_buffer(states, shape) for states in (entry.keys, entry.values)]
+        self.keys, self.values = buffers
 
-    def _is_large_enough(self, room: Tensor | None) -> bool:
-        if room is None or room.shape[2] < self.end:
+    def _is_large_enough(self, buffer: Tensor | None) -> bool:
+        if buffer is None or buffer.shape[2] < self.end:
             return False
         # What was made under inference_mode, torch's own operations do not write to outside.
-        return torch.is_inference_mode_enabled() or not room.is_inference()
+        return torch.is_inference_mode_enabled() or not buffer.is_inference()
 
-    def _new_room(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def _new_buffer(self, states: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         batch, heads, _, head_dim = shape
-        room = states.new_empty(batch, heads, self.end + max(SPARE_ROWS, self.end // SPARE_SHARE), head_dim)
+        buffer = states.new_empty(batch, heads, self.end + max(SPARE_ROWS, self.end // SPARE_SHARE), head_dim)
         if self.start:
-            room[:, :, : self.start] = states
-        return room
+            buffer[:, :, : self.start] = states
+        return buffer
 
     def keep(self) -> Kept:
-        self.entry.keys, self.entry.values = (self._view(room) for room in (self.keys, self.values))
+        self.entry.keys, self.entry.values = (self._view(buffer) for buffer in (self.keys, self.values))
         return self.entry.keys, self.entry.values, self.start
 
-    def _view(self, room: Tensor) -> Tensor:
-        view = room[:, :, : self.end]
-        setattr(view, ROOM, room)
+    def _view(self, buffer: Tensor) -> Tensor:
+        view = buffer[:, :, : self.end]
+        setattr(view, BUFFER, buffer)
         return view

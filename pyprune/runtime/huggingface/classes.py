@@ -1,41 +1,62 @@
-"""Accelerated classes: a transformers class with some of its methods replaced, under its own name."""
+"""The classes that can be accelerated, by model family, and their accelerated subclasses."""
 
 from __future__ import annotations
 
 import copyreg
 import functools
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from pyprune.runtime.huggingface.families import Family, families
+from pyprune.models.families import FAMILIES
+
+
+class Family(NamedTuple):
+    """The classes from which transformers builds the models of one family, and its eager attention."""
+
+    causal_lm: type[nn.Module]
+    layer: type[nn.Module]
+    attention: type[nn.Module]
+    mlp: type[nn.Module]
+    norm: type[nn.Module]
+    rotary: type[nn.Module]
+    eager_attention: Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """All of them. Their modules are imported on the first call."""
+    parts = ("ForCausalLM", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+    known = [family.classes for family in FAMILIES if family.classes is not None]
+    return tuple(Family(*map(classes.named, parts), classes.eager_attention()) for classes in known)
 
 
 class Accelerated:
     """What every accelerated class inherits from, before its original."""
 
-    part: ClassVar[type]  # the subclass of Accelerated with the methods
+    methods: ClassVar[type[Accelerated]]  # the subclass with the accelerated methods
     original: ClassVar[type[nn.Module]]
     family: ClassVar[Family | None]
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         """For copies and pickles: the class cannot be found by its name, so it is made anew from its original."""
         _, _, *state = super().__reduce_ex__(protocol)
-        return _blank, (self.original, self.part), *state
+        return _blank, (self.original, self.methods), *state
 
 
 @functools.cache
-def accelerated_class(original: type[nn.Module], part: type[Accelerated]) -> type[nn.Module]:
-    """`original` with the methods of `part` before its own. It keeps its name: libraries look modules up by it."""
+def accelerated_class(original: type[nn.Module], methods: type[Accelerated]) -> type[nn.Module]:
+    """`original` with the methods of `methods` before its own. It keeps its name: libraries look modules up by it."""
     body = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "part": part,
+        "methods": methods,
         "original": original,
         "family": next((family for family in families() if original in family), None),
     }
-    return type(original.__name__, (part, original), body)
+    return type(original.__name__, (methods, original), body)
 
 
 def original_class(current: type) -> type:
@@ -43,5 +64,5 @@ def original_class(current: type) -> type:
     return current.original if Accelerated in current.__mro__ and "original" in vars(current) else current
 
 
-def _blank(original: type[nn.Module], part: type[Accelerated]) -> nn.Module:
-    return copyreg.__newobj__(accelerated_class(original, part))
+def _blank(original: type[nn.Module], methods: type[Accelerated]) -> nn.Module:
+    return copyreg.__newobj__(accelerated_class(original, methods))

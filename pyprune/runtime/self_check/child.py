@@ -1,6 +1,6 @@
 """Does a part of the self-check: `python -m pyprune.runtime.self_check.child ORDERS`, ORDERS being JSON.
 
-It tells of each item before and after, a line each, so that the one that ends or halts this process is known.
+It reports each item before and after, a line each, so that the one that ends or halts this process is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BROKEN = 3
 
 @dataclass(frozen=True)
 class Orders:
-    """device: where. numbers: which items, in the order of `jobs`. out: the file of what is told. small: of `jobs`.
+    """device: where. numbers: which items, in the order of `jobs`. out: the file of the reports. small: of `jobs`.
 
     replaced: `module:name` of a mapping of operators that run instead of pyprune's (a dry run).
     """
@@ -38,7 +38,7 @@ class Orders:
 
 
 def main(argv: list[str]) -> int:
-    """Check the items; 0 when all were come to, whatever the verdicts."""
+    """Check the items; 0 when all were reached, whatever the verdicts."""
     orders = Orders(**json.loads(argv[0]))
     if orders.replaced is not None:
         module, name = orders.replaced.split(":")
@@ -49,16 +49,16 @@ def main(argv: list[str]) -> int:
     items = [item for job in jobs(orders.small) for item in job]
     with open(orders.out, "a", encoding="utf-8") as out:
         for number in orders.numbers:
-            _tell(out, {"trying": number})
-            told = items[number].check(orders.device)
-            _tell(out, {"done": number, "told": told})
-            if told["exception"] is not None and not _device_works(orders.device):
+            _report(out, {"trying": number})
+            result = items[number].check(orders.device)
+            _report(out, {"done": number, "result": result})
+            if result["exception"] is not None and not _device_works(orders.device):
                 return BROKEN
     return 0
 
 
-def _tell(out: IO[str], what: dict[str, Any]) -> None:
-    out.write(json.dumps(what) + "\n")
+def _report(out: IO[str], report: dict[str, Any]) -> None:
+    out.write(json.dumps(report) + "\n")
     out.flush()
 
 

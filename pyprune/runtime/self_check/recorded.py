@@ -1,4 +1,4 @@
-"""A recorded decode step of a tiny random decoder against the definitions in float64, without and with a mask."""
+"""A recorded decode step of a tiny random decoder against the reference in float64, without and with a mask."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ UNWRITTEN = 768.0
 
 
 def check_step(batch: int, dtype: torch.dtype, device: str, seed: int) -> dict[str, Any]:
-    """The logits of `STEPS` recorded steps for `batch` sequences, as `judgement.check` tells of an operator."""
-    told = blank("recorded step", f"batch {batch}", dtype)
+    """The logits of `STEPS` recorded steps for `batch` sequences, as `judgement.check` reports an operator."""
+    result = blank("recorded step", f"batch {batch}", dtype)
     try:
-        told.update(_measure(batch, dtype, torch.device(device), seed))
+        result.update(_measure(batch, dtype, torch.device(device), seed))
     except Exception as error:  # every kind: the text is the finding
-        told["exception"] = f"{type(error).__name__}: {error}"[:1500]
-    return told
+        result["exception"] = f"{type(error).__name__}: {error}"[:1500]
+    return result
 
 
 def _measure(batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
@@ -43,26 +43,26 @@ def _measure(batch: int, dtype: torch.dtype, device: torch.device, seed: int) ->
     clear = torch.zeros(len(low.blocks), 2, dtype=torch.bool)
     mask = clear.clone()
     mask[tuple(zip(*OFF, strict=True))] = True
-    left_out = {"mha": [b for b, half in OFF if half == 0], "ffn": [b for b, half in OFF if half == 1]}
+    left_out = {"mha": [b for b, column in OFF if column == 0], "ffn": [b for b, column in OFF if column == 1]}
     moved = low.to(device=device)
-    with _definitions():
+    with _reference():
         exact = [_logits(_engine(low.to(torch.float64), batch, False), ids, skip) for skip in (None, None, left_out)]
         plain = [_logits(_engine(moved, batch, False), ids, skip) for skip in (None, None, left_out)]
     engine = _engine(moved, batch, device.type == "cuda")
-    ours, again = [], []
-    for results in (ours, again):
+    ours, repeated = [], []
+    for results in (ours, repeated):
         for skip in (None, clear, mask):
             results.append(_logits(engine, ids, None if skip is None else skip.to(device)))
             _check_caches(engine, mask if skip is mask else clear)
     if device.type == "cuda" and len(engine._graphs) != 2:  # all masks share one
         raise AssertionError(f"2 recordings are expected, not {len(engine._graphs)}")
-    return verdict(ours, again, plain, exact)
+    return verdict(ours, repeated, plain, exact)
 
 
 def _engine(decoder: Decoder, batch: int, records: bool) -> Engine:
     """An engine whose step is of single operators, recorded or not."""
     engine = Engine(decoder, max_batch=batch, max_len=ROWS)
-    engine._whole = None
+    engine._fused_step = None
     if records and engine._record is None:
         raise AssertionError("the engine does not record its steps here")
     if not records:
@@ -93,12 +93,12 @@ def _check_caches(engine: Engine, mask: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _definitions() -> Iterator[None]:
-    """Within it, every operator is its plain definition."""
+def _reference() -> Iterator[None]:
+    """Within it, every operator is its reference implementation."""
     before = {name: getattr(ops, name) for name in ops.gpu.KERNELS}
     try:
         for name in before:
-            setattr(ops, name, ops.definitions.DEFINITIONS[name])
+            setattr(ops, name, ops.reference.REFERENCE[name])
         yield
     finally:
         for name, operator in before.items():

@@ -29,7 +29,7 @@ MOST_PROCESSES, MOST_RESTARTS = 6, 3
 PROCESS_BYTES = 3 << 29
 """Of the GPU's memory that a process may need: its CUDA context and the largest case."""
 
-DRY_RUN = "pyprune.ops.definitions:DEFINITIONS"
+DRY_RUN = "pyprune.ops.reference:REFERENCE"
 
 
 class _Lane:
@@ -47,17 +47,17 @@ class _Lane:
     def _start(self) -> None:
         self._starts += 1
         self._since, self._trying = time.monotonic(), -1
-        told = Orders(numbers=self.left, out=str(self._out), **self._orders)
+        orders = Orders(numbers=self.left, out=str(self._out), **self._orders)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pyprune.runtime.self_check.child", told.to_json()],
+                [sys.executable, "-m", "pyprune.runtime.self_check.child", orders.to_json()],
                 env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def step(self, limits: list[float]) -> bool:
-        """Take in what was told since; whether there is more to wait for. limits: seconds of each item."""
-        ended = self.process.poll() is not None  # before what it told is read: then nothing of it is missed
-        self._take_in()
+        """Read the reports since the last call; whether there is more to wait for. limits: seconds of each item."""
+        ended = self.process.poll() is not None  # before its reports are read, so that none is missed
+        self._read_reports()
         limit = limits[self._trying] if self._trying >= 0 else START_S
         late = time.monotonic() > self._since + limit
         if not self.left:
@@ -68,7 +68,7 @@ class _Lane:
             return True
         end(self.process)
         if ended and self.process.returncode == BROKEN and self._trying < 0:
-            why = None  # the item that broke the device has told so itself
+            why = None  # the item that broke the device has reported it
         elif late:
             why = f"took longer than {limit:.0f} s"
         else:
@@ -80,18 +80,18 @@ class _Lane:
         self._start()
         return True
 
-    def _take_in(self) -> None:
+    def _read_reports(self) -> None:
         with self._out.open("rb") as stream:
             stream.seek(self._read)
             for line in stream:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                told = json.loads(line)
-                self._since, self._trying = time.monotonic(), told.get("trying", -1)
-                if "done" in told:
-                    self.left.remove(told["done"])
-                    self.results[told["done"]] = told["told"]
+                report = json.loads(line)
+                self._since, self._trying = time.monotonic(), report.get("trying", -1)
+                if "done" in report:
+                    self.left.remove(report["done"])
+                    self.results[report["done"]] = report["result"]
 
 
 def self_check(
@@ -99,12 +99,12 @@ def self_check(
     limit_s: float = LIMIT_S,
     replaced: str = DRY_RUN,
     small: bool = False,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Check all kernels on one GPU and keep a pass, or take an older one back; give the verdict and what failed.
 
     On a CPU a dry run: `replaced`, operators by name as `module:name`, in place of the kernels; nothing is kept.
-    tell: called with the number of items done and of all. small: few items.
+    report: called with the number of items done and of all. small: few items.
     """
     began = time.monotonic()
     items = [item for job in jobs(small) for item in job]
@@ -112,7 +112,7 @@ def self_check(
     kernels = gpu.best_available()[0] if on_gpu else replaced
     orders = {"device": str(device), "small": small, "replaced": None if on_gpu else replaced}
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    env["PYPRUNE_GPU"] = kernels if on_gpu else "definitions"
+    env["PYPRUNE_GPU"] = kernels if on_gpu else "reference"
     here = passes.identity(device.index) if on_gpu else None
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="pyprune-self-check-") as folder:
@@ -124,7 +124,7 @@ def self_check(
             while running and time.monotonic() < began + limit_s:
                 time.sleep(0.1)
                 running = [lane for lane in running if lane.step([item.limit_s for item in items])]
-                tell(sum(len(lane.results) for lane in lanes), len(items))
+                report(sum(len(lane.results) for lane in lanes), len(items))
         finally:
             for lane in lanes:
                 end(lane.process)
@@ -160,8 +160,8 @@ def _lanes(count: int, small: bool) -> list[list[int]]:
     """The items' numbers, shared out by whole jobs: the kernels of one are compiled once."""
     lanes: list[list[int]] = [[] for _ in range(count)]
     number = 0
-    for place, job in enumerate(jobs(small)):
-        lanes[place % count] += range(number, number + len(job))
+    for i, job in enumerate(jobs(small)):
+        lanes[i % count] += range(number, number + len(job))
         number += len(job)
     return [lane for lane in lanes if lane]
 
@@ -183,6 +183,6 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else "without a word"
 
 
-def _finite(told: dict[str, Any]) -> dict[str, Any]:
-    """The same with infinities and NaN as words, which JSON lacks."""
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in told.items()}
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    """The same with infinities and NaN, which JSON lacks, as strings."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}

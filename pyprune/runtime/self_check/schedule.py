@@ -50,7 +50,7 @@ class Item:
         return STEP_S if self.case is None else CASE_S
 
     def check(self, device: str) -> dict[str, Any]:
-        """Errors and verdict, as `judgement.check` tells them."""
+        """Errors and verdict, as `judgement.check` reports them."""
         dtype = getattr(torch, self.dtype)
         if self.case is None:
             return check_step(self.batch, dtype, device, SEED)
@@ -59,13 +59,13 @@ class Item:
 
 def jobs(small: bool = False) -> list[list[Item]]:
     """The recorded steps, then a job for each operator and dtype. small: a few items of each kind, for a dry run."""
-    found = [[Item(dtype, batch=batch) for batch in batches[: 1 if small else None]]
-             for dtype, batches in BATCHES.items()]  # fmt: skip
+    jobs = [[Item(dtype, batch=batch) for batch in batches[: 1 if small else None]]
+            for dtype, batches in BATCHES.items()]  # fmt: skip
     chosen = list(_cases(small))
     for dtype in DTYPES:
         for operator in OPERATORS:
-            found.append([Item(dtype, case) for case in chosen if case.operator == operator])
-    return found
+            jobs.append([Item(dtype, case) for case in chosen if case.operator == operator])
+    return jobs
 
 
 def _cases(small: bool) -> Iterator[Case]:
@@ -74,7 +74,7 @@ def _cases(small: bool) -> Iterator[Case]:
         for few_rows in (True, False):
             for case in cases(SEED, size, few_rows):
                 name = case.operator, case.label
-                wanted = size != "full" or case.label.startswith(LONG)
-                if wanted and name not in seen:
+                chosen = size != "full" or case.label.startswith(LONG)
+                if chosen and name not in seen:
                     seen.add(name)
                     yield case
