@@ -15,6 +15,7 @@ import torch
 import pyprune
 from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.sizes import kv_bytes_per_position
 from pyprune.pruning import Pruning
 from pyprune.study.paper import facts
 
@@ -170,9 +171,7 @@ def described(row: Sizes, decoder: Decoder) -> dict[str, object]:
         "width_divisor": divisor(row.widths),
         "down_strides": sorted({b.ffn.down.weight.stride(0) for b in decoder.blocks if b.ffn is not None})[:8],
         "bytes_per_token": decoder.bytes_per_token(),
-        "kv_bytes_per_position": sum(
-            2 * b.mha.kv_heads * b.mha.head_dim * decoder.dtype.itemsize for b in decoder.blocks if b.mha is not None
-        ),
+        "kv_bytes_per_position": kv_bytes_per_position(decoder),
     }  # fmt: skip
 
 
