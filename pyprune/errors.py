@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 
 class NativeLibraryWarning(UserWarning):
-    """The compiled kernels are missing, so the plain PyTorch definitions run: the same results, slowly."""
+    """The compiled kernels are missing, so the reference implementations run: the same results, slowly."""
 
 
 class SlowTypeWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""The operators that are a projection with something fused around it. Contracts: pyprune/ops/contracts.py.
+"""The operators that are a projection with something fused around it. Contracts: pyprune/ops/registration.py.
 
 Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM
 (`gemm`), and at odd sizes that it cannot be handed aligned `wide_linear`'s. Results that a projection reads next have

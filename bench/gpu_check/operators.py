@@ -1,4 +1,4 @@
-"""Part: every operator against its definition in float64, beside what plain PyTorch makes in the same dtype."""
+"""Part: every operator against its reference in float64, beside what plain PyTorch makes in the same dtype."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def expected_seconds(stages: Sequence[Stage]) -> float:
 def _machine() -> Stage:
     # Side by side: the one asks the processor, the other the GPU.
     return [
-        Part("environment", "environment", 30, "environment", 7, mode="definitions", gpu=False, everywhere=True),
-        Part("ceilings", "ceilings", 30, "ceilings", 8, mode="definitions", everywhere=True),
+        Part("environment", "environment", 30, "environment", 7, mode="reference", gpu=False, everywhere=True),
+        Part("ceilings", "ceilings", 30, "ceilings", 8, mode="reference", everywhere=True),
     ]
 
 
@@ -224,7 +224,7 @@ def _beside_nvcc(name: str) -> str | None:
 
 
 def best_mode(done: Sequence[dict[str, Any]]) -> str:
-    """The first of cuda and triton under which no decoding failed so far, as far as it is there; else definitions."""
+    """The first of cuda and triton under which no decoding failed so far, as far as it is there; else reference."""
     decoded = [part for part in done if part["group"] == "decode" and part["status"] != "skipped"]
     for mode in ("cuda", "triton"):
         tried = [part for part in decoded if part["mode"] == mode]
@@ -232,7 +232,7 @@ def best_mode(done: Sequence[dict[str, Any]]) -> str:
         there = mode == "triton" or any((ROOT / "pyprune").glob("_cuda_*.so"))
         if timed or (there and not tried):
             return mode
-    return "definitions"
+    return "reference"
 
 
 def gpu_question() -> Callable[[], bool]:

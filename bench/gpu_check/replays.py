@@ -71,7 +71,7 @@ def decode_replay(engine: Engine, prompts: Tensor, position: int, skip: Skip = N
     """One decode step of `prompts [B, T]` whose next token lies at cache row `position`: the engine's own recording.
 
     The caches hold random values up to there, as if a generation had come so far. Calling it again repeats the same
-    step. Where the engine records nothing (a CPU, the plain definitions) it is the step itself. An engine has one mask
+    step. Where the engine records nothing (a CPU, plain PyTorch) it is the step itself. An engine has one mask
     and one plan: steps that differ in `skip` need an engine each (weights are shared, only caches are its own).
     """
     for caches in engine._caches:

@@ -16,7 +16,7 @@ import pyprune
 from bench.gpu_check.environment import gpu_report
 from bench.gpu_check.settings import Save, Settings
 from pyprune.models.decoder import Decoder
-from pyprune.ops.definitions import rms_norm
+from pyprune.ops.reference import rms_norm
 from pyprune.ops.self_check.judgement import TIMES_PYTORCH, count
 from pyprune.runtime.differentiable import run_block
 from pyprune.runtime.skip import Skip

@@ -1,4 +1,4 @@
-// The CUDA kernels, registered under the schemas of pyprune/ops/cuda_contracts.py.
+// The CUDA kernels, registered under the schemas of pyprune/ops/cuda_schemas.py.
 #include <cstdlib>
 #include <string>
 

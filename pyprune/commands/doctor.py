@@ -135,7 +135,7 @@ def told(verdict: dict[str, Any]) -> list[str]:
     lines += [f"  and {len(failures) - MOST_SHOWN} more (--json has all)"] * (len(failures) > MOST_SHOWN)
     if failures:
         return [
-            f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=definitions runs plain PyTorch instead.", *lines
+            f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=reference runs plain PyTorch instead.", *lines
         ]  # fmt: skip
     return [
         f"{where}: not finished, {done}; nothing was wrong so far. Run it again: what was compiled is kept, so "

@@ -129,7 +129,7 @@ class GGUFFile:
             ops.dequantize_gguf(data, int(stored.type), out)
         else:
             try:
-                ops.definitions.dequantize_gguf(data, int(stored.type), out)
+                ops.reference.dequantize_gguf(data, int(stored.type), out)
             except NotImplementedError:
                 raise InputError(
                     f"{self.path}: tensor {stored.name} is of type {stored.type.name}, which gguf cannot dequantise"

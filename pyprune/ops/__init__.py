@@ -1,10 +1,10 @@
-"""Operators: a contract each (`contracts`), a plain definition (`definitions`), kernels (`native`: C++ for CPUs)."""
+"""Operators: a schema (`schemas`), a reference implementation (`reference`) and kernels (`native`, `gpu`) each."""
 
 from __future__ import annotations
 
 import torch
 
-from pyprune.ops import contracts, definitions, gpu, native
+from pyprune.ops import gpu, native, reference, registration
 from pyprune.strides import pad_stride
 
 native.load()
@@ -24,11 +24,9 @@ decode_step = torch.ops.pyprune.decode_step.default
 
 __all__ = [
     "compress_bfloat16",
-    "contracts",
     "decode_attention",
     "decode_step",
     "decompress_bfloat16",
-    "definitions",
     "dequantize_gguf",
     "gpu",
     "linear_cross_entropy",
@@ -39,4 +37,6 @@ __all__ = [
     "norm_qkv_rope",
     "pad_stride",
     "padded_linear",
+    "reference",
+    "registration",
 ]

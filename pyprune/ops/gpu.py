@@ -1,11 +1,11 @@
 """Which implementation of the operators runs on a GPU.
 
-`PYPRUNE_GPU=auto|definitions|triton|cuda`: the plain definitions; the Triton kernels; the Triton kernels and, for one
-or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels were checked: on
-hardware of this kind (`CHECKED_ON`), or on this very GPU by `pyprune doctor --gpu` (`self_check.passes`); on other GPUs
-the definitions, and says so once. Each GPU has a choice of its own, made when an operator first meets a tensor there,
-so that importing pyprune touches none. With the Triton kernels the configurations that `pyprune tune` measured are
-taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
+`PYPRUNE_GPU=auto|reference|triton|cuda`: the reference implementations; the Triton kernels; the Triton kernels and, for
+one or two rows, those of the CUDA library. `auto` takes the last of these that is there, where the kernels were
+checked: on hardware of this kind (`CHECKED_ON`), or on this very GPU by `pyprune doctor --gpu` (`self_check.passes`);
+on other GPUs the reference implementations, and says so once. Each GPU has a choice of its own, made when an operator
+first meets a tensor there, so that importing pyprune touches none. With the Triton kernels the configurations that
+`pyprune tune` measured are taken from its file, if there is one (`pyprune.triton_kernels.tuning`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.ops import library_files
-from pyprune.ops.contracts import LIBRARY
-from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops.reference import REFERENCE
+from pyprune.ops.registration import LIBRARY
 from pyprune.ops.schemas import CUDA_SCHEMAS
 from pyprune.ops.self_check import passes
 from pyprune.ops.self_check.passes import CUDA_LIBRARY_PATH
 
-CHOICES = ("auto", "definitions", "triton", "cuda")
+CHOICES = ("auto", "reference", "triton", "cuda")
+RENAMED = {"definitions": "reference"}  # accepted for one release
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
 """By the first number of the compute capability: the GPUs on which the operators were checked (docs/gpu.md)."""
 
@@ -55,7 +56,7 @@ class Choice:
     functions: Functions = field(default_factory=dict)
 
 
-_named = "definitions"  # what runs on every GPU; `auto`: what `_choices` has
+_named = "reference"  # what runs on every GPU; `auto`: what `_choices` has
 _choices: dict[int, Choice] = {}  # of `auto`, by the device's number
 _tuning: dict[str, object] | None = None
 _deciding = threading.Lock()
@@ -66,9 +67,12 @@ def choose() -> None:
     for a file of tuned configurations that is not sound (for `auto` when it decides)."""
     global _named
     wanted = os.environ.get("PYPRUNE_GPU", "auto")
+    if wanted in RENAMED:
+        warnings.warn(f"PYPRUNE_GPU={wanted} is now {RENAMED[wanted]}", DeprecationWarning, stacklevel=2)
+        wanted = RENAMED[wanted]
     if wanted not in CHOICES:
         raise InputError(f"PYPRUNE_GPU={wanted}: one of {', '.join(CHOICES)} is expected")
-    if not torch.cuda.is_available() or wanted == "definitions":
+    if not torch.cuda.is_available() or wanted == "reference":
         return
     if wanted == "auto":
         functions: Functions = {name: partial(_as_decided, name) for name in KERNELS}
@@ -81,8 +85,8 @@ def choose() -> None:
 
 def _as_decided(name: str, *args: Any, **options: Any) -> Tensor:
     choice = choice_for(args[0].device)
-    if args[0].dtype == torch.float64:  # only the definitions compute in it
-        return DEFINITIONS[name](*args, **options)
+    if args[0].dtype == torch.float64:  # only the reference implementations compute in it
+        return REFERENCE[name](*args, **options)
     return choice.functions[name](*args, **options)
 
 
@@ -106,13 +110,13 @@ def _decide(index: int) -> None:
         if index in _choices:
             return
         wanted, why = _best_on(index)
-        if wanted == "definitions":
+        if wanted == "reference":
             warnings.warn(
                 f"pyprune: plain PyTorch runs on cuda:{index} in place of pyprune's kernels: {why} "
-                "(PYPRUNE_GPU=definitions silences this)",
+                "(PYPRUNE_GPU=reference silences this)",
                 stacklevel=4,
             )
-        functions = DEFINITIONS if wanted == "definitions" else _take(wanted)
+        functions = REFERENCE if wanted == "reference" else _take(wanted)
         _choices[index] = Choice(wanted, why, functions)  # last: from now on nobody waits
 
 
@@ -120,7 +124,7 @@ def _best_on(index: int) -> tuple[str, str]:
     """The choice for a device, and why it is not more than that."""
     kernels = importlib.import_module("pyprune.triton_kernels")
     if not kernels.available():
-        return "definitions", kernels.why_not()
+        return "reference", kernels.why_not()
     best, why = best_available()
     major, _ = torch.cuda.get_device_capability(index)
     if major in CHECKED_ON:
@@ -130,7 +134,7 @@ def _best_on(index: int) -> tuple[str, str]:
         return best, why
     if passed is not None:
         reason = f"the self-check that passed on this GPU was of {passed}, and {best} would run ({why or 'no reason'})"
-    return "definitions", f"{reason}; run `{passes.COMMAND} --device {index}` once, and they are used if it passes"
+    return "reference", f"{reason}; run `{passes.COMMAND} --device {index}` once, and they are used if it passes"
 
 
 def best_available() -> tuple[str, str]:
@@ -245,9 +249,9 @@ def _rows_are_aligned(weight: Tensor) -> bool:
 
 def runs_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether kernels take activations of `dtype` on this GPU. Only their steps can be recorded in a CUDA graph: the
-    definitions wait for the device."""
+    reference implementations wait for the device."""
     kernels = _kernels_on(device) if _named == "auto" else _named
-    return kernels != "definitions" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return kernels != "reference" and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def report() -> dict[str, object]:
@@ -274,8 +278,8 @@ def _report_of(index: int) -> dict[str, object]:
         chosen = choice.kernels
         tuned = f", {_tuning['loaded']} configurations from {_tuning['file']}" if _tuning and _tuning["loaded"] else ""
         reason = f"{chosen}{tuned}{f' ({choice.why})' if choice.why else ''}"
-        if chosen == "definitions":
-            reason = choice.why or "PYPRUNE_GPU=definitions"
+        if chosen == "reference":
+            reason = choice.why or "PYPRUNE_GPU=reference"
     passed, why = passes.standing(passes.identity(index))
     major, minor = torch.cuda.get_device_capability(index)
     return {

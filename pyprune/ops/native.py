@@ -2,7 +2,7 @@
 
 `PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what multiplies
 many rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the library unloaded, so
-that the plain definitions run.
+that the reference implementations run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load() -> bool:
             _reason = f"{LIBRARY_PATH.name} does not load: {error}"
     if _library is None:
         warnings.warn(
-            f"pyprune runs on plain PyTorch definitions, slowly: {_reason}. To mend it: {REMEDY}",
+            f"pyprune runs on reference implementations, slowly: {_reason}. To mend it: {REMEDY}",
             NativeLibraryWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
 * `skip` is a bool vector with one flag a unit (a block's half, say) and `unit` the index of this one. Where the flag is
   set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and touch no cache.
 * A wrong shape, dtype, device or index is a RuntimeError that names the argument and what is expected.
-* Only `padded_linear` has gradients, the definition's; elsewhere, where one would be recorded (grad mode on, an input
+* Only `padded_linear` has gradients, the reference's; elsewhere, where one would be recorded (grad mode on, an input
   that requires grad), it is a RuntimeError.
 """
 
@@ -61,7 +61,7 @@ SCHEMAS = {
     "decompress_bfloat16": "(Tensor compressed, int columns) -> Tensor",
     # blocks [bytes] uint8, quantised values of a GGUF file; type, llama.cpp's number (2 is Q4_0) -> out [..., K] in its
     # dtype, each computed in float32 and rounded once: the `gguf` package's values to the bit. K is a multiple of the
-    # type's block; rows of out may lie anywhere. The kernel has GGUF_TYPES, the definition all that the package has.
+    # type's block; rows of out may lie anywhere. The kernel has GGUF_TYPES, the reference all that the package has.
     "dequantize_gguf": "(Tensor blocks, int type, Tensor(a!) out) -> ()",
     # One decode step of a whole decoder, one token for each of B (up to 64) sequences: row tokens [B] of embedding
     # [V, H], every block, final norm and head as `norm_head`. Activations are float32. layout: for each block the
@@ -90,7 +90,7 @@ CUDA_SCHEMAS = {
     "Tensor? q_bias, Tensor? k_bias, Tensor? v_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, "
     "Tensor(b!) v_cache, Tensor? skip=None, int unit=0, Tensor? slots=None) -> Tensor",
 }
-"""The CUDA library's own operators (`cuda_contracts` says what they are)."""
+"""The CUDA library's own operators (`cuda_schemas` says what they are)."""
 
 LAYOUT = (
     "mha_norm", "q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "window",

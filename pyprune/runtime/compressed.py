@@ -14,7 +14,7 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.pages import Pages
-from pyprune.ops.definitions import MOST_COLUMNS, compressed_row_bytes
+from pyprune.ops.reference import MOST_COLUMNS, compressed_row_bytes
 from pyprune.runtime import memory
 
 # Of normally distributed values about one in 8,000 is an exception; the row with most of them decides.

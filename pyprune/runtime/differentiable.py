@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
-from pyprune.ops.definitions import rms_norm, rotate
+from pyprune.ops.reference import rms_norm, rotate
 from pyprune.runtime.sequence import visible
 
 HEAD_ROWS = 128

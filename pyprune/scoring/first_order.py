@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import Decoder
-from pyprune.ops import definitions
+from pyprune.ops import reference
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.gradients import Batch, batches, per_block, predicted_positions
 from pyprune.scoring.losses import exp_mean, targets_of
@@ -75,7 +75,7 @@ def _summed_loss(decoder: Decoder, x: Tensor, batch: Batch) -> float:
     """Summed negative log-likelihood of a batch with final states x `[N, T, hidden]`."""
     targets = targets_of(batch.input_ids, batch.mask).to(x.device).contiguous()
     # The kernels know no float64, which only float64 weights lead to.
-    cross_entropy = definitions.linear_cross_entropy if x.dtype == torch.float64 else ops.linear_cross_entropy
+    cross_entropy = reference.linear_cross_entropy if x.dtype == torch.float64 else ops.linear_cross_entropy
     with torch.no_grad():
         losses = cross_entropy(
             x[:, :-1].contiguous(), decoder.head.weight, targets, decoder.norm, decoder.eps, decoder.head.bias

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
-from pyprune.ops.definitions import rms_norm
+from pyprune.ops.reference import rms_norm
 from pyprune.runtime import memory as device_memory
 from pyprune.runtime.sequence import add_ffn, add_mha, embed
 from pyprune.scoring.footprint import ROWS, plan_bytes

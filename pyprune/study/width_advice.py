@@ -200,7 +200,7 @@ def _here(device: torch.device) -> tuple[str, int, str, str]:
     """Device, threads, torch and kernels of a `Question`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), 1, torch.__version__, gpu.choice_for(device).kernels
-    return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "definitions"
+    return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "reference"
 
 
 def _middle(values: Sequence[float]) -> float:

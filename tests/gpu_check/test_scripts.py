@@ -142,7 +142,7 @@ TIMED = {"seconds": [1.0]}
         ([decoded("cuda", line=TIMED), decoded("triton", line=TIMED)], "cuda"),
         ([decoded("cuda", "failed"), decoded("triton", line=TIMED)], "triton"),
         ([decoded("cuda", "failed")], "triton"),
-        ([decoded("cuda"), decoded("triton", "failed")], "definitions"),
+        ([decoded("cuda"), decoded("triton", "failed")], "reference"),
         ([decoded("cuda", "stopped", TIMED)], "cuda"),
     ],
 )

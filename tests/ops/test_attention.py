@@ -8,7 +8,7 @@ from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 CASES = [  # batch, tokens, heads, kv_heads, head_dim, hidden, cache rows
     (1, 1, 9, 3, 64, 96, 700),
     (3, 5, 4, 2, 10, 33, 40),
@@ -66,7 +66,7 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(isa: str, case: t
         values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
     q = random(batch, tokens, heads, head_dim) * 2
     result = ops.decode_attention(q, keys, values, positions, head_dim**-0.5)
-    # The definition multiplies hidden values by zero, so it gets them as zeros.
+    # The reference multiplies hidden values by zero, so it gets them as zeros.
     clean = [c.nan_to_num() for c in (keys, values)]
     plain = D.decode_attention(q.to(dtype), *clean, positions, head_dim**-0.5)
     true = D.decode_attention(*double(q, *clean), positions, head_dim**-0.5)

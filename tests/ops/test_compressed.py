@@ -12,7 +12,7 @@ from tests.ops.inputs import norm, random, weight
 from tests.ops.test_attention import CASES, poisoned, qkv_arguments
 from tests.ops.test_step import step_arguments
 
-D = ops.definitions
+D = ops.reference
 ODD = [(1, 1), (5, 63), (3, 64), (9, 65), (33, 577), (6, 2048), (7, 2601)]
 
 
@@ -34,7 +34,7 @@ def some_patterns(out: int, inner: int) -> Tensor:
 
 @pytest.mark.parametrize("values", [trained, some_patterns])
 @pytest.mark.parametrize(("out", "inner"), ODD)
-def test_nothing_is_lost_and_the_definition_writes_the_same_bytes(isa: str, out: int, inner: int, values):
+def test_nothing_is_lost_and_the_reference_writes_the_same_bytes(isa: str, out: int, inner: int, values):
     w = values(out, inner)
     small = ops.compress_bfloat16(w)
     assert torch.equal(small, D.compress_bfloat16(w))
@@ -115,7 +115,7 @@ def test_a_whole_step_is_the_same(isa: str, batch: int):
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(copies, written, strict=True))
 
 
-def test_the_definitions_take_compressed_weights_too():
+def test_the_reference_implementations_take_compressed_weights_too():
     x, w = random(5, 61), trained(37, 61)
     small = D.compress_bfloat16(w)
     assert torch.equal(D.padded_linear(x, small), D.padded_linear(x, w))
@@ -156,7 +156,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("by", [ops, D], ids=["kernels", "definitions"])
+@pytest.mark.parametrize("by", [ops, D], ids=["kernels", "reference"])
 @pytest.mark.parametrize(("bad", "message"), REFUSED)
 def test_what_is_no_compressed_weight_is_refused(bad, message: str, by):
     with pytest.raises(RuntimeError, match=message):

@@ -1,4 +1,4 @@
-"""Quantised blocks of GGUF files as floats: the `gguf` package's values to the bit, by the kernel and by definition."""
+"""Quantised blocks of GGUF files as floats: the `gguf` package's values to the bit, by the kernel and by reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyprune import ops
-from pyprune.ops import definitions
+from pyprune.ops import reference
 from pyprune.ops.schemas import GGUF_TYPES
 from tests import seeds
 from tests.models.gguf_random import random_blocks
@@ -68,7 +68,7 @@ def test_scales_at_the_edges_of_float16(kind, scale):
         assert same_bits(out, expected.to(dtype))
 
 
-@pytest.mark.parametrize("by", [ops, definitions], ids=["kernel", "definition"])
+@pytest.mark.parametrize("by", [ops, reference], ids=["kernel", "reference"])
 @pytest.mark.parametrize("kind", ["Q5_1", "Q6_K"])
 def test_rows_may_lie_anywhere_and_nothing_else_is_written(by, kind):
     data, expected = sample(kind, 24, 3)
@@ -80,19 +80,19 @@ def test_rows_may_lie_anywhere_and_nothing_else_is_written(by, kind):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ3_S"])
-def test_the_definition_has_the_packages_other_types_too(kind):
+def test_the_reference_has_the_packages_other_types_too(kind):
     data, expected = sample(kind, 5, 2)
     out = torch.empty_like(expected)
-    definitions.dequantize_gguf(data, int(gguf.GGMLQuantizationType[kind]), out)
+    reference.dequantize_gguf(data, int(gguf.GGMLQuantizationType[kind]), out)
     assert same_bits(out, expected)
 
 
 def test_no_rows_are_nothing_to_do():
-    for by in (ops, definitions):
+    for by in (ops, reference):
         by.dequantize_gguf(torch.empty(0, dtype=torch.uint8), 2, torch.empty(0, 64))
 
 
-@pytest.mark.parametrize("by", [ops, definitions], ids=["kernel", "definition"])
+@pytest.mark.parametrize("by", [ops, reference], ids=["kernel", "reference"])
 @pytest.mark.parametrize(
     ("data", "kind", "out", "message"),
     [

@@ -19,7 +19,13 @@ STANDING = passes.standing
 
 def test_an_unknown_choice_is_refused_with_the_choices(monkeypatch):
     monkeypatch.setenv("PYPRUNE_GPU", "magic")
-    with pytest.raises(InputError, match="PYPRUNE_GPU=magic: one of auto, definitions, triton, cuda"):
+    with pytest.raises(InputError, match="PYPRUNE_GPU=magic: one of auto, reference, triton, cuda"):
+        gpu.choose()
+
+
+def test_the_old_name_of_the_reference_is_accepted_with_a_warning(monkeypatch):
+    monkeypatch.setenv("PYPRUNE_GPU", "definitions")
+    with pytest.warns(DeprecationWarning, match="PYPRUNE_GPU=definitions is now reference"):
         gpu.choose()
 
 
@@ -125,18 +131,18 @@ def test_auto_takes_triton_where_there_is_no_cuda_library_and_says_why(auto):
 
 NOT_CHECKED = (
     r"plain PyTorch runs on cuda:0 .*the kernels have not been checked on this GPU; run `pyprune doctor --gpu --device "
-    r"0` once, and they are used if it passes \(PYPRUNE_GPU=definitions silences this\)$"
+    r"0` once, and they are used if it passes \(PYPRUNE_GPU=reference silences this\)$"
 )
 
 
-def test_auto_runs_the_definitions_on_gpus_that_the_kernels_were_not_checked_on(auto):
+def test_auto_runs_the_reference_on_gpus_that_the_kernels_were_not_checked_on(auto):
     pytest.importorskip("triton")
     auto[0]((8, 6))
     with pytest.warns(UserWarning, match=NOT_CHECKED):
         functions = gpu.choice_for(on(0)).functions
-    assert functions is gpu.DEFINITIONS
+    assert functions is gpu.REFERENCE
     assert not gpu.runs_kernels(torch.bfloat16, on(0))
-    assert gpu.report()["chosen"] == "definitions"
+    assert gpu.report()["chosen"] == "reference"
 
 
 @pytest.mark.parametrize("library", ["", "_cuda.so was not built"])
@@ -161,7 +167,7 @@ def test_auto_reads_the_pass_that_doctor_kept(auto, monkeypatch, tmp_path):
     with pytest.warns(
         UserWarning, match=r"the self-check that passed on this GPU was of another version of the kernels; run"
     ):
-        assert gpu.choice_for(on(0)).kernels == "definitions"
+        assert gpu.choice_for(on(0)).kernels == "reference"
     gpu._choices.clear()
     passes.keep(here, "cuda", 300)
     assert gpu.choice_for(on(0)).kernels == "cuda"
@@ -171,7 +177,7 @@ def test_a_pass_of_other_kernels_than_would_run_does_not_count(auto):
     pytest.importorskip("triton")
     auto[0]((8, 6), library="_cuda.so does not load", passed={0: "cuda"})
     with pytest.warns(UserWarning, match="passed on this GPU was of cuda, and triton would run"):
-        assert gpu.choice_for(on(0)).kernels == "definitions"
+        assert gpu.choice_for(on(0)).kernels == "reference"
 
 
 @pytest.mark.parametrize("chosen", ["cuda", "triton"])
@@ -215,19 +221,19 @@ def test_each_of_several_gpus_has_a_choice_of_its_own(auto):
     with pytest.warns(UserWarning, match="runs on cuda:1") as warned:
         told = gpu.report()["devices"]
     assert [(one["device"], one["chosen"]) for one in told] == [
-        ("cuda:0", "cuda"), ("cuda:1", "definitions"), ("cuda:2", "cuda")
+        ("cuda:0", "cuda"), ("cuda:1", "reference"), ("cuda:2", "cuda")
     ]  # fmt: skip
     assert len(warned) == 1
     for index, expected in ((0, ["kernel"]), (2, ["kernel"])):
         calls.clear()
         registered["norm_head"](OnGPU(index))
         assert calls == expected
-    assert gpu.choice_for(on(1)).functions is gpu.DEFINITIONS
+    assert gpu.choice_for(on(1)).functions is gpu.REFERENCE
     assert gpu.runs_kernels(torch.float16, on(2))
     assert not gpu.runs_kernels(torch.float16, on(1))
 
 
-def test_auto_leaves_float64_to_the_definitions(auto):
+def test_auto_leaves_float64_to_the_reference(auto):
     pytest.importorskip("triton")
     make, registered = auto
     make((9, 0))

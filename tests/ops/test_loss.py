@@ -8,7 +8,7 @@ from tests import seeds
 from tests.judge import assert_no_worse_than_torch
 from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)

@@ -16,7 +16,7 @@ from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 HALF = [torch.bfloat16, torch.float16]
 
 
@@ -52,8 +52,8 @@ def test_projections_are_as_exact_as_pytorch(
         ("norm_head", [x, n, 1e-5, w, None]),
         ("norm_gate_up", [x, n, 1e-5, w, up, b, random(out, dtype=dtype)]),
     ):
-        definition = D.DEFINITIONS[name]
-        plain, exact = definition(*low(dtype, *args)), definition(*double(*args))
+        reference = D.REFERENCE[name]
+        plain, exact = reference(*low(dtype, *args)), reference(*double(*args))
         assert_no_worse_than_torch(getattr(ops, name)(*args), plain, exact, dtype=dtype)
 
 

@@ -13,7 +13,7 @@ from tests.judge import assert_no_worse_than_torch
 from tests.ops.inputs import WEIGHTS, double, low, random, weight
 
 NAN = float("nan")
-definition = ops.definitions.padded_linear
+reference = ops.reference.padded_linear
 
 
 def misaligned(matrix: Tensor, offset: int = 1) -> Tensor:
@@ -30,7 +30,7 @@ def test_every_length_of_a_row_s_end_is_right_and_nothing_behind_it_is_read(isa:
         placed = misaligned(w)
         args = [x, w, None]
         result = ops.padded_linear(x, placed)
-        assert_no_worse_than_torch(result, definition(*low(dtype, *args)), definition(*double(*args)), dtype=dtype)
+        assert_no_worse_than_torch(result, reference(*low(dtype, *args)), reference(*double(*args)), dtype=dtype)
         assert rows > 64 or torch.equal(result, ops.padded_linear(x, ops.pad_stride(w)))
 
 
@@ -39,7 +39,7 @@ def test_every_length_of_a_row_s_end_is_right_and_nothing_behind_it_is_read(isa:
 def test_the_paper_s_kind_of_width_is_as_exact_as_pytorch_either_way_round(isa: str, rows: int, shape):
     args = [random(rows, shape[1]), weight(*shape, torch.bfloat16), random(shape[0], dtype=torch.bfloat16)]
     result = ops.padded_linear(args[0], misaligned(args[1], 3), args[2])
-    plain, exact = definition(*low(torch.bfloat16, *args)), definition(*double(*args))
+    plain, exact = reference(*low(torch.bfloat16, *args)), reference(*double(*args))
     assert_no_worse_than_torch(result, plain, exact, dtype=torch.bfloat16)
 
 

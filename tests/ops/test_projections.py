@@ -8,13 +8,13 @@ from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
 from tests.ops.inputs import ROWS, SIZES, WEIGHTS, double, low, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 
 
 def check(name: str, args: list, dtype: torch.dtype) -> None:
     result = getattr(ops, name)(*args)
-    definition = D.DEFINITIONS[name]
-    assert_no_worse_than_torch(result, definition(*low(dtype, *args)), definition(*double(*args)), dtype=dtype)
+    reference = D.REFERENCE[name]
+    assert_no_worse_than_torch(result, reference(*low(dtype, *args)), reference(*double(*args)), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -159,14 +159,14 @@ def test_a_gradient_is_refused_with_any_number_of_rows_and_never_silently_lost(r
 
 
 @pytest.mark.parametrize("residual", [random(2, 3, 37), random(37), random(6, 1)])
-def test_a_residual_of_another_shape_is_refused_by_kernel_and_definition(residual: torch.Tensor):
+def test_a_residual_of_another_shape_is_refused_by_kernel_and_reference(residual: torch.Tensor):
     x, w = random(6, 61), weight(37, 61, torch.float32)
     for function in (ops.linear_residual, D.linear_residual):
         with pytest.raises(RuntimeError, match="residual: the rows of x"):
             function(x, w, None, residual)
 
 
-def test_the_definition_names_a_weight_or_bias_that_does_not_fit():
+def test_the_reference_names_a_weight_or_bias_that_does_not_fit():
     with pytest.raises(RuntimeError, match=r"weight: a matrix \[\*, 61\]"):
         D.padded_linear(random(6, 61), weight(37, 60, torch.float32))
     with pytest.raises(RuntimeError, match="bias: a vector of 37"):

@@ -13,8 +13,8 @@ import torch
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.ops import contracts
-from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops import registration
+from pyprune.ops.reference import REFERENCE
 from tests import seeds
 from tests.library import needs_library
 from tests.ops.inputs import norm, random, weight
@@ -44,7 +44,7 @@ def arguments(name: str, rows: int) -> tuple:
 
 
 @pytest.mark.parametrize("rows", [4, 70])
-@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
+@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
 def test_opcheck(name: str, rows: int):
     torch.manual_seed(seeds.seed())
     torch.library.opcheck(getattr(ops, name), arguments(name, rows))
@@ -58,8 +58,8 @@ def changed(value, change):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
-def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: torch.dtype):
+@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
+def test_without_values_the_dtype_is_that_of_the_reference(name: str, dtype: torch.dtype):
     torch.manual_seed(seeds.seed())
     if name == "compress_bfloat16":
         pytest.skip("its input has one dtype, and the size of its result depends on values")
@@ -67,14 +67,14 @@ def test_without_values_the_dtype_is_that_of_the_definition(name: str, dtype: to
         pytest.skip("it gives nothing: what it writes has the dtype of its argument")
     args = changed(arguments(name, 4), lambda one: one.to(dtype) if one.is_floating_point() else one)
     traced = getattr(ops, name)(*changed(args, lambda one: one.to("meta")))
-    if (name, dtype) == ("decode_step", torch.float64):  # its definition calls the others, and the library's refuse it
+    if (name, dtype) == ("decode_step", torch.float64):  # its reference calls the others, and the library's refuse it
         assert traced.dtype == dtype
     else:
-        expected = DEFINITIONS[name](*args)
+        expected = REFERENCE[name](*args)
         assert (traced.dtype, traced.shape) == (expected.dtype, expected.shape)
 
 
-@pytest.mark.parametrize("name", sorted(ops.contracts.SCHEMAS))
+@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
 def test_traces_under_compile_without_a_break(name: str):
     torch.manual_seed(seeds.seed())
     torch._dynamo.reset()  # one function for all operators would be compiled anew too often
@@ -96,7 +96,7 @@ def run(code: str, folder: Path | None = None, **environment: str) -> subprocess
 
 
 @pytest.mark.slow
-def test_without_the_library_the_definitions_run():
+def test_without_the_library_the_reference_run():
     code = (
         "import torch\nfrom pyprune import ops\nassert ops.native.selected_isa() is None\n"
         "x, w = torch.randn(3, 5), torch.randn(7, 5)\n"
@@ -191,9 +191,9 @@ class OnGpu:
 
 @pytest.mark.parametrize(("kernels", "stride"), [(True, 7168), (False, 7155)])
 def test_tracing_knows_how_far_apart_the_rows_of_a_result_are_on_a_gpu(kernels, stride, monkeypatch):
-    # What a compiler is told has to be what the Triton and CUDA kernels give; the definitions' results are contiguous.
+    # What a compiler is told has to be what the Triton and CUDA kernels give; the reference's results are contiguous.
     monkeypatch.setattr(ops.gpu, "runs_kernels", lambda dtype, device: kernels)
-    made = contracts._rows_to_project(OnGpu(), 2, 3, 7155)
+    made = registration._rows_to_project(OnGpu(), 2, 3, 7155)
     assert (made.shape, made.stride()) == ((2, 3, 7155), (3 * stride, stride, 1))
-    assert contracts._rows_to_project(OnGpu(), 2, 7160).is_contiguous()
-    assert contracts._rows_to_project(torch.empty(2, 5), 2, 7).is_contiguous()
+    assert registration._rows_to_project(OnGpu(), 2, 7160).is_contiguous()
+    assert registration._rows_to_project(torch.empty(2, 5), 2, 7).is_contiguous()

@@ -1,4 +1,4 @@
-"""The whole decode step against its definition, which is made of the other operators."""
+"""The whole decode step against its reference, which is made of the other operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyprune.ops.schemas import LAYOUT
 from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, norm, random, weight
 
-D = ops.definitions
+D = ops.reference
 HIDDEN, VOCAB, LENGTH = 50, 101, 600
 HEAD_DIM = 22
 # heads, KV heads, FFN width, extras (biases and q/k-norm), window; 0 heads or width: no such half
@@ -105,7 +105,7 @@ def test_threads_and_their_number_change_no_bit():
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("run", [ops.decode_step, D.decode_step], ids=["kernel", "definition"])
+@pytest.mark.parametrize("run", [ops.decode_step, D.decode_step], ids=["kernel", "reference"])
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

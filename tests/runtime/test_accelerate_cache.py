@@ -147,7 +147,7 @@ def test_keys_and_values_may_come_from_different_caches(monkeypatch):
         assert_model_no_worse(feed(ours, ids(1, 2, seed=1), cache)[0], *expected)
 
 
-@pytest.mark.parametrize("operator", [ops.norm_qkv_rope, ops.definitions.norm_qkv_rope], ids=["in use", "definition"])
+@pytest.mark.parametrize("operator", [ops.norm_qkv_rope, ops.reference.norm_qkv_rope], ids=["in use", "reference"])
 def test_a_cache_made_in_inference_mode_can_be_continued_outside(monkeypatch, operator):
     monkeypatch.setattr(ops, "norm_qkv_rope", operator)
     logits = []

@@ -179,7 +179,7 @@ def test_other_weights_than_bfloat16_are_refused(tiny):
 
 
 @pytest.mark.slow
-def test_the_plain_definitions_give_the_same_too():
+def test_the_reference_implementations_give_the_same_too():
     code = (
         "import json, torch\nfrom pyprune import Engine, load\n"
         f"decoder = load('shape:{SIZES}', dtype='bf16')\nprompt = torch.arange(60).view(2, 30)\n"

@@ -19,7 +19,7 @@ from tests.judge import assert_as_near_as, in_float64
 
 kernels = pytest.mark.skipif(
     native.report()["cpu_library"] is None,
-    reason="torch's own SiLU, in the definitions, rounds the last few values of a tensor in another way",
+    reason="torch's own SiLU, in the reference implementations, rounds the last few values of a tensor in another way",
 )
 
 

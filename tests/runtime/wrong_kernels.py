@@ -1,4 +1,4 @@
-"""Operators that are wrong in ways that the self-check must see; otherwise the definitions."""
+"""Operators that are wrong in ways that the self-check must see; otherwise the reference implementations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 import torch
 from torch import Tensor
 
-from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops.reference import REFERENCE
 
-right = DEFINITIONS
+right = REFERENCE
 
 
 def too_large(x: Tensor, *rest: object) -> Tensor:

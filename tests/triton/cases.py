@@ -1,4 +1,4 @@
-"""The Triton kernels against their definitions in float64.
+"""The Triton kernels against their reference implementations in float64.
 
 `test_interpreter.py` runs this file in Triton's interpreter, in a process of its own (TRITON_INTERPRET=1), on CPU
 tensors. On a machine with a GPU: python -m pytest tests/triton/cases.py
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyprune import triton_kernels
 from pyprune.models import load_sizes
-from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops.reference import REFERENCE
 from tests import seeds
 from tests.judge import assert_no_worse_than_torch
 from tests.ops.inputs import double, low, norm, random, weight
@@ -63,8 +63,8 @@ def run(name: str, *args: object) -> Tensor:
 
 
 def check(name: str, args: list, dtype: torch.dtype, tiny: float = 1e-6) -> None:
-    definition = DEFINITIONS[name]
-    assert_no_worse_than_torch(run(name, *args), definition(*low(dtype, *args)), definition(*double(*args)), tiny)
+    reference = REFERENCE[name]
+    assert_no_worse_than_torch(run(name, *args), reference(*low(dtype, *args)), reference(*double(*args)), tiny)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_qkv_is_exact_and_lands_in_its_own_rows_of_the_cache(case: tuple, extras
     plain_keys, plain_values = poisoned(case, dtype), poisoned(case, dtype)
     true_keys, true_values = poisoned(case, torch.float64), poisoned(case, torch.float64)
     q = run("norm_qkv_rope", *args, keys, values)
-    definition = DEFINITIONS["norm_qkv_rope"]
-    plain = definition(*low(dtype, *args), plain_keys, plain_values)
-    assert_no_worse_than_torch(q, plain, definition(*double(*args), true_keys, true_values))
+    reference = REFERENCE["norm_qkv_rope"]
+    plain = reference(*low(dtype, *args), plain_keys, plain_values)
+    assert_no_worse_than_torch(q, plain, reference(*double(*args), true_keys, true_values))
     row = torch.arange(len(positions)).unsqueeze(1)
     for ours, theirs, exact in ((keys, plain_keys, true_keys), (values, plain_values, true_values)):
         written = [c[row, :, positions] for c in (ours, theirs, exact)]
@@ -219,9 +219,9 @@ def test_weights_of_one_projection_may_be_padded_and_biased_alone():
     args[6], args[8], args[9], args[10] = None, None, None, None  # only k has a bias
     kinds = (torch.float32, torch.float32, torch.float64)
     ours, theirs, exact = ([poisoned(case, dtype) for _ in range(2)] for dtype in kinds)
-    definition = DEFINITIONS["norm_qkv_rope"]
-    q, plain = run("norm_qkv_rope", *args, *ours), definition(*args, *theirs)
-    assert_no_worse_than_torch(q, plain, definition(*double(*args), *exact))
+    reference = REFERENCE["norm_qkv_rope"]
+    q, plain = run("norm_qkv_rope", *args, *ours), reference(*args, *theirs)
+    assert_no_worse_than_torch(q, plain, reference(*double(*args), *exact))
     for caches in zip(ours, theirs, exact, strict=True):
         written = ~torch.isnan(caches[2])
         assert written.any()
@@ -275,9 +275,9 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
         values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
     q = random(batch, tokens, heads, head_dim) * 2
     clean = [c.nan_to_num() for c in (keys, values)]
-    definition = DEFINITIONS["decode_attention"]
-    plain = definition(q.to(dtype), *clean, positions, head_dim**-0.5)
-    true = definition(*double(q, *clean), positions, head_dim**-0.5)
+    reference = REFERENCE["decode_attention"]
+    plain = reference(q.to(dtype), *clean, positions, head_dim**-0.5)
+    true = reference(*double(q, *clean), positions, head_dim**-0.5)
     result = run("decode_attention", q, keys, values, positions, head_dim**-0.5)
     assert_no_worse_than_torch(result, plain, true)
 
@@ -296,13 +296,13 @@ def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window:
                 cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
     q = random(batch, 2, heads, head_dim) * 2
     clean = [c.nan_to_num() for c in (keys, values)]
-    definition = DEFINITIONS["decode_attention"]
+    reference = REFERENCE["decode_attention"]
     for seen in (slice(0, 1), slice(1, 2), slice(0, 2)):  # each alone: what one may see, the other may not
         caches = clean if seen == slice(0, 2) else [keys, values]
         arguments = (positions[:, seen].contiguous(), 0.3, None, 0, first, window)
         result = run("decode_attention", q[:, seen], *caches, *arguments)
-        plain = definition(q[:, seen].to(dtype), *clean, *arguments)
-        assert_no_worse_than_torch(result, plain, definition(*double(q[:, seen], *clean), *arguments))
+        plain = reference(q[:, seen].to(dtype), *clean, *arguments)
+        assert_no_worse_than_torch(result, plain, reference(*double(q[:, seen], *clean), *arguments))
 
 
 def test_a_window_of_many_queries_is_exact_too():
@@ -310,9 +310,9 @@ def test_a_window_of_many_queries_is_exact_too():
     positions = torch.tensor([[5], [57]]) + torch.arange(33)
     q, keys, values = random(2, 33, 2, 22), random(2, 2, 90, 22), random(2, 2, 90, 22)
     arguments = (positions, 0.3, None, 0, torch.tensor([7, 60]), 20)
-    definition = DEFINITIONS["decode_attention"]
-    result, plain = run("decode_attention", q, keys, values, *arguments), definition(q, keys, values, *arguments)
-    assert_no_worse_than_torch(result, plain, definition(*double(q, keys, values), *arguments))
+    reference = REFERENCE["decode_attention"]
+    result, plain = run("decode_attention", q, keys, values, *arguments), reference(q, keys, values, *arguments)
+    assert_no_worse_than_torch(result, plain, reference(*double(q, keys, values), *arguments))
     assert case[1] > 16, "so many that the cache is not split"
 
 
@@ -355,10 +355,10 @@ def test_slots_say_where_keys_and_values_go_and_positions_how_they_are_turned(to
     slots = torch.stack([torch.randperm(60)[:tokens] for _ in range(2)])
     ours, plain = [poisoned(case, torch.float32) for _ in range(2)], [poisoned(case, torch.float32) for _ in range(2)]
     exact = [poisoned(case, torch.float64) for _ in range(2)]
-    definition = DEFINITIONS["norm_qkv_rope"]
+    reference = REFERENCE["norm_qkv_rope"]
     q = run("norm_qkv_rope", *args, *ours, None, 0, slots)
-    theirs = definition(*args, *plain, slots=slots)
-    assert_no_worse_than_torch(q, theirs, definition(*double(*args), *exact, slots=slots))
+    theirs = reference(*args, *plain, slots=slots)
+    assert_no_worse_than_torch(q, theirs, reference(*double(*args), *exact, slots=slots))
     row = torch.arange(2).unsqueeze(1)
     for mine, their, true in zip(ours, plain, exact, strict=True):
         assert_no_worse_than_torch(*(cache[row, :, slots] for cache in (mine, their, true)))
@@ -465,11 +465,11 @@ def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int
     target = torch.randint(0, vocab, (rows,))
     target[0], target[1] = -100, begin  # of which the second cannot be
     args = [x, w, target, None, 0.0, bias]
-    plain, given = DEFINITIONS["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
+    plain, given = REFERENCE["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
     assert torch.equal(given.isnan(), plain.isnan())
     assert torch.equal(given.isinf(), plain.isinf())
     assert given[1].isinf() if end < vocab or begin else given[1:].isnan().all()
-    exact = DEFINITIONS["linear_cross_entropy"](*double(*args))
+    exact = REFERENCE["linear_cross_entropy"](*double(*args))
     shown = exact.isfinite()
     assert torch.equal(given.isfinite(), shown)
     assert_no_worse_than_torch(given[shown], plain[shown], exact[shown], tiny=2e-6)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops.definitions import DEFINITIONS
+from pyprune.ops.reference import REFERENCE
 from pyprune.strides import empty_rows, gpu_rows, gpu_stride, has_zero_gap, mark_zero_gap, widened
 from tests import seeds
 from tests.judge import assert_no_worse_than_torch
@@ -71,9 +71,9 @@ def test_few_rows_have_the_same_bits_with_padded_operands_and_read_nothing_betwe
 def test_gate_and_up_leave_rows_that_start_on_16_bytes(rows: int, dtype: torch.dtype):
     args = here(random(rows, 1, HIDDEN), norm(HIDDEN, dtype), 1e-5, *(weight(WIDTH, HIDDEN, dtype) for _ in range(2)))
     result = OPERATORS["norm_gate_up"](*args, None, None)
-    definition = DEFINITIONS["norm_gate_up"]
+    reference = REFERENCE["norm_gate_up"]
     args = [a.cpu() if isinstance(a, Tensor) else a for a in args] + [None, None]
-    assert_no_worse_than_torch(result.cpu(), definition(*low(dtype, *args)), definition(*double(*args)))
+    assert_no_worse_than_torch(result.cpu(), reference(*low(dtype, *args)), reference(*double(*args)))
     assert result.shape == (rows, 1, WIDTH)
     assert result.stride() == (gpu_stride(WIDTH, 4), gpu_stride(WIDTH, 4), 1)
     # For few rows what lies between is never written, and never read; for many it is zero, and known to be.
@@ -100,8 +100,8 @@ def test_attention_leaves_a_tokens_heads_as_a_row_that_starts_on_16_bytes(tokens
     positions = torch.full((rows, 1), length - tokens) + torch.arange(tokens)
     args = (q, keys, values, positions, head_dim**-0.5)
     result = OPERATORS["decode_attention"](*here(*args))
-    definition = DEFINITIONS["decode_attention"]
-    assert_no_worse_than_torch(result.cpu(), definition(*args), definition(*double(*args)))
+    reference = REFERENCE["decode_attention"]
+    assert_no_worse_than_torch(result.cpu(), reference(*args), reference(*double(*args)))
     assert result.shape == q.shape
     row = result.flatten(2)
     assert row.data_ptr() == result.data_ptr(), "a view"
@@ -123,8 +123,8 @@ def test_a_whole_half_of_odd_width_is_as_exact_as_pytorch(rows: int, dtype: torc
         results.append(OPERATORS["linear_residual"](a, widths[2], None, widths[3]).cpu())
 
     def defined(x: Tensor, n: Tensor, gate: Tensor, up: Tensor, down: Tensor, b: Tensor) -> Tensor:
-        a = DEFINITIONS["norm_gate_up"](x, n, 1e-5, gate, up, b, b)
-        return DEFINITIONS["linear_residual"](a, down, None, x)
+        a = REFERENCE["norm_gate_up"](x, n, 1e-5, gate, up, b, b)
+        return REFERENCE["linear_residual"](a, down, None, x)
 
     args = (x, n, gate, up, down, b)
     for result in results:
@@ -169,8 +169,8 @@ def test_torchs_gemm_takes_odd_widths_only_where_zeros_lie_between_the_rows(
     up = down.T.contiguous()
     args = (residual, n, 1e-5, up, up, None, None)
     result = OPERATORS["norm_gate_up"](*args)
-    definition = DEFINITIONS["norm_gate_up"]
-    assert_no_worse_than_torch(result, definition(*args), definition(*double(*args)))
+    reference = REFERENCE["norm_gate_up"]
+    assert_no_worse_than_torch(result, reference(*args), reference(*double(*args)))
     result = OPERATORS["padded_linear"](residual, up)
     assert result.is_contiguous()
     assert_no_worse_than_torch(result, residual @ up.T, residual.double() @ up.double().T)

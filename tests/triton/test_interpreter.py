@@ -40,7 +40,7 @@ PARTS = 4  # several processes share them
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_kernel_agrees_with_its_definition_in_tritons_interpreter(part: int):
+def test_every_kernel_agrees_with_its_reference_in_tritons_interpreter(part: int):
     names = FUNCTIONS[part::PARTS]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *names]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -1,4 +1,4 @@
-"""Judging an operator: against its definition in float64, beside what plain PyTorch makes in the same dtype."""
+"""Judging an operator: against its reference in float64, beside what plain PyTorch makes in the same dtype."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def blank(operator: str, label: str, dtype: torch.dtype, direct: bool = False) -
 @torch.inference_mode()
 def _measure(case: Case, draw: Draw) -> dict[str, Any]:
     args = case.build(draw)
-    operator, definition = _operator(case), ops.definitions.DEFINITIONS[case.operator]
-    exact = _outputs(case, definition, _double(_seen(case, args)))
-    plain = _outputs(case, definition, _seen(case, args))
+    operator, reference = _operator(case), ops.reference.REFERENCE[case.operator]
+    exact = _outputs(case, reference, _double(_seen(case, args)))
+    plain = _outputs(case, reference, _seen(case, args))
     poison(exact[0])
     ours = _outputs(case, operator, args)
     poison(exact[0])
@@ -139,7 +139,7 @@ def _outputs(case: Case, function: Any, args: list[Any]) -> list[Tensor]:
 
 
 def _seen(case: Case, args: list[Any]) -> list[Any]:
-    """For the definition of attention, which multiplies hidden rows by zero: NaN becomes a number there."""
+    """For the reference of attention, which multiplies hidden rows by zero: NaN becomes a number there."""
     if case.operator != "decode_attention":
         return args
     return [value.nan_to_num() if place in (1, 2) else value for place, value in enumerate(args)]

@@ -1,4 +1,4 @@
-"""A recorded decode step of a tiny random decoder against the definitions in float64, without and with a mask."""
+"""A recorded decode step of a tiny random decoder against the reference in float64, without and with a mask."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _measure(batch: int, dtype: torch.dtype, device: torch.device, seed: int) ->
     mask[tuple(zip(*OFF, strict=True))] = True
     left_out = {"mha": [b for b, half in OFF if half == 0], "ffn": [b for b, half in OFF if half == 1]}
     moved = low.to(device=device)
-    with _definitions():
+    with _reference():
         exact = [_logits(_engine(low.to(torch.float64), batch, False), ids, skip) for skip in (None, None, left_out)]
         plain = [_logits(_engine(moved, batch, False), ids, skip) for skip in (None, None, left_out)]
     engine = _engine(moved, batch, device.type == "cuda")
@@ -93,12 +93,12 @@ def _check_caches(engine: Engine, mask: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _definitions() -> Iterator[None]:
-    """Within it, every operator is its plain definition."""
+def _reference() -> Iterator[None]:
+    """Within it, every operator is its reference implementation."""
     before = {name: getattr(ops, name) for name in ops.gpu.KERNELS}
     try:
         for name in before:
-            setattr(ops, name, ops.definitions.DEFINITIONS[name])
+            setattr(ops, name, ops.reference.REFERENCE[name])
         yield
     finally:
         for name, operator in before.items():

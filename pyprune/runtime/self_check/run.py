@@ -29,7 +29,7 @@ MOST_PROCESSES, MOST_RESTARTS = 6, 3
 PROCESS_BYTES = 3 << 29
 """Of the GPU's memory that a process may need: its CUDA context and the largest case."""
 
-DRY_RUN = "pyprune.ops.definitions:DEFINITIONS"
+DRY_RUN = "pyprune.ops.reference:REFERENCE"
 
 
 class _Lane:
@@ -112,7 +112,7 @@ def self_check(
     kernels = gpu.best_available()[0] if on_gpu else replaced
     orders = {"device": str(device), "small": small, "replaced": None if on_gpu else replaced}
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    env["PYPRUNE_GPU"] = kernels if on_gpu else "definitions"
+    env["PYPRUNE_GPU"] = kernels if on_gpu else "reference"
     here = passes.identity(device.index) if on_gpu else None
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="pyprune-self-check-") as folder:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyprune.ops.contracts import LIBRARY
+from pyprune.ops.registration import LIBRARY
 from pyprune.ops.schemas import LAYOUT
 
 
@@ -333,7 +333,7 @@ def decode_step(
     return run.norm_head(x.squeeze(1), norm, eps, head, head_bias)
 
 
-DEFINITIONS = {
+REFERENCE = {
     "norm_qkv_rope": norm_qkv_rope,
     "decode_attention": decode_attention,
     "linear_residual": linear_residual,
@@ -346,6 +346,6 @@ DEFINITIONS = {
     "dequantize_gguf": dequantize_gguf,
     "decode_step": decode_step,
 }
-for _name, _function in DEFINITIONS.items():
+for _name, _function in REFERENCE.items():
     # Runs on every backend for which no kernel is registered.
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyprune.ops import cuda_contracts, definitions
+from pyprune.ops import cuda_schemas, reference
 from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
 from tests.cuda import tools
 
@@ -34,20 +34,20 @@ def test_the_plain_linear_takes_the_arguments_of_padded_linear_first():
 
 
 def test_every_schema_has_a_fake_and_a_kernel():
-    assert set(cuda_contracts.FAKES) == set(CUDA_SCHEMAS)
+    assert set(cuda_schemas.FAKES) == set(CUDA_SCHEMAS)
     source = (tools.CSRC / "registration.cpp").read_text()
     for name in CUDA_SCHEMAS:
         assert f'm.impl("{name}", TORCH_BOX(&pyprune::cuda::{name}));' in source
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fakes_give_the_shapes_and_dtypes_of_the_definitions(dtype: torch.dtype):
+def test_fakes_give_the_shapes_and_dtypes_of_the_reference(dtype: torch.dtype):
     x, weight, residual = torch.randn(2, 1, 5), torch.randn(7, 5).to(dtype), torch.randn(2, 1, 7)
     norm = torch.randn(5).to(dtype)
     expected = {
-        "cuda_norm_gate_up": definitions.norm_gate_up(x, norm, 1e-5, weight, weight, None, None),
-        "cuda_linear_residual": definitions.linear_residual(x, weight, None, residual),
-        "cuda_linear": definitions.padded_linear(x, weight),
+        "cuda_norm_gate_up": reference.norm_gate_up(x, norm, 1e-5, weight, weight, None, None),
+        "cuda_linear_residual": reference.linear_residual(x, weight, None, residual),
+        "cuda_linear": reference.padded_linear(x, weight),
     }
     given = {
         "cuda_norm_gate_up": (x, norm, 1e-5, weight, weight, None, None),
@@ -57,20 +57,18 @@ def test_fakes_give_the_shapes_and_dtypes_of_the_definitions(dtype: torch.dtype)
     with FakeTensorMode() as mode:
         for name, args in given.items():
             fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in args]
-            made = cuda_contracts.FAKES[name](*fake)
+            made = cuda_schemas.FAKES[name](*fake)
             assert (made.shape, made.dtype) == (expected[name].shape, expected[name].dtype), name
             # What gate and up make is read again as rows: 7 values of x's float32, on 128 bytes.
             assert made.stride() == ((32, 32, 1) if name == "cuda_norm_gate_up" else (7, 7, 1)), name
         half = mode.from_tensor(x).to(torch.bfloat16)
-        assert (
-            cuda_contracts.FAKES["cuda_linear"](half, mode.from_tensor(weight), float_out=True).dtype == torch.float32
-        )
+        assert cuda_schemas.FAKES["cuda_linear"](half, mode.from_tensor(weight), float_out=True).dtype == torch.float32
 
 
 def test_the_schemas_can_be_defined_and_called_through_torch():
     library = torch.library.Library("pyprune_cuda_test", "DEF")
     for name, schema in CUDA_SCHEMAS.items():
         library.define(name + schema)
-        torch.library.register_fake(f"pyprune_cuda_test::{name}", cuda_contracts.FAKES[name], lib=library)
+        torch.library.register_fake(f"pyprune_cuda_test::{name}", cuda_schemas.FAKES[name], lib=library)
     x, weight = torch.empty(1, 5, device="meta"), torch.empty(7, 5, device="meta")
     assert torch.ops.pyprune_cuda_test.cuda_linear(x, weight, norm=x[0], eps=1e-5, float_out=True).shape == (1, 7)

@@ -1,4 +1,4 @@
-"""Registers every schema of `schemas.py` with torch: its definition, its fake, and its gradient or that it has none."""
+"""Registers every schema of `schemas.py` with torch: its reference, its fake, and its gradient or that it has none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyprune.ops import cuda_contracts, torch_version
+from pyprune.ops import cuda_schemas, torch_version
 from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
 from pyprune.strides import gpu_stride
 
@@ -34,7 +34,7 @@ for _name, _schema in {**SCHEMAS, **CUDA_SCHEMAS}.items():
     LIBRARY.define(_name + _schema)
     if _name != "padded_linear":
         LIBRARY.impl(_name, _without_gradient(_name), "Autograd")
-for _name, _fake in cuda_contracts.FAKES.items():
+for _name, _fake in cuda_schemas.FAKES.items():
     torch.library.register_fake(f"pyprune::{_name}", _fake)
 
 
@@ -47,7 +47,7 @@ def _keep_for_gradients(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], 
 
 
 def _linear_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias: the plain definition's, by torch's GEMM in the weights' dtype."""
+    """Gradients of x, weight and bias: the reference implementation's, by torch's GEMM in the weights' dtype."""
     x, weight = ctx.saved_tensors
     # The dispatcher drops a bias that is not given, and its place in `needs_input_grad` with it.
     (out, inner), count, wanted = weight.shape, x.shape[:-1].numel(), ctx.needs_input_grad
@@ -69,7 +69,7 @@ torch.library.register_autograd(
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of logits and losses: float32, and float64 where the definitions compute in it."""
+    """The dtype of logits and losses: float32, and float64 where the reference implementations compute in it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
