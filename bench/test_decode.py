@@ -32,7 +32,7 @@ def test_decode(interleaved, benchmark, table, low, memory, all_peers, batch: in
     prompts = torch.randint(0, low.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     sides, first, settings, sizes, absent = {}, {}, {}, {}, {}
     with ExitStack() as stack:
-        for peer in (PyPrune(), PyPrune(compress=True), *all_peers):
+        for peer in (PyPrune(), PyPrune(weight_format="bf16-lossless12"), *all_peers):
             try:
                 decoding = stack.enter_context(opened(peer, low, batch, PROMPT + STEPS))
             except Absent as reason:

@@ -166,7 +166,7 @@ def test_compressed_weights(interleaved, benchmark, table, request, model: str, 
     """The same steps with weights in 16 and in 12 bits."""
     decoder = request.getfixturevalue(model).to(torch.bfloat16)
     prompts = torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
-    peers = {"compressed": PyPrune(compress=True), "as they are": PyPrune()}
+    peers = {"compressed": PyPrune(weight_format="bf16-lossless12"), "as they are": PyPrune()}
     decodings = {name: peer.open(decoder, batch, PROMPT + steps) for name, peer in peers.items()}
     sides = {name: Side(partial(one.decode, steps), partial(one.prefill, prompts)) for name, one in decodings.items()}
     seconds = interleaved(sides, ROUNDS)

@@ -65,14 +65,17 @@ def test_llama_cpp_decodes_the_same_tokens_from_the_same_logits(smollm2, tmp_pat
 
 def test_compressed_weights_give_the_same_steps_and_are_fewer_bytes():
     low = pyprune.load("shape:hidden=320,blocks=2,heads=5,kv_heads=5,head_dim=64,ffn=640,vocab=301", dtype="bf16")
-    assert torch.equal(greedy(PyPrune(compress=True), low, 3), greedy(PyPrune(), low, 3))
-    with opened(PyPrune(compress=True), low, 1, 8) as small, opened(PyPrune(), low, 1, 8) as plain:
+    assert torch.equal(greedy(PyPrune(weight_format="bf16-lossless12"), low, 3), greedy(PyPrune(), low, 3))
+    with opened(PyPrune(weight_format="bf16-lossless12"), low, 1, 8) as small, opened(PyPrune(), low, 1, 8) as plain:
         assert plain.bytes_per_token == low.bytes_per_token()
         assert 0.75 < small.bytes_per_token / plain.bytes_per_token < 0.85
 
 
 def test_weights_that_are_not_compressed_are_absence(tiny):
-    with pytest.raises(Absent, match="float32 weights are not compressed"), opened(PyPrune(compress=True), tiny, 1, 8):
+    with (
+        pytest.raises(Absent, match="float32 weights are not compressed"),
+        opened(PyPrune(weight_format="bf16-lossless12"), tiny, 1, 8),
+    ):
         pass
 
 

@@ -15,16 +15,16 @@ from pyprune.runtime.skip import Skip
 
 
 class PyPrune(Peer):
-    """pyprune's engine; with `compress` its bfloat16 weights take 12 bits."""
+    """pyprune's engine; its weights stored as `weight_format` says."""
 
-    def __init__(self, compress: bool = False) -> None:
-        self._compress = compress
-        self.name = "pyprune, compressed" if compress else "pyprune"
+    def __init__(self, weight_format: str | None = None) -> None:
+        self._weight_format = weight_format
+        self.name = "pyprune, compressed" if weight_format else "pyprune"
 
     def open(self, decoder: Decoder, batch: int, length: int, skip: Skip = None) -> Decoding:
-        if self._compress and decoder.dtype != torch.bfloat16:
+        if self._weight_format and decoder.dtype != torch.bfloat16:
             raise Absent(f"{str(decoder.dtype).removeprefix('torch.')} weights are not compressed, bfloat16 ones are")
-        engine = Engine(decoder, max_batch=batch, max_len=length, compress=self._compress)
+        engine = Engine(decoder, max_batch=batch, max_len=length, weight_format=self._weight_format)
         return EngineDecoding(engine, skip)
 
     def describe(self) -> dict[str, str]:

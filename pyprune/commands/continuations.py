@@ -65,7 +65,7 @@ class Continuations:
             max_batch=len(self._prompts),
             max_len=self._ids.shape[1] + options.max_new_tokens,
             prefill_chunk=options.prefill_chunk,
-            compress=options.compress,
+            weight_format=options.weight_format,
         )
         self._logprobs = options.logprobs
         self._settings = {

@@ -11,11 +11,11 @@ from pyprune.commands.inputs import chosen_device, loaded
 from pyprune.commands.options import (
     MODEL_HELP,
     MOST,
-    add_compress,
     add_device,
     add_dtype,
     add_json,
     add_skip,
+    add_weight_format,
     at_least,
     command,
     number,
@@ -97,7 +97,7 @@ def add_options(commands: Any) -> None:
         metavar="N",
         help="prompt tokens that run at once, which bounds the memory (default: 512)",
     )
-    add_compress(parser)
+    add_weight_format(parser)
     add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")
     add_device(parser)
     add_json(parser)
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     pruning.check(decoder)
     continuations = Continuations(options, decoder, pruning)
     name = decoder.name
-    del decoder  # compressed weights are the engine's own, and nobody needs the others any more
+    del decoder  # weights in another format are the engine's own, and nobody needs the others any more
     if options.stream:
         return continuations.print_as_it_comes()
     before = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -69,13 +70,30 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
     )
 
 
-def add_compress(parser: argparse.ArgumentParser) -> None:
-    """--compress: bfloat16 weights in 12 bits each."""
+class _OldName(argparse.Action):
+    """--compress, the old name of --weight-format bf16-lossless12."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        warnings.warn(f"{self.option_strings[0]} is now --weight-format {self.const}", DeprecationWarning, stacklevel=2)
+        setattr(namespace, self.dest, self.const)
+
+
+def add_weight_format(parser: argparse.ArgumentParser) -> None:
+    """--weight-format: how the engine stores its weights."""
+    parser.add_argument(
+        "--weight-format",
+        metavar="FORMAT",
+        help="how the weights are stored: bf16, or bf16-lossless12: bfloat16 weights in 12 bits each, without loss: "
+        "the same bits, three quarters of the memory, and with AVX-512 faster decoding of up to four sequences; on "
+        "CPUs (default: as they are)",
+    )
     parser.add_argument(
         "--compress",
-        action="store_true",
-        help="keep bfloat16 weights in 12 bits each, without loss: the same bits, three quarters of the memory, and "
-        "with AVX-512 faster decoding of up to four sequences; on CPUs (default: off)",
+        dest="weight_format",
+        action=_OldName,
+        nargs=0,
+        const="bf16-lossless12",
+        help="the old name of --weight-format bf16-lossless12 (default: off)",
     )
 
 

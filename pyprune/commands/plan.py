@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import loaded_sizes
-from pyprune.commands.options import MODEL_HELP, add_compress, add_dtype, add_json, add_skip, command, numbers
+from pyprune.commands.options import MODEL_HELP, add_dtype, add_json, add_skip, add_weight_format, command, numbers
 from pyprune.commands.output import print_json, print_table, shown
 from pyprune.errors import InputError
 
@@ -39,7 +39,7 @@ def add_options(commands: Any) -> None:
         help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
     )
     add_skip(parser)
-    add_compress(parser)
+    add_weight_format(parser)
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -63,9 +63,8 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded_sizes(options.model, options.dtype)
     lengths = options.len or [default_length(decoder)]
     engines = [(batch, length) for batch in options.batch for length in lengths]
-    plans = {
-        one: plan_memory(decoder, *one, skip=skip, compress=options.compress, device=options.device) for one in engines
-    }
+    stored = {"weight_format": options.weight_format, "device": options.device}
+    plans = {engine: plan_memory(decoder, *engine, skip=skip, **stored) for engine in engines}
     there = options.device == "cpu" or torch.cuda.is_available()
     free = memory.available(options.device) if there else None
     if options.json:
@@ -76,20 +75,21 @@ def run(options: argparse.Namespace) -> None:
                 "dtype": str(decoder.dtype).removeprefix("torch."),
                 "parameters": decoder.parameters(),
                 "skip": skip,
-                "compress": options.compress,
+                "weight_format": options.weight_format,
                 "available_memory_bytes": free,
                 "plans": [{"batch": m, "len": n, **plan.to_dict()} for (m, n), plan in plans.items()],
             }
         )
     skips = any(plan.untouched for plan in plans.values())
-    extra = [*(["used"] if skips else []), *(["at first"] if options.compress else [])]
+    converts = any(plan.making for plan in plans.values())
+    extra = [*(["used"] if skips else []), *(["at first"] if converts else [])]
     header = ["batch", "tokens", "weights", "KV cache", "workspace", "total", *extra, "fits here"]
-    stored = str(decoder.dtype).removeprefix("torch.") + (" of 12 bits" if options.compress else "")
+    dtype = str(decoder.dtype).removeprefix("torch.") + (f" ({options.weight_format})" if converts else "")
     rows = []
     for (m, n), plan in plans.items():
         used = plan.total - plan.untouched
         sizes = [plan.weights, plan.cache, plan.workspace, plan.total, *([used] if skips else [])]
-        sizes += [plan.making] if options.compress else []
+        sizes += [plan.making] if converts else []
         fits = "unknown" if free is None else shown(plan.most <= free)
         rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
-    print_table(header, rows, f"{decoder.name} in {stored} on {options.device}: GiB of memory")
+    print_table(header, rows, f"{decoder.name} in {dtype} on {options.device}: GiB of memory")

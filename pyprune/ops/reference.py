@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyprune.ops.checks import described, expect
+from pyprune.ops.compressed_bf16 import compress_bfloat16, decompress_bfloat16
 from pyprune.ops.registration import LIBRARY
 from pyprune.ops.schemas import LAYOUT
+from pyprune.ops.weight_formats import plain
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -31,91 +34,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-# Of a compressed row: see csrc/cpu/bf12.h.
-GROUP, GROUP_BYTES, EXPONENTS, MARK, HEAD, IN_HEAD, MOST_COLUMNS = 64, 96, 15, 0xBF, 16, 2, 65535
-
-
-def compressed_row_bytes(columns: int, exceptions: int) -> int:
-    """Bytes of a compressed row with so many exceptions."""
-    behind = -(-4 * max(0, exceptions - IN_HEAD) // 16) * 16
-    return HEAD + -(-columns // GROUP) * GROUP_BYTES + behind
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-
-
-def _places() -> Tensor:
-    """Which byte of signs and mantissas each value of a group has."""
-    value = torch.arange(GROUP)
-    return value % 32 // 8 * 16 + value // 32 * 8 + value % 8
-
-
-def compress_bfloat16(weight: Tensor) -> Tensor:
-    _expect(
-        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.dim() == 2
-        and 0 < weight.shape[1] <= MOST_COLUMNS and (weight.shape[1] == 1 or weight.stride(1) == 1),
-        f"weight: a CPU bfloat16 matrix of 1 to {MOST_COLUMNS} columns side by side is expected, "
-        f"not {_described(weight)}",
-    )  # fmt: skip
-    rows, columns = weight.shape
-    groups = -(-columns // GROUP)
-    bits = torch.zeros(rows, groups * GROUP, dtype=torch.int32)
-    bits[:, :columns] = weight.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
-    exponent = bits >> 7 & 0xFF
-    count = torch.zeros(rows, 256, dtype=torch.int64)
-    count.scatter_add_(1, exponent.to(torch.int64), torch.ones_like(exponent, dtype=torch.int64))
-    count[:, 0] = 0
-    base = count.unfold(1, EXPONENTS, 1).sum(2)[:, 1:].argmax(1, keepdim=True).to(torch.int32) + 1
-    code = torch.where(exponent == 0, EXPONENTS, exponent - base)
-    exception = (code < 0) | (code > EXPONENTS) | ((code == EXPONENTS) & (exponent != 0))
-    kept = torch.where(exception, 0, bits >> 8 & 0x80 | bits & 0x7F)
-    code = torch.where(exception, EXPONENTS, code)
-    places = _places()
-    ordered = torch.zeros(2, rows, groups, GROUP, dtype=torch.int32)
-    ordered[..., places] = torch.stack((kept, code)).view(2, rows, groups, GROUP)
-    nibbles = ordered[1, ..., :32] | ordered[1, ..., 32:] << 4
-    body = torch.cat((ordered[0], nibbles), dim=2).reshape(rows, -1)
-    numbers = exception.sum(1, dtype=torch.int32)
-    most = int(numbers.max()) if rows else 0
-    behind = compressed_row_bytes(columns, most) - HEAD - body.shape[1]
-    listed = torch.zeros(rows, 4 * IN_HEAD + behind, dtype=torch.int32)
-    row, column = exception.nonzero(as_tuple=True)
-    start = 4 * (exception.cumsum(1)[row, column] - 1)
-    for byte, value in enumerate((column & 0xFF, column >> 8, bits[row, column] & 0xFF, bits[row, column] >> 8)):
-        listed[row, start + byte] = value.to(torch.int32)
-    same = torch.tensor([[MARK, columns & 0xFF, columns >> 8, 0, 0]], dtype=torch.int32).expand(rows, 5)
-    head = torch.cat((base, same[:, :1], (numbers & 0xFF)[:, None], (numbers >> 8)[:, None], same[:, 1:]), dim=1)
-    return torch.cat((head, listed[:, : 4 * IN_HEAD], body, listed[:, 4 * IN_HEAD :]), dim=1).to(torch.uint8)
-
-
-def decompress_bfloat16(compressed: Tensor, columns: int) -> Tensor:
-    groups = -(-columns // GROUP)
-    end = compressed_row_bytes(columns, 0)
-    _expect(
-        compressed.device.type == "cpu" and compressed.dtype == torch.uint8 and compressed.dim() == 2,
-        f"compressed: bytes (uint8) on a CPU are expected, not {_described(compressed)}",
-    )
-    good = columns > 0 and compressed.shape[1] >= end and bool((compressed[:, 1] == MARK).all())
-    if good:
-        width = compressed[:, 4].to(torch.int32) | compressed[:, 5].to(torch.int32) << 8
-        good = bool((width == columns).all())
-    _expect(good, f"compressed: rows of compress_bfloat16 for {columns} columns are expected")
-    rows, wide = len(compressed), compressed.to(torch.int32)
-    body, places = wide[:, HEAD:end].view(rows, groups, GROUP_BYTES), _places()
-    kept = body[..., places]
-    code = torch.where(places < 32, body[..., GROUP + places % 32] & 15, body[..., GROUP + places % 32] >> 4)
-    exponent = torch.where(code == EXPONENTS, 0, code + wide[:, :1, None])
-    bits = ((kept & 0x80) << 8 | exponent << 7 | kept & 0x7F).view(rows, -1)
-    listed = torch.cat((wide[:, HEAD - 4 * IN_HEAD : HEAD], wide[:, end:]), dim=1)
-    listed = listed[:, : listed.shape[1] // 4 * 4].reshape(rows, -1, 4)
-    numbers = wide[:, 2] | wide[:, 3] << 8
-    row, slot = (torch.arange(listed.shape[1]) < numbers[:, None]).nonzero(as_tuple=True)
-    found = listed[row, slot]
-    bits[row, (found[:, 0] | found[:, 1] << 8).to(torch.int64)] = found[:, 2] | found[:, 3] << 8
-    return bits[:, :columns].to(torch.int16).view(torch.bfloat16)
-
-
 def dequantize_gguf(blocks: Tensor, type: int, out: Tensor) -> None:
     """By the `gguf` package, in NumPy. NotImplementedError for a type that it does not dequantise."""
     import gguf
@@ -126,13 +44,13 @@ def dequantize_gguf(blocks: Tensor, type: int, out: Tensor) -> None:
     except (ValueError, KeyError):
         raise RuntimeError(f"type: {type} is not one that gguf knows") from None
     row = out.shape[-1] if out.dim() else 1
-    _expect(
+    expect(
         blocks.device.type == "cpu" and blocks.dtype == torch.uint8 and blocks.is_contiguous(),
-        f"blocks: contiguous bytes (uint8) on a CPU are expected, not {_described(blocks)}",
+        f"blocks: contiguous bytes (uint8) on a CPU are expected, not {described(blocks)}",
     )
-    _expect(row % values == 0, f"out: rows of whole blocks of {values} values are expected, not {row} values")
+    expect(row % values == 0, f"out: rows of whole blocks of {values} values are expected, not {row} values")
     wanted = out.numel() // values * size
-    _expect(
+    expect(
         blocks.numel() == wanted,
         f"blocks: {wanted} bytes for {out.numel()} values are expected, not {blocks.numel()}",
     )
@@ -143,39 +61,30 @@ def dequantize_gguf(blocks: Tensor, type: int, out: Tensor) -> None:
     out.copy_(torch.from_numpy(np.ascontiguousarray(floats)).view(out.shape))
 
 
-def _plain(weight: Tensor, columns: int) -> Tensor:
-    return decompress_bfloat16(weight, columns) if weight.dtype == torch.uint8 else weight
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    weight = _plain(weight, x.shape[-1])
-    _expect(weight.dim() == 2 and weight.shape[1] == x.shape[-1], f"weight: a matrix [*, {x.shape[-1]}] is expected")
-    _expect(bias is None or bias.shape == weight.shape[:1], f"bias: a vector of {weight.shape[0]} values is expected")
+    weight = plain(weight, x.shape[-1])
+    expect(weight.dim() == 2 and weight.shape[1] == x.shape[-1], f"weight: a matrix [*, {x.shape[-1]}] is expected")
+    expect(bias is None or bias.shape == weight.shape[:1], f"bias: a vector of {weight.shape[0]} values is expected")
     return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise RuntimeError(message)
 
 
 def _skipped(skip: Tensor | None, unit: int) -> bool:
     if skip is None:
         return False
-    _expect(skip.dtype == torch.bool and skip.dim() == 1, "skip: a bool vector is expected")
-    _expect(0 <= unit < skip.shape[0], f"unit: {unit} is outside the skip mask of {skip.shape[0]}")
+    expect(skip.dtype == torch.bool and skip.dim() == 1, "skip: a bool vector is expected")
+    expect(0 <= unit < skip.shape[0], f"unit: {unit} is outside the skip mask of {skip.shape[0]}")
     return bool(skip[unit])
 
 
 def _check_places(name: str, places: Tensor, shape: tuple[int, ...], limit: int) -> None:
-    _expect(
+    expect(
         places.dtype == torch.int64 and tuple(places.shape) == shape,
         f"{name}: an int64 tensor [batch{', tokens' if len(shape) == 2 else ''}] is expected",
     )
     if places.numel():
         low, high = int(places.min()), int(places.max())
         worst = low if low < 0 else high
-        _expect(0 <= worst < limit, f"{name}: {worst} is outside [0, {limit})")
+        expect(0 <= worst < limit, f"{name}: {worst} is outside [0, {limit})")
 
 
 def norm_qkv_rope(
@@ -224,7 +133,7 @@ def decode_attention(
     _check_places("positions", positions, (batch, tokens), k_cache.shape[2])
     if first is not None:
         _check_places("first", first, (batch,), k_cache.shape[2])
-    _expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
+    expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
     if _skipped(skip, unit):
         return q.new_zeros(q.shape)
     group = heads // k_cache.shape[1]
@@ -248,7 +157,7 @@ def decode_attention(
 def linear_residual(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, skip: Tensor | None = None, unit: int = 0
 ) -> Tensor:
-    _expect(
+    expect(
         residual.shape == (*x.shape[:-1], weight.shape[0]),
         "residual: the rows of x and one column for each row of weight are expected",
     )
@@ -279,7 +188,7 @@ def linear_cross_entropy(
     h, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
     vocab = weight.shape[0]
     bad = flat[(flat != ignore_index) & ((flat < 0) | (flat >= vocab))]
-    _expect(bad.numel() == 0, f"targets: {bad[:1].tolist()} is outside [0, {vocab})")
+    expect(bad.numel() == 0, f"targets: {bad[:1].tolist()} is outside [0, {vocab})")
     wide = _wide(x.dtype)
     losses = [  # some rows at a time: even here the logits never exist as a whole
         F.cross_entropy(_linear(part, weight, bias).to(wide), target, reduction="none", ignore_index=ignore_index)
@@ -298,20 +207,20 @@ def decode_step(
     skip: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Every stage by its own operator, so that this is the whole step wherever those have kernels."""
-    _expect(
+    expect(
         tokens.dim() == 1 and 1 <= len(tokens) <= 64, f"tokens: 1 to 64 are expected, not shape {list(tokens.shape)}"
     )
     _check_places("tokens", tokens, (len(tokens),), len(embedding))
-    _expect(len(layout) % len(LAYOUT) == 0, f"layout: {len(LAYOUT)} numbers a block are expected")
+    expect(len(layout) % len(LAYOUT) == 0, f"layout: {len(LAYOUT)} numbers a block are expected")
     blocks = len(layout) // len(LAYOUT)
     for name, place in zip(LAYOUT * blocks, layout, strict=True):
         good = place >= 0 if name == "window" else -1 <= place < len(weights)
-        _expect(good, f"layout: {place} is no place in weights")
+        expect(good, f"layout: {place} is no place in weights")
     wanted = 2 * sum(place >= 0 for place in layout[:: len(LAYOUT)])
-    _expect(len(caches) == wanted, f"caches: {wanted} are expected, not {len(caches)}")
-    _expect(skip is None or tuple(skip.shape) == (2 * blocks,), f"skip: a bool vector of {2 * blocks} is expected")
+    expect(len(caches) == wanted, f"caches: {wanted} are expected, not {len(caches)}")
+    expect(skip is None or tuple(skip.shape) == (2 * blocks,), f"skip: a bool vector of {2 * blocks} is expected")
     places, cached, run = positions.unsqueeze(1), iter(caches), torch.ops.pyprune
-    x = _plain(embedding[tokens], len(norm)).to(_wide(embedding.dtype)).unsqueeze(1)
+    x = plain(embedding[tokens], len(norm)).to(_wide(embedding.dtype)).unsqueeze(1)
     for unit in range(0, 2 * blocks, 2):
         start = unit // 2 * len(LAYOUT)
         part = dict(zip(LAYOUT, layout[start : start + len(LAYOUT)], strict=True))

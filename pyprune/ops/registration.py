@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyprune.ops import cuda_schemas, torch_version
 from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
+from pyprune.ops.weight_formats import format_of
 from pyprune.strides import gpu_stride
 
 torch_version.require()
@@ -40,8 +41,8 @@ for _name, _fake in cuda_schemas.FAKES.items():
 
 def _keep_for_gradients(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     x, weight, bias = inputs
-    if weight.dtype == torch.uint8:
-        raise RuntimeError("padded_linear: a compressed weight has no gradient: call it under torch.no_grad()")
+    if (stored_as := format_of(weight)) is not None:
+        raise RuntimeError(f"padded_linear: a {stored_as.name} weight has no gradient: call it under torch.no_grad()")
     ctx.save_for_backward(x, weight)
     ctx.bias_dtype = None if bias is None else bias.dtype
 

@@ -17,7 +17,6 @@ from pyprune import ops
 from pyprune.errors import InputError
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import Attention
-from pyprune.runtime.compressed import compressed, require_compressible, sizes_of
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
 from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor, require_whole
@@ -27,6 +26,7 @@ from pyprune.runtime.sequence import activation_dtype, embed
 from pyprune.runtime.skip import Plan, Skip, device_mask, plan
 from pyprune.runtime.step import WholeStep
 from pyprune.runtime.stopping import StopIds, stop_ids, token_limits
+from pyprune.runtime.weight_formats import converted, require_format, sizes_of
 
 MAX_BATCH = 64
 DEFAULT_LENGTH = 4096  # unless the model's context is shorter
@@ -43,9 +43,11 @@ class Engine:
     memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
     weights' dtype.
 
-    compress: keep bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to four
-    sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own, and
-    its `decoder` sizes only; the given decoder's memory is free once nobody else holds it.
+    weight_format: how the weights are stored. None, or "bf16" for a decoder in bfloat16: as they are.
+    "bf16-lossless12": bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to
+    four sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own,
+    and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress: the old name,
+    True for "bf16-lossless12".
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
@@ -55,8 +57,8 @@ class Engine:
     a sequence FFN halves may come and go and an MHA may be switched off, but an MHA that any cached token went without
     may not be switched on again; a device mask, which the host does not know, holds from one prefill to the next.
 
-    Raises InputError for sizes out of range, for more cache and workspace (and compressed weights) at full length than
-    there is memory, and for `compress` with other weights than bfloat16 on a CPU.
+    Raises InputError for sizes out of range, for more cache and workspace (and converted weights) at full length than
+    there is memory, and for a weight format that these weights cannot have.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class Engine:
         max_batch: int = 1,
         max_len: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        compress: bool = False,
+        weight_format: str | None = None,
+        compress: bool | None = None,
     ) -> None:
         max_batch = require_whole("max_batch", max_batch, 1, MAX_BATCH)
         if max_len is None:
@@ -75,11 +78,10 @@ class Engine:
         decoder.require_weights()
         if decoder.streamed:
             raise InputError(f"{decoder.name}: its blocks are streamed; a decoder loaded without stream is accepted")
-        if compress:
-            require_compressible(decoder)
-        require_engine(decoder, max_batch, max_len, prefill_chunk, compress)
-        self.decoder = sizes_of(decoder) if compress else decoder
-        self._running = compressed(decoder) if compress else decoder
+        stored_as = require_format(decoder, weight_format, compress)
+        require_engine(decoder, max_batch, max_len, prefill_chunk, stored_as)
+        self.decoder = sizes_of(decoder) if stored_as else decoder
+        self._running = converted(decoder, stored_as) if stored_as else decoder
         self._device = decoder.device
         self.max_batch = max_batch
         self.max_len = max_len
@@ -120,7 +122,7 @@ class Engine:
 
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decode step reads with nothing left out, as `Decoder.bytes_per_token` counts them:
-        compressed ones where the engine has those."""
+        in the format in which the engine stores them."""
         return self._running.bytes_per_token()
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None, skip: Skip = None) -> Tensor:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pyprune.models.decoder import FFN, MHA, Decoder
 from pyprune.ops import native
+from pyprune.ops.weight_formats import WeightFormat
 from pyprune.runtime import memory
 from pyprune.runtime.attention import ALIGNED, FEW_TOKENS, runs_operator
-from pyprune.runtime.compressed import compressed_bytes, compressing_bytes
 from pyprune.runtime.skip import Plan, plan
+from pyprune.runtime.weight_formats import converted_bytes, converting_bytes
 from pyprune.strides import gpu_stride
 
 # As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
@@ -61,14 +62,20 @@ def _kept_bytes(tensor: Tensor) -> int:
 
 
 def workspace_bytes(
-    decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool = False, gpu: bool = False
+    decoder: Decoder,
+    batch: int,
+    length: int,
+    runs: Plan,
+    chunk: int,
+    stored_as: WeightFormat | None = None,
+    gpu: bool = False,
 ) -> int:
     """RoPE tables and the most that prefill (in pieces of `chunk` tokens) or a decode step holds at a time; with
-    `compress` a weight that meets many rows is made bfloat16 again, one at a time."""
+    `stored_as` a weight that meets many rows is decoded, one at a time."""
     rope = decoder.rope
     sets = 2 if rope.limit is not None and length > rope.limit else 1  # a long prompt has tables of its own
     tables = sets * 2 * length * rope.inv_freq.numel() * FLOAT
-    prefill = _prefill(decoder, batch, length, runs, chunk, compress, gpu)
+    prefill = _prefill(decoder, batch, length, runs, chunk, stored_as, gpu)
     scratch = scratch_bytes(decoder, batch, length, runs, chunk, gpu)
     return tables + scratch + max(prefill, _decode(decoder, batch, length, runs))
 
@@ -87,7 +94,9 @@ def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: 
     return torch.get_num_threads() * FLOAT * most
 
 
-def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, compress: bool = False) -> None:
+def require_engine(
+    decoder: Decoder, max_batch: int, max_len: int, chunk: int, stored_as: WeightFormat | None = None
+) -> None:
     """Raise InputError, with both figures, when caches and workspace of such an engine exceed what is available.
 
     The figure is what the engine may use at full length. A system that provides memory only when it is touched would
@@ -95,14 +104,16 @@ def require_engine(decoder: Decoder, max_batch: int, max_len: int, chunk: int, c
     """
     needed = cache_bytes(decoder, max_batch, max_len)
     gpu = decoder.device.type == "cuda"
-    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, compress, gpu)
-    if compress:  # before there are caches, one matrix is there twice
-        needed = max(compressed_bytes(decoder) + needed, compressing_bytes(decoder))
+    needed += workspace_bytes(decoder, max_batch, max_len, plan(decoder), chunk, stored_as, gpu)
+    if stored_as:  # before there are caches, one matrix is there twice
+        needed = max(converted_bytes(decoder, stored_as) + needed, converting_bytes(decoder, stored_as))
     what = f"{decoder.name}: an engine with max_batch {max_batch} and max_len {max_len}"
     memory.require(needed, decoder.device, what, "a lower max_batch or max_len is expected")
 
 
-def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, compress: bool, gpu: bool) -> int:
+def _prefill(
+    decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, stored_as: WeightFormat | None, gpu: bool
+) -> int:
     """The most that a piece of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
     tokens = min(length, max(1, chunk // batch))
     rows, hidden = batch * tokens, decoder.hidden_size
@@ -128,23 +139,23 @@ def _prefill(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: int, 
             if own:
                 hold(held, query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
-                product = _product(decoder, compress, rows, kv_width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, kv_width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
             hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length, gpu))  # q, context
             query = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
+            product = _packed(decoder, rows, width) if own else _product(decoder, stored_as, rows, hidden, width, gpu)
             hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
         if ffn_runs:
             width = apart(block.ffn.width)
             if own:
                 hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
             else:
-                product = _product(decoder, compress, rows, width, hidden, gpu)
+                product = _product(decoder, stored_as, rows, width, hidden, gpu)
                 hold(activation, 2 * query, hidden, 3 * width, besides=product)  # norm; gate, up and what comes of them
             activation = width
-            product = _packed(decoder, rows, width) if own else _product(decoder, compress, rows, hidden, width, gpu)
+            product = _packed(decoder, rows, width) if own else _product(decoder, stored_as, rows, hidden, width, gpu)
             hold(activation, 2 * query, hidden if own else 2 * hidden, besides=product)
     return most
 
@@ -155,13 +166,13 @@ def _packed(decoder: Decoder, rows: int, inner: int) -> int:
     return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
 
 
-def _product(decoder: Decoder, compress: bool, rows: int, outer: int, inner: int, gpu: bool) -> int:
+def _product(decoder: Decoder, stored_as: WeightFormat | None, rows: int, outer: int, inner: int, gpu: bool) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
     weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
-    compressed weight as bfloat16."""
+    weight in another format as plain values."""
     if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
         return 0
-    plain = outer * inner * decoder.dtype.itemsize if compress else 0
+    plain = outer * inner * decoder.dtype.itemsize if stored_as else 0
     if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
         return plain + rows * (inner + outer) * decoder.dtype.itemsize
     return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT

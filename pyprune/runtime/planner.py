@@ -10,11 +10,11 @@ import torch
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import load_sizes
-from pyprune.runtime.compressed import compressed_bytes, compressing_bytes, require_compressible
 from pyprune.runtime.engine import DEFAULT_LENGTH, MAX_BATCH, PREFILL_CHUNK
 from pyprune.runtime.footprint import cache_bytes, weight_bytes, workspace_bytes
 from pyprune.runtime.inputs import is_whole
 from pyprune.runtime.skip import Skip, plan
+from pyprune.runtime.weight_formats import converted_bytes, converting_bytes, require_format
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MemoryPlan:
     weights: every tensor of the decoder, a tied head once. cache: keys and values of all blocks. workspace: RoPE tables
     and the most that a piece of prefill or a decode step holds. untouched: the part of `cache` that belongs to
     attention which `skip` leaves out; it is allocated, but a CPU's operating system never provides it. making: where
-    the engine compresses the weights, what is there while it does: the loaded ones beside theirs.
+    the engine stores the weights in another format, what is there while it does: the loaded ones beside theirs.
     """
 
     weights: int
@@ -59,18 +59,19 @@ def plan_memory(
     length: int | None = None,
     dtype: torch.dtype | str | None = None,
     skip: Skip = None,
-    compress: bool = False,
+    weight_format: str | None = None,
     device: torch.device | str | None = None,
+    compress: bool | None = None,
 ) -> MemoryPlan:
     """The memory of `Engine(load(model, dtype, device), max_batch=batch, max_len=length)`, from sizes alone.
 
     model: whatever `load` takes; only its configuration is read. length: prompt and new tokens together (default: as
-    the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay. compress: as for
-    `Engine`, once nobody else holds the decoder that the weights came from. device: "cpu" or "cuda", which need not be
-    there (default: where a given decoder lies, else a CPU). On a GPU what lies between rows of odd width counts, and
-    the workspace is an estimate.
+    the engine's). skip: what is left out at run time, as for `Engine.generate`; its weights stay. weight_format,
+    compress: as for `Engine`, once nobody else holds the decoder that the weights came from. device: "cpu" or "cuda",
+    which need not be there (default: where a given decoder lies, else a CPU). On a GPU what lies between rows of odd
+    width counts, and the workspace is an estimate.
     InputError for a model that cannot be read, a batch or a length that the engine or the model does not take, and a
-    skip that names what is not there, and compress for other weights than bfloat16.
+    skip that names what is not there, and a weight format that these weights cannot have.
     """
     decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
     length = default_length(decoder) if length is None else length
@@ -79,19 +80,16 @@ def plan_memory(
     if not is_whole(length) or not 1 <= length <= decoder.max_positions:
         raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
     kind = _kind(decoder, device)
-    if compress:
-        require_compressible(decoder)
-        if kind == "cuda":
-            raise InputError(f"compress: {decoder.name} on cuda; bfloat16 weights on a CPU are accepted")
+    stored_as = require_format(decoder, weight_format, compress, kind)
     runs = plan(decoder, skip)
     plain = weight_bytes(decoder, kind == "cuda")
     cache = cache_bytes(decoder, batch, length)
     return MemoryPlan(
-        weights=compressed_bytes(decoder) if compress else plain,
+        weights=converted_bytes(decoder, stored_as) if stored_as else plain,
         cache=cache,
-        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, compress, kind == "cuda"),
+        workspace=workspace_bytes(decoder, batch, length, runs, PREFILL_CHUNK, stored_as, kind == "cuda"),
         untouched=cache - cache_bytes(decoder, batch, length, runs),
-        making=plain + compressing_bytes(decoder) if compress else 0,
+        making=plain + converting_bytes(decoder, stored_as) if stored_as else 0,
     )
 
 

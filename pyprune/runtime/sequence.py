@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder
+from pyprune.ops.weight_formats import format_of
 from pyprune.runtime.attention import runs_operator
 
 
@@ -24,8 +25,8 @@ def embed(decoder: Decoder, input_ids: Tensor) -> Tensor:
     """Embedding rows of `input_ids [N, T]`: x `[N, T, hidden]`. InputError for a decoder without weights."""
     decoder.require_weights()
     rows = F.embedding(input_ids.to(decoder.device, torch.int64), decoder.embedding)
-    if rows.dtype == torch.uint8:  # compressed
-        rows = ops.decompress_bfloat16(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)
+    if (stored_as := format_of(rows)) is not None:
+        rows = stored_as.decoded(rows.flatten(0, 1), len(decoder.norm)).unflatten(0, input_ids.shape)
     return rows.to(activation_dtype(decoder))
 
 

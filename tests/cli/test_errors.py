@@ -81,7 +81,10 @@ BAD_INPUT = [
     (["generate", TINY, "--min-p", "0.5"], "--min-p 0.5: has no effect"),
     (["generate", TINY, "--seed", str(2**63)], f"--seed: '{2**63}': an integer from 0 to {2**63 - 1}"),
     (["generate", TINY, "--prefill-chunk", "0"], "--prefill-chunk: '0'"),
-    (["generate", TINY, "--dtype", "fp16", "--compress"], "compress: shape:tiny has float16 weights"),
+    (
+        ["generate", TINY, "--dtype", "fp16", "--weight-format", "bf16-lossless12"],
+        "weight_format bf16-lossless12: shape:tiny has float16 weights",
+    ),
     (["generate", TINY, "--logprobs"], "--logprobs: belongs to --json"),
     (["generate", TINY, "--stream", "--json"], "--stream: prints text as it comes; --json"),
     (["generate", "smollm2-135m", "--prompt", "a", "--prompt", ""], "--prompt ''"),

@@ -26,10 +26,12 @@ def test_generate_prints_as_many_ids_as_asked_for_and_skipping_changes_them(caps
 
 def test_generate_gives_the_same_ids_with_compressed_weights(capsys):
     words = ["generate", TINY, "--dtype", "bf16", "--max-new-tokens", "12", "--skip", "1"]
-    code, out, err = run(capsys, *words, "--compress")
+    code, out, err = run(capsys, *words, "--weight-format", "bf16-lossless12")
     assert (code, err) == (0, "")
     assert len(out.split()) == 12
     assert run(capsys, *words)[1] == out
+    with pytest.warns(DeprecationWarning, match="--compress is now --weight-format bf16-lossless12"):
+        assert run(capsys, *words, "--compress")[1] == out
 
 
 def test_generate_takes_every_seed_of_the_engine(capsys):

@@ -46,7 +46,7 @@ def test_json_has_every_plan_in_bytes(capsys):
     assert (code, err) == (0, "")
     data = json.loads(out)
     assert set(data) == {
-        "model", "device", "dtype", "parameters", "skip", "compress", "available_memory_bytes", "plans",
+        "model", "device", "dtype", "parameters", "skip", "weight_format", "available_memory_bytes", "plans",
     }  # fmt: skip
     assert data["device"] == "cpu"
     assert (data["model"], data["dtype"]) == (TINY, "bfloat16")
@@ -118,13 +118,13 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, words, message):
 
 def test_compressed_weights_are_planned_and_only_bfloat16_has_them(capsys):
     words = [TINY, "--memory", "--len", "64", "--json"]
-    code, out, _ = run(capsys, *words, "--dtype", "bf16", "--compress")
+    code, out, _ = run(capsys, *words, "--dtype", "bf16", "--weight-format", "bf16-lossless12")
     given = json.loads(out)
-    assert (code, given["compress"]) == (0, True)
-    assert given["plans"][0]["weights"] == plan_memory(TINY, 1, 64, "bf16", compress=True).weights
-    code, out, _ = run(capsys, TINY, "--memory", "--len", "64", "--dtype", "bf16", "--compress")
-    assert "bfloat16 of 12 bits" in out
-    code, _, err = run(capsys, *words, "--dtype", "fp16", "--compress")
+    assert (code, given["weight_format"]) == (0, "bf16-lossless12")
+    assert given["plans"][0]["weights"] == plan_memory(TINY, 1, 64, "bf16", weight_format="bf16-lossless12").weights
+    code, out, _ = run(capsys, TINY, "--memory", "--len", "64", "--dtype", "bf16", "--weight-format", "bf16-lossless12")
+    assert "bfloat16 (bf16-lossless12)" in out
+    code, _, err = run(capsys, *words, "--dtype", "fp16", "--weight-format", "bf16-lossless12")
     assert code == 2
-    assert "compress" in err
+    assert "weight_format bf16-lossless12" in err
     assert "float16" in err

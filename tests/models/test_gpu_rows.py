@@ -152,8 +152,8 @@ def test_whatever_walks_the_weights_finds_the_packed_ones(gpu: None):
     assert journal._weights(decoder) == journal._weights(plain)
     assert layout(load_sizes(decoder)) == layout(load_sizes(plain))
     tokens = torch.arange(12).view(2, 6)
-    for compress in (False, True):
-        engines = [Engine(one, 2, 20, compress=compress) for one in (decoder, plain)]
+    for weight_format in (None, "bf16-lossless12"):
+        engines = [Engine(one, 2, 20, weight_format=weight_format) for one in (decoder, plain)]
         ours, theirs = (engine.prefill(tokens) for engine in engines)
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
     ours, theirs = (score(one.to(torch.float32), tokens) for one in (decoder, plain))

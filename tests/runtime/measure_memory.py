@@ -30,7 +30,7 @@ def resident(field: str) -> int:
 
 
 def measure(
-    spec: str, dtype: str | None, batch: int, length: int, skip: list[int], compress: bool = False
+    spec: str, dtype: str | None, batch: int, length: int, skip: list[int], weight_format: str | None = None
 ) -> dict[str, int | float]:
     """Load, generate up to the full length, and compare the most that was resident with the plan."""
     # The libraries' own memory is not the model's: have it there before the count begins, the GEMM of each dtype too.
@@ -39,7 +39,7 @@ def measure(
         pyprune.Engine(warm, max_batch=4, max_len=100).generate(torch.zeros(4, 90, dtype=torch.long), max_new_tokens=2)
     if not spec.startswith("shape:"):
         import gguf  # noqa: F401
-    plan = pyprune.plan_memory(spec, batch, length, dtype, skip, compress)
+    plan = pyprune.plan_memory(spec, batch, length, dtype, skip, weight_format)
     gc.collect()
     process = resident("VmRSS")
 
@@ -47,7 +47,8 @@ def measure(
     gc.collect()
     loaded = resident("VmRSS")
     vocabulary = decoder.vocab_size
-    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length, compress=compress)  # hands back what loading left
+    # Making it hands back what loading left.
+    engine = pyprune.Engine(decoder, max_batch=batch, max_len=length, weight_format=weight_format)
     del decoder
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: loading is not what is measured
     prompt = torch.randint(0, vocabulary, (batch, length - NEW_TOKENS + 1))
@@ -73,7 +74,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--len", type=int, default=512)
     parser.add_argument("--skip", type=int, nargs="*", default=[])
-    parser.add_argument("--compress", action="store_true")
+    parser.add_argument("--weight-format")
     options = parser.parse_args()
-    words = (options.model, options.dtype, options.batch, options.len, options.skip, options.compress)
+    words = (options.model, options.dtype, options.batch, options.len, options.skip, options.weight_format)
     print(json.dumps(measure(*words)))

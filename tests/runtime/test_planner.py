@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from pyprune import Decoder, Engine, InputError, Pruning, apply, load, plan_memory, to_transformers
 from pyprune.models import load_sizes
 from pyprune.ops import native
+from pyprune.ops.weight_formats import LOSSLESS12
 from pyprune.runtime import footprint, memory
 from pyprune.runtime.engine import PREFILL_CHUNK
 from pyprune.runtime.planner import default_length
@@ -158,15 +159,15 @@ def isa(request):
         native.select_isa(own)
 
 
-COMPRESSED = [(*work, True) for work in WORK if work[1] == "bf16"]
+CONVERTED = [(*work, LOSSLESS12) for work in WORK if work[1] == "bf16"]
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype", "pruning", "batch", "length", "compress"), [*((*work, False) for work in WORK), *COMPRESSED]
+    ("spec", "dtype", "pruning", "batch", "length", "stored_as"), [*((*work, None) for work in WORK), *CONVERTED]
 )
-def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length, compress):
+def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length, stored_as):
     decoder = apply(load(spec, dtype), pruning)
-    engine = Engine(decoder, batch, length, compress=compress)
+    engine = Engine(decoder, batch, length, weight_format=stored_as and stored_as.name)
     prompt = torch.randint(0, decoder.vocab_size, (batch, length - 1))
     engine.generate(prompt, max_new_tokens=2)  # the kernels' own scratch memory is there from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -178,7 +179,7 @@ def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning,
         most = max(most, held)
     tables = engine.cos.nbytes + engine.sin.nbytes
     chunk = engine.prefill_chunk
-    planned = footprint.workspace_bytes(decoder, batch, length, plan(decoder), chunk, compress) - tables
+    planned = footprint.workspace_bytes(decoder, batch, length, plan(decoder), chunk, stored_as) - tables
     planned -= footprint.scratch_bytes(decoder, batch, length, plan(decoder), chunk)
     assert planned == pytest.approx(most, rel=0.02)
 

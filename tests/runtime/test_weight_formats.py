@@ -14,9 +14,10 @@ import torch
 
 from pyprune import Engine, InputError, Pruning, load, plan_memory, score
 from pyprune.models.decoder import Decoder
+from pyprune.ops.weight_formats import LOSSLESS12
 from pyprune.pruning import apply
 from pyprune.runtime import memory
-from pyprune.runtime.compressed import compressed
+from pyprune.runtime.weight_formats import converted
 
 # Rows of few columns would not get smaller: a head and whole groups of 64 take too much of them.
 SIZES = "hidden=320,blocks=4,heads=6,kv_heads=2,head_dim=52,ffn=701,vocab=301"
@@ -34,7 +35,7 @@ def model(spec: str) -> Decoder:
 
 def small_engine(decoder: Decoder, *sizes: int) -> Engine:
     """An engine that has every matrix compressed."""
-    engine = Engine(decoder, *sizes, compress=True)
+    engine = Engine(decoder, *sizes, weight_format=LOSSLESS12.name)
     stored = {tensor.dtype for _, tensor in engine._running.tensors() if tensor.dim() == 2}
     assert stored == {torch.uint8}
     return engine
@@ -88,9 +89,9 @@ def test_the_real_model_writes_the_same_text(smollm2):
     found = small.generate(prompt, max_new_tokens=24, logprobs=True)
     assert torch.equal(found[0], tokens)
     assert torch.equal(found[1], logarithms)
-    sizes = [sum(t.nbytes for _, t in one.tensors()) for one in (compressed(decoder), decoder)]
+    sizes = [sum(t.nbytes for _, t in one.tensors()) for one in (converted(decoder, LOSSLESS12), decoder)]
     assert 0.75 < sizes[0] / sizes[1] < 0.77
-    assert plan_memory(decoder, length=64, compress=True).weights == pytest.approx(sizes[0], rel=0.005)
+    assert plan_memory(decoder, length=64, weight_format=LOSSLESS12.name).weights == pytest.approx(sizes[0], rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -98,19 +99,21 @@ def test_the_real_model_writes_the_same_text(smollm2):
 )
 def test_the_plan_knows_what_random_weights_take(spec: str):
     decoder = model(spec)
-    found = sum(tensor.nbytes for _, tensor in compressed(decoder).tensors())
-    assert plan_memory(spec, 1, 50, "bf16", compress=True).weights == pytest.approx(found, rel=0.02)
+    found = sum(tensor.nbytes for _, tensor in converted(decoder, LOSSLESS12).tensors())
+    assert plan_memory(spec, 1, 50, "bf16", weight_format=LOSSLESS12.name).weights == pytest.approx(found, rel=0.02)
 
 
 def test_a_matrix_that_would_not_get_smaller_stays_as_it_is():
     decoder = model(f"shape:{SIZES}")
     exponents = torch.randint(-60, 4, decoder.head.weight.shape)
     decoder.head.weight.copy_(torch.randn(exponents.shape).ldexp(exponents))
-    running = compressed(decoder)
+    running = converted(decoder, LOSSLESS12)
     stored = [name for name, tensor in running.tensors() if tensor.dim() == 2 and tensor.dtype != torch.uint8]
     assert stored == ["head.weight"]
     prompt = ids(decoder, 2, 5)
-    assert torch.equal(Engine(decoder, 2, 9, compress=True).prefill(prompt), Engine(decoder, 2, 9).prefill(prompt))
+    assert torch.equal(
+        Engine(decoder, 2, 9, weight_format=LOSSLESS12.name).prefill(prompt), Engine(decoder, 2, 9).prefill(prompt)
+    )
 
 
 def test_the_old_weights_are_free_and_the_engines_decoder_has_sizes_alone():
@@ -131,7 +134,7 @@ def test_what_has_sizes_alone_neither_runs_nor_is_saved(tmp_path):
     sizes = small_engine(model(f"shape:{SIZES}"), 1, 20).decoder
     uses = [
         lambda: Engine(sizes),
-        lambda: Engine(sizes, compress=True),
+        lambda: Engine(sizes, weight_format=LOSSLESS12.name),
         lambda: sizes.save(tmp_path / "saved"),
         lambda: sizes.save_gguf(tmp_path / "saved.gguf", tokenizer=False),
         lambda: score(sizes, torch.zeros(2, 8, dtype=torch.int64)),
@@ -150,9 +153,9 @@ def test_weights_that_want_gradients_are_compressed_all_the_same():
 
 def test_the_plan_counts_the_old_weights_while_the_new_ones_are_made():
     decoder = model(f"shape:{SIZES}")
-    planned = plan_memory(decoder, 1, 50, compress=True)
-    old, new = (sum(t.nbytes for _, t in one.tensors()) for one in (decoder, compressed(decoder)))
-    largest = max(t.nbytes for _, t in compressed(decoder).tensors())
+    planned = plan_memory(decoder, 1, 50, weight_format=LOSSLESS12.name)
+    old, new = (sum(t.nbytes for _, t in one.tensors()) for one in (decoder, converted(decoder, LOSSLESS12)))
+    largest = max(t.nbytes for _, t in converted(decoder, LOSSLESS12).tensors())
     assert planned.making == pytest.approx(old + new + largest, rel=0.02)
     assert planned.most == planned.making > planned.total
     assert plan_memory(decoder, 1, 50).making == 0
@@ -160,22 +163,45 @@ def test_the_plan_counts_the_old_weights_while_the_new_ones_are_made():
 
 def test_an_engine_that_could_not_compress_is_refused_with_the_figure(monkeypatch):
     decoder = model(f"shape:{SIZES}")
-    planned = plan_memory(decoder, 1, 20, compress=True)
+    planned = plan_memory(decoder, 1, 20, weight_format=LOSSLESS12.name)
     old = sum(t.nbytes for _, t in decoder.tensors())
     needed = max(planned.making - old, planned.total)
     monkeypatch.setattr(memory, "available", lambda device="cpu": needed - 1)
     with pytest.raises(InputError, match="are needed on cpu"):
-        Engine(decoder, 1, 20, compress=True)
+        Engine(decoder, 1, 20, weight_format=LOSSLESS12.name)
     monkeypatch.setattr(memory, "available", lambda device="cpu": needed)
-    Engine(decoder, 1, 20, compress=True)
+    Engine(decoder, 1, 20, weight_format=LOSSLESS12.name)
 
 
 def test_other_weights_than_bfloat16_are_refused(tiny):
-    message = "compress: .* has float32 weights on cpu; bfloat16 weights on a CPU are accepted"
+    message = "weight_format bf16-lossless12: .* has float32 weights on cpu; bfloat16 weights on a CPU are accepted"
     with pytest.raises(InputError, match=message):
-        Engine(tiny, compress=True)
-    with pytest.raises(InputError, match="float16 weights on meta"):
-        plan_memory("shape:tiny", dtype="fp16", length=10, compress=True)
+        Engine(tiny, weight_format=LOSSLESS12.name)
+    with pytest.raises(InputError, match="float16 weights on cpu"):
+        plan_memory("shape:tiny", dtype="fp16", length=10, weight_format=LOSSLESS12.name)
+
+
+def test_a_format_is_known_by_its_name_and_the_plain_one_is_the_weights_own(tiny):
+    with pytest.raises(InputError, match="weight_format 'int3': one of bf16, bf16-lossless12 is expected"):
+        Engine(tiny, weight_format="int3")
+    with pytest.raises(InputError, match=r"weight_format bf16: .* has float32 weights on cpu; bfloat16 weights are"):
+        Engine(tiny, weight_format="bf16")
+    decoder = model(f"shape:{SIZES}")
+    assert Engine(decoder, weight_format="bf16").decoder is decoder
+
+
+def test_compress_is_the_old_name_and_says_so():
+    decoder = model(f"shape:{SIZES}")
+    planned = plan_memory(decoder, 1, 20, weight_format="bf16-lossless12")
+    with pytest.warns(DeprecationWarning, match="compress=True is now weight_format='bf16-lossless12'"):
+        assert plan_memory(decoder, 1, 20, compress=True) == planned
+    with pytest.warns(DeprecationWarning, match="compress=True"):
+        assert plan_memory(decoder, 1, 20, None, None, True) == planned  # its old place
+    with pytest.warns(DeprecationWarning, match="compress=True"):
+        engine = Engine(decoder, 1, 20, compress=True)
+    assert all(tensor.is_meta for _, tensor in engine.decoder.tensors())
+    with pytest.warns(DeprecationWarning, match="compress=False is now weight_format=None"):
+        assert Engine(decoder, 1, 20, compress=False).decoder is decoder
 
 
 @pytest.mark.slow
@@ -183,7 +209,7 @@ def test_the_reference_implementations_give_the_same_too():
     code = (
         "import json, torch\nfrom pyprune import Engine, load\n"
         f"decoder = load('shape:{SIZES}', dtype='bf16')\nprompt = torch.arange(60).view(2, 30)\n"
-        "plain, small = Engine(decoder, 2, 40), Engine(decoder, 2, 40, compress=True)\n"
+        "plain, small = Engine(decoder, 2, 40), Engine(decoder, 2, 40, weight_format='bf16-lossless12')\n"
         "assert {t.dtype for _, t in small._running.tensors() if t.dim() == 2} == {torch.uint8}\n"
         "print(json.dumps([one.generate(prompt, max_new_tokens=4).tolist() for one in (plain, small)]))"
     )
