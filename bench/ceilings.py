@@ -1,8 +1,8 @@
 """What memory can deliver at most: streaming reads of a buffer as large as a 1B model's weights, by all threads.
 
 The readers are torch's sum, the C library's memchr (looking for a byte that is not there), and a loop of loads with the
-lines to come called ahead (csrc/cpu/ceiling.cpp): without the last one a decode step was quicker than the "limit". The
-quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is shared
+next lines prefetched (csrc/cpu/read_bandwidth.cpp): without the last one a decode step was quicker than the "limit".
+The quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is shared
 gives other rates over hundredths of a second than over seconds.
 """
 

@@ -41,7 +41,7 @@ def _as_it_was() -> Iterator[None]:
 
 def the_other(dtype: torch.dtype) -> tuple[str, str]:
     """The name of the side, and of the GEMM, that pyprune does not take by itself."""
-    own = native.multiplies_many_rows(dtype)
+    own = native.has_own_gemm(dtype)
     return ("pyprune, torch's GEMM", "torch") if own else ("pyprune, own kernels", "own")
 
 
@@ -73,7 +73,7 @@ def test_prompts(interleaved, benchmark, table, low, all_peers, batch: int, toke
         batch=batch,
         prompt_tokens=tokens,
         absent=absent,
-        own_gemm=native.multiplies_many_rows(low.dtype),
+        own_gemm=native.has_own_gemm(low.dtype),
     )
     for name, taken in seconds.items():
         cells = {"ms": f"{1e3 * median(taken):.0f}", "tokens/s": f"{batch * tokens / median(taken):.0f}"}

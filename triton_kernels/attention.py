@@ -2,7 +2,7 @@
 
 One program takes the query heads that share a KV head against a fixed stretch of the cache, so that the bits do not
 depend on the batch; a second kernel joins the stretches. Many query tokens are enough programs without splitting. Of a
-sliding window only the stretches that it reaches are read, and of a skipped unit nothing.
+sliding window only the stretches that it reaches are read, and of a skipped sublayer nothing.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def _seen_rows(position, first, limit, window):
     return known, begin.to(tl.int32), tl.where(known, position + 1, 0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["unit", "tokens", "window"])
+@triton.jit(do_not_specialize=["sublayer", "tokens", "window"])
 def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, first, out,
-                     out_row, parts, peaks, skip, unit, tokens, limit, window, stretch, scale,
+                     out_row, parts, peaks, skip, sublayer, tokens, limit, window, stretch, scale,
                      HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
                      DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
                      STAGES: tl.constexpr, PDL: tl.constexpr,
@@ -62,7 +62,7 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
     """
     begin_kernel(PDL)
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     stretch_index = tl.program_id(0)
     batch = (tl.program_id(2) // KV_HEADS).to(tl.int64)
     group = tl.program_id(2) % KV_HEADS
@@ -123,14 +123,14 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
         tl.store(peaks + slot * 2 + 1, total, mask=reached)
 
 
-@triton.jit(do_not_specialize=["unit", "tokens", "window"])
-def join_stretches_kernel(parts, peaks, positions, first, out, out_row, skip, unit, tokens, stretches, limit, window,
-                          stretch,
+@triton.jit(do_not_specialize=["sublayer", "tokens", "window"])
+def join_stretches_kernel(parts, peaks, positions, first, out, out_row, skip, sublayer, tokens, stretches, limit,
+                          window, stretch,
                           HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
                           ):  # fmt: skip
     """One query head a program, stretches in their order. Grid: (batch x tokens x heads,)."""
     begin_kernel(PDL)
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     index = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + index // HEADS)
     first_row, limit = _first_row(first, index // HEADS // tokens, limit, live)
@@ -154,7 +154,7 @@ def join_stretches_kernel(parts, peaks, positions, first, out, out_row, skip, un
 
 
 def _stride_unit(*caches: Tensor) -> int:
-    """As `launch.unit`, for the three leading strides of the caches."""
+    """As `launch.stride_unit`, for the three leading strides of the caches."""
     size = 16 // caches[0].element_size()
     aligned = all(c.data_ptr() % 16 == 0 and all(c.stride(i) % size == 0 for i in range(3)) for c in caches)
     return size if aligned else 1
@@ -162,7 +162,7 @@ def _stride_unit(*caches: Tensor) -> int:
 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, scale: float, skip: Tensor | None = None,
-    unit: int = 0, first: Tensor | None = None, window: int = 0,
+    sublayer: int = 0, first: Tensor | None = None, window: int = 0,
 ) -> Tensor:  # fmt: skip
     """softmax(scale q k^T) v for q [B, T, N, D]: query (b, t) sees cache rows first[b] (0) .. positions[b, t], of them
     the last `window` where that is positive, and always its own."""
@@ -179,7 +179,7 @@ def decode_attention(
     places = checks.indices(positions, (batch, tokens), "positions", device)
     starts = None if first is None else checks.indices(first, (batch,), "first", device)
     checks.expect(window >= 0, f"window: {window} given; 0 (none) or a positive number is expected")
-    checks.skip_mask(skip, unit, device)
+    checks.skip_mask(skip, sublayer, device)
     q = q.contiguous()
     # The projection that comes next reads a token's heads as one row.
     by_token = empty_rows(batch * tokens, heads * head_dim, dtype=q.dtype, device=device)
@@ -189,18 +189,18 @@ def decode_attention(
 
     most = max(MOST_PROGRAMS[2] // kv_heads, 1)  # sequences in a grid, whose z is batch x KV heads
     if batch <= most:
-        _attend(q, k_cache, v_cache, places, scale, skip, unit, starts, window, out, out_row)
+        _attend(q, k_cache, v_cache, places, scale, skip, sublayer, starts, window, out, out_row)
         return out
     for at in range(0, batch, most):
         part = slice(at, at + most)
         first_rows = None if starts is None else starts[part]
         caches = k_cache[part], v_cache[part]
-        _attend(q[part], *caches, places[part], scale, skip, unit, first_rows, window, out[part], out_row)
+        _attend(q[part], *caches, places[part], scale, skip, sublayer, first_rows, window, out[part], out_row)
     return out
 
 
 def _attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, scale: float, skip: Tensor | None, unit: int,
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, scale: float, skip: Tensor | None, sublayer: int,
     starts: Tensor | None, window: int, out: Tensor, out_row: int,
 ) -> None:  # fmt: skip
     (batch, tokens, heads, head_dim), device = q.shape, q.device
@@ -223,15 +223,15 @@ def _attend(
         attention_kernel, (splits, cdiv(rows, tile.queries), batch * kv_heads), device, tile.warps, tile.stages, q=q,
         k_cache=k_cache, k_batch=k_cache.stride(0) // u, k_head=k_cache.stride(1) // u, k_row=k_cache.stride(2) // u,
         v_cache=v_cache, v_batch=v_cache.stride(0) // u, v_head=v_cache.stride(1) // u, v_row=v_cache.stride(2) // u,
-        positions=places, first=starts, out=out, out_row=out_row, parts=parts, peaks=peaks, skip=skip, unit=unit,
-        tokens=tokens, limit=length, window=window, stretch=stretch, scale=scale * LOG2_E, HEADS=heads,
-        KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries,
+        positions=places, first=starts, out=out, out_row=out_row, parts=parts, peaks=peaks, skip=skip,
+        sublayer=sublayer, tokens=tokens, limit=length, window=window, stretch=stretch, scale=scale * LOG2_E,
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries,
         BLOCK_L=tile.keys, BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
         launch(
             join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
-            first=starts, out=out, out_row=out_row, skip=skip, unit=unit, tokens=tokens, stretches=splits,
+            first=starts, out=out, out_row=out_row, skip=skip, sublayer=sublayer, tokens=tokens, stretches=splits,
             limit=length, window=window, stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
             PDL=dependent(device),
         )  # fmt: skip

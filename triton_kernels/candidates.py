@@ -26,9 +26,9 @@ def candidates(operator: str, dtype: torch.dtype, shape: Shape, arch: Architectu
     elif operator == "linear_cross_entropy":
         fixed = configs.widened(arch.loss, dtype)
         found = [fixed, *_loss(fixed, dtype, arch)]
-    elif operator in (*PAIRS, *SINGLES) and shape.rows <= configs.FEW_ROWS:
+    elif operator in (*PAIRS, *SINGLES) and shape.rows <= configs.SKINNY_ROWS:
         pair = operator in PAIRS
-        fixed = configs.few_rows_tile(arch, shape.rows, dtype, pair)
+        fixed = configs.skinny_tile(arch, shape.rows, dtype, pair)
         tiles = _gemv(fixed, dtype, pair) if fixed.rows <= configs.GEMV_ROWS else _dot(fixed, dtype, pair, arch)
         found = [fixed, *(replace(one, programs=n) for one in tiles for n in _programs(one, shape))]
     else:

@@ -55,13 +55,13 @@ def activations(x: Tensor, what: str, weight: Tensor) -> Tensor:
     return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
 
 
-def skip_mask(skip: Tensor | None, unit: int, device: torch.device) -> None:
+def skip_mask(skip: Tensor | None, sublayer: int, device: torch.device) -> None:
     if skip is not None:
         expect(
             skip.dtype == torch.bool and skip.dim() == 1 and skip.is_contiguous() and skip.device == device,
             f"skip: a contiguous bool vector on {device} is expected",
         )
-        expect(0 <= unit < skip.shape[0], f"unit: {unit} is outside the skip mask of {skip.shape[0]}")
+        expect(0 <= sublayer < skip.shape[0], f"sublayer: {sublayer} is outside the skip mask of {skip.shape[0]}")
 
 
 def indices(values: Tensor, shape: tuple[int, ...], what: str, device: torch.device) -> Tensor:

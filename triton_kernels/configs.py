@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-FEW_ROWS = 64  # up to this many rows the weights are streamed once; beyond it torch's own GEMM does the products
+SKINNY_ROWS = 64  # up to this many rows the weights are streamed once; beyond it torch's own GEMM does the products
 GEMV_ROWS = 2  # up to this many rows a product is a sum in registers; beyond it tensor cores with padded rows
 
 
@@ -130,13 +130,13 @@ def architecture(device: torch.device) -> Architecture:
     return _of_device(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def few_rows_tile(arch: Architecture, rows: int, dtype: torch.dtype, pair: bool) -> Tile:
+def skinny_tile(arch: Architecture, rows: int, dtype: torch.dtype, pair: bool) -> Tile:
     """The tile for `rows` (1 to 64) activation rows against weights of `dtype`."""
     padded = rows if rows <= GEMV_ROWS else next(size for size in (16, 32, 64) if rows <= size)
     return widened((arch.pair if pair else arch.single)[padded], dtype)
 
 
-def many_rows_tile(arch: Architecture, dtype: torch.dtype, pair: bool) -> Tile:
+def gemm_tile(arch: Architecture, dtype: torch.dtype, pair: bool) -> Tile:
     """The tile of a full GEMM against weights of `dtype`; two weights at once share the sums' registers."""
     tile = widened(arch.loss, dtype)
     return replace(tile, columns=max(tile.columns // 2, 16)) if pair else tile

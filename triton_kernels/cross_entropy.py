@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
-from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, configured, launch, stride_unit
 from pyprune.triton_kernels.products import banded, tile_products
 from pyprune.triton_kernels.rows import padded_rows, rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
@@ -105,9 +105,9 @@ def _losses(
     losses: Tensor,
 ) -> None:  # fmt: skip
     (rows, inner), vocab, device = x.shape, weight.shape[0], x.device
-    few = rows <= configs.FEW_ROWS
+    few = rows <= configs.SKINNY_ROWS
     if few:
-        tile = configs.few_rows_tile(architecture(device), rows, weight.dtype, pair=False)
+        tile = configs.skinny_tile(architecture(device), rows, weight.dtype, pair=False)
     else:
         tile = configs.widened(architecture(device).loss, weight.dtype)
         shape = configs.shape_of(tile, *weight.shape)
@@ -119,7 +119,7 @@ def _losses(
     tiles = cdiv(vocab, tile.columns)
     maxima = torch.empty(tiles, rows, dtype=torch.float32, device=device)
     sums, picked = torch.empty_like(maxima), torch.empty(rows, dtype=torch.float32, device=device)
-    x_unit, w_unit = unit(x), unit(weight)
+    x_unit, w_unit = stride_unit(x), stride_unit(weight)
     launch(
         loss_tiles_kernel, (cdiv(rows, tile.rows) * tiles,), device, tile.warps, tile.stages, tile.registers, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, bias=bias,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.strides import WIDE_LOAD, has_zero_gap, widened
-from pyprune.triton_kernels.launch import unit
+from pyprune.triton_kernels.launch import stride_unit
 from pyprune.triton_kernels.rows import padded_rows, zero_padded
 
 VARIABLE = "PYPRUNE_GEMM"  # what multiplies many rows, on a CPU too
@@ -41,7 +41,7 @@ def takes(weight: Tensor, padded_result: bool = False) -> bool:
 
 def has_aligned_gap(weight: Tensor) -> bool:
     """Whether there are zeros behind every row of the weight up to the next one, and rows start on 16 bytes."""
-    return has_zero_gap(weight) and unit(weight) > 1
+    return has_zero_gap(weight) and stride_unit(weight) > 1
 
 
 def gemm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,9 +61,9 @@ def aligned_views(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     inner = x.shape[1]
     if inner * x.element_size() % WIDE_LOAD and has_aligned_gap(weight):
         width = weight.stride(0)
-        if not (has_zero_gap(x) and x.stride(0) >= width and unit(x) > 1):
+        if not (has_zero_gap(x) and x.stride(0) >= width and stride_unit(x) > 1):
             x = zero_padded(x, width)
         return widened(x, width), widened(weight, width)
-    if inner and unit(weight) > unit(x):  # else the GEMM falls to its kernels for odd strides
+    if inner and stride_unit(weight) > stride_unit(x):  # else the GEMM falls to its kernels for odd strides
         x = padded_rows(*x.shape, x.dtype, x.device).copy_(x)
     return x, weight

@@ -114,9 +114,9 @@ def configured(
     return found
 
 
-def few_rows_tile(device: torch.device, operator: str, rows: int, weight: Tensor, pair: bool) -> configs.Tile:
+def skinny_tile(device: torch.device, operator: str, rows: int, weight: Tensor, pair: bool) -> configs.Tile:
     """The tile for `rows` (1 to 64) activation rows against `weight` [columns, inner]."""
-    fixed = configs.few_rows_tile(architecture(device), rows, weight.dtype, pair)
+    fixed = configs.skinny_tile(architecture(device), rows, weight.dtype, pair)
     return configured(fixed, device, operator, weight.dtype, configs.shape_of(fixed, *weight.shape))
 
 
@@ -173,7 +173,7 @@ def options(one: Launch) -> dict[str, int | None]:
     }
 
 
-def unit(*matrices: Tensor) -> int:
+def stride_unit(*matrices: Tensor) -> int:
     """In how many elements the row strides are counted: 16 bytes' worth where every row starts on 16 bytes, else 1.
 
     Triton sees by itself only strides divisible by 16 elements. A stride passed as `stride // unit` and multiplied by

@@ -49,7 +49,7 @@ def cases(decoder: Decoder, arch: Architecture, rows: Sequence[int] = ROWS) -> l
 
 def _few_rows(decoder: Decoder, arch: Architecture, classes: Sequence[int]) -> Iterator[Case]:
     def case(operator: str, rows: int, weight: Tensor, prepare: Callable[[torch.device], Prepared]) -> Case:
-        tile = configs.few_rows_tile(arch, rows, weight.dtype, operator in PAIRS)
+        tile = configs.skinny_tile(arch, rows, weight.dtype, operator in PAIRS)
         return Case(operator, weight.dtype, configs.shape_of(tile, *weight.shape), prepare)
 
     for rows in classes:

@@ -35,17 +35,17 @@ def load(pointers, inside, MASKED: tl.constexpr, STREAM: tl.constexpr):
 
 
 @triton.jit
-def is_live(skip, unit):
-    """False where the skip mask, if there is one, has this unit's flag set.
+def is_live(skip, sublayer):
+    """False where the skip mask, if there is one, has this sublayer's flag set.
 
     Kernels fold it, and whatever else holds for the whole program, into a bound (`tl.where(live, M, 0)`): then nothing
-    is read for a skipped unit. Joined to a mask of many elements it would be refused by Triton 3.9's interpreter, which
-    spreads a truth value in the type of what was compared.
+    is read for a skipped sublayer. Joined to a mask of many elements it would be refused by Triton 3.9's interpreter,
+    which spreads a truth value in the type of what was compared.
     """
     if skip is None:
         return tl.full((), 1, tl.int1)
     else:
-        return tl.load(skip + unit) == 0
+        return tl.load(skip + sublayer) == 0
 
 
 @triton.jit

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyprune.triton_kernels import checks, configs
 from pyprune.triton_kernels.gemm import gemm
-from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, power_of_2
-from pyprune.triton_kernels.launch import unit as alignment
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, power_of_2, skinny_tile
+from pyprune.triton_kernels.launch import stride_unit as alignment
 from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
 from pyprune.triton_kernels.rows import rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
@@ -107,10 +107,10 @@ def _rotate_and_append(a, b, p, m, head, q_bias, k_bias, v_bias, q_norm, k_norm,
         tl.store(at + HALF, right.to(v_cache.dtype.element_ty), mask=followed)
 
 
-@triton.jit(do_not_specialize=["unit", "M", "steps", "tokens"])
+@triton.jit(do_not_specialize=["sublayer", "M", "steps", "tokens"])
 def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v_units, q_bias, k_bias, v_bias, cos,
                     sin, cos_stride, sin_stride, positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache,
-                    v_batch, v_head, v_row, parts, part_squares, skip, unit, M, K, steps, tokens, limit, slot_limit,
+                    v_batch, v_head, v_row, parts, part_squares, skip, sublayer, M, K, steps, tokens, limit, slot_limit,
                     eps,
                     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, X_UNIT: tl.constexpr,
                     W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -120,7 +120,7 @@ def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v
     begin_kernel(PDL)
     HALF: tl.constexpr = HEAD_DIM // 2
     TILES: tl.constexpr = (HALF + BLOCK_P - 1) // BLOCK_P
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     head = tl.program_id(0) // TILES
     split = tl.program_id(1)
     p = tl.program_id(0) % TILES * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -148,7 +148,7 @@ def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v
         )  # fmt: skip
     else:
         WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-        kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
+        kept = tl.where(live, M, 0)  # of a skipped sublayer nothing is stored, and the second kernel reads nothing
         inside = (p < HALF)[:, None] & (m < kept)[None, :]
         at = parts + (split * M + m).to(tl.int64)[None, :] * WIDTH + head * HEAD_DIM + p[:, None]
         tl.store(at, left, mask=inside)
@@ -157,17 +157,17 @@ def qkv_rope_kernel(x, x_units, norm, a, a_units, k_weight, k_units, v_weight, v
             tl.store(part_squares + split * M + m, squares, mask=m < tl.where(tl.program_id(0) == 0, kept, 0))
 
 
-@triton.jit(do_not_specialize=["unit", "M", "splits", "tokens"])
+@triton.jit(do_not_specialize=["sublayer", "M", "splits", "tokens"])
 def rope_append_kernel(q, k, v, q_row, kv_row, part_squares, q_bias, k_bias, v_bias, q_norm, k_norm, cos, sin,
                        cos_stride, sin_stride, positions, slots, q_out, k_cache, k_batch, k_head, k_row, v_cache,
-                       v_batch, v_head, v_row, skip, unit, M, K, splits, tokens, limit, slot_limit, eps,
+                       v_batch, v_head, v_row, skip, sublayer, M, K, splits, tokens, limit, slot_limit, eps,
                        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
                        BLOCK_P: tl.constexpr, PDL: tl.constexpr,
                        ):  # fmt: skip
     """Finishes projections [splits, M, ...]: one head of BLOCK_M rows a program. Grid: (row tiles, heads)."""
     begin_kernel(PDL)
     HALF: tl.constexpr = HEAD_DIM // 2
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     head = tl.program_id(1)
     p = tl.arange(0, BLOCK_P)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -200,7 +200,7 @@ def norm_qkv_rope(
     x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
     q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
     cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    skip: Tensor | None = None, unit: int = 0, slots: Tensor | None = None,
+    skip: Tensor | None = None, sublayer: int = 0, slots: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """q [B, T, N, D] of x [B, T, H], rotated by its positions; k and v go to the caches' rows `slots` (the positions
     where not given). A set skip flag: zeros, caches untouched."""
@@ -229,7 +229,7 @@ def norm_qkv_rope(
         )  # fmt: skip
     places = checks.indices(positions, (batch, tokens), "positions", device)
     written = None if slots is None else checks.indices(slots, (batch, tokens), "slots", device)
-    checks.skip_mask(skip, unit, device)
+    checks.skip_mask(skip, sublayer, device)
 
     rows, heads = batch * tokens, q_weight.shape[0] // head_dim
     q_out = torch.empty(batch, tokens, heads, head_dim, dtype=x.dtype, device=device)
@@ -240,18 +240,18 @@ def norm_qkv_rope(
         q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, cos=cos, sin=sin, cos_stride=cos.stride(0),
         sin_stride=sin.stride(0), positions=places, slots=written, q_out=q_out, k_cache=k_cache,
         k_batch=k_cache.stride(0), k_head=k_cache.stride(1), k_row=k_cache.stride(2), v_cache=v_cache,
-        v_batch=v_cache.stride(0), v_head=v_cache.stride(1), v_row=v_cache.stride(2), skip=skip, unit=unit, M=rows,
-        K=inner, tokens=tokens, limit=limit, slot_limit=length, eps=eps, HEADS=heads, KV_HEADS=kv_heads,
+        v_batch=v_cache.stride(0), v_head=v_cache.stride(1), v_row=v_cache.stride(2), skip=skip, sublayer=sublayer,
+        M=rows, K=inner, tokens=tokens, limit=limit, slot_limit=length, eps=eps, HEADS=heads, KV_HEADS=kv_heads,
         HEAD_DIM=head_dim, PDL=dependent(device),
     )  # fmt: skip
     every = heads + 2 * kv_heads
-    if rows > configs.FEW_ROWS:
+    if rows > configs.SKINNY_ROWS:
         h = rms_norm(flat, norm, eps, q_weight.dtype)
         q, k, v = gemm(h, q_weight, None), gemm(h, k_weight, None), gemm(h, v_weight, None)
         _finish_heads(q, k, v, None, 1, q_norm, k_norm, device, finish)
         return q_out
 
-    tile = few_rows_tile(device, "norm_qkv_rope", rows, q_weight, pair=True)
+    tile = skinny_tile(device, "norm_qkv_rope", rows, q_weight, pair=True)
     # A tile lies within one head: of a small one it would do the last pairs again.
     tile = replace(tile, columns=min(tile.columns, power_of_2(head_dim // 2, 1 if rows <= configs.GEMV_ROWS else 16)))
     fused: Tensor | None = norm

@@ -57,10 +57,10 @@ def rms_norm(x: Tensor, norm: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return mark_zero_gap(out) if out.stride(0) != inner else out
 
 
-@triton.jit(do_not_specialize=["unit"])
-def silu_product_kernel(gate, up, units, out, out_units, skip, unit, N, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["sublayer"])
+def silu_product_kernel(gate, up, units, out, out_units, skip, sublayer, N, UNIT: tl.constexpr, BLOCK: tl.constexpr):
     """Row strides are counted in UNIT elements. Behind a row of `out` zeros are written. Grid: (rows, blocks)."""
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64)
     # What lies between the rows of gate and up is read too, and thrown away: a bound at an odd N would break up loads.
@@ -74,7 +74,7 @@ def silu_product_kernel(gate, up, units, out, out_units, skip, unit, N, UNIT: tl
     tl.store(out + at, product.to(out.dtype.element_ty), mask=n < out_units * UNIT)
 
 
-def silu_product(gate: Tensor, up: Tensor, out: Tensor, skip: Tensor | None, unit: int) -> Tensor:
+def silu_product(gate: Tensor, up: Tensor, out: Tensor, skip: Tensor | None, sublayer: int) -> Tensor:
     """out = silu(gate) * up, all [rows, N] of `padded_rows`, zeros between the rows of `out`; zeros where the skip flag
     is set."""
     rows, columns = gate.shape
@@ -82,27 +82,27 @@ def silu_product(gate: Tensor, up: Tensor, out: Tensor, skip: Tensor | None, uni
         size = min(16 // gate.element_size(), 16 // out.element_size())
         launch(
             silu_product_kernel, (rows, cdiv(out.stride(0), _FLAT)), out.device, 4, 1, gate=gate, up=up,
-            units=gate.stride(0) // size, out=out, out_units=out.stride(0) // size, skip=skip, unit=unit, N=columns,
-            UNIT=size, BLOCK=_FLAT,
+            units=gate.stride(0) // size, out=out, out_units=out.stride(0) // size, skip=skip, sublayer=sublayer,
+            N=columns, UNIT=size, BLOCK=_FLAT,
         )  # fmt: skip
     return mark_zero_gap(out) if out.stride(0) != columns else out
 
 
-@triton.jit(do_not_specialize=["unit"])
-def add_residual_kernel(y, residual, out, skip, unit, size, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["sublayer"])
+def add_residual_kernel(y, residual, out, skip, sublayer, size, BLOCK: tl.constexpr):
     """Grid: (blocks,)."""
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     r = tl.load(residual + at, mask=at < size, other=0.0).to(tl.float32)
     r += tl.load(y + at, mask=at < tl.where(live, size, 0), other=0.0).to(tl.float32)
     tl.store(out + at, r.to(out.dtype.element_ty), mask=at < size)
 
 
-def add_residual(y: Tensor, residual: Tensor, out: Tensor, skip: Tensor | None, unit: int) -> Tensor:
+def add_residual(y: Tensor, residual: Tensor, out: Tensor, skip: Tensor | None, sublayer: int) -> Tensor:
     """out = residual + y, all contiguous and of one size; the residual alone where the skip flag is set."""
     if out.numel():
         launch(
             add_residual_kernel, (cdiv(out.numel(), _FLAT),), out.device, 4, 1, y=y, residual=residual, out=out,
-            skip=skip, unit=unit, size=out.numel(), BLOCK=_FLAT,
+            skip=skip, sublayer=sublayer, size=out.numel(), BLOCK=_FLAT,
         )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, dependent, few_rows_tile, launch, row_stride, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, row_stride, skinny_tile, stride_unit
 from pyprune.triton_kernels.products import begin_kernel, is_live, tile_products
 from pyprune.triton_kernels.rows import rms_norm
 
@@ -45,9 +45,9 @@ def finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, 
     tl.store(at, acc_a.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["unit", "M", "steps"])
+@triton.jit(do_not_specialize=["sublayer", "M", "steps"])
 def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bias, residual, out, out_row, parts,
-                         part_squares, skip, unit, M, N, K, steps, eps,
+                         part_squares, skip, sublayer, M, N, K, steps, eps,
                          X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                          BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
                          ):  # fmt: skip
@@ -55,7 +55,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
     begin_kernel(PDL)
     PAIR: tl.constexpr = b is not None
     NORM: tl.constexpr = norm is not None
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     split = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
@@ -64,7 +64,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
     a_rows = a + row * (a_units * W_UNIT)
     b_rows = b + row * (b_units * W_UNIT) if PAIR else a_rows
     lo = split * steps * BLOCK_K
-    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped unit reads no weights
+    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped sublayer reads no weights
     x_rows = x + tl.minimum(m, M - 1).to(tl.int64) * (x_units * X_UNIT)
     acc_a, acc_b, squares = tile_products(
         x_rows, norm, a_rows, b_rows, lo, hi, PAIR, True, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
@@ -72,7 +72,7 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
     if parts is None:
         finish(acc_a, acc_b, squares, n, m, a_bias, b_bias, residual, out, out_row, live, M, N, K, eps, NORM, PAIR)
     else:
-        kept = tl.where(live, M, 0)  # of a skipped unit nothing is stored, and the second kernel reads nothing
+        kept = tl.where(live, M, 0)  # of a skipped sublayer nothing is stored, and the second kernel reads nothing
         inside = (n < N)[:, None] & (m < kept)[None, :]
         SETS: tl.constexpr = 2 if PAIR else 1
         first = split * SETS * M
@@ -83,14 +83,14 @@ def skinny_linear_kernel(x, x_units, norm, a, a_units, a_bias, b, b_units, b_bia
             tl.store(part_squares + split * M + m, squares, mask=m < tl.where(tl.program_id(0) == 0, kept, 0))
 
 
-@triton.jit(do_not_specialize=["unit", "M", "splits"])
-def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, out_row, skip, unit, M, N, K, splits, eps,
+@triton.jit(do_not_specialize=["sublayer", "M", "splits"])
+def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, out_row, skip, sublayer, M, N, K, splits, eps,
                       PAIR: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                       PDL: tl.constexpr,
                       ):  # fmt: skip
     """Adds the splits' parts in their order and finishes. Grid: (column tiles, row tiles)."""
     begin_kernel(PDL)
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     kept = tl.where(live, M, 0)
@@ -112,7 +112,7 @@ def sum_splits_kernel(parts, part_squares, a_bias, b_bias, residual, out, out_ro
 def skinny_linear(
     operator: str, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, norm: Tensor | None = None,
     eps: float = 0.0, up: Tensor | None = None, up_bias: Tensor | None = None, residual: Tensor | None = None,
-    skip: Tensor | None = None, unit_index: int = 0,
+    skip: Tensor | None = None, sublayer: int = 0,
 ) -> Tensor:  # fmt: skip
     """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows. `operator` asks for it.
 
@@ -125,7 +125,7 @@ def skinny_linear(
     if rows == 0 or columns == 0:
         return out
     pair, device = up is not None, x.device
-    tile = few_rows_tile(device, operator, rows, weight, pair)
+    tile = skinny_tile(device, operator, rows, weight, pair)
     if norm is not None and needs_norm_first(weight, tile):
         x, norm = rms_norm(x, norm, eps, weight.dtype), None
     tiles = cdiv(columns, tile.columns)
@@ -134,9 +134,9 @@ def skinny_linear(
     if splits > 1:
         parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32)
         squares = x.new_empty(splits, rows, dtype=torch.float32) if norm is not None else None
-    x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
+    x_unit, w_unit = stride_unit(x), stride_unit(weight, *([up] if pair else []))
     shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, out_row=row_stride(out), parts=parts,
-                  part_squares=squares, skip=skip, unit=unit_index, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
+                  part_squares=squares, skip=skip, sublayer=sublayer, M=rows, N=columns, K=inner, eps=eps)  # fmt: skip
     launch(
         skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,

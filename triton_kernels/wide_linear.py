@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyprune.triton_kernels import configs
-from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, row_stride, unit
+from pyprune.triton_kernels.launch import architecture, cdiv, dependent, launch, row_stride, stride_unit
 from pyprune.triton_kernels.products import banded, is_live, tile_products
 from pyprune.triton_kernels.rows import padded_rows
 from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
@@ -22,15 +22,15 @@ from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
 _BAND = 8  # row tiles that pass over a tile of weights together, so that it is read from memory once and stays in L2
 
 
-@triton.jit(do_not_specialize=["unit", "M", "steps"])
-def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, residual, out, out_row, parts, skip, unit,
-                       M, N, K, steps,
+@triton.jit(do_not_specialize=["sublayer", "M", "steps"])
+def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, residual, out, out_row, parts, skip,
+                       sublayer, M, N, K, steps,
                        X_UNIT: tl.constexpr, W_UNIT: tl.constexpr, BAND: tl.constexpr, BLOCK_M: tl.constexpr,
                        BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr, STAGES: tl.constexpr,
                        ):  # fmt: skip
     """One tile of rows and columns over one split of K. Grid: (row tiles x column tiles, splits)."""
     PAIR: tl.constexpr = b is not None
-    live = is_live(skip, unit)
+    live = is_live(skip, sublayer)
     split = tl.program_id(1)
     row_tile, column_tile = banded(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), BAND)
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -41,7 +41,7 @@ def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, resid
     b_rows = b + column * (b_units * W_UNIT) if PAIR else a_rows
     x_rows = x + tl.minimum(m, M - 1).to(tl.int64) * (x_units * X_UNIT)
     lo = split * steps * BLOCK_K
-    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped unit reads no weights
+    hi = tl.where(live, tl.minimum(lo + steps * BLOCK_K, K), lo)  # a skipped sublayer reads no weights
     acc_a, acc_b, squares = tile_products(
         x_rows, None, a_rows, b_rows, lo, hi, PAIR, False, BLOCK_M, BLOCK_N, BLOCK_K, VEC, STAGES
     )
@@ -58,23 +58,23 @@ def wide_linear_kernel(x, x_units, a, a_units, a_bias, b, b_units, b_bias, resid
 
 def wide_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, up: Tensor | None = None,
-    up_bias: Tensor | None = None, residual: Tensor | None = None, skip: Tensor | None = None, unit_index: int = 0,
+    up_bias: Tensor | None = None, residual: Tensor | None = None, skip: Tensor | None = None, sublayer: int = 0,
 ) -> Tensor:  # fmt: skip
     """out [M, N] = x weight^T + bias for x [M, K] of any number of rows; `up` and `residual` as in `skinny_linear`."""
     (rows, inner), columns, device = x.shape, weight.shape[0], x.device
     if rows == 0 or columns == 0:
         return out
-    if x.dtype != weight.dtype or (inner and unit(x) == 1 < unit(weight)):
+    if x.dtype != weight.dtype or (inner and stride_unit(x) == 1 < stride_unit(weight)):
         x = padded_rows(rows, inner, weight.dtype, device).copy_(x)
     arch, pair = architecture(device), up is not None
-    tile = configs.many_rows_tile(arch, weight.dtype, pair)
+    tile = configs.gemm_tile(arch, weight.dtype, pair)
     tiles = cdiv(rows, tile.rows) * cdiv(columns, tile.columns)
     splits, steps = configs.splits_for(arch, tiles, inner, tile)
     parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32) if splits > 1 else None
-    x_unit, w_unit = unit(x), unit(weight, *([up] if pair else []))
+    x_unit, w_unit = stride_unit(x), stride_unit(weight, *([up] if pair else []))
     shared = dict(a_bias=bias, b_bias=up_bias, residual=residual, out=out, out_row=row_stride(out), parts=parts,
                   skip=skip,
-                  unit=unit_index, M=rows, N=columns, K=inner)  # fmt: skip
+                  sublayer=sublayer, M=rows, N=columns, K=inner)  # fmt: skip
     launch(
         wide_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, a=weight, a_units=weight.stride(0) // w_unit, b=up,

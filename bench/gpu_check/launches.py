@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyprune.models.decoder import Block, Decoder
-
-FEW_ROWS = 64
-"""Rows of activations up to which the kernels for few rows run."""
+from pyprune.triton_kernels.configs import SKINNY_ROWS
 
 
 def step_bytes(decoder: Decoder, batch: int, position: int, left_out: int = 0) -> int:
@@ -36,7 +34,7 @@ def block_launches(decoder: Decoder, block: Block, batch: int, cache: int, capab
     if block.mha is not None:
         mha = block.mha
         arch = configs.nearest(capability)
-        tile = configs.few_rows_tile(arch, batch, decoder.dtype, pair=True)
+        tile = configs.skinny_tile(arch, batch, decoder.dtype, pair=True)
         columns = min(tile.columns, max(mha.head_dim // 2, 1))
         tiles = (mha.heads + 2 * mha.kv_heads) * -(-(mha.head_dim // 2) // columns)
         appended = configs.splits_for(arch, tiles, hidden, tile)[0] > 1 or mha.q_norm is not None
@@ -56,13 +54,13 @@ def _products(out: int, inner: int, rows: int, capability: int, pair: bool) -> i
     if rows <= configs.GEMV_ROWS:  # the CUDA library's: one kernel
         return 1
     arch = configs.nearest(capability)
-    tile = configs.few_rows_tile(arch, rows, torch.bfloat16, pair)
+    tile = configs.skinny_tile(arch, rows, torch.bfloat16, pair)
     return 1 + (configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
 
 
 def prompt_launches(decoder: Decoder, batch: int, tokens: int) -> int:
-    """Kernels of a prompt of `tokens` tokens: few rows as in decoding; many as the sequence path starts them."""
+    """Kernels of a prompt of `tokens` tokens: skinny ones as in decoding; more as the sequence path starts them."""
     rows = batch * tokens
-    if rows <= FEW_ROWS:
+    if rows <= SKINNY_ROWS:
         return step_launches(decoder, max(rows, 3), tokens, 90)
     return 14 * len(decoder.blocks) + 2

@@ -21,7 +21,6 @@ import torch
 from bench.gpu_check import paper_rows
 from bench.gpu_check.child import make_importable
 from bench.gpu_check.launches import (
-    FEW_ROWS,
     block_bytes,
     block_launches,
     prompt_launches,
@@ -33,6 +32,7 @@ from pyprune.files import read_json
 from pyprune.models.decoder import Decoder
 from pyprune.models.shapes import load_shape
 from pyprune.study.paper import facts
+from pyprune.triton_kernels.configs import SKINNY_ROWS
 
 RESULTS = ROOT / "bench" / "results"
 RUN_2, RUN_3 = "gpu-check-h100-2-decode-scoring.json", "gpu-check-h100-3-layouts-chosen.json"
@@ -121,7 +121,7 @@ def left() -> Left:
     for line in _part(RUN_2, "decode-cuda")["timings"]:  # run 3's processor was slower
         seconds = statistics.median(line["seconds"]["pyprune, 1 new"])
         launches = prompt_launches(meta(line["model"]), line["batch"], PROMPT)
-        host[line["batch"] * PROMPT > FEW_ROWS].append(seconds / launches)
+        host[line["batch"] * PROMPT > SKINNY_ROWS].append(seconds / launches)
     return Left(
         {key: statistics.fmean(own) for key, own in costs.items()},
         {key: statistics.fmean(own) for key, own in host.items()},
@@ -181,7 +181,7 @@ def prompt_seconds(decoder: Decoder, batch: int, machine: Machine) -> float:
     """A prompt whose kernels Python starts one by one: the host's time, or the device's where that is longer."""
     products = 2 * batch * PROMPT * (decoder.parameters() - decoder.embedding.numel())
     device = max(decoder.bytes_per_token() / machine.bandwidth, products / machine.gemm)
-    return max(prompt_launches(decoder, batch, PROMPT) * left().host_launch[batch * PROMPT > FEW_ROWS], device)
+    return max(prompt_launches(decoder, batch, PROMPT) * left().host_launch[batch * PROMPT > SKINNY_ROWS], device)
 
 
 def linear_seconds(out: int, inner: int, rows: int, machine: Machine, weights: int = 1) -> float:

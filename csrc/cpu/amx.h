@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#include "ahead.h"
+#include "prefetch.h"
 
 namespace {
 namespace amx {
@@ -108,7 +108,7 @@ inline void transpose(const float (*sums)[kRows], int64_t rows, int64_t columns,
 // Up to 16 weight rows times `Groups` groups of activation rows. The end of a row that fills no chunk is copied: what
 // lies behind it is not read, and zeros stand for it.
 template <int Groups>
-inline void multiply(const char* weights, int64_t stride, int64_t rows, int64_t k, const Activations& x, Ahead ahead,
+inline void multiply(const char* weights, int64_t stride, int64_t rows, int64_t k, const Activations& x, Prefetch prefetch,
                      float* out, int64_t out_stride) {
   const int64_t whole = k / kDepth, left = k % kDepth;
   _tile_zero(0);
@@ -116,7 +116,7 @@ inline void multiply(const char* weights, int64_t stride, int64_t rows, int64_t 
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t i = 0, due = 0; i < whole; ++i) {
-    ahead.step(whole, due);
+    prefetch.step(whole, due);
     add_products<Groups>(weights + i * kChunk, stride, x, i);
   }
   if (left) {
@@ -160,13 +160,13 @@ inline void linear(const void* weight, int64_t stride, int64_t rows, int64_t k, 
       if (r == 0 || height < kRows) configure(Shapes(height, x.last));
       const char* w = static_cast<const char*>(weight) + r * stride;
       float* home = out + m * out_stride + r;
-      const char* later = Ahead::of(weight, kRows * stride, r / kRows, (rows + kRows - 1) / kRows, next);
-      const Ahead ahead{later, m ? 0 : height * stride / 64};
+      const char* later = Prefetch::of(weight, kRows * stride, r / kRows, (rows + kRows - 1) / kRows, next);
+      const Prefetch prefetch{later, m ? 0 : height * stride / 64};
       switch (groups) {
-        case 1: multiply<1>(w, stride, height, k, x, ahead, home, out_stride); break;
-        case 2: multiply<2>(w, stride, height, k, x, ahead, home, out_stride); break;
-        case 3: multiply<3>(w, stride, height, k, x, ahead, home, out_stride); break;
-        default: multiply<4>(w, stride, height, k, x, ahead, home, out_stride);
+        case 1: multiply<1>(w, stride, height, k, x, prefetch, home, out_stride); break;
+        case 2: multiply<2>(w, stride, height, k, x, prefetch, home, out_stride); break;
+        case 3: multiply<3>(w, stride, height, k, x, prefetch, home, out_stride); break;
+        default: multiply<4>(w, stride, height, k, x, prefetch, home, out_stride);
       }
     }
   }

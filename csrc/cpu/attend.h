@@ -1,4 +1,4 @@
-// Attention over a stretch of the cache: a part of kernels.cpp, whose products it uses.
+// Attention over a split of the KV cache: a part of kernels.cpp, whose products it uses.
 #pragma once
 
 namespace {
@@ -23,7 +23,7 @@ inline void score_keys(const K* keys, int64_t stride, int64_t length, int64_t he
       }
       Vec acc[MT][kRows];
       repeat<MT * kRows>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / kRows][i % kRows] = Vec::zero(); });
-      accumulate<kRows, MT>(row, {Ahead::of(row[0], block), block / 64}, head_dim, x, x_stride, acc);
+      accumulate<kRows, MT>(row, {Prefetch::of(row[0], block), block / 64}, head_dim, x, x_stride, acc);
       repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
         part[m][p] = Vec::fold4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
       });
@@ -63,9 +63,9 @@ inline void weighted_sum(const V* values, int64_t stride, int64_t length, int64_
   Vec acc[MT][DV];
   repeat<MT * DV>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / DV][i % DV] = Vec::zero(); });
   for (int64_t l = 0; l < length; ++l) {
-    const char* ahead = reinterpret_cast<const char*>(values + l * stride) + kDistance;
+    const char* later = reinterpret_cast<const char*>(values + l * stride) + kDistance;
     if constexpr (DV > 1)
-      for (int64_t byte = 0; byte < DV * kLanes * int64_t(sizeof(V)); byte += 64) __builtin_prefetch(ahead + byte, 0, 2);
+      for (int64_t byte = 0; byte < DV * kLanes * int64_t(sizeof(V)); byte += 64) __builtin_prefetch(later + byte, 0, 2);
     Vec v[DV];
     repeat<DV>([&](auto d) ALWAYS_INLINE_LAMBDA {
       v[d] = DV == 1 ? load_some(values + l * stride, left) : Vec::load(values + l * stride + d * kLanes);

@@ -1,16 +1,14 @@
-// The attention half up to its output projection. Contracts: pyprune/ops/schemas.py.
-#include "attention.h"
-
+// The attention sublayer up to its output projection: the operators norm_qkv_rope and decode_attention.
 #include "checks.h"
 #include "gemm.h"
-#include "many.h"
-#include "team.h"
+#include "row_groups.h"
+#include "thread_team.h"
 
 namespace pyprune::cpu {
 
 Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor k_weight, Tensor v_weight, Optional q_bias,
                      Optional k_bias, Optional v_bias, Optional q_norm, Optional k_norm, Tensor cos, Tensor sin,
-                     Tensor positions, Tensor k_cache, Tensor v_cache, Optional skip, int64_t unit,
+                     Tensor positions, Tensor k_cache, Tensor v_cache, Optional skip, int64_t sublayer,
                      Optional slots) {
   const Kernels& k = kernels();
   STD_TORCH_CHECK(x.dim() == 3, "x: [batch, tokens, hidden] is expected");
@@ -32,7 +30,7 @@ Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor 
   const auto* position = check_places("positions", positions, {batch, tokens}, most);
   const auto* slot = slots.has_value() ? check_places("slots", *slots, {batch, tokens}, keys.length) : position;
   Tensor q = new_tensor(x, {batch, tokens, heads, head_dim}, x.scalar_type());
-  if (skipped(skip, unit)) return torch::stable::zero_(q);
+  if (skipped(skip, sublayer)) return torch::stable::zero_(q);
   Qkv stage{k, {}, rows.count, tokens, rows.width, heads, {wq, wk, wv}, {bq, bk, bv}, {nq, nk}, float(eps),
             static_cast<const float*>(cos.const_data_ptr()), static_cast<const float*>(sin.const_data_ptr()), position,
             slot, keys, values, rows_of(q, head_dim), torch::stable::get_num_threads()};
@@ -54,7 +52,7 @@ Tensor norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor 
 }
 
 Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, double scale, Optional skip,
-                        int64_t unit, Optional first, int64_t window) {
+                        int64_t sublayer, Optional first, int64_t window) {
   STD_TORCH_CHECK(q.dim() == 4, "q: [batch, tokens, heads, head_dim] is expected");
   const Rows rows(q, "q");
   const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), head_dim = q.size(3);
@@ -66,18 +64,18 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
   const auto* position = check_places("positions", positions, {batch, tokens}, keys.length);
   const auto* start = first.has_value() ? check_places("first", *first, {batch}, keys.length) : nullptr;
   Tensor result = new_tensor(q, {batch, tokens, heads, head_dim}, q.scalar_type());
-  if (skipped(skip, unit)) return torch::stable::zero_(result);
+  if (skipped(skip, sublayer)) return torch::stable::zero_(result);
 
   Attend stage{kernels(), rows.view, batch, tokens, heads, keys, values, position, start, window, float(scale),
-               Attend::stretches_for(position, batch * tokens), nullptr};
+               Attend::splits_for(position, batch * tokens), nullptr};
   const Reduce reduce{stage, rows_of(result, head_dim)};
-  if (tokens > kFewTokens) {
-    Team team(1);
-    AttendMany many{stage, reduce};
-    team.run([&](Team::Member& member) { member.run(many); });
+  if (tokens > kSplitTokens) {
+    ThreadTeam team(1);
+    AttendPrefill prefill{stage, reduce};
+    team.run([&](ThreadTeam::Member& member) { member.run(prefill); });
     return result;
   }
-  // Partial results stay in scratch while small; a long stretch of queries gets memory that is given back.
+  // Partial results stay in scratch while small; a long row of queries gets memory that is given back.
   const int64_t floats = stage.tasks() * stage.part(stage.all(0));
   std::optional<Tensor> large;
   if (floats > kKeptFloats) large = new_tensor(q, {floats}, ScalarType::Float);
@@ -88,3 +86,8 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("norm_qkv_rope", TORCH_BOX(&pyprune::cpu::norm_qkv_rope));
+  m.impl("decode_attention", TORCH_BOX(&pyprune::cpu::decode_attention));
+}

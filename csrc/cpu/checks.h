@@ -1,4 +1,4 @@
-// What more than one operator of the attention half expects of its arguments.
+// What more than one operator of the attention sublayer expects of its arguments.
 #pragma once
 
 #include "tensors.h"

@@ -1,9 +1,8 @@
-// Quantised tensors of GGUF files as floats. Contract: pyprune/ops/schemas.py; formats: gguf_blocks.h.
-#include "dequantization.h"
-
+// Quantised tensors of GGUF files as floats. The operator dequantize_gguf; formats: gguf_blocks.h.
 #include <algorithm>
 
 #include "gguf_blocks.h"
+#include "tensors.h"
 
 namespace pyprune::cpu {
 namespace {
@@ -93,3 +92,7 @@ void dequantize_gguf(Tensor blocks, int64_t type, Tensor out) {
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("dequantize_gguf", TORCH_BOX(&pyprune::cpu::dequantize_gguf));
+}

@@ -1,10 +1,10 @@
-// What multiplies many rows on this processor: our kernels, or which of torch's GEMMs.
+// What does the GEMMs (more than kSkinnyRows rows) on this processor: our kernels, or which of torch's.
 #include "gemm.h"
 
 #include <cmath>
 #include <exception>
 
-#include "many.h"
+#include "row_groups.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -55,9 +55,9 @@ bool prefers_onednn() {
 }
 
 // Measured on an EPYC (Zen 4, 2 cores) only: there a core does 48 to 56 billion products a second of half-precision weights
-// with AVX-512 and 104 to 115 with bf16 units, torch's GEMMs 43 to 55 and about 100, and need their operands copied or
+// with AVX-512 and 104 to 115 with AVX-512-BF16, torch's GEMMs 43 to 55 and about 100, and need their operands copied or
 // widened. AMX, AVX2, float32 and Intel's processors stay with torch.
-bool multiplies_many(const Kernels& k, DType type) {
+bool has_own_gemm(const Kernels& k, DType type) {
   if (choice() != Choice::automatic) return choice() == Choice::own;
   return value_type(type) != DType::f32 && !std::strncmp(k.name, "avx512", 6) && !is_intel();
 }
@@ -79,10 +79,10 @@ __attribute__((visibility("default"))) int pyprune_gemm_select(const char* name)
   return 0;
 }
 
-// Whether many rows meet weights of 16 bits a value (`half`: float16, else bfloat16) in our own kernels.
+// Whether our own kernels do the GEMMs with weights of 16 bits a value (`half`: float16, else bfloat16).
 __attribute__((visibility("default"))) int pyprune_gemm_is_own(int half) {
   using namespace pyprune::cpu;
-  return multiplies_many(kernels(), half ? DType::f16 : DType::bf16);
+  return has_own_gemm(kernels(), half ? DType::f16 : DType::bf16);
 }
 
 }  // extern "C"

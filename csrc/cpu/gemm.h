@@ -1,4 +1,4 @@
-// Products of many rows: torch's own GEMMs, and what is done to their operands before.
+// Products of more than kSkinnyRows rows: torch's own GEMMs, and what is done to their operands before.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +71,7 @@ inline Tensor decompressed(const Kernels& k, const Const& rows, int64_t n, int64
   return out;
 }
 
-// Whether the instruction set in use multiplies bfloat16 itself: torch's bf16 GEMM has the units then, too.
+// Whether the instruction set in use multiplies bfloat16 itself: torch's bf16 GEMM has those instructions then, too.
 inline bool multiplies_bf16(const Kernels& k) { return std::strstr(k.name, "bf16") || std::strstr(k.name, "amx"); }
 
 // x [m, k] float32 times weight^T, as torch's bf16 GEMM does it: rounded to bfloat16 before and after.
@@ -125,12 +125,15 @@ inline bool takes_onednn(const Tensor& weight) {
   return weight.scalar_type() == ScalarType::Float && weight.numel() > 0 && weight.is_contiguous() && prefers_onednn();
 }
 
+// Weights are widened to float32 this many values at a time, but at least so many rows.
+inline constexpr int64_t kSliceElements = int64_t(4) << 20, kSliceRows = 256;
+
 // x [m, k] float32 times weight^T, float32. Half-precision weights are widened a slice at a time, unless the processor
-// has units for bfloat16 and they are that: torch's bf16 GEMM reached 60 GFLOP/s without them where its float32 GEMM
+// has instructions for bfloat16 and they are that: torch's bf16 GEMM reached 60 GFLOP/s without them where its float32 GEMM
 // reached 210 (Xeon, AVX-512), and 380 with them where float32 reached 150 (EPYC, Zen 4; 2 cores each). torch's float16
 // GEMM is the slowest on both.
 inline Tensor matmul(const Kernels& k, const Tensor& x, const Tensor& weight, const Const& view) {
-  if (view.type == DType::bf12) {
+  if (view.type == DType::compressed_bf16) {
     const Tensor plain = decompressed(k, view, weight.size(0), x.size(1));
     return matmul(k, x, plain, {plain.const_data_ptr(), DType::bf16, x.size(1)});
   }
@@ -138,7 +141,7 @@ inline Tensor matmul(const Kernels& k, const Tensor& x, const Tensor& weight, co
   if (takes_onednn(weight)) return onednn_linear(x, weight, "none");
   const int64_t rows = x.size(0), n = weight.size(0), width = weight.size(1);
   Tensor out = new_tensor(x, {rows, n}, ScalarType::Float);
-  const int64_t slice = view.type == DType::f32 ? n : std::max<int64_t>(256, (int64_t(4) << 20) / std::max<int64_t>(1, width));
+  const int64_t slice = view.type == DType::f32 ? n : std::max(kSliceRows, kSliceElements / std::max<int64_t>(1, width));
   Tensor store = view.type == DType::f32 ? x : new_tensor(x, {std::min(slice, n), width}, ScalarType::Float);
   for (int64_t begin = 0; begin < n; begin += slice) {
     const int64_t end = std::min(n, begin + slice);

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "halves.h"
+#include "float16.h"
 
 #define GGUF_INLINE __attribute__((always_inline)) static inline
 

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "ahead.h"
-#include "bf12_row.h"
+#include "prefetch.h"
+#include "compressed_bf16_row.h"
 #include "repeat.h"
 #include "simd.h"
 #if defined(__AMX_BF16__)  // bfloat16 weights go on tiles, the others as with AVX-512
@@ -203,18 +203,18 @@ void pack(DType weight_type, const void* x, DType x_type, const void* norm, DTyp
   });
 }
 
-// ---- few rows: weights stream through once, activations stay in the cache -------------------------------------------
+// ---- skinny products: weights stream through once, activations stay in the cache --------------------------------------
 
 // acc[m][r] += weight row w[r] times activation row m, R weight rows and MT activation rows at a time. All of `acc` stays in
 // registers: its places are constants, for where a loop names them the compiler may store every sum after every chunk
 // (GCC 12: tiles of two to four rows took twice the time of one of six).
 template <int R, int MT, class W>
-ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
+ALWAYS_INLINE void accumulate(const W* const* w, Prefetch prefetch, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]) {
   using D = Dot<W>;
   using X = typename D::X;
   const int64_t chunks = k / D::chunk, whole = chunks * D::chunk;
   for (int64_t i = 0, due = 0; i < whole; i += D::chunk) {
-    ahead.step(chunks, due);
+    prefetch.step(chunks, due);
     D weights[R];
     repeat<R>([&](auto r) ALWAYS_INLINE_LAMBDA {
       weights[r] = D(w[r] + i);
@@ -236,19 +236,19 @@ ALWAYS_INLINE void accumulate(const W* const* w, Ahead ahead, int64_t k, const c
   }
 }
 
-template <int R, int MT>  // the same for rows in 12 bits: linear_bf12.h
-ALWAYS_INLINE void accumulate(const bf12* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]);
+template <int R, int MT>  // the same for compressed rows: compressed_bf16_linear.h
+ALWAYS_INLINE void accumulate(const compressed_bf16* const* w, Prefetch prefetch, int64_t k, const char* x, int64_t x_stride, Vec (&acc)[MT][R]);
 
 // kRows weight rows against MT activation rows, R weight rows at a time. Rows past the end repeat the last one, and their
 // results are dropped.
 template <class W, int MT, int R>
-inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64_t x_stride, float* out,
+inline void tile(const W* const* w, Prefetch prefetch, int64_t k, const char* x, int64_t x_stride, float* out,
                  int64_t out_stride, int64_t valid) {
   Vec acc[MT][kRows];
   repeat<kRows / R>([&](auto part) ALWAYS_INLINE_LAMBDA {
     Vec sums[MT][R];
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { sums[i / R][i % R] = Vec::zero(); });
-    accumulate<R, MT>(w + part * R, ahead.part(part, kRows / R), k, x, x_stride, sums);
+    accumulate<R, MT>(w + part * R, prefetch.part(part, kRows / R), k, x, x_stride, sums);
     repeat<MT * R>([&](auto i) ALWAYS_INLINE_LAMBDA { acc[i / R][part * R + i % R] = sums[i / R][i % R]; });
   });
   repeat<MT>([&](auto m) ALWAYS_INLINE_LAMBDA {
@@ -258,18 +258,18 @@ inline void tile(const W* const* w, Ahead ahead, int64_t k, const char* x, int64
   });
 }
 
-// Memory is asked for in the order in which it lies. A few activation rows that stay in the first cache read one weight
-// row after the other, and a single one leaves it to the processor to foresee the next lines. More of them read kRows
-// weight rows side by side, for fewer loads a product, and call those to come line by line, spread evenly over the tiles.
-// SmolLM2's decode step in ms, 2 cores of a Zen 4, each line from one process: 1 row in turn 7.4, with its lines called
-// 7.9, side by side 9.1; 4 rows in turn 7.6, side by side 9.0, side by side with nothing called 17.
+// Memory is read in the order in which it lies. A few activation rows that stay in L1 read one weight row after the other,
+// and a single one leaves prefetching to the processor. More of them read kRows weight rows side by side, for fewer loads a
+// product, and prefetch the next ones line by line, spread evenly over the tiles.
+// SmolLM2's decode step in ms, 2 cores of a Zen 4, each line from one process: 1 row in turn 7.4, prefetched 7.9, side by
+// side 9.1; 4 rows in turn 7.6, side by side 9.0, side by side without prefetch 17.
 //
 // A single activation row adds to one sum at a time. Where a chunk takes two additions, a long row is not over before they
-// are, and two rows are taken side by side, their lines called: of the read limit, 7155 bfloat16 values a row without
-// bf16 units took 51 to 73 % in turn and take 94 % so, float32 81 to 92 and 95 %. With vectors of eight every row is long:
-// SmolLM2's blocks from the third cache took 5.9 to 6.6 ms in turn and take 4.2 to 4.5 so.
+// are, and two rows are taken side by side, prefetched: of the read limit, 7155 bfloat16 values a row without
+// AVX-512-BF16 took 51 to 73 % in turn and take 94 % so, float32 81 to 92 and 95 %. With vectors of eight every row is long:
+// SmolLM2's blocks from L3 took 5.9 to 6.6 ms in turn and take 4.2 to 4.5 so.
 //
-// Weights that are `at_hand`, in the cache, are not called.
+// Weights that are `at_hand`, in the cache, are not prefetched.
 template <class W>
 void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, const char* x, int64_t x_stride,
                   int64_t m_count, float* out, int64_t out_stride, const void* next_weights, bool at_hand = false) {
@@ -280,12 +280,12 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
     const W* w[kRows];
     for (int64_t i = 0; i < kRows; ++i) w[i] = weight + (r + (i < valid ? i : valid - 1)) * stride;
     const int64_t block = kRows * stride * int64_t(sizeof(W));
-    const Ahead ahead{Ahead::of(weight, block, r / kRows, (rows + kRows - 1) / kRows, next_weights),
+    const Prefetch prefetch{Prefetch::of(weight, block, r / kRows, (rows + kRows - 1) / kRows, next_weights),
                       !at_hand && (m_count > 1 || in_pairs) ? block / 64 : 0};
     const int64_t tiles = (m_count + kMaxTile - 1) / kMaxTile;  // 16 rows go as 6+5+5, not 6+6+4
     for (int64_t m = 0, t = 0; t < tiles; ++t) {
       const int64_t height = (m_count - m + tiles - t - 1) / (tiles - t);
-      const Ahead next = ahead.part(t, tiles);
+      const Prefetch next = prefetch.part(t, tiles);
       const char* xs = x + m * x_stride;
       float* o = out + m * out_stride + r;
       const auto multiply = [&](auto mt) {
@@ -312,13 +312,13 @@ void linear_typed(const W* weight, int64_t stride, int64_t rows, int64_t k, cons
 
 }  // namespace
 
-#include "linear_bf12.h"  // weights in 12 bits, by these products
+#include "compressed_bf16_linear.h"  // compressed weights, by these products
 
 namespace {
 
 void linear(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
             int64_t out_stride, const void* next) {
-  if (weight.type == DType::bf12) return linear_bf12(weight, rows, k, packed, m_count, out, out_stride, next);
+  if (weight.type == DType::compressed_bf16) return linear_compressed(weight, rows, k, packed, m_count, out, out_stride, next);
 #if defined(__AMX_BF16__)
   if (weight.type == DType::bf16)
     return amx::linear(weight.data, weight.stride * 2, rows, k, packed, m_count, out, out_stride, next);
@@ -353,7 +353,7 @@ void scale_norm(const void* x, DType type, const void* norm, DType norm_type, fl
 }
 
 void to_float_row(const void* x, DType type, int64_t n, float* out) {
-  if (type == DType::bf12) {
+  if (type == DType::compressed_bf16) {
     bf16* values = at_hand((n + kGroup - 1) / kGroup * kGroup);
     to_bf16(x, n, values, {});
     return to_float_row(values, DType::bf16, n, out);

@@ -7,12 +7,12 @@
 
 namespace pyprune::cpu {
 
-// bf12: rows of bfloat16 weights in 12 bits each (bf12.h). Their stride counts bytes, and only whole rows have a place.
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, bf12 = 3 };
+// How weights are stored. compressed_bf16: compressed_bf16.h; its stride counts bytes, and only whole rows have an address.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, compressed_bf16 = 3 };
 
-inline constexpr int64_t size_of(DType type) { return type == DType::f32 ? 4 : type == DType::bf12 ? 1 : 2; }
+inline constexpr int64_t size_of(DType type) { return type == DType::f32 ? 4 : type == DType::compressed_bf16 ? 1 : 2; }
 // What the values are, however they are stored.
-inline constexpr DType value_type(DType type) { return type == DType::bf12 ? DType::bf16 : type; }
+inline constexpr DType value_type(DType type) { return type == DType::compressed_bf16 ? DType::bf16 : type; }
 
 // A row-major matrix or vector in memory that belongs to someone else. `stride` counts elements between rows.
 struct Const {
@@ -48,7 +48,7 @@ struct Kernels {
   // out[m][r] = sum_k weight[r][k] * x[m][k] for `rows` weight rows and all `m_count` packed rows, float32 accumulation.
   // The order of additions for one (m, r) depends on k alone: a result has the same bits whatever else is in the batch.
   // `next` is the memory that this thread reads after these rows, null for what lies behind them: its first lines are
-  // called from memory while the last rows are multiplied.
+  // prefetched while the last rows are multiplied.
   void (*linear)(const Const& weight, int64_t rows, int64_t k, const void* packed, int64_t m_count, float* out,
                  int64_t out_stride, const void* next);
 
@@ -57,9 +57,9 @@ struct Kernels {
   // out = x * scale * norm, float32
   void (*scale_norm)(const void* x, DType type, const void* norm, DType norm_type, float scale, int64_t n, float* out);
 
-  // A row of n values as float32; one of bf12 as bfloat16 too.
+  // A row of n values as float32; a compressed one as bfloat16 too.
   void (*to_float)(const void* x, DType type, int64_t n, float* out);
-  void (*to_bf16)(const void* bf12_row, int64_t n, void* out);
+  void (*to_bf16)(const void* compressed_row, int64_t n, void* out);
   void (*from_float)(const float* x, int64_t n, void* out, DType type);
   // out = x + y (+ bias), in `type`
   void (*add)(const float* x, const void* y, DType y_type, const void* bias, DType bias_type, int64_t n, void* out,

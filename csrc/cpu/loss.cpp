@@ -1,11 +1,9 @@
-// The head and the loss in one: a tile of logits lives only until it has been summed. Contract: pyprune/ops/schemas.py.
-#include "loss.h"
-
+// The operator linear_cross_entropy, head and loss in one: a tile of logits lives only until it has been summed.
 #include <algorithm>
 #include <cmath>
 
 #include "gemm.h"
-#include "many.h"
+#include "row_groups.h"
 
 namespace pyprune::cpu {
 
@@ -25,10 +23,10 @@ struct Losses {
   }
 };
 
-// Logits by our own kernels. A task is one stretch of the vocabulary, of a fixed length, for one group of rows; stretches are
+// Logits by our own kernels. A task is one block of the vocabulary, of a fixed length, for one group of rows; blocks are
 // joined in order, so no bit of a loss depends on the threads or on the other rows.
-struct Stretches {
-  static constexpr int64_t kStretch = 1024, kTile = 128;
+struct VocabBlocks {
+  static constexpr int64_t kBlockVocab = 1024, kTile = 128;
 
   const Kernels& k;
   const char* x;  // packed
@@ -37,24 +35,24 @@ struct Stretches {
   int64_t vocab;
   Groups groups;
   Losses& losses;
-  float *maximum, *sum;  // [stretches, rows]
+  float *maximum, *sum;  // [blocks, rows]
 
-  int64_t stretches() const { return (vocab + kStretch - 1) / kStretch; }
-  int64_t tasks() const { return groups.groups * stretches(); }
-  int64_t bytes() const { return tasks() * kStretch * width * 2; }
+  int64_t blocks() const { return (vocab + kBlockVocab - 1) / kBlockVocab; }
+  int64_t tasks() const { return groups.groups * blocks(); }
+  int64_t bytes() const { return tasks() * kBlockVocab * width * 2; }
 
   void operator()(int64_t task) const {
-    const int64_t stretch = task % stretches(), end = std::min(vocab, (stretch + 1) * kStretch);
-    for (int64_t v = stretch * kStretch; v < end; v += kTile) {
+    const int64_t block = task % blocks(), end = std::min(vocab, (block + 1) * kBlockVocab);
+    for (int64_t v = block * kBlockVocab; v < end; v += kTile) {
       const Const rows{weight.row(v), weight.type, weight.stride};
       const int64_t columns = std::min(kTile, end - v);
-      groups.each(task / stretches(), [&](Span span, bool last) {
+      groups.each(task / blocks(), [&](Span span, bool last) {
         auto* logits = reinterpret_cast<float*>(scratch<1>(span.count() * columns * 4));
         k.linear(rows, columns, width, x + k.packed_bytes(weight.type, width, span.begin), span.count(), logits, columns,
                  last ? nullptr : rows.data);
         for (int64_t m = span.begin; m < span.end; ++m, logits += columns) {
           if (bias.data) k.add(logits, nullptr, DType::f32, bias.at(v), bias.type, columns, logits, DType::f32);
-          const int64_t t = losses.target[m] - v, place = stretch * groups.count + m;
+          const int64_t t = losses.target[m] - v, place = block * groups.count + m;
           if (0 <= t && t < columns) losses.hit[m] = logits[t];
           k.log_sum_exp(logits, columns, &maximum[place], &sum[place]);
         }
@@ -65,8 +63,8 @@ struct Stretches {
   void join() const {
     for (int64_t m = 0; m < groups.count; ++m) {
       float top = -INFINITY, total = 0.0f;
-      for (int64_t s = 0; s < stretches(); ++s) top = std::max(top, maximum[s * groups.count + m]);
-      for (int64_t s = 0; s < stretches(); ++s) {
+      for (int64_t s = 0; s < blocks(); ++s) top = std::max(top, maximum[s * groups.count + m]);
+      for (int64_t s = 0; s < blocks(); ++s) {
         const float own = maximum[s * groups.count + m];
         total += sum[s * groups.count + m] * (own == top ? 1.0f : std::exp(own - top));
       }
@@ -98,19 +96,19 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
 
   const Const scale = vector(norm, rows.width, "norm");
   Losses losses(target, rows.count);
-  if (multiplies_many(k, w.type)) {
+  if (has_own_gemm(k, w.type)) {
     std::optional<Tensor> large;
     const char* packed = pack_rows(k, rows, scale, float(eps), w.type, large);
-    Stretches stretches{k, packed, rows.width, w, bias, vocab, Groups(k, w.type, rows.width, rows.count), losses, nullptr, nullptr};
-    std::vector<float> maximum(stretches.stretches() * rows.count, -INFINITY), sum(maximum.size(), 0.0f);
-    stretches.maximum = maximum.data(), stretches.sum = sum.data();
-    Team team(1);
-    team.run([&](Team::Member& member) { member.run(stretches); });
-    stretches.join();
+    VocabBlocks blocks{k, packed, rows.width, w, bias, vocab, Groups(k, w.type, rows.width, rows.count), losses, nullptr, nullptr};
+    std::vector<float> maximum(blocks.blocks() * rows.count, -INFINITY), sum(maximum.size(), 0.0f);
+    blocks.maximum = maximum.data(), blocks.sum = sum.data();
+    ThreadTeam team(1);
+    team.run([&](ThreadTeam::Member& member) { member.run(blocks); });
+    blocks.join();
     losses.write(ignore_index, loss);
     return result;
   }
-  if (w.type == DType::bf12) {
+  if (w.type == DType::compressed_bf16) {
     weight = decompressed(k, w, vocab, rows.width);
     w = matrix(weight, rows.width, "weight");
   }
@@ -144,3 +142,7 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("linear_cross_entropy", TORCH_BOX(&pyprune::cpu::linear_cross_entropy));
+}

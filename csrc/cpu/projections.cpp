@@ -1,14 +1,12 @@
-// The operators that are a projection with something fused around it. Contracts: pyprune/ops/schemas.py.
-#include "projections.h"
-
+// The operators that are a projection with something fused around it.
 #include "gemm.h"
-#include "many.h"
+#include "row_groups.h"
 
 namespace pyprune::cpu {
 
 namespace {
 
-// (norm) -> projection -> + bias -> + residual into `out`, few or many rows; residual may be empty.
+// (norm) -> projection -> + bias -> + residual into `out`, any number of rows; residual may be empty.
 void project(const Rows& x, const Const& norm, float eps, const Tensor& weight, const Optional& bias_tensor,
              const Const& residual, const Mut& out) {
   const Kernels& k = kernels();
@@ -26,12 +24,12 @@ void project(const Rows& x, const Const& norm, float eps, const Tensor& weight, 
 
 }  // namespace
 
-Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t unit) {
+Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t sublayer) {
   const Rows rows(x, "x"), base(residual, "residual");
   bool alike = weight.dim() == 2 && base.width == weight.size(0) && residual.dim() == x.dim();
   for (int64_t d = 0; alike && d + 1 < x.dim(); ++d) alike = x.size(d) == residual.size(d);
   STD_TORCH_CHECK(alike, "residual: the rows of x and one column for each row of weight are expected");
-  if (skipped(skip, unit)) {
+  if (skipped(skip, sublayer)) {
     Tensor same = new_tensor(residual, shape_with_last(residual, base.width), residual.scalar_type());
     return torch::stable::copy_(same, residual);
   }
@@ -39,7 +37,7 @@ Tensor linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, 
   const int64_t n = weight.size(0);
   matrix(weight, rows.width, "weight");
   const bool plain = !bias.has_value() && type == DType::f32 && rows.view.type == DType::f32;
-  if (rows.count > kFewRows && plain && !multiplies_many(kernels(), DType::f32) && takes_onednn(weight)) {
+  if (rows.count > kSkinnyRows && plain && !has_own_gemm(kernels(), DType::f32) && takes_onednn(weight)) {
     const Tensor flat = torch::stable::view(rows.tensor, {rows.count, rows.width});
     const Tensor added = torch::stable::view(base.tensor, {rows.count, n});
     return torch::stable::view(onednn_linear(flat, added, weight, "add"), shape_with_last(residual, n));
@@ -66,7 +64,7 @@ Tensor norm_head(Tensor x, Tensor norm, double eps, Tensor weight, Optional bias
 }
 
 Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, Optional gate_bias, Optional up_bias,
-                    Optional skip, int64_t unit) {
+                    Optional skip, int64_t sublayer) {
   const Kernels& k = kernels();
   const Rows rows(x, "x");
   const Const scale = vector(norm, rows.width, "norm");
@@ -76,7 +74,7 @@ Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, O
   const Const gb = vector(gate_bias, n, "gate_bias"), ub = vector(up_bias, n, "up_bias");
   STD_TORCH_CHECK(!gb.data || !ub.data || gb.type == ub.type, "up_bias: the dtype of gate_bias is expected");
   Tensor result = new_tensor(x, shape_with_last(x, n), x.scalar_type());
-  if (skipped(skip, unit)) return torch::stable::zero_(result);
+  if (skipped(skip, sublayer)) return torch::stable::zero_(result);
   GateUp stage{k, {}, rows.count, rows.width, g, u, n, block_rows(n), gb, ub, rows_of(result, n)};
   if (run_packed(stage, rows, scale, float(eps), g.type)) return result;
   const Tensor h = float_rows(k, rows, scale, float(eps));
@@ -93,3 +91,10 @@ Tensor norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, O
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("linear_residual", TORCH_BOX(&pyprune::cpu::linear_residual));
+  m.impl("norm_gate_up", TORCH_BOX(&pyprune::cpu::norm_gate_up));
+  m.impl("norm_head", TORCH_BOX(&pyprune::cpu::norm_head));
+  m.impl("padded_linear", TORCH_BOX(&pyprune::cpu::padded_linear));
+}

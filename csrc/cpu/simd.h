@@ -2,7 +2,7 @@
 // Everything has internal linkage: the same names are compiled several times into one library.
 #pragma once
 
-#include "halves.h"
+#include "float16.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>

@@ -1,7 +1,7 @@
 // The stages of a decoder, each as data and a function of a task's number: plain memory, one thread, no torch.
 //
 // Tasks of a stage are independent, and no bit of a result depends on how they are cut or who runs them: so an operator
-// spreads one stage over torch's threads (tensors.h), and a decode step takes a team through all of them (step.cpp).
+// spreads one stage over torch's threads (tensors.h), and a decode step takes a team through all of them (decode_step.cpp).
 #pragma once
 
 #include <algorithm>
@@ -14,14 +14,15 @@
 
 namespace pyprune::cpu {
 
-// Up to this many activation rows meet the weights in one pass; more go in several (many.h), or torch's GEMM does the products.
-inline constexpr int64_t kFewRows = 64;
-// Weight rows of a task at most: one stretch of memory, its results in the thread's L1. With many activation rows twice as
-// many: results then are written a longer piece of a row at a time (SmolLM2's sizes: 1.1 times as fast, 2 cores of a Zen 4).
-inline constexpr int64_t kBlock = 32, kManyBlock = 64;
-inline constexpr int64_t kResults = kFewRows * kManyBlock;
-// Up to this many tokens of a sequence attend as one task of a stretch.
-inline constexpr int64_t kFewTokens = 16;
+// Up to this many activation rows are skinny: they meet the weights in one pass. More is a GEMM: in several passes (row_groups.h),
+// or torch's.
+inline constexpr int64_t kSkinnyRows = 64;
+// Weight rows of a task at most: one block of memory, its results in the thread's L1. In a GEMM twice as many: results then
+// are written a longer part of a row at a time (SmolLM2's sizes: 1.1 times as fast, 2 cores of a Zen 4).
+inline constexpr int64_t kBlock = 32, kGemmBlock = 64;
+inline constexpr int64_t kResults = kSkinnyRows * kGemmBlock;
+// Up to this many tokens of a sequence attend as one task of a KV split.
+inline constexpr int64_t kSplitTokens = 16;
 
 // Rows of weight for a task when `n` are shared by `threads`: eight tasks a thread where that leaves a tile each.
 inline int64_t block_rows(int64_t n, int64_t threads) {
@@ -29,18 +30,18 @@ inline int64_t block_rows(int64_t n, int64_t threads) {
   return std::clamp<int64_t>(even, 4, kBlock);
 }
 
-// Tasks side by side go as one up to this length of their weights: the processor's look-ahead begins anew with every
-// stretch of memory. Gate and up take turns, so theirs were 36 KB for SmolLM2, and its step took 1.01 to 1.09 times as long
+// Tasks side by side go as one up to this length of their weights: the processor's prefetcher begins anew with every
+// block of memory. Gate and up take turns, so theirs were 36 KB for SmolLM2, and its step took 1.01 to 1.09 times as long
 // (2 cores of a Zen 4 whose memory gave 45 GB/s; no difference where it gave 33).
-inline constexpr int64_t kStretchBytes = 128 << 10;
+inline constexpr int64_t kTaskBytes = 128 << 10;
 
-// The weights that tasks read first, all or the first stretch of them.
+// The weights that tasks read first, all or the first kTaskBytes of them.
 struct Reads {
   const void* data = nullptr;
   int64_t bytes = 0;
 };
 
-// A stage of weights takes tasks [begin, end) as one, and is told what its thread reads next.
+// A stage of weights takes tasks [begin, end) as one, and gets what its thread reads next.
 template <class Stage>
 inline constexpr bool kStreams = std::is_invocable_v<const Stage&, int64_t, int64_t, const void*>;
 
@@ -51,10 +52,10 @@ inline Reads rows_read(const Const& weight, int64_t begin, int64_t end) {
 // How many tasks of `block` weight rows go as one; the results of `count` activation rows have room.
 inline int64_t tasks_together(const Const& weight, int64_t block, int64_t count) {
   const int64_t bytes = std::max<int64_t>(1, rows_read(weight, 0, block).bytes);
-  return std::clamp<int64_t>(kStretchBytes / bytes, 1, kFewRows * kBlock / (std::max<int64_t>(1, count) * block));
+  return std::clamp<int64_t>(kTaskBytes / bytes, 1, kSkinnyRows * kBlock / (std::max<int64_t>(1, count) * block));
 }
 
-// Activation rows [begin, end) of a stage, up to kFewRows.
+// Activation rows [begin, end) of a stage, up to kSkinnyRows.
 struct Span {
   int64_t begin = 0, end = 0;
   int64_t count() const { return end - begin; }
@@ -89,9 +90,9 @@ struct Pack {
   }
 };
 
-// Calls a line of memory that will be written, taking it from other cores. Processors that do not know the instruction skip it,
-// and the compiler gives it only where it is told that they do.
-inline void call_to_write(const char* line) {
+// Prefetches a line that will be written, taking it from other cores. Processors without the instruction skip it; the compiler
+// emits it only for those that have it, so it is written out here.
+inline void prefetch_to_write(const char* line) {
 #if defined(__x86_64__)
   asm volatile("prefetchw %0" : : "m"(*line));
 #else
@@ -99,18 +100,18 @@ inline void call_to_write(const char* line) {
 #endif
 }
 
-// Finishes the rows of a span in order. Rows of many lie far apart, a line or two in a page, in other caches or none, and often
-// in the same place of the first one: what is written to them, and added, is called some rows before.
+// Finishes the rows of a span in order. A GEMM's rows lie far apart (`far`), a line or two in a page, in other caches or none,
+// and often in the same set of L1: what is written to them, and added, is prefetched some rows before.
 template <class Finish>
 inline void finish_rows(const Mut& out, const Const& added, int64_t stride, int64_t first, int64_t rows, Span span, bool far,
                         const Finish& finish) {
-  constexpr int64_t ahead = 8;
+  constexpr int64_t distance = 8;
   for (int64_t m = span.begin; m < span.end; ++m) {
-    if (far && m + ahead < span.end) {
-      const char* later = static_cast<const char*>(out.at((m + ahead) * stride + first));
-      for (int64_t byte = 0; byte < rows * size_of(out.type); byte += 64) call_to_write(later + byte);
+    if (far && m + distance < span.end) {
+      const char* later = static_cast<const char*>(out.at((m + distance) * stride + first));
+      for (int64_t byte = 0; byte < rows * size_of(out.type); byte += 64) prefetch_to_write(later + byte);
       if (added.data) {
-        later = static_cast<const char*>(added.at((m + ahead) * stride + first));
+        later = static_cast<const char*>(added.at((m + distance) * stride + first));
         for (int64_t byte = 0; byte < rows * size_of(added.type); byte += 64) __builtin_prefetch(later + byte);
       }
     }
@@ -144,7 +145,7 @@ struct Project {
     const int64_t first = begin * block, rows = std::min(n, end * block) - first;
     const char* packed = x + k.packed_bytes(weight.type, width, span.begin);
     k.linear({weight.row(first), weight.type, weight.stride}, rows, width, packed, span.count(), results, rows, next);
-    finish_rows(out, residual, n, first, rows, span, count > kFewRows,
+    finish_rows(out, residual, n, first, rows, span, count > kSkinnyRows,
                 [&](int64_t m) { finish(m, first, rows, results + (m - span.begin) * rows); });
   }
   void operator()(int64_t begin, int64_t end, const void* next = nullptr) const { multiply(begin, end, {0, count}, next); }
@@ -175,7 +176,7 @@ struct GateUp {
     const char* packed = x + k.packed_bytes(gate.type, width, span.begin);
     k.linear({gate.row(first), gate.type, gate.stride}, rows, width, packed, span.count(), gates, rows, up.row(first));
     k.linear({up.row(first), up.type, up.stride}, rows, width, packed, span.count(), ups, rows, next);
-    finish_rows(out, {}, n, first, rows, span, count > kFewRows, [&](int64_t m) {
+    finish_rows(out, {}, n, first, rows, span, count > kSkinnyRows, [&](int64_t m) {
       const int64_t row = (m - span.begin) * rows;
       finish(m, first, rows, gates + row, ups + row);
     });
@@ -213,7 +214,7 @@ struct Qkv {
   int64_t head_dim() const { return keys.head_dim; }
   int64_t kv_heads() const { return keys.heads; }
   // A head is cut in two tasks where there are too few heads for the threads, unless its q/k-norm needs all of it; pairs
-  // (i, i + head_dim / 2) stay together, so half a head is two stretches of memory and slower to read than a whole one.
+  // (i, i + head_dim / 2) stay together, so half a head is two splits of memory and slower to read than a whole one.
   int64_t parts() const {
     return head_norm[0].data || head_norm[1].data || head_dim() % 16 || heads + 2 * kv_heads() >= 4 * threads ? 1 : 2;
   }
@@ -240,15 +241,15 @@ struct Qkv {
     k.from_float(high, n, home + (half + begin) * size_of(type), type);
   }
 
-  // The pairs of one head that are a task's: elements [begin, begin + n) of both halves.
+  // The pairs of one head that are a task's: elements [begin, begin + n) of both halves of it.
   struct Piece {
     Kind kind;
     int64_t head, begin, n;
   };
   Piece piece(int64_t task) const {
-    const int64_t unit = task / parts(), n = head_dim() / 2 / parts();
-    const Kind kind = unit < heads ? query : unit < heads + kv_heads() ? key : value;
-    return {kind, kind == query ? unit : kind == key ? unit - heads : unit - heads - kv_heads(), task % parts() * n, n};
+    const int64_t index = task / parts(), n = head_dim() / 2 / parts();
+    const Kind kind = index < heads ? query : index < heads + kv_heads() ? key : value;
+    return {kind, kind == query ? index : kind == key ? index - heads : index - heads - kv_heads(), task % parts() * n, n};
   }
   Const rows_of(const Piece& p, int64_t half) const {
     const Const& w = weight[p.kind];
@@ -272,11 +273,11 @@ struct Qkv {
   void operator()(int64_t task, int64_t end, const void* next = nullptr) const { multiply(task, end, {0, count}, next); }
 };
 
-// Softmax attention over the caches. The sequence is cut into stretches of a fixed length, so neither the number of threads
-// nor the rest of the batch can change a bit of the result. A task is a stretch of one KV head of one sequence; `Reduce` joins
-// the stretches.
+// Softmax attention over the caches. The sequence is cut into KV splits of a fixed length, so neither the number of threads
+// nor the rest of the batch can change a bit of the result. A task is a split of one KV head of one sequence; `Reduce` joins
+// the splits.
 struct Attend {
-  static constexpr int64_t kStretch = 256;
+  static constexpr int64_t kSplit = 256;
 
   const Kernels& k;
   Const q;  // [batch * tokens * heads, head_dim], contiguous
@@ -286,23 +287,23 @@ struct Attend {
   const int64_t* first;      // [batch], the first one; null: 0
   int64_t window;            // how many it sees at most; 0: any number
   float scale;
-  int64_t stretches;
+  int64_t splits;
   float* parts;
 
   int64_t group() const { return heads / keys.heads; }
   int64_t pairs() const { return batch * keys.heads; }
-  static int64_t stretches_for(const int64_t* positions, int64_t n) {
-    return n ? *std::max_element(positions, positions + n) / kStretch + 1 : 0;
+  static int64_t splits_for(const int64_t* positions, int64_t n) {
+    return n ? *std::max_element(positions, positions + n) / kSplit + 1 : 0;
   }
-  int64_t tasks() const { return pairs() * stretches; }
-  int64_t bytes() const { return pairs() * stretches * kStretch * keys.head_dim * 4; }
+  int64_t tasks() const { return pairs() * splits; }
+  int64_t bytes() const { return pairs() * splits * kSplit * keys.head_dim * 4; }
 
   // Some tokens of one KV head of one sequence, with all query heads of its group.
   struct Queries {
     int64_t pair, token, tokens;
   };
   Queries all(int64_t pair) const { return {pair, 0, tokens}; }
-  // Of one stretch: each query's maximum, then its sum, then its head_dim values.
+  // Of one split: each query's maximum, then its sum, then its head_dim values.
   int64_t part(const Queries& some) const { return some.tokens * group() * (keys.head_dim + 2); }
 
   int64_t lowest(int64_t b, int64_t t) const {
@@ -311,24 +312,24 @@ struct Attend {
     return std::clamp<int64_t>(start, 0, own);
   }
 
-  // One stretch for some queries, which read no more of it than they see.
-  void attend(const Queries& some, int64_t stretch, float* maximum) const {
-    const int64_t b = some.pair / keys.heads, kv = some.pair % keys.heads, origin = stretch * kStretch;
+  // One split for some queries, which read no more of it than they see.
+  void attend(const Queries& some, int64_t split, float* maximum) const {
+    const int64_t b = some.pair / keys.heads, kv = some.pair % keys.heads, origin = split * kSplit;
     const int64_t n = some.tokens * group();
     float* sum = maximum + n;
     const int64_t packed_bytes = k.packed_bytes(keys.type, keys.head_dim, n);
-    char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * kStretch * 4);
+    char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * kSplit * 4);
     auto* begin = reinterpret_cast<int64_t*>(packed + packed_bytes);
     auto* end = begin + n;
     auto* score = reinterpret_cast<float*>(end + n);
-    int64_t from = kStretch, to = 0;
+    int64_t from = kSplit, to = 0;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t t = some.token + i / group();
       begin[i] = lowest(b, t) - origin;
       end[i] = positions[b * tokens + t] + 1 - origin;
-      if (begin[i] < kStretch && end[i] > 0) {
+      if (begin[i] < kSplit && end[i] > 0) {
         from = std::min(from, std::max<int64_t>(0, begin[i]));
-        to = std::max(to, std::min(kStretch, end[i]));
+        to = std::max(to, std::min(kSplit, end[i]));
       }
     }
     if (from >= to) {  // before every query's window, or after every position: no key is read
@@ -336,7 +337,7 @@ struct Attend {
       std::fill(sum, sum + n, 0.0f);
       return;
     }
-    // The values of a short sequence are called while its keys are multiplied; a longer one gains nothing by it.
+    // The values of a short sequence are prefetched while its keys are multiplied; a longer one gains nothing by it.
     for (int64_t row = from; row < to && to - from <= 64; ++row)
       for (int64_t byte = 0; byte < keys.head_dim * size_of(values.type); byte += 64)
         __builtin_prefetch(static_cast<const char*>(values.at(b, kv, origin + row)) + byte, 0, 2);
@@ -352,12 +353,12 @@ struct Attend {
              begin, end, score, maximum, sum, sum + n);
   }
   void operator()(int64_t task) const {
-    const Queries some = all(task / stretches);
-    attend(some, task % stretches, parts + task * part(some));
+    const Queries some = all(task / splits);
+    attend(some, task % splits, parts + task * part(some));
   }
 };
 
-// Joins the stretches of one KV head of one sequence.
+// Joins the splits of one KV head of one sequence.
 struct Reduce {
   const Attend& a;
   Mut out;  // [batch * tokens * heads, head_dim]
@@ -370,12 +371,12 @@ struct Reduce {
     auto* home = reinterpret_cast<float*>(scratch<1>(head_dim * 4));
     for (int64_t i = 0; i < n; ++i) {
       float highest = -INFINITY, total = 0.0f;
-      for (int64_t s = 0; s < a.stretches; ++s) highest = std::max(highest, parts[s * a.part(some) + i]);
+      for (int64_t s = 0; s < a.splits; ++s) highest = std::max(highest, parts[s * a.part(some) + i]);
       std::fill(home, home + head_dim, 0.0f);
-      for (int64_t s = 0; s < a.stretches; ++s) {
+      for (int64_t s = 0; s < a.splits; ++s) {
         const float* maximum = parts + s * a.part(some);
         const float* values = maximum + 2 * n + i * head_dim;
-        if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this stretch
+        if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this split
         const float factor = std::exp(maximum[i] - highest);
         total += factor * maximum[n + i];
         for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * values[d];
@@ -385,13 +386,13 @@ struct Reduce {
       a.k.from_float(home, head_dim, out.row((b * a.tokens + t) * a.heads + head), out.type);
     }
   }
-  void operator()(int64_t pair) const { join(a.all(pair), a.parts + pair * a.stretches * a.part(a.all(pair))); }
+  void operator()(int64_t pair) const { join(a.all(pair), a.parts + pair * a.splits * a.part(a.all(pair))); }
 };
 
 // The same for many tokens, which would have many parts: a task is some tokens of one KV head of one sequence, whose
-// stretches it joins itself. The results have the same bits.
-struct AttendMany {
-  static constexpr int64_t kQueries = 64;  // of a task: their scores stay in a core's second cache
+// splits it joins itself. The results have the same bits.
+struct AttendPrefill {
+  static constexpr int64_t kQueries = 64;  // of a task: their scores stay in a core's L2
 
   const Attend& a;
   Reduce reduce;
@@ -402,8 +403,8 @@ struct AttendMany {
   void operator()(int64_t task) const {
     const int64_t token = task % tiles() * tokens();
     const Attend::Queries some{task / tiles(), token, std::min(tokens(), a.tokens - token)};
-    auto* parts = reinterpret_cast<float*>(scratch<3>(a.stretches * a.part(some) * 4));
-    for (int64_t s = 0; s < a.stretches; ++s) a.attend(some, s, parts + s * a.part(some));
+    auto* parts = reinterpret_cast<float*>(scratch<3>(a.splits * a.part(some) * 4));
+    for (int64_t s = 0; s < a.splits; ++s) a.attend(some, s, parts + s * a.part(some));
     reduce.join(some, parts);
   }
 };

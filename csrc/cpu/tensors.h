@@ -12,7 +12,7 @@
 #include <optional>
 #include <vector>
 
-#include "bf12.h"
+#include "compressed_bf16.h"
 #include "stages.h"
 
 namespace pyprune::cpu {
@@ -30,9 +30,10 @@ inline DType dtype_of(const Tensor& t, const char* what) {
   }
 }
 
-// How a matrix of weights is stored: bytes are compressed ones.
+// How a matrix of weights is stored: the one place that says which dtype means which format (pyprune/ops/weight_formats.py).
+// uint8 is compressed bfloat16.
 inline DType stored_as(const Tensor& t, const char* what) {
-  return t.scalar_type() == ScalarType::Byte ? DType::bf12 : dtype_of(t, what);
+  return t.scalar_type() == ScalarType::Byte ? DType::compressed_bf16 : dtype_of(t, what);
 }
 
 inline ScalarType scalar_of(DType type) {
@@ -48,21 +49,21 @@ inline void check_vector(const Tensor& t, int64_t n, const char* what) {
 // looked at, or of all rows.
 inline Const compressed_rows(const Tensor& t, int64_t k, const char* what, bool all = false) {
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.stride(1) == 1, what, ": a compressed CPU matrix is expected");
-  const Const rows{t.const_data_ptr(), DType::bf12, t.stride(0)};
+  const Const rows{t.const_data_ptr(), DType::compressed_bf16, t.stride(0)};
   const int64_t n = t.size(0), width = t.size(1);
   for (int64_t r = 0; r < n; r += all ? 1 : std::max<int64_t>(1, n - 1)) {
     Head head{};
     if (width >= int64_t(sizeof(head))) std::memcpy(&head, rows.row(r), sizeof(head));
-    STD_TORCH_CHECK(head.mark == kBf12Mark && bf12_row_bytes(head.columns, head.exceptions) <= width, what, ": row ", r, " of ",
+    STD_TORCH_CHECK(head.mark == kCompressedMark && compressed_row_bytes(head.columns, head.exceptions) <= width, what, ": row ", r, " of ",
                     width, " bytes is not one of compress_bfloat16");
     STD_TORCH_CHECK(head.columns == k, what, ": ", k, " columns are expected, not the ", int64_t(head.columns), " of row ", r);
   }
   return rows;
 }
 
-// A weight [n, k]; its rows may lie further apart than k (padded strides). Bytes are a compressed one.
+// A weight [n, k]; its rows may lie further apart than k (padded strides).
 inline Const matrix(const Tensor& t, int64_t k, const char* what) {
-  if (stored_as(t, what) == DType::bf12) return compressed_rows(t, k, what);
+  if (stored_as(t, what) == DType::compressed_bf16) return compressed_rows(t, k, what);
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.size(1) == k && (k <= 1 || t.stride(1) == 1), what, ": a CPU matrix [*, ",
                   k, "] with contiguous rows is expected");
   return {t.const_data_ptr(), dtype_of(t, what), t.stride(0)};
@@ -106,13 +107,13 @@ inline Mut rows_of(const Tensor& t, int64_t width) {
   return {t.mutable_data_ptr(), dtype_of(t, "output"), width};
 }
 
-// The skip mask is a bool vector, one flag a unit. A set flag turns the operator into nothing.
-inline bool skipped(const Optional& mask, int64_t unit) {
+// The skip mask is a bool vector, one flag a sublayer. A set flag turns the operator into nothing.
+inline bool skipped(const Optional& mask, int64_t sublayer) {
   if (!mask.has_value()) return false;
   STD_TORCH_CHECK(mask->is_cpu() && mask->scalar_type() == ScalarType::Bool && mask->dim() == 1 && mask->is_contiguous(),
                   "skip: a contiguous CPU bool vector is expected");
-  STD_TORCH_CHECK(0 <= unit && unit < mask->size(0), "unit: ", unit, " is outside the skip mask of ", mask->size(0));
-  return static_cast<const bool*>(mask->const_data_ptr())[unit];
+  STD_TORCH_CHECK(0 <= sublayer && sublayer < mask->size(0), "sublayer: ", sublayer, " is outside the skip mask of ", mask->size(0));
+  return static_cast<const bool*>(mask->const_data_ptr())[sublayer];
 }
 
 // Runs f(begin, end) over [0, n) on torch's threads; small work (in bytes touched) stays on this one.

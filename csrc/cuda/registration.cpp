@@ -1,4 +1,4 @@
-// The CUDA kernels, registered under the schemas of pyprune/ops/cuda_schemas.py.
+// The operators of the CUDA library (pyprune/ops/operators/cuda_*.py).
 #include <cstdlib>
 #include <string>
 
@@ -15,7 +15,7 @@ void set_weight(Arguments& a, int index, const Tensor& weight, const Optional& b
 }
 
 // What all of them share: x, the first weight, and the norm.
-Arguments arguments_of(const FewRows& x, const Tensor& weight, const Optional& bias, const Optional& norm, double eps,
+Arguments arguments_of(const SkinnyRows& x, const Tensor& weight, const Optional& bias, const Optional& norm, double eps,
                        const char* what, const char* bias_what) {
   check_weight(weight, x.width, x.device, what);
   Arguments a;
@@ -44,7 +44,7 @@ Overlap overlap() {
   return choice == "auto" && recording ? Overlap::while_capturing : Overlap::never;
 }
 
-void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
+void run(Arguments& a, const SkinnyRows& x, Form form, Tensor& out) {
   if (x.count == 0 || a.n == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(x.device);
   a.out = out.mutable_data_ptr();
@@ -52,12 +52,12 @@ void run(Arguments& a, const FewRows& x, Form form, Tensor& out) {
   a.out_stride = out.dim() > 1 ? int(out.stride(out.dim() - 2)) : a.n;
   void* const stream = current_stream(x.device);
   const auto error = static_cast<cudaError_t>(launch_skinny_linear(a, int(x.count), form, x.device, stream, overlap()));
-  if (error != cudaSuccess) cudaGetLastError();  // told here, and not again at an innocent launch
+  if (error != cudaSuccess) cudaGetLastError();  // reported here, and not again at an innocent launch
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
 // The same with a new output, [..., n] of `type`.
-Tensor run(Arguments& a, const FewRows& x, Form form, const Tensor& like, ScalarType type) {
+Tensor run(Arguments& a, const SkinnyRows& x, Form form, const Tensor& like, ScalarType type) {
   const torch::stable::accelerator::DeviceGuard guard(x.device);
   // What gate and up make is read again as rows, by the projection down.
   Tensor out = form == Form::gate_up ? empty_rows(like, x.shape(a.n), type) : torch::stable::new_empty(like, x.shape(a.n), type);
@@ -110,20 +110,20 @@ const int64_t* index_data(Tensor& t, const Tensor& x, int32_t device, const char
 }  // namespace
 
 Tensor cuda_norm_gate_up(Tensor x, Tensor norm, double eps, Tensor gate, Tensor up, Optional gate_bias, Optional up_bias,
-                         Optional skip, int64_t unit) {
-  const FewRows rows(x, "x");
+                         Optional skip, int64_t sublayer) {
+  const SkinnyRows rows(x, "x");
   Arguments a = arguments_of(rows, gate, gate_bias, norm, eps, "gate", "gate_bias");
   check_weight(up, rows.width, rows.device, "up");
   STD_TORCH_CHECK(up.size(0) == gate.size(0) && up.scalar_type() == gate.scalar_type(),
                   "up: the shape and dtype of gate are expected");
   set_weight(a, 1, up, up_bias, "up_bias", rows.device);
-  a.skip = skip_flag(skip, unit, rows.device);
+  a.skip = skip_flag(skip, sublayer, rows.device);
   return run(a, rows, Form::gate_up, x, x.scalar_type());
 }
 
-Tensor cuda_linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t unit) {
-  const FewRows rows(x, "x");
-  FewRows base(residual, "residual");
+Tensor cuda_linear_residual(Tensor x, Tensor weight, Optional bias, Tensor residual, Optional skip, int64_t sublayer) {
+  const SkinnyRows rows(x, "x");
+  SkinnyRows base(residual, "residual");
   base.pack();
   check_device(residual, rows.device, "residual");
   bool alike = weight.dim() == 2 && base.width == weight.size(0) && residual.dim() == x.dim();
@@ -132,20 +132,20 @@ Tensor cuda_linear_residual(Tensor x, Tensor weight, Optional bias, Tensor resid
   Arguments a = arguments_of(rows, weight, bias, {}, 0.0, "weight", "bias");
   is_float(residual, weight, "residual");
   a.residual = base.tensor.const_data_ptr();
-  a.skip = skip_flag(skip, unit, rows.device);
+  a.skip = skip_flag(skip, sublayer, rows.device);
   return run(a, rows, Form::linear, residual, residual.scalar_type());
 }
 
 Tensor cuda_linear(Tensor x, Tensor weight, Optional bias, Optional norm, double eps, bool float_out) {
-  const FewRows rows(x, "x");
+  const SkinnyRows rows(x, "x");
   Arguments a = arguments_of(rows, weight, bias, norm, eps, "weight", "bias");
   return run(a, rows, Form::linear, x, float_out ? ScalarType::Float : x.scalar_type());
 }
 
 Tensor cuda_norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Tensor k_weight, Tensor v_weight,
                           Optional q_bias, Optional k_bias, Optional v_bias, Tensor cos, Tensor sin, Tensor positions,
-                          Tensor k_cache, Tensor v_cache, Optional skip, int64_t unit, Optional slots) {
-  const FewRows rows(x, "x");
+                          Tensor k_cache, Tensor v_cache, Optional skip, int64_t sublayer, Optional slots) {
+  const SkinnyRows rows(x, "x");
   const int32_t device = rows.device;
   STD_TORCH_CHECK(x.dim() == 3, "x: [batch, tokens, hidden] is expected");
   Arguments a = arguments_of(rows, q_weight, {}, norm, eps, "q_weight", "q_bias");
@@ -175,7 +175,7 @@ Tensor cuda_norm_qkv_rope(Tensor x, Tensor norm, double eps, Tensor q_weight, Te
   h.slot_limit = length;
   h.limit = slots.has_value() || cos.size(0) < length ? cos.size(0) : length;
   h.tokens = int(x.size(1));
-  a.skip = skip_flag(skip, unit, device);
+  a.skip = skip_flag(skip, sublayer, device);
   a.n = (h.heads + 2 * h.kv_heads) * h.half;
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), h.heads, head_dim}, x.scalar_type());
   run(a, rows, Form::qkv_rope, out);

@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(matrices_of(kFo
   uint4 ring[kUnroll][kMatrices];
   const auto fetch = [&](int w, int u) { ring[u][w] = load_weights(next[w] + u * 32 * kV, policy, u * 32 < left[w]); };
   seek(0);
-  // Of a skipped unit no weight is read: the ring would be a fifth of them. The flag is as constant as the weights.
+  // Of a skipped sublayer no weight is read: the ring would be a fifth of them. The flag is as constant as the weights.
   const bool skipped = a.skip && *a.skip;
 #pragma unroll
   for (int w = 0; w < kMatrices; ++w) left[w] = skipped ? 0 : left[w];

@@ -70,7 +70,7 @@ struct Arguments {
   const void* norm = nullptr;
   const void* residual = nullptr;  // of the output's type and shape, contiguous
   void* out = nullptr;
-  const bool* skip = nullptr;  // this unit's flag
+  const bool* skip = nullptr;  // this sublayer's flag
   int n = 0, k = 0;  // at most kMostElements
   int x_stride = 0, out_stride = 0;  // the same
   float eps = 0;

@@ -61,23 +61,23 @@ inline const void* vector_data(const Optional& t, int64_t n, const Tensor& weigh
   return t->const_data_ptr();
 }
 
-// This unit's flag, to be read on the device; null where there is no mask.
-inline const bool* skip_flag(const Optional& mask, int64_t unit, int32_t device) {
+// This sublayer's flag, to be read on the device; null where there is no mask.
+inline const bool* skip_flag(const Optional& mask, int64_t sublayer, int32_t device) {
   if (!mask.has_value()) return nullptr;
   check_device(*mask, device, "skip");
   STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->dim() == 1 && mask->is_contiguous(),
                   "skip: a contiguous bool vector is expected");
-  STD_TORCH_CHECK(0 <= unit && unit < mask->size(0), "unit: ", unit, " is outside the skip mask of ", mask->size(0));
-  return static_cast<const bool*>(mask->const_data_ptr()) + unit;
+  STD_TORCH_CHECK(0 <= sublayer && sublayer < mask->size(0), "sublayer: ", sublayer, " is outside the skip mask of ", mask->size(0));
+  return static_cast<const bool*>(mask->const_data_ptr()) + sublayer;
 }
 
 // Activations [..., width], one or two rows of them (or none), `stride` elements apart, the values of each side by side.
-struct FewRows {
+struct SkinnyRows {
   Tensor tensor;
   int64_t count = 1, width, stride;
   int32_t device;
 
-  FewRows(const Tensor& t, const char* what) : tensor(t) {
+  SkinnyRows(const Tensor& t, const char* what) : tensor(t) {
     STD_TORCH_CHECK(t.is_cuda() && t.dim() >= 1, what, ": a CUDA tensor [..., features] is expected");
     device = t.get_device_index();
     width = stride = t.size(t.dim() - 1);

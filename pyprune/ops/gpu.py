@@ -25,22 +25,22 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.ops import library_files
+from pyprune.ops import library_files, results
+from pyprune.ops.operators import CUDA_OPERATORS, OPERATORS
 from pyprune.ops.reference import REFERENCE
 from pyprune.ops.registration import LIBRARY
-from pyprune.ops.schemas import CUDA_SCHEMAS
 from pyprune.ops.self_check import passes
 from pyprune.ops.self_check.passes import CUDA_LIBRARY_PATH
+from pyprune.ops.specification import Route
 
 CHOICES = ("auto", "reference", "triton", "cuda")
 RENAMED = {"definitions": "reference"}  # accepted for one release
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
 """By the first number of the compute capability: the GPUs on which the operators were checked (docs/gpu.md)."""
 
-KERNELS = (
-    "norm_qkv_rope", "decode_attention", "linear_residual", "norm_gate_up", "norm_head", "linear_cross_entropy",
-    "padded_linear",
-)  # fmt: skip
+KERNELS = tuple(name for name, operator in OPERATORS.items() if "gpu" in operator.kernels)
+"""The operators with Triton kernels."""
+
 MOST_CUDA_ROWS = 2
 NO_GPU = "no GPU that this torch can use (it takes an NVIDIA driver and a CUDA build of torch)"
 
@@ -154,9 +154,12 @@ def _take(wanted: str) -> Functions:
     tuning.load()
     _tuning = tuning.report()
     functions: Functions = importlib.import_module("pyprune.triton_kernels.registration").OPERATORS
+    if set(functions) != set(KERNELS):
+        odd = ", ".join(sorted(set(functions) ^ set(KERNELS)))
+        raise RuntimeError(f'{odd}: in triton_kernels/registration.py or marked "gpu" in operators/, not both')
     if wanted == "cuda":
         _load_cuda_library()
-        functions = {**functions, **few_row_routes(functions)}
+        functions = {**functions, **skinny_routes(functions)}
     return functions
 
 
@@ -180,7 +183,7 @@ def _load_cuda_library() -> None:
     library.pyprune_cuda_problem.restype = ctypes.c_char_p
     if reason := library.pyprune_cuda_problem():
         raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} cannot run here: {reason.decode()}")
-    for name in CUDA_SCHEMAS:
+    for name in CUDA_OPERATORS:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyprune::{name}", "CUDA"):
             raise InputError(f"PYPRUNE_GPU=cuda: {CUDA_LIBRARY_PATH.name} has no {name}: build it again (make setup)")
 
@@ -200,51 +203,29 @@ def recording(device: torch.device) -> Iterator[None]:
         record(0)
 
 
-def few_row_routes(others: Functions) -> Functions:
-    """The operators that send one or two rows to the CUDA library's operators and any other number to `others`."""
-    cuda = torch.ops.pyprune
-
-    def few(x: Tensor) -> bool:
-        return 0 < x.numel() <= MOST_CUDA_ROWS * x.shape[-1]
-
-    def norm_gate_up(x: Tensor, *rest: object) -> Tensor:
-        return cuda.cuda_norm_gate_up(x, *rest) if few(x) else others["norm_gate_up"](x, *rest)
-
-    def linear_residual(x: Tensor, *rest: object) -> Tensor:
-        return cuda.cuda_linear_residual(x, *rest) if few(x) else others["linear_residual"](x, *rest)
-
-    def norm_head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if few(x):
-            return cuda.cuda_linear(x, weight, bias, norm, eps, True)
-        return others["norm_head"](x, norm, eps, weight, bias)
-
-    def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return cuda.cuda_linear(x, weight, bias) if few(x) else others["padded_linear"](x, weight, bias)
-
-    def norm_qkv_rope(
-        x: Tensor, norm: Tensor, eps: float, q_weight: Tensor, k_weight: Tensor, v_weight: Tensor,
-        q_bias: Tensor | None, k_bias: Tensor | None, v_bias: Tensor | None, q_norm: Tensor | None,
-        k_norm: Tensor | None, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, *rest: object,
-    ) -> Tensor:  # fmt: skip
-        weights, biases = (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias)
-        plain = q_norm is None and k_norm is None and k_cache.dtype == q_weight.dtype
-        if few(x) and plain and all(map(_rows_are_aligned, weights)):
-            return cuda.cuda_norm_qkv_rope(x, norm, eps, *weights, *biases, cos, sin, positions, k_cache, *rest)
-        return others["norm_qkv_rope"](
-            x, norm, eps, *weights, *biases, q_norm, k_norm, cos, sin, positions, k_cache, *rest
-        )  # fmt: skip
-
+def skinny_routes(others: Functions) -> Functions:
+    """The operators that send one or two rows to the CUDA library's operators, where these take their arguments, and
+    all else to `others`."""
     return {
-        "norm_qkv_rope": norm_qkv_rope,
-        "norm_gate_up": norm_gate_up,
-        "linear_residual": linear_residual,
-        "norm_head": norm_head,
-        "padded_linear": padded_linear,
+        name: _routed(name, cuda_name, route, others[name])
+        for cuda_name, operator in CUDA_OPERATORS.items()
+        for name, route in operator.routes.items()
     }
 
 
-def _rows_are_aligned(weight: Tensor) -> bool:
-    return weight.data_ptr() % 16 == 0 and weight.stride(0) * weight.element_size() % 16 == 0
+def _routed(name: str, cuda_name: str, route: Route, other: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    operator, defaults = OPERATORS[name], CUDA_OPERATORS[cuda_name].defaults
+    kernel = getattr(torch.ops.pyprune, cuda_name)
+
+    def call(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        if 0 < x.numel() <= MOST_CUDA_ROWS * x.shape[-1]:
+            arguments = operator.bind(x, *rest, **options)
+            if route.takes(arguments):
+                values = {**defaults, **arguments, **route.extra}
+                return kernel(*(values[argument] for argument in defaults))
+        return other(x, *rest, **options)
+
+    return call
 
 
 def runs_kernels(dtype: torch.dtype, device: torch.device) -> bool:
@@ -252,6 +233,10 @@ def runs_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     reference implementations wait for the device."""
     kernels = _kernels_on(device) if _named == "auto" else _named
     return kernels != "reference" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+# As it stands when it is asked: tests put another in its place.
+results.ask(lambda dtype, device: runs_kernels(dtype, device))
 
 
 def report() -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The native libraries' files: which belong to this pyprune, and what is wrong with one, said before it is loaded.
 
-A library registers its kernels while it is loaded, so that one with other contracts must be refused by what stands in
-its file: the build writes a record into it (csrc/record.cpp.in).
+A library registers its kernels while it is loaded, so that one built for other schemas must be refused by what stands
+in its file: the build writes a record into it (csrc/record.cpp.in).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
 def path(kind: str) -> Path:
-    """Where the library of this kind, `cpu` or `cuda`, lies if it was built for this pyprune's contracts."""
+    """Where the library of this kind, `cpu` or `cuda`, lies if it was built for this pyprune's schemas."""
     return FOLDER / f"_{kind}_{digest()}.so"
 
 
 def record(library: Path) -> dict[str, str]:
-    """What the build wrote into a library: `contracts`, the digest, and for CUDA `targets` and `toolkit`; empty if
+    """What the build wrote into a library: `digest`, and for CUDA `targets` and `toolkit`; empty if
     nothing was."""
     written = RECORD.search(library.read_bytes())
     return dict(field.split("=", 1) for field in written[1].decode().split()) if written else {}
@@ -40,8 +40,8 @@ def problem(library: Path) -> str | None:
         return f"{library.name} was not built"
     if other := _other_machine(library):
         return f"{library.name} was built for {other}, and this machine is {platform.machine()}"
-    if record(library).get("contracts") != digest():
-        return f"{library.name} was built for another pyprune: the contracts in it are not {digest()}"
+    if record(library).get("digest") != digest():
+        return f"{library.name} was built for another pyprune: its digest is not {digest()}"
     return None
 
 

@@ -1,8 +1,8 @@
 """The compiled CPU kernels: loading them, choosing their instruction set, and saying what is there.
 
-`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what multiplies
-many rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the library unloaded, so
-that the reference implementations run.
+`PYPRUNE_ISA=portable|avx2|avx512|avx512_bf16|amx` forces an instruction set; `PYPRUNE_GEMM=own|torch` what does the
+GEMMs, more than SKINNY_ROWS rows of activations (`auto`: what was measured to be faster); `PYPRUNE_NATIVE=0` leaves the
+library unloaded, so that the reference implementations run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from pyprune.errors import InputError, NativeLibraryWarning
 from pyprune.ops import library_files
+from pyprune.ops.schemas import CONSTANTS
 
 LIBRARY_PATH = library_files.path("cpu")
 REMEDY = (
@@ -25,6 +26,7 @@ REMEDY = (
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 GEMMS = ("auto", "own", "torch")
 HALF_PRECISION = (torch.bfloat16, torch.float16)
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their number in C++ (DType in kernels.h)
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None  # why there is no library; None before the first attempt
@@ -47,13 +49,16 @@ def load() -> bool:
             _reason = f"{LIBRARY_PATH.name} does not load: {error}"
     if _library is None:
         warnings.warn(
-            f"pyprune runs on reference implementations, slowly: {_reason}. To mend it: {REMEDY}",
+            f"pyprune runs on reference implementations, slowly: {_reason}. To get the kernels: {REMEDY}",
             NativeLibraryWarning,
             stacklevel=2,
         )
         return False
     _library.pyprune_isa_compiled.restype = ctypes.c_char_p
     _library.pyprune_isa_selected.restype = ctypes.c_char_p
+    _library.pyprune_constant.restype = ctypes.c_int64
+    _library.pyprune_packed_bytes.restype = ctypes.c_int64
+    _library.pyprune_packed_bytes.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     for variable, select in (("PYPRUNE_ISA", select_isa), ("PYPRUNE_GEMM", select_gemm)):
         if forced := os.environ.get(variable):
             try:
@@ -95,7 +100,7 @@ def select_isa(name: str) -> None:
 
 
 def select_gemm(name: str) -> None:
-    """What multiplies many rows by weights from now on: the kernels of few rows (`own`), torch's GEMM (`torch`), or
+    """What does GEMMs (more than SKINNY_ROWS rows) from now on: our kernels (`own`), torch's (`torch`), or
     what was measured to be faster on such a processor (`auto`). InputError for another name."""
     if _library is None:
         raise InputError(f"GEMM {name!r}: the CPU library is not loaded ({_reason})")
@@ -103,12 +108,30 @@ def select_gemm(name: str) -> None:
         raise InputError(f"GEMM {name!r}: one of {', '.join(GEMMS)} is expected")
 
 
-def multiplies_many_rows(dtype: torch.dtype) -> bool:
-    """Whether many rows meet weights of half precision in the kernels of few rows: a row's bits then do not depend on
-    how many there are. False for other dtypes, and without the library."""
+def has_own_gemm(dtype: torch.dtype) -> bool:
+    """Whether our kernels do the GEMMs (more than SKINNY_ROWS rows) with weights of half precision: a row's bits then
+    do not depend on how many there are. False for other dtypes, and without the library."""
     if _library is None or dtype not in HALF_PRECISION:
         return False
     return bool(_library.pyprune_gemm_is_own(dtype == torch.float16))
+
+
+def constant(name: str) -> int:
+    """A size that the kernels choose (`schemas.CONSTANTS`): the library's, and without it the value stated there."""
+    return CONSTANTS[name] if _library is None else _library.pyprune_constant(name.encode())
+
+
+def packed_bytes(dtype: torch.dtype, width: int, rows: int) -> int:
+    """What `rows` of `width` activations take where they are packed for weights of `dtype`; without the library as
+    float32."""
+    if _library is None:
+        return rows * width * torch.float32.itemsize
+    return _library.pyprune_packed_bytes(WEIGHT_TYPES.index(dtype), width, rows)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the instruction set in use multiplies bfloat16 itself; False without the library."""
+    return _library is not None and bool(_library.pyprune_multiplies_bf16())
 
 
 CHECKED_ON = {
@@ -146,5 +169,5 @@ def report() -> dict[str, object]:
         "isa_selected": selected_isa(),
         "isa_checked_on": CHECKED_ON.get(selected_isa() or ""),
         "isas_unused": unused,
-        "own_gemm_for": [str(d).removeprefix("torch.") for d in HALF_PRECISION if multiplies_many_rows(d)],
+        "own_gemm_for": [str(d).removeprefix("torch.") for d in HALF_PRECISION if has_own_gemm(d)],
     }

@@ -36,13 +36,13 @@ class Attention:
         self._masks: dict[int, Tensor] = {}
 
     def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, window: int, skip: Tensor | None = None, unit: int = 0
+        self, q: Tensor, keys: Tensor, values: Tensor, window: int, skip: Tensor | None = None, sublayer: int = 0
     ) -> Tensor:
         """q `[B, T, heads, head_dim]`, caches `[B', kv_heads, L, head_dim]` -> `[B, T, heads, head_dim]`. window: rows
         that a query sees, its own included; 0 for all up to its own."""
         batch, tokens, heads, head_dim = q.shape
         if runs_operator(tokens, q.device):
-            return ops.decode_attention(q, keys, values, self._positions, head_dim**-0.5, skip, unit, None, window)
+            return ops.decode_attention(q, keys, values, self._positions, head_dim**-0.5, skip, sublayer, None, window)
         stop = self._start + tokens
         if window >= stop:
             window = 0

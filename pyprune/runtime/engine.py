@@ -378,19 +378,19 @@ class Engine:
         eps, mask = self.decoder.eps, self._mask if self._masked else None
         for place, (block, cache) in enumerate(zip(self._running.blocks, caches, strict=True)):
             if self._plan.mha[place]:
-                mha, (keys, values), unit = block.mha, cache, 2 * place
+                mha, (keys, values), sublayer = block.mha, cache, 2 * place
                 q = ops.norm_qkv_rope(
                     x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, unit,
+                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, sublayer,
                 )  # fmt: skip
-                context = attention(q, keys, values, mha.window, mask, unit)
-                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, unit)
+                context = attention(q, keys, values, mha.window, mask, sublayer)
+                x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, sublayer)
             if self._plan.ffn[place]:
-                ffn, unit = block.ffn, 2 * place + 1
+                ffn, sublayer = block.ffn, 2 * place + 1
                 a = ops.norm_gate_up(
-                    x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, unit
+                    x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, sublayer
                 )
-                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x, mask, unit)
+                x = ops.linear_residual(a, ffn.down.weight, ffn.down.bias, x, mask, sublayer)
         return x
 
     def _logits(self, x: Tensor) -> Tensor:

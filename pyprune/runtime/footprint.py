@@ -1,10 +1,10 @@
 """Bytes that an `Engine` allocates beyond the weights, derived from what it runs at full length.
 
 Each term is a tensor that `engine.py`, an operator (`csrc/cpu`) or torch makes. The workspace is that of a CPU with the
-native library: float32 activations and, for more than FEW_ROWS rows of half precision, the rows packed for our own
-kernels where those multiply them (csrc/cpu/many.h); else weights widened to float32 for torch's GEMM, slice by slice,
-or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`) they
-have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
+native library: float32 activations and, for more than SKINNY_ROWS rows of half precision, the rows packed for our own
+kernels where those multiply them (csrc/cpu/row_groups.h); else weights widened to float32 for torch's GEMM, slice by
+slice, or, where this processor multiplies bfloat16 itself, activations and products rounded to it. On a GPU (`gpu`)
+they have the weights' dtype, rows of odd width lie further apart (`gpu_stride`) and products need nothing else: an
 estimate, never measured. What the weights take there is exact.
 """
 
@@ -24,13 +24,10 @@ from pyprune.runtime.skip import Plan, plan
 from pyprune.runtime.weight_formats import converted_bytes, converting_bytes
 from pyprune.strides import gpu_stride
 
-# As in csrc/cpu: kFewRows and Attend::kStretch of stages.h, the slice of `matmul` in gemm.h.
-FEW_ROWS = 64
-STRETCH = 256
-QUERIES = 64  # AttendMany::kQueries
-PACKED = 32  # packed rows are multiples of so many values with AVX-512
-SLICE_ELEMENTS, SLICE_ROWS = 4 << 20, 256
-MULTIPLIES_BF16 = ("avx512_bf16", "amx")  # multiplies_bf16 in gemm.h
+# What the CPU kernels choose (`schemas.CONSTANTS` says what each is).
+SKINNY_ROWS, KV_SPLIT, PREFILL_QUERIES, SLICE_ELEMENTS, SLICE_ROWS = (
+    native.constant(name) for name in ("SKINNY_ROWS", "KV_SPLIT", "PREFILL_QUERIES", "SLICE_ELEMENTS", "SLICE_ROWS")
+)
 
 FLOAT = 4
 
@@ -88,9 +85,9 @@ def scratch_bytes(decoder: Decoder, batch: int, length: int, runs: Plan, chunk: 
     most = 0
     for block, one_runs in zip(decoder.blocks, runs.mha, strict=True):
         if one_runs:
-            queries = max(1, QUERIES // block.mha.group) * block.mha.group
-            part = ceil(length / STRETCH) * queries * (block.mha.head_dim + 2)
-            most = max(most, part + queries * (STRETCH + block.mha.head_dim))
+            queries = max(1, PREFILL_QUERIES // block.mha.group) * block.mha.group
+            part = ceil(length / KV_SPLIT) * queries * (block.mha.head_dim + 2)
+            most = max(most, part + queries * (KV_SPLIT + block.mha.head_dim))
     return torch.get_num_threads() * FLOAT * most
 
 
@@ -131,7 +128,7 @@ def _prefill(
     def apart(width: int) -> int:
         return gpu_stride(width, size) if gpu else width
 
-    own = not gpu and native.multiplies_many_rows(decoder.dtype)
+    own = not gpu and native.has_own_gemm(decoder.dtype)
     for block, mha_runs, ffn_runs in zip(decoder.blocks, runs.mha, runs.ffn, strict=True):
         if mha_runs:
             mha, held = block.mha, query + activation  # the last block's context, and activation
@@ -161,19 +158,18 @@ def _prefill(
 
 
 def _packed(decoder: Decoder, rows: int, inner: int) -> int:
-    """x `[rows, inner]` as our own kernels multiply it: bfloat16 for units of bfloat16, else float32."""
-    rounded = decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16
-    return rows * ceil(inner / PACKED) * PACKED * (2 if rounded else FLOAT)
+    """x `[rows, inner]` as our own kernels multiply it."""
+    return native.packed_bytes(decoder.dtype, inner, rows)
 
 
 def _product(decoder: Decoder, stored_as: WeightFormat | None, rows: int, outer: int, inner: int, gpu: bool) -> int:
     """What x `[rows, inner]` times a weight `[outer, inner]` needs beyond both and its float32 result: a slice of the
     weight as float32 or, where the processor multiplies bfloat16 itself, the rows and their product in it; besides, a
     weight in another format as plain values."""
-    if rows <= FEW_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
+    if rows <= SKINNY_ROWS or decoder.dtype.itemsize == FLOAT or gpu:
         return 0
     plain = outer * inner * decoder.dtype.itemsize if stored_as else 0
-    if decoder.dtype == torch.bfloat16 and native.selected_isa() in MULTIPLIES_BF16:
+    if decoder.dtype == torch.bfloat16 and native.multiplies_bfloat16():
         return plain + rows * (inner + outer) * decoder.dtype.itemsize
     return plain + min(outer, max(SLICE_ROWS, SLICE_ELEMENTS // inner)) * inner * FLOAT
 
@@ -211,8 +207,8 @@ def _mask(tokens: int, length: int, window: int) -> int:
 
 
 def _partial(mha: MHA, rows: int, length: int) -> int:
-    """Maximum, sum and values of every query head over each stretch of the cache."""
-    return rows * mha.heads * ceil(length / STRETCH) * (mha.head_dim + 2) * FLOAT
+    """Maximum, sum and values of every query head over each split of the cache."""
+    return rows * mha.heads * ceil(length / KV_SPLIT) * (mha.head_dim + 2) * FLOAT
 
 
 def _decode(decoder: Decoder, batch: int, length: int, runs: Plan) -> int:

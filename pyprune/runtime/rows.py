@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyprune.ops import native
 
-FEW_ROWS = 64
+SKINNY_ROWS = native.constant("SKINNY_ROWS")
 # A processor with such units multiplies this dtype faster than float32, and torch makes use of it.
 UNITS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
@@ -27,9 +27,9 @@ def _has_units(dtype: torch.dtype) -> bool:
 # Up to how many rows a single linear runs as an operator: any number where the processor lacks such units, as torch is
 # slow then or widens the weights to float32. Else torch's own GEMM is 1.00 to 1.14 times as fast beyond 200 rows (bf16,
 # 2 cores of a Zen 4), less than a layer's operators save around the products.
-MOST_ROWS = {dtype: FEW_ROWS if _has_units(dtype) else None for dtype in UNITS}
+MOST_ROWS = {dtype: SKINNY_ROWS if _has_units(dtype) else None for dtype in UNITS}
 # The same for the halves of a layer.
-MOST_LAYER_ROWS = {dtype: None if native.multiplies_many_rows(dtype) else most for dtype, most in MOST_ROWS.items()}
+MOST_LAYER_ROWS = {dtype: None if native.has_own_gemm(dtype) else most for dtype, most in MOST_ROWS.items()}
 
 
 def worth_it(x: Tensor, most_rows: Mapping[torch.dtype, int | None] = MOST_ROWS) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.ops import native
 from pyprune.runtime.sequence import activation_dtype
 from pyprune.scoring.removals import Removal, present_places
 from pyprune.scoring.schedule import schedule
@@ -18,8 +19,8 @@ from pyprune.scoring.schedule import schedule
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
 
-FEW_ROWS = 64
-"""Up to this many rows go through a block in another way (pyprune/ops/schemas.py); a pass runs more, or some twice."""
+SKINNY_ROWS = native.constant("SKINNY_ROWS")
+"""Up to this many rows go through a block in another way; a pass runs more, or some twice."""
 
 FIXED = 24 << 20
 """What does not grow with anything: a tile of logits, the same of widened head weights, GEMM's own buffers."""
@@ -52,7 +53,7 @@ def plan_bytes(decoder: Decoder, slots: int, samples: int, tokens: int, rows: in
     """Bytes that `losses` takes beyond the model: the states of all slots, and one chunk of rows at its widest."""
     size = activation_dtype(decoder).itemsize
     states = slots * samples * tokens * decoder.hidden_size * size
-    chunk = max(min(max(rows // tokens, 1), slots * samples), FEW_ROWS // tokens + 1) * tokens
+    chunk = max(min(max(rows // tokens, 1), slots * samples), SKINNY_ROWS // tokens + 1) * tokens
     return states + chunk * _row_bytes(decoder, tokens, padded) + FIXED
 
 

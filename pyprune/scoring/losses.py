@@ -17,7 +17,7 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed
-from pyprune.scoring.footprint import FEW_ROWS, chunk_size
+from pyprune.scoring.footprint import SKINNY_ROWS, chunk_size
 from pyprune.scoring.removals import Removal, present_places
 from pyprune.scoring.schedule import Half, Schedule, schedule
 from pyprune.scoring.states import StateStore
@@ -144,7 +144,7 @@ def _as_many(run: Callable[[Tensor, Tensor | None], Tensor], part: Tensor, seen:
 
     For few rows the operators have other kernels, with other last bits.
     """
-    copies = FEW_ROWS // (part.shape[0] * part.shape[1]) + 1
+    copies = SKINNY_ROWS // (part.shape[0] * part.shape[1]) + 1
     if copies == 1:
         return run(part, seen)
     return run(part.repeat(copies, 1, 1), None if seen is None else seen.repeat(copies, 1))[: len(part)]

@@ -31,7 +31,7 @@ def test_doctor_says_whether_the_installation_carries_the_cuda_library(capsys, m
         return json.loads(out)["cuda_library"]
 
     assert told() == f"none, this installation is for CPUs (and Triton): {file.name} was not built"
-    file.write_bytes(f"pyprune library: contracts={digest()} targets=80,90a-real toolkit=13.0.88;".encode())
+    file.write_bytes(f"pyprune library: digest={digest()} targets=80,90a-real toolkit=13.0.88;".encode())
     targets = "sm_80, sm_90a, later GPUs by PTX of compute_80 (CUDA 13.0.88)"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert told() == f"{targets}; never loaded, for this torch has no CUDA"

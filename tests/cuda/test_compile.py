@@ -44,7 +44,9 @@ def built() -> Built:
         (folder / "report.txt").write_text(report)
 
     settings = [version(tools.nvcc() or ""), version(tools.cxx() or ""), *options]
-    ours = [tools.ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py")]
+    ours = [
+        tools.ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py", "pyprune/ops/operators")
+    ]
     folder = made_once("cuda_library", settings, [*ours, tools.torch_folder() / "version.py"], make)
     return Built((folder / "report.txt").read_text(), folder / "_cuda.so")
 
@@ -77,7 +79,7 @@ def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
 def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(built: Built):
     record = library_files.record(built.library)
-    assert record["contracts"] == schemas.digest()
+    assert record["digest"] == schemas.digest()
     assert [target.removesuffix("-real") for target in record["targets"].split(",")] == list(ARCHITECTURES)
     needed = re.findall(r"NEEDED.*\[(\S+)\]", tools.output("readelf", "-d", built.library))
     assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyprune.ops import cuda_schemas, reference
-from pyprune.ops.schemas import CUDA_SCHEMAS, SCHEMAS
+from pyprune.ops import reference
+from pyprune.ops.operators import CUDA_OPERATORS
+from pyprune.ops.registration import fake_of
+from pyprune.ops.schemas import SCHEMAS
 from tests.cuda import tools
 
 
@@ -18,25 +20,21 @@ def arguments(schema: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["norm_gate_up", "linear_residual"])
 def test_the_schema_is_that_of_the_operator(name: str):
-    assert CUDA_SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
+    assert SCHEMAS[f"cuda_{name}"] == SCHEMAS[name]
 
 
 def test_the_projection_takes_the_arguments_of_the_operator_but_the_norms_of_heads():
-    own, general = (
-        arguments(schema["norm_qkv_rope" if schema is SCHEMAS else "cuda_norm_qkv_rope"])
-        for schema in (CUDA_SCHEMAS, SCHEMAS)
-    )
-    assert own == [one for one in general if not one.endswith(("q_norm", "k_norm"))]
+    ours, general = arguments(SCHEMAS["cuda_norm_qkv_rope"]), arguments(SCHEMAS["norm_qkv_rope"])
+    assert ours == [argument for argument in general if not argument.endswith(("q_norm", "k_norm"))]
 
 
 def test_the_plain_linear_takes_the_arguments_of_padded_linear_first():
-    assert arguments(CUDA_SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
+    assert arguments(SCHEMAS["cuda_linear"])[:3] == arguments(SCHEMAS["padded_linear"])
 
 
-def test_every_schema_has_a_fake_and_a_kernel():
-    assert set(cuda_schemas.FAKES) == set(CUDA_SCHEMAS)
+def test_every_operator_has_a_kernel():
     source = (tools.CSRC / "registration.cpp").read_text()
-    for name in CUDA_SCHEMAS:
+    for name in CUDA_OPERATORS:
         assert f'm.impl("{name}", TORCH_BOX(&pyprune::cuda::{name}));' in source
 
 
@@ -57,18 +55,21 @@ def test_fakes_give_the_shapes_and_dtypes_of_the_reference(dtype: torch.dtype):
     with FakeTensorMode() as mode:
         for name, args in given.items():
             fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in args]
-            made = cuda_schemas.FAKES[name](*fake)
+            made = fake_of(CUDA_OPERATORS[name])(*fake)
             assert (made.shape, made.dtype) == (expected[name].shape, expected[name].dtype), name
             # What gate and up make is read again as rows: 7 values of x's float32, on 128 bytes.
             assert made.stride() == ((32, 32, 1) if name == "cuda_norm_gate_up" else (7, 7, 1)), name
         half = mode.from_tensor(x).to(torch.bfloat16)
-        assert cuda_schemas.FAKES["cuda_linear"](half, mode.from_tensor(weight), float_out=True).dtype == torch.float32
+        assert (
+            fake_of(CUDA_OPERATORS["cuda_linear"])(half, mode.from_tensor(weight), float_out=True).dtype
+            == torch.float32
+        )
 
 
 def test_the_schemas_can_be_defined_and_called_through_torch():
     library = torch.library.Library("pyprune_cuda_test", "DEF")
-    for name, schema in CUDA_SCHEMAS.items():
-        library.define(name + schema)
-        torch.library.register_fake(f"pyprune_cuda_test::{name}", cuda_schemas.FAKES[name], lib=library)
+    for name, operator in CUDA_OPERATORS.items():
+        library.define(name + operator.schema)
+        torch.library.register_fake(f"pyprune_cuda_test::{name}", fake_of(operator), lib=library)
     x, weight = torch.empty(1, 5, device="meta"), torch.empty(7, 5, device="meta")
     assert torch.ops.pyprune_cuda_test.cuda_linear(x, weight, norm=x[0], eps=1e-5, float_out=True).shape == (1, 7)

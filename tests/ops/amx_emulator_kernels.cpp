@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/bf12_write.h"
-#include "../../csrc/cpu/halves.h"
+#include "../../csrc/cpu/compressed_bf16_write.h"
+#include "../../csrc/cpu/float16.h"
 #include "../../csrc/cpu/kernels.h"
 #include "amx_emulator.h"
 
@@ -219,7 +219,7 @@ void test_twelve_bits(int64_t rows, int64_t k, int64_t count) {
   for (int64_t r = 0; r < rows; ++r) from_float(0x1p-90f, w.data()[r * k + generator() % k]);
   const Rows x(count, k);
   const std::vector<float> expected = product(w, x, 0, count);
-  const int64_t stride = bf12_row_bytes(k, 40);
+  const int64_t stride = compressed_row_bytes(k, 40);
   const Memory bytes(rows * stride);
   for (int64_t r = 0; r < rows; ++r) {
     std::vector<uint16_t> values(k), found(k);
@@ -230,13 +230,13 @@ void test_twelve_bits(int64_t rows, int64_t k, int64_t count) {
     table.to_bf16(bytes.as<uint8_t>() + r * stride, k, found.data());
     check(found == values, "a row in 12 bits is another one", r, k);
   }
-  const Memory packed(table.packed_bytes(DType::bf12, k, count));
+  const Memory packed(table.packed_bytes(DType::compressed_bf16, k, count));
   for (int64_t m = 0; m < count; ++m)
-    table.pack(DType::bf12, x.values.data() + m * k, DType::f32, nullptr, DType::f32, 0.5f, k, m, count, packed.as<void>());
+    table.pack(DType::compressed_bf16, x.values.data() + m * k, DType::f32, nullptr, DType::f32, 0.5f, k, m, count, packed.as<void>());
   std::vector<float> out(count * rows);
-  table.linear({bytes.as<void>(), DType::bf12, stride}, rows, k, packed.as<void>(), count, out.data(), rows, nullptr);
+  table.linear({bytes.as<void>(), DType::compressed_bf16, stride}, rows, k, packed.as<void>(), count, out.data(), rows, nullptr);
   check(out == expected, "weights in 12 bits give other products", rows, k, count);
-  check(table.packed_together(DType::bf12) == 16, "rows that are packed together");
+  check(table.packed_together(DType::compressed_bf16) == 16, "rows that are packed together");
   ++cases;
 }
 

@@ -17,16 +17,16 @@ from tests.cuda import tools
 
 needs_library = pytest.mark.skipif(not native.LIBRARY_PATH.exists(), reason="the CPU library is not built here")
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-RECORD = b"\x7fELF" + b"\0" * 64 + b"pyprune library: contracts=%s targets=80,86-real,90a-real toolkit=13.0.88;\0"
+RECORD = b"\x7fELF" + b"\0" * 64 + b"pyprune library: digest=%s targets=80,86-real,90a-real toolkit=13.0.88;\0"
 
 
-@pytest.mark.parametrize("table", ["SCHEMAS", "CUDA_SCHEMAS", "FUNCTIONS"])
-def test_the_digest_is_another_when_a_signature_changes(table: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("table", ["SCHEMAS", "CONSTANTS", "FUNCTIONS"])
+def test_the_digest_is_another_when_what_is_shared_changes(table: str, monkeypatch: pytest.MonkeyPatch):
     before = schemas.digest()
-    for name, text in list(getattr(schemas, table).items()):
-        monkeypatch.setitem(getattr(schemas, table), name, text + " ")
+    for name, value in list(getattr(schemas, table).items()):
+        monkeypatch.setitem(getattr(schemas, table), name, f"{value} ")
         assert schemas.digest() != before, name
-        monkeypatch.setitem(getattr(schemas, table), name, text)
+        monkeypatch.setitem(getattr(schemas, table), name, value)
         assert schemas.digest() == before
 
 
@@ -52,7 +52,7 @@ def test_the_digest_is_another_when_a_gguf_type_comes(monkeypatch: pytest.Monkey
 
 @needs_library
 def test_the_library_carries_the_digest_and_is_accepted():
-    assert library_files.record(native.LIBRARY_PATH) == {"contracts": schemas.digest()}
+    assert library_files.record(native.LIBRARY_PATH) == {"digest": schemas.digest()}
     assert schemas.digest() in native.LIBRARY_PATH.name
     assert library_files.problem(native.LIBRARY_PATH) is None
 
@@ -73,8 +73,8 @@ def test_the_cuda_functions_are_those_of_its_source():
     assert defined == {name for name in schemas.FUNCTIONS if name.startswith("pyprune_cuda")}
 
 
-def library(folder: Path, name: str, contracts: str, machine: str = library_files.platform.machine()) -> Path:
-    content = bytearray(RECORD % contracts.encode())
+def library(folder: Path, name: str, digest: str, machine: str = library_files.platform.machine()) -> Path:
+    content = bytearray(RECORD % digest.encode())
     content[18:20] = library_files.ELF_MACHINES.get(machine, 0).to_bytes(2, "little")
     (folder / name).write_bytes(content)
     return folder / name
@@ -98,9 +98,9 @@ def test_what_was_built_for_another_pyprune_is_refused_by_name(tmp_path: Path):
 
 def test_another_name_does_not_make_a_library_fit(tmp_path: Path):
     path = library(tmp_path, f"_cpu_{schemas.digest()}.so", "000000000000")
-    assert "another pyprune: the contracts in it are not" in (library_files.problem(path) or "")
+    assert "another pyprune: its digest is not" in (library_files.problem(path) or "")
     path.write_bytes(b"")
-    assert "the contracts in it are not" in (library_files.problem(path) or "")
+    assert "its digest is not" in (library_files.problem(path) or "")
     library(tmp_path, path.name, schemas.digest())
     assert library_files.problem(path) is None
 

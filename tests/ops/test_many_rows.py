@@ -168,9 +168,9 @@ def test_each_of_many_tokens_attends_as_it_would_alone(
 def test_what_multiplies_many_rows_can_be_chosen_and_another_name_is_refused(request):
     request.addfinalizer(partial(native.select_gemm, "auto"))
     native.select_gemm("own")
-    assert native.multiplies_many_rows(torch.bfloat16)
+    assert native.has_own_gemm(torch.bfloat16)
     native.select_gemm("torch")
-    assert not native.multiplies_many_rows(torch.bfloat16)
+    assert not native.has_own_gemm(torch.bfloat16)
     with pytest.raises(InputError, match="GEMM 'mkl': one of auto, own, torch is expected"):
         native.select_gemm("mkl")
-    assert not native.multiplies_many_rows(torch.bfloat16)
+    assert not native.has_own_gemm(torch.bfloat16)

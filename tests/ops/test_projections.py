@@ -114,7 +114,7 @@ def test_a_skipped_unit_does_nothing(isa: str, rows: int):
         (dict(residual=random(3, 37)), "residual"),
         (dict(residual=random(4, 36)), "residual"),
         (dict(skip=torch.tensor([0, 1])), "skip"),
-        (dict(skip=torch.tensor([True]), unit=1), "unit: 1"),
+        (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
     ],
 )
 def test_a_wrong_argument_is_named(change: dict, message: str):

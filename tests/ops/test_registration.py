@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import torch
 
 from pyprune import ops
 from pyprune.errors import InputError
-from pyprune.ops import registration
+from pyprune.ops.operators import CUDA_OPERATORS, OPERATORS
 from pyprune.ops.reference import REFERENCE
+from pyprune.ops.results import rows_to_project
+from pyprune.ops.schemas import SCHEMAS
 from tests import seeds
 from tests.library import needs_library
 from tests.ops.inputs import norm, random, weight
@@ -43,8 +46,33 @@ def arguments(name: str, rows: int) -> tuple:
     }[name]
 
 
+def test_every_operator_is_described_in_a_file_of_its_name():
+    assert {**OPERATORS, **CUDA_OPERATORS}.keys() == SCHEMAS.keys()
+    for name, operator in {**OPERATORS, **CUDA_OPERATORS}.items():
+        assert operator.schema == SCHEMAS[name]
+        assert set(operator.kernels) <= {"cpu", "gpu"}
+    assert set(REFERENCE) == set(OPERATORS)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_the_reference_has_the_schemas_arguments_and_defaults(name: str):
+    parameters = inspect.signature(REFERENCE[name]).parameters
+    arguments = getattr(torch.ops.pyprune, name).default._schema.arguments
+    assert [argument.name for argument in arguments] == list(parameters)
+    for argument in arguments:
+        default = parameters[argument.name].default
+        assert argument.has_default_value() == (default is not inspect.Parameter.empty)
+        assert not argument.has_default_value() or argument.default_value == default
+
+
+@needs_library
+def test_the_library_has_kernels_of_the_operators_that_are_said_to_have_some():
+    of_cpu = [name for name in OPERATORS if torch._C._dispatch_has_kernel_for_dispatch_key(f"pyprune::{name}", "CPU")]
+    assert of_cpu == [name for name, operator in OPERATORS.items() if "cpu" in operator.kernels]
+
+
 @pytest.mark.parametrize("rows", [4, 70])
-@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
+@pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_opcheck(name: str, rows: int):
     torch.manual_seed(seeds.seed())
     torch.library.opcheck(getattr(ops, name), arguments(name, rows))
@@ -58,7 +86,7 @@ def changed(value, change):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
+@pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_without_values_the_dtype_is_that_of_the_reference(name: str, dtype: torch.dtype):
     torch.manual_seed(seeds.seed())
     if name == "compress_bfloat16":
@@ -74,7 +102,7 @@ def test_without_values_the_dtype_is_that_of_the_reference(name: str, dtype: tor
         assert (traced.dtype, traced.shape) == (expected.dtype, expected.shape)
 
 
-@pytest.mark.parametrize("name", sorted(ops.registration.SCHEMAS))
+@pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_traces_under_compile_without_a_break(name: str):
     torch.manual_seed(seeds.seed())
     torch._dynamo.reset()  # one function for all operators would be compiled anew too often
@@ -157,7 +185,7 @@ def test_a_wrong_instruction_set_in_the_environment_is_refused_at_every_import()
     assert done.stdout.count("'mmx'") == 2, done.stdout + done.stderr
 
 
-def test_a_skipped_unit_traces_like_any_other():
+def test_a_skipped_sublayer_traces_like_any_other():
     x, w, residual = random(4, 61), weight(37, 61, torch.float32), random(37, 4).T
     torch.library.opcheck(ops.linear_residual, (x, w, None, residual, torch.tensor([True]), 0))
     torch.library.opcheck(ops.linear_residual, (x, w, None, residual, torch.tensor([False]), 0))
@@ -193,7 +221,7 @@ class OnGpu:
 def test_tracing_knows_how_far_apart_the_rows_of_a_result_are_on_a_gpu(kernels, stride, monkeypatch):
     # What a compiler is told has to be what the Triton and CUDA kernels give; the reference's results are contiguous.
     monkeypatch.setattr(ops.gpu, "runs_kernels", lambda dtype, device: kernels)
-    made = registration._rows_to_project(OnGpu(), 2, 3, 7155)
+    made = rows_to_project(OnGpu(), 2, 3, 7155)
     assert (made.shape, made.stride()) == ((2, 3, 7155), (3 * stride, stride, 1))
-    assert registration._rows_to_project(OnGpu(), 2, 7160).is_contiguous()
-    assert registration._rows_to_project(torch.empty(2, 5), 2, 7).is_contiguous()
+    assert rows_to_project(OnGpu(), 2, 7160).is_contiguous()
+    assert rows_to_project(torch.empty(2, 5), 2, 7).is_contiguous()

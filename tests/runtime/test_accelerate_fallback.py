@@ -303,7 +303,7 @@ def test_every_sequence_has_positions_of_its_own():
 
 @pytest.mark.parametrize("units", [True, False])
 def test_many_rows_in_half_precision_are_torch_s_where_it_is_faster(calls, monkeypatch, units: bool):
-    monkeypatch.setitem(rows.MOST_LAYER_ROWS, torch.bfloat16, rows.FEW_ROWS if units else None)
+    monkeypatch.setitem(rows.MOST_LAYER_ROWS, torch.bfloat16, rows.SKINNY_ROWS if units else None)
     model = pyprune.accelerate(small_model().to(torch.bfloat16))
     run(model, 32)
     assert calls[FFN] == LAYERS

@@ -120,7 +120,7 @@ def test_another_dtype_is_refused_as_by_a_linear_and_autocast_is_followed():
 def test_few_rows_run_on_the_operator_and_many_on_torch_s_gemm_where_that_is_faster(calls, monkeypatch):  # noqa: F811
     from pyprune.runtime import rows
 
-    monkeypatch.setitem(rows.MOST_ROWS, torch.bfloat16, rows.FEW_ROWS)
+    monkeypatch.setitem(rows.MOST_ROWS, torch.bfloat16, rows.SKINNY_ROWS)
     linear = PaddedLinear(61, 37, dtype=torch.bfloat16)
     linear(torch.randn(64, 61, dtype=torch.bfloat16))
     assert calls["padded_linear"] == 1

@@ -92,7 +92,7 @@ def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: i
         assert gemm.takes(w) == (out == 40)
     arch = configs.architecture(DEVICE)
     for pair in (False, True):
-        tile = configs.many_rows_tile(arch, torch.float32, pair)
+        tile = configs.gemm_tile(arch, torch.float32, pair)
         counts = [-(-rows // tile.rows) * -(-out // tile.columns) for out in (5, 205)]
         splits = [configs.splits_for(arch, count, 257, tile)[0] for count in counts]
         assert splits[0] > 1 or not INTERPRETED
@@ -116,7 +116,7 @@ def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
     arch = configs.architecture(DEVICE)
     found = set()
     for out, inner in SIZES:
-        tile = configs.few_rows_tile(arch, 3, torch.float32, pair=False)
+        tile = configs.skinny_tile(arch, 3, torch.float32, pair=False)
         found.add(configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
     assert found == {True, False}
 
@@ -146,7 +146,7 @@ def test_rows_of_a_weight_may_lie_apart_and_what_lies_between_is_never_read(rows
         w = store[:out, :61]
         result = run("padded_linear", x, w)
         assert_no_worse_than_torch(result, x @ w.T, x.double() @ w.double().T)
-        assert torch.equal(result, run("padded_linear", x, w.contiguous())) or rows > configs.FEW_ROWS
+        assert torch.equal(result, run("padded_linear", x, w.contiguous())) or rows > configs.SKINNY_ROWS
 
 
 def test_leading_dimensions_and_strided_activations_are_kept_and_followed():
@@ -501,12 +501,12 @@ def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
         (dict(residual=random(4, 36)), "residual"),
         (dict(residual=random(4, 37, dtype=torch.float16)), "residual"),
         (dict(skip=torch.tensor([0, 1])), "skip"),
-        (dict(skip=torch.tensor([True]), unit=1), "unit: 1"),
+        (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
     ],
 )
 def test_a_wrong_argument_is_named(change: dict, message: str):
     args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))
-    args.update(skip=None, unit=0)
+    args.update(skip=None, sublayer=0)
     with pytest.raises(RuntimeError, match=f"^{message}"):
         run("linear_residual", *{**args, **change}.values())
 

@@ -57,7 +57,7 @@ def test_candidates_are_several_distinct_and_begin_with_the_fixed_configuration(
     for operator in ("norm_qkv_rope", "linear_residual"):
         for rows in (1, 2, 16, 32, 64):
             found = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
-            assert found[0] == configs.few_rows_tile(arch, rows, dtype, operator == "norm_qkv_rope")
+            assert found[0] == configs.skinny_tile(arch, rows, dtype, operator == "norm_qkv_rope")
             assert len(set(found)) == len(found) >= 5
             assert {tile.rows for tile in found} == {rows}
     found = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
@@ -312,9 +312,9 @@ def test_sizes_of_one_class_find_the_same_entry(on_a_gpu, monkeypatch):
     tuned = some_tuning()[key()].config
     for rows, out, inner in ((3, 11008, 4096), (16, 8577, 4000), (5, 16384, 2049)):
         gate = torch.empty(out, inner, dtype=HALF, device="meta")
-        assert launch.few_rows_tile(on_a_gpu, "norm_gate_up", rows, gate, pair=True) == tuned
+        assert launch.skinny_tile(on_a_gpu, "norm_gate_up", rows, gate, pair=True) == tuned
     small = torch.empty(8192, 4096, dtype=HALF, device="meta")
-    assert launch.few_rows_tile(on_a_gpu, "norm_gate_up", 16, small, pair=True) != tuned
+    assert launch.skinny_tile(on_a_gpu, "norm_gate_up", 16, small, pair=True) != tuned
 
 
 def test_what_is_tried_reaches_the_kernels_of_every_operator():

@@ -1,16 +1,16 @@
-// Weights called from memory before they are multiplied.
+// Prefetch: weights are fetched into the cache before they are multiplied.
 #pragma once
 
 #include <cstdint>
 
 namespace {
 
-// Bytes between the weights that are read and those called from memory, at least. With 16384 SmolLM2's step took 1.03 to
+// Bytes between the weights that are read and those that are prefetched, at least. With 16384 SmolLM2's step took 1.03 to
 // 1.10 times as long (2 cores of a Zen 4): compressed weights at batch 1, plain ones at batch 8.
 constexpr int64_t kDistance = 6144;
 
-// Lines of memory to be called in the order in which they lie, spread evenly over the steps of a product.
-struct Ahead {
+// Cache lines to be prefetched in the order in which they lie, spread evenly over the steps of a product.
+struct Prefetch {
   const char* next = nullptr;
   int64_t lines = 0;
 
@@ -26,11 +26,11 @@ struct Ahead {
     return static_cast<const char*>(next) + (later - count) * block;
   }
   // Share `index` of `count` even ones.
-  Ahead part(int64_t index, int64_t count) const {
+  Prefetch part(int64_t index, int64_t count) const {
     const int64_t from = lines * index / count;
     return {next + from * 64, lines * (index + 1) / count - from};
   }
-  // `due` keeps the remainder from step to step; outside, so that an Ahead passes in two registers.
+  // `due` keeps the remainder from step to step; outside, so that an Prefetch passes in two registers.
   void step(int64_t steps, int64_t& due) {
     for (due += lines; due >= steps; due -= steps, next += 64) __builtin_prefetch(next, 0, 2);
   }

@@ -4,8 +4,8 @@
 // before are done, whoever did them. So the number of members that really arrive does not matter: one that the system
 // holds up delays the others by the tasks it has taken, not by a share fixed beforehand.
 //
-// A member takes its first tasks of a stage before it waits for the one before, and calls their weights from memory
-// meanwhile; and it takes more tasks before its last stretch, which so knows what to call next.
+// A member takes its first tasks of a stage before it waits for the stage before, and prefetches their weights meanwhile; and
+// it takes more tasks before its last ones, which so know what to prefetch next.
 #pragma once
 
 #include <atomic>
@@ -17,23 +17,23 @@
 #include <immintrin.h>
 #endif
 
-#include "ahead.h"
+#include "prefetch.h"
 #include "stages.h"
 #include "tensors.h"
 
 namespace pyprune::cpu {
 
-class Team {
+class ThreadTeam {
   struct alignas(64) Gate {
     std::atomic<int64_t> taken{0}, done{0};
   };
 
  public:
-  explicit Team(int64_t stages) : gates_(stages), size_(torch::stable::get_num_threads()) {}
+  explicit ThreadTeam(int64_t stages) : gates_(stages), size_(torch::stable::get_num_threads()) {}
 
   class Member {
    public:
-    explicit Member(Team& team) : team_(team) {}
+    explicit Member(ThreadTeam& team) : team_(team) {}
 
     // This member's share of a stage; `prepare` runs before its first task, if it gets one. The stage may not be over when
     // this returns: the next stage waits for it, and leaving the team does.
@@ -85,10 +85,10 @@ class Team {
       return {};
     }
 
-    // Calls the first lines of what comes, then others, up to a stretch, as long as the stage before is not over.
+    // Prefetches the first lines of what comes, then others, up to kTaskBytes, as long as the stage before is not over.
     void await(Reads coming) const {
       const auto* line = static_cast<const char*>(coming.data);
-      const char* end = line + std::min(coming.bytes, kStretchBytes);
+      const char* end = line + std::min(coming.bytes, kTaskBytes);
       for (const char* first = std::min(end, line + kDistance); line < first; line += 64)
         __builtin_prefetch(line, 0, 2);
       for (int64_t spins = 0; before_ && before_->done.load(std::memory_order_acquire) < tasks_before_;) {
@@ -97,7 +97,7 @@ class Team {
       }
     }
 
-    // A stage that reads weights says which, and is told what comes after each stretch.
+    // A stage that reads weights says which, and gets what comes after its tasks.
     template <class Stage>
     static Reads reads(const Stage& stage, Share share) {
       if constexpr (kStreams<Stage>) return share.begin < share.end ? stage.reads(share.begin, share.end) : Reads{};
@@ -114,7 +114,7 @@ class Team {
       else stage(share.begin);
     }
 
-    Team& team_;
+    ThreadTeam& team_;
     size_t next_ = 0;
     const Gate* before_ = nullptr;
     int64_t tasks_before_ = 0;

@@ -1,4 +1,5 @@
-// bfloat16 weights in 12 bits each, without loss: where each bit lies. bf12_write.h writes it, bf12_row.h reads it.
+// Lossless compressed bfloat16, 12 bits a weight: the layout. compressed_bf16_write.h writes it, compressed_bf16_row.h reads
+// it, pyprune/ops/compressed_bf16.py is the reference.
 //
 // A bfloat16 has 8 bits of sign and mantissa and 8 of exponent, and the exponents of a weight row are nearly all among 15
 // neighbours (of a normal distribution all but about one value in eight thousand). So a row keeps the first 8 bits of each
@@ -18,7 +19,7 @@ namespace {  // compiled for several instruction sets
 constexpr int64_t kGroup = 64, kGroupBytes = 96;
 constexpr int kExponents = 15;           // that a row can have besides 0
 constexpr int64_t kMostColumns = 65535;  // an exception has 16 bits for its column, a row for their number
-constexpr uint8_t kBf12Mark = 0xbf;
+constexpr uint8_t kCompressedMark = 0xbf;
 
 struct Exception {
   uint16_t column, bits;
@@ -36,7 +37,7 @@ static_assert(sizeof(Head) == 16);
 constexpr int64_t groups_bytes(int64_t k) { return (k + kGroup - 1) / kGroup * kGroupBytes; }
 
 // Bytes of a row of k values with so many exceptions, and where number `index` of them lies.
-constexpr int64_t bf12_row_bytes(int64_t k, int64_t exceptions) {
+constexpr int64_t compressed_row_bytes(int64_t k, int64_t exceptions) {
   const int64_t behind = exceptions > kInHead ? (exceptions - kInHead) * int64_t(sizeof(Exception)) : 0;
   return int64_t(sizeof(Head)) + groups_bytes(k) + (behind + 15) / 16 * 16;
 }

@@ -1,10 +1,8 @@
-// Weights in 12 bits and back (bf12.h). Contract: pyprune/ops/schemas.py.
-#include "compression.h"
-
+// The operators compress_bfloat16 and decompress_bfloat16: the lossless 12-bit code and back (compressed_bf16.h).
 #include <algorithm>
 #include <atomic>
 
-#include "bf12_write.h"
+#include "compressed_bf16_write.h"
 #include "gemm.h"
 
 namespace pyprune::cpu {
@@ -22,7 +20,7 @@ Tensor compress_bfloat16(Tensor weight) {
     for (int64_t r = begin; r < end; ++r) mine = std::max(mine, Choice(values + r * stride, k).exceptions);
     for (int64_t seen = most; seen < mine && !most.compare_exchange_weak(seen, mine);) {}
   });
-  const int64_t bytes = bf12_row_bytes(k, most);
+  const int64_t bytes = compressed_row_bytes(k, most);
   Tensor out = new_tensor(weight, {n, bytes}, ScalarType::Byte);
   auto* rows = static_cast<uint8_t*>(out.mutable_data_ptr());
   parallel(n, n * k * 2, [&](int64_t begin, int64_t end) {
@@ -41,3 +39,8 @@ Tensor decompress_bfloat16(Tensor compressed_weight, int64_t columns) {
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("compress_bfloat16", TORCH_BOX(&pyprune::cpu::compress_bfloat16));
+  m.impl("decompress_bfloat16", TORCH_BOX(&pyprune::cpu::decompress_bfloat16));
+}

@@ -1,9 +1,9 @@
-// Rows of bfloat16 weights in 12 bits (bf12.h), read 64 values at a time with the instructions at hand.
+// Rows of compressed bfloat16 weights (compressed_bf16.h), read 64 values at a time with the instructions at hand.
 #pragma once
 
 #include <cstring>
 
-#include "bf12.h"
+#include "compressed_bf16.h"
 #include "repeat.h"
 #include "simd.h"
 
@@ -12,7 +12,7 @@ namespace {
 using pyprune::cpu::kGroup;
 using pyprune::cpu::kGroupBytes;
 
-struct bf12 { uint8_t byte; };  // of a row; a row's length in these is its stride
+struct compressed_bf16 { uint8_t byte; };  // of a row; a row's length in these is its stride
 
 // bfloat16 values side by side.
 #if defined(__AVX512F__) && defined(__AVX512BW__)
@@ -134,13 +134,13 @@ class Exceptions {
   uint16_t bits_ = 0;
 };
 
-struct Bf12Row {
+struct CompressedRow {
   const uint8_t* groups;
   Exponents exponents;
   Exceptions exceptions;
 
-  Bf12Row() = default;
-  Bf12Row(const void* row, int64_t k) {
+  CompressedRow() = default;
+  CompressedRow(const void* row, int64_t k) {
     uint32_t head;  // base, mark and number of exceptions
     std::memcpy(&head, row, sizeof(head));
     const auto* bytes = static_cast<const uint8_t*>(row);

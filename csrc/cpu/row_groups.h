@@ -1,11 +1,11 @@
-// Stages of many activation rows by the kernels of few ones. They go in groups that stay in a core's second cache while the
-// weights pass, and a group in spans that the kernels take at once: a row's result has the same bits whatever the rows beside it.
+// GEMM by the skinny kernels: the activation rows go in groups that stay in a core's L2 while the weights pass, and a group
+// in spans that the kernels take at once: a row's result has the same bits whatever the rows beside it.
 #pragma once
 
 #include <algorithm>
 #include <optional>
 
-#include "team.h"
+#include "thread_team.h"
 #include "tensors.h"
 
 namespace pyprune::cpu {
@@ -38,15 +38,15 @@ struct Groups {
  private:
   // Part `index` of `parts`; packed rows that lie together stay together.
   Span share(Span whole, int64_t index, int64_t parts) const {
-    const int64_t units = (whole.count() + together - 1) / together;
-    return {whole.begin + units * index / parts * together,
-            std::min(whole.end, whole.begin + units * (index + 1) / parts * together)};
+    const int64_t blocks = (whole.count() + together - 1) / together;
+    return {whole.begin + blocks * index / parts * together,
+            std::min(whole.end, whole.begin + blocks * (index + 1) / parts * together)};
   }
 };
 
 // A stage of weights over all groups; a task is one of the stage's for one group, group after group.
 template <class Stage>
-struct Many {
+struct Grouped {
   Stage stage;
   Groups groups;
 
@@ -65,53 +65,53 @@ struct Many {
 // Cuts a stage so that the threads have as much to do each as can be: more groups than must be, and smaller blocks of weight
 // rows where the stage's are not given by heads, if that makes up for what each costs.
 template <class Stage>
-Many<Stage> cut_evenly(Many<Stage> many, int64_t threads) {
+Grouped<Stage> cut_evenly(Grouped<Stage> grouped, int64_t threads) {
   constexpr bool has_blocks = !std::is_same_v<Stage, Qkv>;
   constexpr int64_t least_block = 16, group_costs = 2, block_costs = 1;  // in hundredths: a group more, 16 rows less
-  const int64_t least = many.groups.groups, most = std::max(least, std::min(least + threads - 1, many.groups.count / kShortestSpan));
+  const int64_t least = grouped.groups.groups, most = std::max(least, std::min(least + threads - 1, grouped.groups.count / kShortestSpan));
   double gain = -1.0;
-  int64_t chosen_block = kManyBlock, chosen_groups = least;
-  for (int64_t block = kManyBlock; block >= least_block; block -= has_blocks ? 4 : kManyBlock)
+  int64_t chosen_block = kGemmBlock, chosen_groups = least;
+  for (int64_t block = kGemmBlock; block >= least_block; block -= has_blocks ? 4 : kGemmBlock)
     for (int64_t groups = least; groups <= most; ++groups) {
-      if constexpr (has_blocks) many.stage.block = block;
-      many.groups.groups = groups;
-      const double costs = double(group_costs * (groups - least)) + double(block_costs * (kManyBlock - block)) / 16;
-      if (many.busy(threads) - costs / 100 <= gain) continue;
-      gain = many.busy(threads) - costs / 100;
+      if constexpr (has_blocks) grouped.stage.block = block;
+      grouped.groups.groups = groups;
+      const double costs = double(group_costs * (groups - least)) + double(block_costs * (kGemmBlock - block)) / 16;
+      if (grouped.busy(threads) - costs / 100 <= gain) continue;
+      gain = grouped.busy(threads) - costs / 100;
       chosen_block = block;
       chosen_groups = groups;
     }
-  if constexpr (has_blocks) many.stage.block = chosen_block;
-  many.groups.groups = chosen_groups;
-  return many;
+  if constexpr (has_blocks) grouped.stage.block = chosen_block;
+  grouped.groups.groups = chosen_groups;
+  return grouped;
 }
 
-// x packed for weights of `type`, normalised where norm is given: a thread's memory, or `large` for many rows.
+// x packed for weights of `type`, normalised where norm is given: a thread's memory, or `large` for a GEMM.
 inline const char* pack_rows(const Kernels& k, const Rows& x, const Const& norm, float eps, DType type, std::optional<Tensor>& large) {
   Pack pack{k, x.matrix(), norm, eps, type, nullptr};
-  if (x.count > kFewRows) large = new_tensor(x.tensor, {pack.packed_bytes() + 64}, ScalarType::Byte);
+  if (x.count > kSkinnyRows) large = new_tensor(x.tensor, {pack.packed_bytes() + 64}, ScalarType::Byte);
   const auto address = large ? reinterpret_cast<uintptr_t>(large->mutable_data_ptr()) : 0;
   pack.data = large ? reinterpret_cast<char*>((address + 63) / 64 * 64) : scratch<0>(pack.packed_bytes());
   run(pack);
   return pack.data;
 }
 
-// Whether products of many rows by weights stored as `type` are the kernels' of few rows, and not torch's GEMM.
-bool multiplies_many(const Kernels& k, DType type);
+// Whether our kernels do the GEMMs by weights stored as `type`, and not torch.
+bool has_own_gemm(const Kernels& k, DType type);
 
 // Packs x and runs a stage of weights on it; false, and nothing is done, where torch's GEMM is to do the products.
 template <class Stage>
 bool run_packed(Stage& stage, const Rows& x, const Const& norm, float eps, DType type) {
-  if (x.count > kFewRows && !multiplies_many(stage.k, type)) return false;
+  if (x.count > kSkinnyRows && !has_own_gemm(stage.k, type)) return false;
   std::optional<Tensor> large;
   stage.x = pack_rows(stage.k, x, norm, eps, type, large);
-  if (x.count <= kFewRows) {
+  if (x.count <= kSkinnyRows) {
     run(stage);
     return true;
   }
-  Team team(1);
-  const auto many = cut_evenly(Many<Stage>{stage, Groups(stage.k, type, x.width, x.count)}, team.size());
-  team.run([&](Team::Member& member) { member.run(many); });
+  ThreadTeam team(1);
+  const auto grouped = cut_evenly(Grouped<Stage>{stage, Groups(stage.k, type, x.width, x.count)}, team.size());
+  team.run([&](ThreadTeam::Member& member) { member.run(grouped); });
   return true;
 }
 

@@ -1,8 +1,6 @@
-// One decode step of a whole decoder: one dispatch, one fork and join. Contract: pyprune/ops/schemas.py.
-#include "step.h"
-
+// One decode step of a whole decoder: one dispatch, one fork and join. The operator decode_step.
 #include "checks.h"
-#include "team.h"
+#include "thread_team.h"
 
 namespace pyprune::cpu {
 
@@ -48,7 +46,7 @@ struct Step {
 
   // A stage that multiplies `rows` [batch, width], normalised where norm is given, by weights of `type`.
   template <class Stage>
-  void multiply(Team::Member& member, const float* rows, int64_t width, const Const& norm, DType type, Stage& stage) const {
+  void multiply(ThreadTeam::Member& member, const float* rows, int64_t width, const Const& norm, DType type, Stage& stage) const {
     Pack pack{k, {{rows, DType::f32, width}, batch, width}, norm, eps, type, packed};
     stage.x = packed;
     if (batch * width > kPackAlone) {
@@ -66,7 +64,7 @@ struct Step {
     return {k, {}, batch, width, weight, n, block_rows(n, threads), bias, {residual, DType::f32}, {out, DType::f32}};
   }
 
-  void attention(Team::Member& member, int64_t b, const Cache& keys, const Cache& values) const {
+  void attention(ThreadTeam::Member& member, int64_t b, const Cache& keys, const Cache& values) const {
     const int64_t heads = rows_of(b, q) / keys.head_dim, width = heads * keys.head_dim;
     const Const wq = matrix_of(b, q);
     Qkv qkv{k, {}, batch, 1, hidden, heads, {wq, matrix_of(b, cpu::k), matrix_of(b, v)},
@@ -75,9 +73,9 @@ struct Step {
     multiply(member, x, hidden, vector_of(b, mha_norm), wq.type, qkv);
 
     Attend attend{k, {queries, DType::f32}, batch, 1, heads, keys, values, positions, nullptr, layout[b * fields + window],
-                  1.0f / std::sqrt(float(keys.head_dim)), Attend::stretches_for(positions, batch), parts};
+                  1.0f / std::sqrt(float(keys.head_dim)), Attend::splits_for(positions, batch), parts};
     Reduce reduce{attend, {context, DType::f32, keys.head_dim}};
-    if (attend.stretches == 1) {
+    if (attend.splits == 1) {
       Whole whole{attend, reduce};
       member.run(whole);
     } else {
@@ -89,7 +87,7 @@ struct Step {
     multiply(member, context, width, {}, wo.type, out);
   }
 
-  void ffn(Team::Member& member, int64_t b) const {
+  void ffn(ThreadTeam::Member& member, int64_t b) const {
     const int64_t width = rows_of(b, gate);
     const Const g = matrix_of(b, gate), d = matrix_of(b, down);
     GateUp gate_up{k, {}, batch, hidden, g, matrix_of(b, up), width, block_rows(width, threads), vector_of(b, gate_bias),
@@ -99,7 +97,7 @@ struct Step {
     multiply(member, activation, width, {}, d.type, out);
   }
 
-  // Attention of one KV head of one sequence that fits one stretch: joined at once.
+  // Attention of one KV head of one sequence that fits one split: joined at once.
   struct Whole {
     const Attend& attend;
     const Reduce& reduce;
@@ -174,7 +172,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   const Kernels& kernel = kernels();
   STD_TORCH_CHECK(embedding.dim() == 2, "embedding: a matrix [vocabulary, hidden] is expected");
   const int64_t batch = tokens.numel(), hidden = norm.numel(), vocab = head.dim() == 2 ? head.size(0) : 0;
-  STD_TORCH_CHECK(1 <= batch && batch <= kFewRows, "tokens: 1 to ", kFewRows, " are expected, not ", batch);
+  STD_TORCH_CHECK(1 <= batch && batch <= kSkinnyRows, "tokens: 1 to ", kSkinnyRows, " are expected, not ", batch);
   STD_TORCH_CHECK(layout.size() % fields == 0, "layout: ", int64_t(fields), " numbers a block are expected");
   const int64_t blocks = int64_t(layout.size()) / fields;
   const auto* ids = check_places("tokens", tokens, {batch}, embedding.size(0));
@@ -205,9 +203,9 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   Tensor logits = new_tensor(embedding, {batch, vocab}, ScalarType::Float);
   auto* results = static_cast<float*>(logits.mutable_data_ptr());
 
-  const int64_t stretches = Attend::stretches_for(places, batch), widths = std::max({hidden, widest.width, widest.ffn_width});
+  const int64_t splits = Attend::splits_for(places, batch), widths = std::max({hidden, widest.width, widest.ffn_width});
   // A long sequence's partial attention gets memory that is given back.
-  const int64_t partial = stretches * widest.part;
+  const int64_t partial = splits * widest.part;
   std::optional<Tensor> large;
   if (partial > kKeptFloats) large = new_tensor(embedding, {partial}, ScalarType::Float);
   const int64_t packed_bytes = kernel.packed_bytes(DType::f32, widths, batch);  // no other dtype takes more
@@ -227,9 +225,9 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
   step.packed = memory;
   for (int64_t m = 0; m < batch; ++m) kernel.to_float(table.row(ids[m]), table.type, hidden, step.x + m * hidden);
 
-  Team team(blocks * 10 + 2);  // at most: packing and multiplying four times, attention twice
+  ThreadTeam team(blocks * 10 + 2);  // at most: packing and multiplying four times, attention twice
   step.threads = team.size();
-  team.run([&](Team::Member& member) {
+  team.run([&](ThreadTeam::Member& member) {
     for (int64_t b = 0; b < blocks; ++b) {
       if (step.runs(b, false)) step.attention(member, b, keys[b], values[b]);
       if (step.runs(b, true)) step.ffn(member, b);
@@ -241,3 +239,7 @@ Tensor decode_step(Tensor tokens, Tensor positions, Tensor embedding, std::vecto
 }
 
 }  // namespace pyprune::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
+  m.impl("decode_step", TORCH_BOX(&pyprune::cpu::decode_step));
+}

@@ -1,9 +1,9 @@
-// Rows of bfloat16 weights written in 12 bits (bf12.h).
+// Writes rows of compressed bfloat16 weights (compressed_bf16.h).
 #pragma once
 
 #include <cstring>
 
-#include "bf12.h"
+#include "compressed_bf16.h"
 
 namespace pyprune::cpu {
 namespace {
@@ -35,7 +35,7 @@ struct Choice {
 
 inline void compress_row(const uint16_t* row, int64_t k, const Choice& choice, uint8_t* out, int64_t bytes) {
   std::memset(out, 0, bytes);
-  const Head head{uint8_t(choice.base), kBf12Mark, uint16_t(choice.exceptions), uint32_t(k), {}};
+  const Head head{uint8_t(choice.base), kCompressedMark, uint16_t(choice.exceptions), uint32_t(k), {}};
   std::memcpy(out, &head, sizeof(head));
   int64_t exceptions = 0;
   for (int64_t first = 0; first < k; first += kGroup) {
