@@ -2,8 +2,8 @@
 
 The readers are torch's sum, the C library's memchr (looking for a byte that is not there), and a loop of loads with the
 next lines prefetched (csrc/cpu/read_bandwidth.cpp): without the last one a decode step was quicker than the "limit".
-The quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is shared
-gives other rates over hundredths of a second than over seconds.
+The quickest is the yardstick. It reads as many bytes as the decode steps it is held against, for a machine that is
+shared gives other rates over hundredths of a second than over seconds.
 """
 
 from __future__ import annotations
