@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 
 import pyprune
-from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.models.sizes import kv_bytes_per_position
 from pyprune.pruning import Pruning
+from pyprune.strides import gpu_rows, gpu_stride
 from pyprune.study.paper import facts
 
 DRY_SPEC = "shape:hidden=64,blocks=8,heads=8,kv_heads=8,head_dim=8,ffn=172,vocab=257"
+DTYPE = torch.bfloat16
 PACKED, PADDED, PAD_64 = "packed", "padded", "64"
-"""How a narrow row is laid out: rows of weights end to end, rows that start on 64 bytes with a gap between them, and
+"""How a narrow row is laid out: weights packed, weights as they are placed on a GPU (`strides.gpu_rows`), and
 the FFN width itself rounded up to a multiple of 64 by zero neurons, as a checkpoint can have it."""
 
 WHOLE_FIRST, WHOLE_LAST = 4, 2
@@ -99,8 +100,8 @@ def ragged(mean: float, deviation: float, most: int, count: int, seed: int) -> l
 
 
 def layouts(row: Sizes) -> list[Sizes]:
-    """A width row packed and padded; the row alone where no width leaves a gap (depth, multiples of 32 values)."""
-    odd = row.method != "depth" and any(width % 32 for width in row.widths)
+    """A width row packed and padded; the row alone where no width leaves a gap (depth, multiples of 16 bytes)."""
+    odd = row.method != "depth" and any(gpu_stride(width, DTYPE.itemsize) != width for width in row.widths)
     return [row, replace(row, layout=PADDED)] if odd else [row]
 
 
@@ -142,7 +143,7 @@ def _columns(linear: Linear, count: int, layout: str) -> Linear:
     if count == linear.weight.shape[1]:
         return linear
     weight = linear.weight[:, :count].contiguous()
-    return Linear(weight if layout == PACKED else ops.pad_stride(weight))
+    return Linear(weight if layout == PACKED else gpu_rows(weight))
 
 
 def own_bytes(row: Sizes, original: Decoder, cached: int) -> int:

@@ -25,6 +25,7 @@ from bench.gpu_check.settings import Save, Settings
 from pyprune import ops
 from pyprune.ops import gpu
 from pyprune.pruning.apply import padded_width
+from pyprune.strides import gpu_rows, gpu_stride
 from pyprune.study.alignment import alignments
 from pyprune.study.linears import ROLES, TABLE_1, Pool, shape_of
 
@@ -37,8 +38,8 @@ CUBLAS, CUBLAS_STRIDES, CUBLAS_TO_8, OURS, OURS_STRIDES = (
     "cuBLAS", "cuBLAS, padded strides", "cuBLAS, width to 8", "pyprune, packed", "pyprune, padded strides",
 )  # fmt: skip
 SIDES = (CUBLAS, CUBLAS_STRIDES, CUBLAS_TO_8, OURS, OURS_STRIDES)
-"""As a checkpoint has it; rows on 64 bytes and the same logical width; computed with the width rounded up to 8; our
-operator on packed and on padded rows."""
+"""As a checkpoint has it; rows as weights are placed on a GPU (`strides.gpu_rows`) and the same logical width; computed
+with the width rounded up to 8; our operator on packed rows and on rows as they are placed."""
 
 MOST_CALLS = 8
 SAVE_EVERY = 6.0
@@ -136,14 +137,15 @@ def calls_of(side: str, pool: Pool, role: str, width: int, rows: int, hidden: in
         width = padded_width(width, 8)
     out, inner = shape_of(role, width, hidden)
     spread = side in (CUBLAS_STRIDES, OURS_STRIDES)
-    weights = pool.weights(out, inner, padded_width(inner, 32) if spread else inner)
-    x = pool.activations(rows, inner)
-    x = ops.pad_stride(x) if spread else x
+    x, packed = pool.activations(rows, inner), pool.weights(out, inner, inner)
     count = max(1, min(MOST_CALLS, pool.size // (out * inner)))
+    weights = [gpu_rows(next(packed)) if spread else next(packed) for _ in range(count)]
+    x = gpu_rows(x) if spread else x
     if side in (OURS, OURS_STRIDES):
-        return [partial(ops.padded_linear, x, next(weights)) for _ in range(count)]
-    store = torch.empty(rows, padded_width(out, 32) if spread else out, dtype=pool.dtype, device=pool.device)
-    return [partial(_into, x, next(weights), store[:, :out]) for _ in range(count)]
+        return [partial(ops.padded_linear, x, weight) for weight in weights]
+    stride = gpu_stride(out, pool.dtype.itemsize) if spread else out
+    store = torch.empty(rows, stride, dtype=pool.dtype, device=pool.device)
+    return [partial(_into, x, weight, store[:, :out]) for weight in weights]
 
 
 def _into(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class Recorder:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             calls[0]()
             self._stream.synchronize()
-            with gpu.recording():
+            with gpu.recording(self._device):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     for call in calls:

@@ -21,14 +21,15 @@ from bench.gpu_check.race import free
 from bench.gpu_check.replays import chain_replay, interleaved_replays
 from bench.gpu_check.settings import Save, Settings
 from pyprune import ops
+from pyprune.strides import gpu_stride, mark_zero_gap
 
 HIDDEN, WIDTHS, ROWS, ROUNDS, PER_ROUND = 4096, (7155, 7160, 7168, 8577), (1, 4, 16, 128, 1280), 5, 2
 DRY_HIDDEN, DRY_WIDTHS, DRY_ROWS, DRY_ROUNDS = 64, (75, 80), (1, 4), 2
 WEIGHTS = 6
 """Weights of a chain: 350 MB and more, several times an L2 cache of 60 MB."""
 
-PAD, ALIGNED = 32, 64
-"""Values: rows that start on cache lines of 64 bytes, as `ops.pad_stride` lays them out; a width as GPUs like it."""
+ALIGNED = 64
+"""A width as GPUs like it."""
 
 ROLES = ("gate and up", "down")
 EPS = 1e-6
@@ -79,7 +80,7 @@ def sides(
         if width % ALIGNED:
             yield "cublas, rounded up", _torch_pair(-(-width // ALIGNED) * ALIGNED, hidden, rows, device)
         return
-    padded = -(-width // PAD) * PAD
+    padded = gpu_stride(width, 2)
     yield "ours", _down(width, width, hidden, rows, device)
     yield "cublas", _torch_one(width, width, hidden, rows, device)
     if padded != width:
@@ -101,10 +102,10 @@ class Turn:
 
 
 def _matrix(out: int, inner: int, stride: int, device: torch.device) -> Tensor:
-    """Random values [out, inner], rows `stride` apart, zeros between."""
+    """Random values [out, inner], rows `stride` apart, zeros between: packed, or as weights are placed on a GPU."""
     whole = torch.zeros(out, stride, dtype=torch.bfloat16, device=device)
     whole[:, :inner] = torch.randn(out, inner, dtype=torch.bfloat16, device=device) * inner**-0.5
-    return whole[:, :inner]
+    return whole if stride == inner else mark_zero_gap(whole[:, :inner])
 
 
 def _gate_up(width: int, hidden: int, rows: int, device: torch.device) -> Callable[[], object]:

@@ -15,6 +15,7 @@ from bench.gpu_check.child import finite
 from bench.gpu_check.paper_rows import PACKED, PADDED
 from bench.gpu_check.settings import Settings
 from pyprune.models.transformers_model import to_transformers
+from pyprune.strides import gpu_stride
 from pyprune.study.alignment import alignments
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import collect
@@ -89,8 +90,9 @@ def test_packed_and_padded_rows_are_one_model_whose_rows_lie_differently(tiny):
     assert packed.bytes_per_token() == padded.bytes_per_token()
     for a, b, original in zip(packed.blocks, padded.blocks, tiny.blocks, strict=True):
         assert a.ffn.down.weight.is_contiguous()
+        down = b.ffn.down.weight
         if b.ffn.width < original.ffn.width:
-            assert b.ffn.down.weight.stride(0) * b.ffn.down.weight.itemsize % 64 == 0
+            assert down.stride(0) == gpu_stride(b.ffn.width, down.itemsize)
         assert torch.equal(a.ffn.down.weight, b.ffn.down.weight)
         assert a.ffn.gate.weight.data_ptr() == b.ffn.gate.weight.data_ptr() == original.ffn.gate.weight.data_ptr()
     ids = torch.arange(6).unsqueeze(0)
@@ -103,7 +105,7 @@ def test_packed_and_padded_rows_are_one_model_whose_rows_lie_differently(tiny):
 def test_depth_and_rows_without_a_gap_have_one_layout(tiny):
     assert len(paper_rows.layouts(paper_rows.sizes("llama-7b", "depth", "20%", tiny))) == 1
     row = paper_rows.sizes("llama-7b", "llm-pruner", "20%", whole("llama-7b"))
-    assert paper_rows.layouts(row) == [row]  # 8256 and 11008 are multiples of 32
+    assert paper_rows.layouts(row) == [row]  # 8256 and 11008 are multiples of 16 bytes
     rounded = paper_rows.rounded(paper_rows.sizes("llama-7b", "flap", "20%", whole("llama-7b")))
     assert not any(width % 64 for width in rounded.widths)
 
