@@ -171,7 +171,8 @@ def described(row: Sizes, decoder: Decoder) -> dict[str, object]:
         # Of the widths as they are in memory: what a load of 16 bytes, or a tensor core's tile, can rely on.
         "width_divisor": divisor(row.widths),
         "down_strides": sorted({b.ffn.down.weight.stride(0) for b in decoder.blocks if b.ffn is not None})[:8],
-        "bytes_per_token": decoder.bytes_per_token(), "kv_bytes_per_position": kv_bytes_per_position(decoder),
+        "bytes_per_token": decoder.bytes_per_token(),
+        "kv_bytes_per_position": kv_bytes_per_position(decoder),
     }  # fmt: skip
 
 

@@ -29,19 +29,19 @@ class Compensation(Mapping[str, "Tensor"]):
 
     def __init__(self, parts: Mapping[str, Mapping[str, Tensor | None]] | None = None) -> None:
         self._parts = {
-            name: dict(sorted(one.items())) for name, one in sorted((parts or {}).items(), key=_place) if one
+            name: dict(sorted(part.items())) for name, part in sorted((parts or {}).items(), key=_place) if part
         }
 
     @classmethod
-    def of(cls, given: object) -> Compensation:
+    def of(cls, value: object) -> Compensation:
         """From `{name: bias [hidden]}`, or from itself; zeros add nothing. InputError for other names and values."""
-        if isinstance(given, Compensation):
-            return given
-        if not isinstance(given, Mapping):
+        if isinstance(value, Compensation):
+            return value
+        if not isinstance(value, Mapping):
             raise InputError(
-                f"pruning: compensation {type(given).__name__}: a mapping from a bias to its values is expected"
+                f"pruning: compensation {type(value).__name__}: a mapping from a bias to its values is expected"
             )
-        return cls({name: _part(name, value) for name, value in given.items()})
+        return cls({name: _part(name, tensor) for name, tensor in value.items()})
 
     @classmethod
     def known_as(cls, digests: object) -> Compensation:
@@ -51,7 +51,9 @@ class Compensation(Mapping[str, "Tensor"]):
         parts: dict[str, dict[str, Tensor | None]] = {}
         for name, listed in digests.items():
             _check_name(name)
-            if not isinstance(listed, list) or not all(isinstance(one, str) and len(one) == 64 for one in listed):
+            if not isinstance(listed, list) or not all(
+                isinstance(digest, str) and len(digest) == 64 for digest in listed
+            ):
                 raise InputError(f"pruning: compensation of {name} {listed!r}: a list of SHA-256 digests is expected")
             parts[name] = dict.fromkeys(listed)
         return cls(parts)
@@ -118,19 +120,22 @@ class Compensation(Mapping[str, "Tensor"]):
 
         InputError where values are not known.
         """
-        found = {}
+        tensors = {}
         for name, part in self._parts.items():
             for place, (digest, tensor) in enumerate(part.items()):
                 if tensor is None:
                     raise _unknown(name, digest)
-                found[f"{name}.{place}" if place else name] = tensor
-        return found
+                tensors[f"{name}.{place}" if place else name] = tensor
+        return tensors
 
     def with_values(self, tensors: Mapping[str, Tensor]) -> Compensation:
         """The same, with the values that are among these (`tensors()` of the same additions)."""
-        found = {digest: values for values in tensors.values() for digest, values in _digested(values).items()}
+        by_digest = {digest: values for values in tensors.values() for digest, values in _digested(values).items()}
         return Compensation(
-            {name: {d: found.get(d) if t is None else t for d, t in part.items()} for name, part in self._parts.items()}
+            {
+                name: {d: by_digest.get(d) if t is None else t for d, t in part.items()}
+                for name, part in self._parts.items()
+            }
         )
 
     def read_values(self, path: str | os.PathLike[str]) -> Compensation:
@@ -147,11 +152,11 @@ class Compensation(Mapping[str, "Tensor"]):
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: {' '.join(str(error).split())}; a safetensors file is expected") from None
-        found = self.with_values(tensors)
-        if not found.complete():
-            lacking = next(name for name, part in found._parts.items() if None in part.values())
+        completed = self.with_values(tensors)
+        if not completed.complete():
+            lacking = next(name for name, part in completed._parts.items() if None in part.values())
             raise InputError(f"{path}: belongs to another pruning: it lacks what is added to {lacking}")
-        return found
+        return completed
 
 
 def block_of(name: str) -> int:

@@ -123,8 +123,9 @@ class Decoder:
 
     def map_blocks(self, change: Callable[[Block], Block]) -> Decoder:
         """The same decoder with every block changed: now, or where blocks are streamed whenever one is read."""
-        streamed = isinstance(self.blocks, StreamedBlocks)
-        return replace(self, blocks=self.blocks.map(change) if streamed else tuple(map(change, self.blocks)))
+        if isinstance(self.blocks, StreamedBlocks):
+            return replace(self, blocks=self.blocks.map(change))
+        return replace(self, blocks=tuple(map(change, self.blocks)))
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Decoder:
         """The same decoder in another dtype or on another device; tensors already there are shared.

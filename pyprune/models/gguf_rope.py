@@ -36,20 +36,20 @@ def rotary_neighbours(rows: Tensor, heads: int) -> Tensor:
 def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: int) -> dict[str, Any]:
     """transformers' `rope_parameters` for the file's RoPE; InputError for one that they cannot express."""
     where, prefix = str(file.path), f"{architecture}.rope."
-    given = {key.removeprefix(prefix): file.value(key) for key in file.metadata_keys() if key.startswith(prefix)}
-    for key, value in given.items():
+    stated = {key.removeprefix(prefix): file.value(key) for key in file.metadata_keys() if key.startswith(prefix)}
+    for key, value in stated.items():
         if key not in _KEYS:
             raise InputError(f"{where}: {prefix}{key} = {value} is not supported")
         text = key == "scaling.type"
         if not isinstance(value, str if text else (int, float)):
             raise InputError(f"{where}: {prefix}{key} is {value!r}; a {'name' if text else 'number'} is expected")
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": given.get("freq_base", 10000.0)}
-    factor = float(given.get("scaling.factor") or given.get("scale_linear") or 1.0)
-    kind = given.get("scaling.type") or ("linear" if factor != 1.0 else "none")
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": stated.get("freq_base", 10000.0)}
+    factor = float(stated.get("scaling.factor") or stated.get("scale_linear") or 1.0)
+    kind = stated.get("scaling.type") or ("linear" if factor != 1.0 else "none")
     if kind == "linear":
         parameters.update(rope_type="linear", factor=factor)
     elif kind == "yarn":
-        original = int(given.get("scaling.original_context_length") or context)
+        original = int(stated.get("scaling.original_context_length") or context)
         parameters.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
     elif kind != "none":
         raise InputError(f"{where}: {prefix}scaling.type {kind} is not supported; accepted: none, linear, yarn")
@@ -60,9 +60,9 @@ def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: i
         return parameters
     if parameters["rope_type"] != "default":
         raise InputError(f"{where}: tensor {DIVISORS} together with {prefix}scaling.type {kind} is not supported")
-    right = file.tensors[DIVISORS].shape == (head_dim // 2,)
-    divisors = file.read(DIVISORS).float().tolist() if right else []
-    if not right or not all(0 < d < float("inf") for d in divisors):
+    right_shape = file.tensors[DIVISORS].shape == (head_dim // 2,)
+    divisors = file.read(DIVISORS).float().tolist() if right_shape else []
+    if not right_shape or not all(0 < d < float("inf") for d in divisors):
         raise InputError(f"{where}: tensor {DIVISORS} must hold {head_dim // 2} positive numbers")
     # LongRoPE with the same divisors at every length says exactly this, in a form that can be saved.
     return {
@@ -101,5 +101,5 @@ def rope_metadata(decoder: DecoderLike) -> tuple[dict[str, Any], Tensor | None]:
     if rope.scaling != 1.0:
         raise InputError(f"RoPE of kind {rope.kind} with an attention factor of {rope.scaling}")
     dim = 2 * len(rope.inv_freq)
-    own = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    return metadata, (own / rope.inv_freq.double().cpu()).float()
+    theta_frequencies = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return metadata, (theta_frequencies / rope.inv_freq.double().cpu()).float()

@@ -52,15 +52,15 @@ def load(
     Raises InputError, one line naming the value or the file and the tensor, for anything that cannot be read: a spec of
     no known kind, an unsupported family, a file cut short, a tensor that is missing, misshapen, or not finite.
     """
-    wanted = None if dtype is None else as_dtype(dtype)
-    place = require_device(device)
+    requested_dtype = None if dtype is None else as_dtype(dtype)
+    target_device = require_device(device)
     if stream:
-        return _read_streamed(spec, wanted, place)
+        return _read_streamed(spec, requested_dtype, target_device)
     if isinstance(spec, Decoder):
-        return spec.to(wanted, place)
+        return spec.to(requested_dtype, target_device)
     if isinstance(spec, torch.nn.Module):
-        return _load_model(spec, wanted, place)
-    return _read(spec, wanted, place)
+        return _load_model(spec, requested_dtype, target_device)
+    return _read(spec, requested_dtype, target_device)
 
 
 def load_sizes(spec: Any, dtype: torch.dtype | str | None = None) -> Decoder:
@@ -70,42 +70,42 @@ def load_sizes(spec: Any, dtype: torch.dtype | str | None = None) -> Decoder:
     this machine can be planned; of a hub name only the configuration is downloaded. A configuration that ties head and
     embedding is believed. InputError as for `load`, where the configuration tells.
     """
-    wanted, meta = None if dtype is None else as_dtype(dtype), torch.device("meta")
+    requested_dtype, meta = None if dtype is None else as_dtype(dtype), torch.device("meta")
     if isinstance(spec, (Decoder, torch.nn.Module)):
-        return as_decoder(spec).sizes().map(lambda tensor: torch.empty_like(tensor, dtype=wanted, device=meta))
-    return _read(spec, wanted, meta)
+        return as_decoder(spec).sizes().map(lambda tensor: torch.empty_like(tensor, dtype=requested_dtype, device=meta))
+    return _read(spec, requested_dtype, meta)
 
 
-def _read(spec: Any, wanted: torch.dtype | None, place: torch.device) -> Decoder:
+def _read(spec: Any, requested_dtype: torch.dtype | None, target_device: torch.device) -> Decoder:
     """The model that a path or a name stands for; on the meta device its sizes."""
     if not isinstance(spec, (str, os.PathLike)):
         raise InputError(f"{spec!r}: not a model; {ACCEPTED}, a PreTrainedModel, a Decoder")
     text = os.fspath(spec)
     path = Path(text)
     if text == DEMO_MODEL:
-        return load_gguf(demo_model_path(), DEMO_MODEL, wanted, place)
+        return load_gguf(demo_model_path(), DEMO_MODEL, requested_dtype, target_device)
     if text.startswith(PREFIX):
-        return load_shape(text, wanted, place)
+        return load_shape(text, requested_dtype, target_device)
     if path.is_dir():
-        return _load_directory(path, path.resolve().name, wanted, place)
+        return _load_directory(path, path.resolve().name, requested_dtype, target_device)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise InputError(f"{text}: not a .gguf file; {ACCEPTED}")
-        return load_gguf(path, path.stem, wanted, place)
+        return load_gguf(path, path.stem, requested_dtype, target_device)
     if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(text):
         raise InputError(f"{text}: no such file or directory; {ACCEPTED}")
-    files = _HUB_CONFIG if place.type == "meta" else _HUB_FILES
-    return _load_directory(_download(text, files), text, wanted, place)
+    files = _HUB_CONFIG if target_device.type == "meta" else _HUB_FILES
+    return _load_directory(_download(text, files), text, requested_dtype, target_device)
 
 
-def _read_streamed(spec: Any, wanted: torch.dtype | None, place: torch.device) -> Decoder:
+def _read_streamed(spec: Any, requested_dtype: torch.dtype | None, target_device: torch.device) -> Decoder:
     text = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__
     local = Path(text).is_dir()
     named = text != DEMO_MODEL and not Path(text).exists() and _HUB_NAME.fullmatch(text)
     if not isinstance(spec, (str, os.PathLike)) or not (local or named):
         raise InputError(f"{text}: cannot be streamed; a Hugging Face directory or hub name in safetensors is expected")
     path = Path(text) if local else _download(text, _HUB_FILES)
-    return _load_directory(path, path.resolve().name if local else text, wanted, place, stream=True)
+    return _load_directory(path, path.resolve().name if local else text, requested_dtype, target_device, stream=True)
 
 
 def as_decoder(model: Any) -> Decoder:
@@ -118,15 +118,15 @@ def as_decoder(model: Any) -> Decoder:
 def require_device(device: torch.device | str) -> torch.device:
     """The device, if tensors can be put there; else InputError naming the devices that this machine has."""
     try:
-        place = torch.device(device)
-        if place.type not in ("cpu", "cuda"):
+        target_device = torch.device(device)
+        if target_device.type not in ("cpu", "cuda"):
             raise RuntimeError("no such kind of device here")
-        torch.empty(0, device=place)
+        torch.empty(0, device=target_device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = one_line(error).split(". ")[0]
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise InputError(f"device {device}: cannot be used ({reason}); accepted here: {here}") from None
-    return place
+    return target_device
 
 
 def _download(name: str, files: list[str]) -> Path:

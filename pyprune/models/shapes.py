@@ -139,31 +139,31 @@ def _require_room(needed: int, device: torch.device, spec: str) -> None:
     if device.type == "meta":
         return
     if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[1]
+        memory_bytes = torch.cuda.mem_get_info(device)[1]
     else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory_bytes:
         raise InputError(f"{spec}: {needed} bytes ({needed / 2**30:,.1f} GiB) of weights are needed; {device} has"
-                         f" {there} bytes ({there / 2**30:,.1f} GiB)")  # fmt: skip
+                         f" {memory_bytes} bytes ({memory_bytes / 2**30:,.1f} GiB)")  # fmt: skip
 
 
 def parse_shape(spec: str) -> Shape:
     """The sizes that `shape:...` names; InputError for an unknown name, key, family or value."""
     items = spec.removeprefix(PREFIX).split(",")
     base = SHAPES.get(items[0])
-    given: dict[str, Any] = {}
+    sizes_in_spec: dict[str, Any] = {}
     for item in items if base is None else items[1:]:
         key, _, value = item.partition("=")
         form = r"\w+" if key == "family" else r"[0-9]{1,18}"
-        if key not in (*_REQUIRED, *_OPTIONAL) or key in given or not re.fullmatch(form, value):
+        if key not in (*_REQUIRED, *_OPTIONAL) or key in sizes_in_spec or not re.fullmatch(form, value):
             raise InputError(f"{spec}: {item!r} is not understood; {_ACCEPTED}")
-        given[key] = value if key == "family" else int(value)
-        if key in _REQUIRED and not given[key]:
+        sizes_in_spec[key] = value if key == "family" else int(value)
+        if key in _REQUIRED and not sizes_in_spec[key]:
             raise InputError(f"{spec}: {item} is too small; sizes from 1 are expected")
-    missing = [key for key in _REQUIRED if base is None and key not in given]
+    missing = [key for key in _REQUIRED if base is None and key not in sizes_in_spec]
     if missing:
         raise InputError(f"{spec}: {missing[0]} is missing; {_ACCEPTED}")
-    shape = Shape(**given) if base is None else replace(base, **given)
+    shape = Shape(**sizes_in_spec) if base is None else replace(base, **sizes_in_spec)
     families = [name for family in FAMILIES for name in family.model_types]
     if shape.family not in families:
         raise InputError(f"{spec}: family={shape.family}; accepted: {', '.join(families)}")

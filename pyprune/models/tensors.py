@@ -79,10 +79,11 @@ class TensorSource(ABC):
         self._require(name)
         self._check_shape(name, self.shape(name), shape)
 
-    def _check_shape(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        if found != shape:
+    def _check_shape(self, name: str, stored_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if stored_shape != shape:
             raise InputError(
-                f"{self.where(name)}: tensor {name} has shape {list(found)}; the configuration asks for {list(shape)}"
+                f"{self.where(name)}: tensor {name} has shape {list(stored_shape)}; the configuration asks for"
+                f" {list(shape)}"
             )
 
     def take(self, part: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pages import Pages
 from pyprune.models.pruning import Pruning, recorded
 
-Half = TypeVar("Half", MHA, FFN)
+Sublayer = TypeVar("Sublayer", MHA, FFN)
 
 
 def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
@@ -57,8 +57,8 @@ def pad(decoder: Decoder, multiple: int) -> Decoder:
 
 
 def narrow_mha(mha: MHA, groups: Sequence[int], heads: Sequence[int] | None = None) -> MHA:
-    """The attention half with only these of its present KV groups: each KV head's rows of k and v, its query heads'
-    rows of q and columns of o. The half itself when all stay.
+    """The attention sublayer with only these of its present KV groups: each KV head's rows of k and v, its query heads'
+    rows of q and columns of o. The sublayer itself when all stay.
 
     `heads`: which of the present query heads stay, as many in each of these groups, in order (default: all of them).
     """
@@ -68,12 +68,12 @@ def narrow_mha(mha: MHA, groups: Sequence[int], heads: Sequence[int] | None = No
         return mha
     kv_rows = _spread(groups, mha.head_dim, mha.k.weight.device)
     q_rows = _spread(heads, mha.head_dim, mha.q.weight.device)
-    whole = len(groups) == mha.kv_heads
+    all_groups = len(groups) == mha.kv_heads
     return replace(
         mha,
         q=_rows(mha.q, q_rows),
-        k=mha.k if whole else _rows(mha.k, kv_rows),
-        v=mha.v if whole else _rows(mha.v, kv_rows),
+        k=mha.k if all_groups else _rows(mha.k, kv_rows),
+        v=mha.v if all_groups else _rows(mha.v, kv_rows),
         o=Linear(mha.o.weight.index_select(1, q_rows), mha.o.bias),
         heads=len(heads),
         kv_heads=len(groups),
@@ -81,9 +81,9 @@ def narrow_mha(mha: MHA, groups: Sequence[int], heads: Sequence[int] | None = No
 
 
 def narrow_ffn(ffn: FFN, neurons: Sequence[int], pad_to: int | None = None) -> FFN:
-    """The feed-forward half with only these of its present neurons, then zero neurons up to the multiple `pad_to`.
+    """The FFN sublayer with only these of its present neurons, then zero neurons up to the multiple `pad_to`.
 
-    The half itself when nothing changes.
+    The sublayer itself when nothing changes.
     """
     padded = padded_width(len(neurons), pad_to)
     if len(neurons) == padded == ffn.width:
@@ -107,10 +107,10 @@ def kept(size: int, gone: Sequence[int]) -> list[int]:
     return [index for index in range(size) if index not in removed]
 
 
-def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, list[int]]:
+def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, tuple[int, ...]]:
     """The query heads that go by themselves: those of a KV group that goes are not named again."""
     return {
-        layer: [head for head in heads if head // sizes.group not in pruning.kv_groups.get(layer, ())]
+        layer: tuple(head for head in heads if head // sizes.group not in pruning.kv_groups.get(layer, ()))
         for layer, heads in pruning.heads.items()
     }
 
@@ -131,15 +131,15 @@ def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalS
 
 
 def _prune_mha(index: int, mha: MHA, before: Pruning, after: Pruning, sizes: OriginalSizes) -> MHA:
-    here, stay = before.heads_by_group(index, sizes), after.heads_by_group(index, sizes)
-    present = [head for heads in here.values() for head in heads]
-    _agree(mha.kv_heads, {len(here)}, f"KV heads in block {index}")
+    present_groups, kept_groups = before.heads_by_group(index, sizes), after.heads_by_group(index, sizes)
+    present = [head for heads in present_groups.values() for head in heads]
+    _agree(mha.kv_heads, {len(present_groups)}, f"KV heads in block {index}")
     _agree(mha.heads, {len(present)}, f"query heads in block {index}")
-    heads = {head for heads in stay.values() for head in heads}
+    kept_heads = {head for heads in kept_groups.values() for head in heads}
     return narrow_mha(
         mha,
-        [place for place, group in enumerate(here) if group in stay],
-        [place for place, head in enumerate(present) if head in heads],
+        [place for place, group in enumerate(present_groups) if group in kept_groups],
+        [place for place, head in enumerate(present) if head in kept_heads],
     )
 
 
@@ -149,41 +149,41 @@ def _prune_ffn(index: int, ffn: FFN, before: Pruning, after: Pruning, sizes: Ori
     _agree(ffn.width, {len(present), padded}, f"neurons in block {index}")
     gone = set(after.neurons.get(index, ()))
     stay = [place for place, neuron in enumerate(present) if neuron not in gone]
-    # A half that keeps its neurons and its padding is shared; otherwise the old padding is left behind here,
-    # because it stands after the real neurons, and made anew.
+    # A sublayer that keeps its neurons and its padding is shared; otherwise the old padding, which stands after the
+    # real neurons, is left behind here and made anew.
     if len(stay) < len(present) or padded_width(len(stay), after.pad_to) != ffn.width:
         return narrow_ffn(ffn, stay, after.pad_to)
     return ffn
 
 
-def _added(half: Half, projection: str, name: str, added: Compensation) -> Half:
-    """The half with what is added to the bias of one of its projections, float32 sums rounded once to its dtype."""
+def _added(sublayer: Sublayer, projection: str, name: str, added: Compensation) -> Sublayer:
+    """The sublayer with what is added to the bias of one of its projections, float32 sums rounded once to its dtype."""
     if name not in added:
-        return half
-    linear: Linear = getattr(half, projection)
+        return sublayer
+    linear: Linear = getattr(sublayer, projection)
     bias = added[name].to(linear.weight.device)
     if linear.bias is not None:
         bias = bias + linear.bias
-    return replace(half, **{projection: Linear(linear.weight, bias.to(linear.weight.dtype))})
+    return replace(sublayer, **{projection: Linear(linear.weight, bias.to(linear.weight.dtype))})
 
 
-def _on_pages(half: Half | None, original: Half | None, pages: Pages) -> Half | None:
-    """The half with what it does not share with the original on `pages`, as a loaded model's: a narrowed one is read as
-    fast as a whole one."""
-    if half is None or half is original:
-        return half
+def _on_pages(sublayer: Sublayer | None, original: Sublayer | None, pages: Pages) -> Sublayer | None:
+    """The sublayer with what it does not share with the original on `pages`, as a loaded model's, so that it is read
+    as fast."""
+    if sublayer is None or original is None or sublayer is original:
+        return sublayer
     shared = {id(tensor) for _, tensor in original.tensors()}
 
-    def own(tensor: Tensor) -> Tensor:
+    def placed(tensor: Tensor) -> Tensor:
         return tensor if id(tensor) in shared else pages.move(tensor, None, None, share=False)
 
-    return half.map(own)
+    return sublayer.map(placed)
 
 
-def _agree(found: int, expected: set[int], what: str) -> None:
-    if found not in expected:
-        wanted = " or ".join(str(number) for number in sorted(expected))
-        raise InputError(f"model: {found} {what}; {wanted} are expected from its configuration and pruning record")
+def _agree(count: int, expected: set[int], what: str) -> None:
+    if count not in expected:
+        accepted = " or ".join(str(number) for number in sorted(expected))
+        raise InputError(f"model: {count} {what}; {accepted} are expected from its configuration and pruning record")
 
 
 def _spread(places: Sequence[int], size: int, device: torch.device) -> Tensor:

@@ -267,6 +267,16 @@ def with_triton(monkeypatch, tmp_path):
     return tmp_path / "tuning.json", registered
 
 
+def test_a_kernel_that_its_operator_does_not_name_is_an_error_and_none_of_it_runs(with_triton, monkeypatch):
+    from pyprune.triton_kernels import registration
+
+    _, registered = with_triton
+    monkeypatch.delitem(registration.OPERATORS, "norm_head")
+    with pytest.raises(RuntimeError, match=r"^norm_head: in triton_kernels/registration\.py or marked"):
+        gpu.choose()
+    assert registered == []
+
+
 def test_a_tuning_file_that_is_not_sound_is_refused_before_anything_is_registered(with_triton):
     file, registered = with_triton
     file.write_text("{}")

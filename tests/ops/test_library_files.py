@@ -58,6 +58,21 @@ def test_the_library_carries_the_digest_and_is_accepted():
 
 
 @needs_library
+def test_the_constants_that_stand_in_for_the_librarys_are_the_same():
+    if not native.load():
+        pytest.skip("the CPU library is not loaded")
+    assert {name: native.constant(name) for name in schemas.CONSTANTS} == schemas.CONSTANTS
+    assert native.constant("NO_SUCH_SIZE") == -1
+
+
+@needs_library
+def test_packed_rows_take_what_the_instruction_set_makes_of_them(isa: str):
+    assert native.packed_bytes(torch.float32, 64, 3) == 3 * 64 * 4
+    assert native.packed_bytes(torch.bfloat16, 64, 3) == 3 * 64 * (2 if native.multiplies_bfloat16() else 4)
+    assert native.multiplies_bfloat16() == (isa in ("avx512_bf16", "amx"))
+
+
+@needs_library
 @needs_nm
 def test_every_function_of_the_library_is_in_the_digest_and_none_is_of_python():
     names = {line.split()[-1] for line in tools.output("nm", "-D", "--defined-only", native.LIBRARY_PATH).splitlines()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
@@ -23,7 +23,7 @@ class Qwen2(Family):
 
     model_types = ("qwen2",)
     classes = TransformersClasses("transformers.models.qwen2.modeling_qwen2", "Qwen2")
-    ragged_fields = (
+    ragged_fields: ClassVar[tuple[ConfigField, ...]] = (
         ConfigField("use_sliding_window", bool, False),
         ConfigField("sliding_window", int | None, None),
         ConfigField("max_window_layers", int, 28),
