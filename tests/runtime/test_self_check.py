@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyprune.commands.doctor import told
+from pyprune.commands.doctor import verdict_lines
 from pyprune.ops.self_check import passes
 from pyprune.ops.self_check.judgement import DTYPES
 from pyprune.runtime.self_check import run, schedule
@@ -65,7 +65,7 @@ def test_an_item_that_ends_or_halts_its_process_fails_and_the_others_go_on(monke
     assert set(why) == {"bfloat16 padded_linear 1x129 -> 171", "float16 norm_head 1x129 -> 171"}
     assert "ended the process (signal 11)" in why["bfloat16 padded_linear 1x129 -> 171"]
     assert why["float16 norm_head 1x129 -> 171"] == "took longer than 8 s"
-    lines = told({**verdict, "device": "cuda:0", "gpu": "a GPU"})
+    lines = verdict_lines({**verdict, "device": "cuda:0", "gpu": "a GPU"})
     assert lines[0].startswith("cuda:0 (a GPU): FAILED, 2 of ")
     assert any("signal 11" in line for line in lines)
 
@@ -87,7 +87,7 @@ def test_a_check_that_is_not_finished_is_no_pass():
     verdict = self_check(CPU, small=True, limit_s=0.5)
     assert (verdict["passed"], verdict["complete"], verdict["failures"]) == (False, False, [])
     assert verdict["seconds"] < 20
-    [line] = told({**verdict, "device": "cuda:0", "gpu": "a GPU"})
+    [line] = verdict_lines({**verdict, "device": "cuda:0", "gpu": "a GPU"})
     assert "not finished" in line
     assert "Run it again" in line
 
