@@ -147,7 +147,7 @@ def test_either_may_be_imported_first(decoder_of, tmp_path, package_environment,
 def test_a_pickled_model_is_found_again_in_a_process_that_knows_only_its_modules(
     decoder_of, tmp_path, package_environment
 ):
-    model = to_transformers(apply(decoder_of("qwen3"), Pruning(mha=[1])))
+    model = to_transformers(apply(decoder_of("qwen3 with windows"), Pruning(mha=[1])))
     (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
     code = "import pickle, sys\nprint(type(pickle.load(open(sys.argv[1], 'rb'))).__name__)"
     assert run_fresh(code, package_environment, tmp_path / "model.pickle").strip() == "PyPruneQwen3ForCausalLM"
