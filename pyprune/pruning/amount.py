@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
@@ -13,7 +13,8 @@ _SHARE = "a share of the parameters above 0 and below 1 (20% or 0.2)"
 _COUNT = "a number of units from 1 (6)"
 
 
-class Amount(NamedTuple):
+@dataclass(frozen=True)
+class Amount:
     """Either a ratio, the share of all parameters to remove, or a count of units; the other is None."""
 
     ratio: float | None = None
@@ -61,7 +62,7 @@ def check_ratio(ratio: float) -> float:
     return float(ratio)
 
 
-def check_count(count: int) -> int:
+def check_count(count: object) -> int:
     """`count` if it is a whole number from 1, else InputError."""
     if not is_int(count) or count < 1:
         raise InputError(f"count {count!r}: a whole number from 1 is expected")
