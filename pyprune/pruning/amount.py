@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyprune.checks import is_int, is_number
 from pyprune.errors import InputError
@@ -13,12 +13,11 @@ _SHARE = "a share of the parameters above 0 and below 1 (20% or 0.2)"
 _COUNT = "a number of units from 1 (6)"
 
 
-@dataclass(frozen=True)
-class Amount:
+class Amount(NamedTuple):
     """Either a ratio, the share of all parameters to remove, or a count of units; the other is None."""
 
     ratio: float | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # of units, and not the method of a tuple
 
 
 def parse_amount(text: str) -> Amount:

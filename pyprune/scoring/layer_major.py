@@ -49,9 +49,12 @@ def candidate_losses(
     for position, block in enumerate(blocks[first:] if first else blocks, start=first):
         step = schedule.steps[position]
         for slot, lacking in step.starts:
-            if position and store is None:
-                raise ValueError(f"the schedule begins at block {position}; a store with its states is expected")
-            states.start(slot, store.get(position, lacking) if position and store is not None else None)
+            stored = None
+            if position:
+                if store is None:
+                    raise ValueError(f"the schedule begins at block {position}; a store with its states is expected")
+                stored = store.get(position, lacking)
+            states.start(slot, stored)
         mha_step, ffn_step = step.sublayers
         states.run(2 * position, mha_step, states.mha(block.mha))
         states.run(2 * position + 1, ffn_step, states.ffn(block.ffn))

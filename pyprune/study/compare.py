@@ -71,6 +71,7 @@ def compare(
     progress("loading", 1, 1)
     check_model(decoder, config)
     calibration, material = tokenised(decoder, config, sources, progress)
+    del sources  # a long text need not stay in memory while rows are timed
     prompts = prompts_from(material.windows.input_ids, max(config.batches), config.timing.input_tokens)
 
     prunings, scores = choose_prunings(decoder, config, calibration, progress)
