@@ -25,7 +25,7 @@ def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
     return True
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -34,7 +34,7 @@ def require_whole(name: str, value: Any, least: int, most: int | None = None) ->
     """`value` as an int. InputError for anything but a whole number from `least` to `most`."""
     if not is_whole(value):
         raise InputError(f"{name}: {value!r} given; a whole number is accepted")
-    number = operator.index(value)
-    if number < least or (most is not None and number > most):
-        raise InputError(f"{name}: {value} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
-    return number
+    whole = operator.index(value)
+    if whole < least or (most is not None and whole > most):
+        raise InputError(f"{name}: {whole} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
+    return whole
