@@ -65,6 +65,7 @@ ci-full:
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf build dist *.egg-info pyprune/_*.so $(VENV)

@@ -17,13 +17,21 @@ from pyprune.installation import require_not_hiding
 from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
-    from pyprune.models import Decoder, load, to_transformers
-    from pyprune.pruning import Pruning, apply, depth, index_map, pad, width
+    # Functions from the modules that have their name: else mypy takes the one for the other.
+    from pyprune.models import Decoder, to_transformers
+    from pyprune.models.load import load
+    from pyprune.pruning import Pruning
+    from pyprune.pruning.apply import apply, pad
+    from pyprune.pruning.depth import depth
+    from pyprune.pruning.index_map import index_map
+    from pyprune.pruning.width import width
     from pyprune.runtime import Engine, SamplingParams
-    from pyprune.runtime.huggingface import accelerate, restore
+    from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
-    from pyprune.scoring import Scores, SearchResult, perplexity, score, search
+    from pyprune.scoring import Scores, SearchResult, search
+    from pyprune.scoring.perplexity import perplexity
+    from pyprune.scoring.score import score
 
 __version__ = "0.1.0"
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import operator
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 from pyprune.errors import InputError
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether `value` is an int of Python, as JSON has it; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
     """Whether `value` is one whole number of Python, NumPy or torch; True and False are not."""
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or str(getattr(value, "dtype", "")).endswith("bool"):
         return False
@@ -25,7 +25,7 @@ def is_whole(value: Any) -> bool:
     return True
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -34,6 +34,7 @@ def require_whole(name: str, value: Any, least: int, most: int | None = None) ->
     """`value` as an int. InputError for anything but a whole number from `least` to `most`."""
     if not is_whole(value):
         raise InputError(f"{name}: {value!r} given; a whole number is accepted")
-    if value < least or (most is not None and value > most):
-        raise InputError(f"{name}: {value} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
-    return operator.index(value)
+    whole = operator.index(value)
+    if whole < least or (most is not None and whole > most):
+        raise InputError(f"{name}: {whole} given; {least} {'or more' if most is None else f'to {most}'} is accepted")
+    return whole

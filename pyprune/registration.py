@@ -43,13 +43,14 @@ class _Waiting(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                del spec.loader.exec_module  # the class's own again, for a reload
+                del loader.exec_module  # the class's own again, for a reload
                 execute(module)
                 _register()
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader, once
         return spec

@@ -28,7 +28,7 @@ LAYERS = (
     ("models",),
     ("ops",),
     ("triton_kernels",),
-    ("checks", "files", "installation", "strides"),
+    ("checks", "files", "installation", "progress", "strides"),
     ("errors",),
 )
 """Packages and modules of pyprune from top to bottom; imports go downward, or stay within one."""

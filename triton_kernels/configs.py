@@ -79,23 +79,23 @@ def _gemv(columns: int) -> dict[int, Tile]:
 
 
 # 64 weight rows fill a warpgroup's matrix instruction on sm_90, and halve the activations read for each weight.
-_WIDE = {
-    "single": {**_gemv(8), 16: Tile(16, 64, 128, 4, 4), 32: Tile(32, 64, 128, 4, 4), 64: Tile(64, 64, 64, 4, 4)},
-    "pair": {**_gemv(4), 16: Tile(16, 64, 64, 4, 4), 32: Tile(32, 64, 64, 4, 4), 64: Tile(64, 32, 64, 4, 4)},
-}
+_WIDE = (
+    {**_gemv(8), 16: Tile(16, 64, 128, 4, 4), 32: Tile(32, 64, 128, 4, 4), 64: Tile(64, 64, 64, 4, 4)},  # one weight
+    {**_gemv(4), 16: Tile(16, 64, 64, 4, 4), 32: Tile(32, 64, 64, 4, 4), 64: Tile(64, 32, 64, 4, 4)},  # a pair
+)
 # Two programs fit the 100 KB of a processor of sm_86.
-_NARROW = {
-    "single": {**_gemv(8), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 128, 4, 3), 64: Tile(64, 64, 64, 4, 3)},
-    "pair": {**_gemv(4), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 64, 4, 3), 64: Tile(64, 32, 32, 4, 4)},
-}
+_NARROW = (
+    {**_gemv(8), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 128, 4, 3), 64: Tile(64, 64, 64, 4, 3)},  # one weight
+    {**_gemv(4), 16: Tile(16, 32, 128, 4, 3), 32: Tile(32, 32, 64, 4, 3), 64: Tile(64, 32, 32, 4, 4)},  # a pair
+)
 # The processors are those of each generation's largest card: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090. Shared
 # memory: what a program may have of it, 1 KB less than a processor has. Registers: 65,536 a processor on all of them.
-SM_80 = Architecture("sm_80", 108, 163 << 10, **_WIDE, loss=Tile(128, 128, 64, 8, 3), stretch=128, keys=64,
+SM_80 = Architecture("sm_80", 108, 163 << 10, *_WIDE, loss=Tile(128, 128, 64, 8, 3), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=8)  # fmt: skip
-SM_86 = Architecture("sm_86", 82, 99 << 10, **_NARROW, loss=Tile(128, 128, 32, 8, 3), stretch=128, keys=64,
+SM_86 = Architecture("sm_86", 82, 99 << 10, *_NARROW, loss=Tile(128, 128, 32, 8, 3), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=8)  # fmt: skip
 SM_89 = replace(SM_86, name="sm_89", processors=128)
-SM_90 = Architecture("sm_90", 132, 227 << 10, **_WIDE, loss=Tile(128, 128, 64, 8, 4), stretch=128, keys=64,
+SM_90 = Architecture("sm_90", 132, 227 << 10, *_WIDE, loss=Tile(128, 128, 64, 8, 4), stretch=128, keys=64,
                      attention_stages=2, warps_of_64=4, dependent_launch=True)  # fmt: skip
 SM_100 = replace(SM_90, name="sm_100", processors=148)
 # Blackwell for PCs has Ampere's shared memory and matrix instructions (mma.sync), and Hopper's dependent launch.

@@ -194,7 +194,7 @@ def operators(
     return {
         "norm_qkv_rope": lambda: project(None, None, None),
         "norm_qkv_rope, slots": lambda: project(None, None, places),
-        "norm_qkv_rope, q/k-norm": lambda: project(*qk, None),
+        "norm_qkv_rope, q/k-norm": lambda: project(qk[0], qk[1], None),
         "decode_attention": lambda: attention.decode_attention(token, *caches, places, scale, skip, 3),
         "decode_attention, GQA": lambda: attention.decode_attention(token, *group, places, scale, skip, 3),
         "decode_attention, 32 tokens": lambda: attention.decode_attention(

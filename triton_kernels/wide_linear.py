@@ -78,7 +78,7 @@ def wide_linear(
     launch(
         wide_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, a=weight, a_units=weight.stride(0) // w_unit, b=up,
-        b_units=up.stride(0) // w_unit if pair else 0, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BAND=_BAND,
+        b_units=0 if up is None else up.stride(0) // w_unit, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BAND=_BAND,
         BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(),
         STAGES=tile.stages,
     )  # fmt: skip

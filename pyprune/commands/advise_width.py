@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyprune.commands.options import (
     WIDTH_ROWS,
@@ -16,6 +16,9 @@ from pyprune.commands.options import (
     command,
 )
 from pyprune.commands.output import Bar, console, print_json, print_table
+
+if TYPE_CHECKING:
+    from pyprune.study.measure import Speedup
 
 
 def add_options(commands: Any) -> None:
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     console().print(f"{sentence} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
 
 
-def gain_text(gain: dict[str, Any]) -> str:
+def gain_text(gain: Speedup) -> str:
     """The median, and its 95 % interval where there are rounds enough."""
     if gain["low"] is None:
         return f"{gain['median']:.2f}"

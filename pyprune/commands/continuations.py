@@ -83,7 +83,7 @@ class Continuations:
     def sequences(self) -> list[dict[str, Any]]:
         """Each prompt with its new ids, without padding, and their text (None without a tokenizer)."""
         result = self._engine.generate(self._ids, self._mask, skip=self._skip, params=self._params)
-        tokens, logprobs = result if self._params.logprobs else (result, None)
+        tokens, logprobs = result if isinstance(result, tuple) else (result, None)
         sequences = []
         for i, (prompt, row) in enumerate(zip(self._prompts, tokens.tolist(), strict=True)):
             new = _until_end(row, self._end_ids)

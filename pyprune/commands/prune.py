@@ -113,9 +113,8 @@ def run(options: argparse.Namespace) -> None:
 
     require_directory(options.out)
     _check_prune_options(options)
-    amount = pruning.parse_amount(options.depth or options.width) if options.blocks is None else None
-    if options.width is not None and amount is not None and amount.ratio is None:
-        raise InputError(f"--width {options.width}: a share of the parameters such as 20% is expected, not a count")
+    amount = None if options.depth is None else pruning.parse_amount(options.depth)
+    width_ratio = None if options.width is None else _width_ratio(options.width)
     unit = options.unit or "block"
     named = {} if options.blocks is None else {_FIELDS[unit]: options.blocks}
     padding = Pruning(pad_to=options.pad_to)
@@ -131,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
     init_distributed()
     decoder = loaded(options.model)
     with Bar() as bar:
-        if options.depth is not None:
+        if amount is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is refused before the slow scoring.
             trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
@@ -141,16 +140,26 @@ def run(options: argparse.Namespace) -> None:
                 chosen = pruning.depth(ranked, decoder, **limits)
             else:
                 chosen = searched(options, decoder, options.search, amount, bar).pruning()
-        elif options.width is not None:
-            trial = narrowing_dry_run(options, decoder, amount.ratio)
+        elif width_ratio is not None:
+            trial = narrowing_dry_run(options, decoder, width_ratio)
             _require_savable(pruning.apply(decoder, trial | padding))
-            chosen = measured_narrowing(options, decoder, amount.ratio, bar)
+            chosen = measured_narrowing(options, decoder, width_ratio, bar)
         if not is_rank_zero():
             return
         pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
     remove_journal(options)
     _report_sizes(options, decoder, pruned)
+
+
+def _width_ratio(text: str) -> float:
+    """The share of the parameters that --width names; InputError for anything else."""
+    from pyprune import pruning
+
+    ratio = pruning.parse_amount(text).ratio
+    if ratio is None:
+        raise InputError(f"--width {text}: a share of the parameters such as 20% is expected, not a count")
+    return ratio
 
 
 def _check_prune_options(options: argparse.Namespace) -> None:

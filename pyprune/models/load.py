@@ -143,7 +143,7 @@ def _download(name: str, files: list[str]) -> Path:
 def _own_dtype(config: dict[str, Any], embedding: Callable[[], torch.dtype], where: str) -> torch.dtype:
     stated = config.get("dtype")
     own = DTYPES.get(str(stated).removeprefix("torch.")) if stated else embedding()
-    if own not in DTYPES.values():
+    if own is None or own not in DTYPES.values():
         raise InputError(f"{where}: dtype {stated or own} is not supported; pass dtype: float32, bfloat16 or float16")
     return own
 

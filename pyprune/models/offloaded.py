@@ -45,6 +45,6 @@ class OffloadedSource(StateDictSource):
 
 def _hook(model: nn.Module, name: str) -> Any:
     """accelerate's hook that holds the parameter of that name, None when there is none."""
-    hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
-    hooks = getattr(hook, "hooks", (hook,))  # several in a row
+    hook: Any = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
+    hooks: Any = getattr(hook, "hooks", (hook,))  # several in a row
     return next((each for each in hooks if getattr(each, "offload", False) and each.weights_map is not None), None)

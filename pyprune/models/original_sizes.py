@@ -43,13 +43,15 @@ class OriginalSizes:
         """Read from a Hugging Face configuration; InputError, naming `where`, when a size is missing."""
         heads = config.get("num_attention_heads")
         groups = config.get("num_key_value_heads")
-        sizes = {
+        stated = {
             "num_hidden_layers": config.get("num_hidden_layers"),
             "num_key_value_heads": heads if groups is None else groups,
             "intermediate_size": config.get("intermediate_size"),
             "num_attention_heads": heads,
         }
-        for name, value in sizes.items():
+        sizes = []
+        for name, value in stated.items():
             if not is_int(value) or value < 1:
                 raise InputError(f"{where}: {name} {value!r} in its configuration; from 1 is expected")
-        return cls(*sizes.values())
+            sizes.append(value)
+        return cls(*sizes)

@@ -40,21 +40,22 @@ class Rope:
         """
         positions = torch.arange(length, device=self.inv_freq.device)
         angles = torch.outer(positions.to(torch.float32), self.inv_freq)
-        if self.limit is not None and max(length, prompt) > self.limit:
+        limit = self.limit
+        if limit is not None and max(length, prompt) > limit:
             computed_at = (positions + 1).clamp(min=prompt)
-            beyond = computed_at > self.limit
-            angles[beyond] = positions[beyond, None].to(torch.float32) * self._frequencies(computed_at[beyond])
+            beyond = computed_at > limit
+            angles[beyond] = positions[beyond, None].to(torch.float32) * self._frequencies(computed_at[beyond], limit)
         return angles.cos() * self.scaling, angles.sin() * self.scaling
 
-    def _frequencies(self, lengths: Tensor) -> Tensor:
-        """The frequencies at `lengths [N]`, all beyond the limit: `[N or 1, head_dim/2]` float32.
+    def _frequencies(self, lengths: Tensor, limit: int) -> Tensor:
+        """The frequencies at `lengths [N]`, all beyond `limit`: `[N or 1, head_dim/2]` float32.
 
         Dynamic NTK scaling: theta grows by (factor*length/limit - (factor-1))^(D/(D-2)).
         """
         if self.long is not None:
             return self.long.unsqueeze(0)
         dim = 2 * len(self.inv_freq)
-        growth = self.factor * lengths / self.limit - (self.factor - 1)
+        growth = self.factor * lengths / limit - (self.factor - 1)
         theta = self.theta * growth ** (dim / (dim - 2))
         return 1.0 / theta[:, None] ** (torch.arange(0, dim, 2, device=lengths.device).to(torch.float32) / dim)
 

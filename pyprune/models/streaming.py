@@ -28,17 +28,18 @@ class StreamedBlocks(Sequence[Block]):
     @overload
     def __getitem__(self, place: slice) -> StreamedBlocks: ...
     def __getitem__(self, place: int | slice) -> Block | StreamedBlocks:
-        places = range(len(self))[place]
-        if isinstance(places, int):
-            return self._read(places)
-        return StreamedBlocks(lambda index: self._read(places[index]), self.sizes[place])
+        if isinstance(place, slice):
+            places = range(len(self))[place]
+            return StreamedBlocks(lambda index: self._read(places[index]), self.sizes[place])
+        return self._read(range(len(self))[place])
 
     def __iter__(self) -> Iterator[Block]:
         with ThreadPoolExecutor(1, thread_name_prefix="pyprune-read") as reader:
-            coming = reader.submit(self._read, 0) if len(self) else None
+            coming = [reader.submit(self._read, 0)] if len(self) else []
             for place in range(1, len(self) + 1):
-                block = coming.result()
-                coming = reader.submit(self._read, place) if place < len(self) else None
+                block = coming.pop().result()  # what is kept in a future would stay in memory
+                if place < len(self):
+                    coming.append(reader.submit(self._read, place))
                 yield block
                 del block
 

@@ -29,7 +29,7 @@ DTYPES: dict[str, torch.dtype] = {
 def as_dtype(value: torch.dtype | str) -> torch.dtype:
     """The torch dtype that `value` names; InputError unless it is float32, bfloat16 or float16."""
     dtype = DTYPES.get(value.lower().removeprefix("torch.")) if isinstance(value, str) else value
-    if dtype not in DTYPES.values():
+    if dtype is None or dtype not in DTYPES.values():
         raise InputError(f"dtype {value}: not supported; accepted: float32, bfloat16, float16 (fp32, bf16, fp16)")
     return dtype
 

@@ -73,7 +73,7 @@ def compiled_isas() -> list[str]:
     """Instruction sets in the library, best first; empty without the library."""
     if _library is None:
         return []
-    names = []
+    names: list[str] = []
     while (name := _library.pyprune_isa_compiled(len(names))) is not None:
         names.append(name.decode())
     return names

@@ -17,7 +17,7 @@ class Amount(NamedTuple):
     """Either a ratio, the share of all parameters to remove, or a count of units; the other is None."""
 
     ratio: float | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # of units, and not the method of a tuple
 
 
 def parse_amount(text: str) -> Amount:
@@ -61,7 +61,7 @@ def check_ratio(ratio: float) -> float:
     return float(ratio)
 
 
-def check_count(count: int) -> int:
+def check_count(count: object) -> int:
     """`count` if it is a whole number from 1, else InputError."""
     if not is_int(count) or count < 1:
         raise InputError(f"count {count!r}: a whole number from 1 is expected")

@@ -120,11 +120,13 @@ def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalS
     mha = None if block.index in after.mha else block.mha
     ffn = None if block.index in after.ffn else block.ffn
     if mha is not None:
-        mha = _added(_prune_mha(block.index, mha, before, after, sizes), "o", f"blocks.{block.index}.o.bias", added)
+        mha = _prune_mha(block.index, mha, before, after, sizes)
+        o = _added(mha.o, f"blocks.{block.index}.o.bias", added)
+        mha = mha if o is mha.o else replace(mha, o=o)
     if ffn is not None:
-        ffn = _added(
-            _prune_ffn(block.index, ffn, before, after, sizes), "down", f"blocks.{block.index}.down.bias", added
-        )
+        ffn = _prune_ffn(block.index, ffn, before, after, sizes)
+        down = _added(ffn.down, f"blocks.{block.index}.down.bias", added)
+        ffn = ffn if down is ffn.down else replace(ffn, down=down)
     if mha is block.mha and ffn is block.ffn:
         return block
     return Block(block.index, _on_pages(mha, block.mha, pages), _on_pages(ffn, block.ffn, pages))
@@ -156,15 +158,14 @@ def _prune_ffn(index: int, ffn: FFN, before: Pruning, after: Pruning, sizes: Ori
     return ffn
 
 
-def _added(sublayer: Sublayer, projection: str, name: str, added: Compensation) -> Sublayer:
-    """The sublayer with what is added to the bias of one of its projections, float32 sums rounded once to its dtype."""
+def _added(linear: Linear, name: str, added: Compensation) -> Linear:
+    """The projection with what is added to its bias, float32 sums rounded once to its dtype."""
     if name not in added:
-        return sublayer
-    linear: Linear = getattr(sublayer, projection)
+        return linear
     bias = added[name].to(linear.weight.device)
     if linear.bias is not None:
         bias = bias + linear.bias
-    return replace(sublayer, **{projection: Linear(linear.weight, bias.to(linear.weight.dtype))})
+    return Linear(linear.weight, bias.to(linear.weight.dtype))
 
 
 def _on_pages(sublayer: Sublayer | None, original: Sublayer | None, pages: Pages) -> Sublayer | None:

@@ -91,8 +91,8 @@ class UniformSizes:
         if len({replace(block, index=0) for block in costs}) > 1:
             raise InputError(f"{decoder.name}: blocks of different sizes; width needs blocks that are all alike")
         outside = decoder.parameters() - sum(block.total for block in costs)
-        block = costs[0]
-        return cls(len(costs), block.kv_groups, block.width, outside, block.fixed, block.per_group, block.per_neuron)
+        first = costs[0]
+        return cls(len(costs), first.kv_groups, first.width, outside, first.fixed, first.per_group, first.per_neuron)
 
     @classmethod
     def llama(
@@ -221,6 +221,7 @@ def quotas(
         raise InputError(f"units {units!r}: none of these {len(costs)} blocks has {lacking}; {other!r} is accepted")
     untouched = parameters - sum(block.groups + block.neurons for block in costs)
     slack = TOLERANCE * target_parameters
+    bounds: list[tuple[int, int]] | None
     if units == "heads":
         budget = target_parameters - untouched - sum(block.neurons for block in costs)
         total = sum(block.groups for block in costs)

@@ -11,19 +11,24 @@ from pyprune.models.pruning import Pruning, original_name
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio, unit_parameters
 
-_FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
-
 
 class Ranking(Protocol):
     """What depth reads of `pyprune.scoring.scores.Scores`, in a package above this one."""
 
-    model: str
-    criterion: str
-    unit: str
-    units: list[tuple[str, int]]
-    parameters: int | None
-    unit_parameters: list[int] | None
-    protected: list[tuple[str, int]]
+    @property
+    def model(self) -> str: ...
+    @property
+    def criterion(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def units(self) -> list[tuple[str, int]]: ...
+    @property
+    def parameters(self) -> int | None: ...
+    @property
+    def unit_parameters(self) -> list[int] | None: ...
+    @property
+    def protected(self) -> list[tuple[str, int]]: ...
 
     def order(self) -> list[tuple[str, int]]: ...
 
@@ -65,11 +70,22 @@ def depth(
     chosen = candidates[:count]
     if kinds == {"block"} and len(chosen) >= len(set(blocks)):
         raise InputError(f"depth: all {len(chosen)} blocks would be removed; at least one must stay")
-    removed: dict[str, list[int]] = {"blocks": [], "mha": [], "ffn": []}
-    for kind, index in chosen:
-        removed[_FIELDS[kind]].append(index)
     model = scores.model if decoder is None else original_name(decoder)
-    return Pruning(model=model, **removed, made_by=f"depth {scores.criterion} {scores.unit}")
+    return removal(model, chosen, f"depth {scores.criterion} {scores.unit}")
+
+
+def removal(model: str, units: Iterable[tuple[str, int]], made_by: str) -> Pruning:
+    """The pruning that removes these units: pairs of a kind, "block", "mha" or "ffn", and an original index."""
+    removed: dict[str, list[int]] = {"block": [], "mha": [], "ffn": []}
+    for kind, index in units:
+        removed[kind].append(index)
+    return Pruning(
+        model=model,
+        blocks=tuple(removed["block"]),
+        mha=tuple(removed["mha"]),
+        ffn=tuple(removed["ffn"]),
+        made_by=made_by,
+    )
 
 
 def protected_blocks(protect: Iterable[int] | str | None, blocks: Sequence[int]) -> frozenset[int]:

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block, Decoder, Linear
+from pyprune.progress import Progress
 from pyprune.pruning.importance import Importance, Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
+from pyprune.pruning.method import Method, Selection, Style, Task, cpu64
 
 METRICS = ("WIFV", "IFV", "WIFN")
 STRUCTURES = ("AL-AM", "AL-MM", "UL-UM", "UL-MM")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
+from pyprune.pruning.method import Method, Selection, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 

@@ -19,13 +19,15 @@ the number of KV channels, so that a query head counts for a KV head that it doe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from pyprune.models.decoder import MHA, Block, Decoder
+from pyprune.progress import Progress
 from pyprune.pruning.importance import Importance, Kept, by_group
-from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
+from pyprune.pruning.method import Method, Selection, Style, Task, cpu64
 from pyprune.runtime.differentiable import BATCH_TOKENS, block_gradients
 
 VARIANTS = ("param_first", "vectorize", "param_second", "param_mix")
@@ -123,9 +125,9 @@ def importance(
     for block in decoder.blocks:
         if block.mha is not None:
             channels = scores(block, ("mha.q", "mha.k", "mha.v", "mha.o"))
-            groups[block.index] = sum(_group_scores(linear, block.mha, faithful) for linear in channels)
+            groups[block.index] = reduce(torch.add, (_group_scores(linear, block.mha, faithful) for linear in channels))
         if block.ffn is not None:
-            neurons[block.index] = sum(scores(block, ("ffn.gate", "ffn.up", "ffn.down")))
+            neurons[block.index] = reduce(torch.add, scores(block, ("ffn.gate", "ffn.up", "ffn.down")))
     return Importance(groups, neurons)
 
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.pruning.budget import TOLERANCE, BlockCosts, check_target, group_share, quotas, require_near
 from pyprune.pruning.importance import Importance, Kept
 from pyprune.pruning.selection import best_within_budget, bundles, highest, units_of_bundles, without_lowest
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,9 @@ class Task:
     def quotas(self) -> dict[int, tuple[int, int]]:
         """Block index -> KV groups and FFN width that stay, the same share in every block."""
         removed = None if self.remove_groups is None else self.remove_groups // len(self.costs)
-        options = {"align": self.align, "units": self.units, "removed_groups": removed}
-        kept = quotas(self.costs, self.parameters(), self.target, **options)
+        kept = quotas(
+            self.costs, self.parameters(), self.target, align=self.align, units=self.units, removed_groups=removed
+        )
         return {block.index: sizes for block, sizes in zip(self.costs, kept, strict=True)}
 
     def within_blocks(self, importance: Importance) -> Kept:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block, Decoder, Linear
+from pyprune.progress import Progress
 from pyprune.pruning.apply import narrow_ffn, narrow_mha
 from pyprune.pruning.importance import Kept, by_group
 from pyprune.pruning.layerwise import Layerwise
-from pyprune.pruning.method import Method, Progress, Selection, Style, Task, cpu64
+from pyprune.pruning.method import Method, Selection, Style, Task, cpu64
 from pyprune.pruning.selection import highest
 
 BUFFER = 2048

@@ -12,15 +12,17 @@ from torch import Tensor
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
+from pyprune.models.compensation import Compensation
 from pyprune.models.decoder import Block, Decoder
 from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pruning import Pruning, original_name, recorded
+from pyprune.progress import Progress
 from pyprune.pruning import flap, head_gate, llm_pruner, magnitude_sp, wanda_sp
 from pyprune.pruning.apply import kept, pad
 from pyprune.pruning.budget import BlockCosts, count_for_ratio, unit_parameters
 from pyprune.pruning.depth import protected_blocks
 from pyprune.pruning.importance import Importance
-from pyprune.pruning.method import Method, Progress, Selection, Task
+from pyprune.pruning.method import Method, Selection, Task
 from pyprune.runtime.inputs import check_ids
 
 METHODS: dict[str, Method] = {
@@ -61,8 +63,10 @@ def width(
     InputError for anything else, a bad calibration, or a target that no selection meets.
     """
     decoder = as_decoder(model)
-    options = {"align": align, "variant": variant, "units": units, "protect": protect, "remove_groups": remove_groups}
-    task = _task(decoder, method, ratio, target_parameters, **options)
+    task = _task(
+        decoder, method, ratio, target_parameters,
+        align=align, variant=variant, units=units, protect=protect, remove_groups=remove_groups,
+    )  # fmt: skip
     if calibration is not None or METHODS[method].calibrated:
         task = replace(task, calibration=_checked(calibration, decoder, METHODS[method].least_tokens))
     if progress is not None:
@@ -158,7 +162,7 @@ def _task(
     if METHODS[method].adds_biases(options):
         added = sum(_added_biases(block, units) for block in bare.blocks if block.index not in protected)
     target = _target(bare, ratio) if ratio is not None else target_parameters
-    return Task(bare, target, costs, options, None, align, units, remove_groups, added)  # type: ignore[arg-type]
+    return Task(bare, target, costs, options, None, align, units, remove_groups, added)  # type: ignore[arg-type]  # one is given, see above
 
 
 def _target(decoder: Decoder, ratio: float) -> int:
@@ -186,14 +190,14 @@ def _pruning(decoder: Decoder, method: str, task: Task, selection: Selection) ->
         model=original_name(decoder),
         kv_groups=_removed_indices(original.kv_groups, earlier.kv_groups, selection.kept.groups),
         neurons=_removed_indices(original.width, earlier.neurons, selection.kept.neurons),
-        compensation=selection.biases,  # type: ignore[arg-type]  # Pruning makes a Compensation of it
+        compensation=Compensation.of(selection.biases),
         made_by=f"width {method} {variant}".strip(),
     )
 
 
 def _removed_indices(
     size: int, earlier: Mapping[int, Sequence[int]], kept_positions: Mapping[int, Sequence[int]]
-) -> dict[int, list[int]]:
+) -> dict[int, tuple[int, ...]]:
     """Block index -> the original indices of the present units that are not kept.
 
     `size`: units of the original block; `earlier`: original indices that it lost before; `kept_positions`: among those
@@ -202,7 +206,7 @@ def _removed_indices(
     removed = {}
     for index, positions in kept_positions.items():
         present, kept_set = kept(size, earlier.get(index, ())), set(positions)
-        removed[index] = [unit for position, unit in enumerate(present) if position not in kept_set]
+        removed[index] = tuple(unit for position, unit in enumerate(present) if position not in kept_set)
     return removed
 
 

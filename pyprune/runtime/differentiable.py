@@ -221,8 +221,10 @@ def _mapped(block: Block, change: Callable[[str, Tensor], Tensor]) -> Block:
     def mapped(name: str, sublayer: MHA | FFN | None, linears: tuple[str, ...], vectors: tuple[str, ...]) -> Any:
         if sublayer is None:
             return None
+        parts: dict[str, Any]  # by the names of the sublayer's fields
         parts = {key: Linear(new[f"{name}.{key}.weight"], new.get(f"{name}.{key}.bias")) for key in linears}
-        return replace(sublayer, **parts, **{key: new.get(f"{name}.{key}") for key in vectors})
+        parts |= {key: new.get(f"{name}.{key}") for key in vectors}
+        return replace(sublayer, **parts)
 
     mha = mapped("mha", block.mha, ("q", "k", "v", "o"), ("norm", "q_norm", "k_norm"))
     return Block(block.index, mha, mapped("ffn", block.ffn, ("gate", "up", "down"), ("norm",)))

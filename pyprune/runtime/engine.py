@@ -115,8 +115,8 @@ class Engine:
     def _new_cache(self, mha: MHA) -> tuple[Tensor, Tensor]:
         # Memory that no sequence reaches is never touched, so the operating system never provides it.
         shape = (self.max_batch, mha.kv_heads, self.max_len, mha.head_dim)
-        options = {"dtype": self.decoder.dtype, "device": self._device}
-        return torch.empty(shape, **options), torch.empty(shape, **options)
+        dtype, device = self.decoder.dtype, self._device
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def lengths(self) -> Tensor:
@@ -287,7 +287,7 @@ class Engine:
         for step in range(max(limits)):
             token = choose(logits, params, None if points is None else points[:, step], held)
             padded = token.masked_fill(ended, self.decoder.pad_token_id())
-            result = (padded,)
+            result: tuple[Tensor, ...] = (padded,)
             if params.logprobs:
                 result = (padded, log_probability(logits, token).masked_fill(ended, 0.0))
             ended = ended | (limit <= step + 1)
@@ -337,7 +337,7 @@ class Engine:
         )
         cos, sin = self.cos, self.sin
         for chunk in chunks(lengths, self.prefill_chunk, together=not alone):
-            if alone and chunk.start == 0:
+            if limit is not None and alone and chunk.start == 0:
                 length = lengths[chunk.first]
                 cos, sin = decoder.rope.tables(length, prompt=length) if length > limit else (self.cos, self.sin)
             x = self._chunk(checked.ids, chunk, cos, sin)
@@ -367,16 +367,17 @@ class Engine:
         eps, plan = self.decoder.eps, self._skip_plan
         mask = plan.device_mask
         for i, (block, cache) in enumerate(zip(self._running.blocks, caches, strict=True)):
-            if plan.mha[i]:
-                mha, (keys, values), sublayer = block.mha, cache, 2 * i
+            mha, ffn = block.mha, block.ffn
+            if plan.mha[i] and mha is not None and cache is not None:
+                (keys, values), sublayer = cache, 2 * i
                 q = ops.norm_qkv_rope(
                     x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
                     mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, sublayer,
                 )  # fmt: skip
                 context = attention(q, keys, values, mha.window, mask, sublayer)
                 x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, sublayer)
-            if plan.ffn[i]:
-                ffn, sublayer = block.ffn, 2 * i + 1
+            if plan.ffn[i] and ffn is not None:
+                sublayer = 2 * i + 1
                 a = ops.norm_gate_up(
                     x, ffn.norm, eps, ffn.gate.weight, ffn.up.weight, ffn.gate.bias, ffn.up.bias, mask, sublayer
                 )

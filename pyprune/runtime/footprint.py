@@ -83,11 +83,10 @@ def scratch_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan, chu
     if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
     peak = 0
-    for block, runs in zip(decoder.blocks, plan.mha, strict=True):
-        if runs:
-            queries = max(1, PREFILL_QUERIES // block.mha.group) * block.mha.group
-            part = ceil(length / KV_SPLIT) * queries * (block.mha.head_dim + 2)
-            peak = max(peak, part + queries * (KV_SPLIT + block.mha.head_dim))
+    for mha in _running_mhas(decoder, plan):
+        queries = max(1, PREFILL_QUERIES // mha.group) * mha.group
+        part = ceil(length / KV_SPLIT) * queries * (mha.head_dim + 2)
+        peak = max(peak, part + queries * (KV_SPLIT + mha.head_dim))
     return torch.get_num_threads() * FLOAT * peak
 
 
@@ -117,7 +116,7 @@ def _prefill(
     size = decoder.dtype.itemsize if gpu else FLOAT
     # States that live through every block: x, the embedded chunk and, from the second full chunk on, the last result.
     states = (3 if length >= 2 * tokens else 2) * hidden
-    windows = {block.mha.window for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs}
+    windows = {mha.window for mha in _running_mhas(decoder, plan)}
     masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
     peak = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
@@ -137,7 +136,7 @@ def _prefill(
         return _product(decoder, stored_as, rows, hidden, inner, gpu)
 
     for block, mha_runs, ffn_runs in zip(decoder.blocks, plan.mha, plan.ffn, strict=True):
-        if mha_runs:
+        if mha_runs and block.mha is not None:
             mha, held = block.mha, query + activation  # the last block's context, and activation
             width, kv_width = apart(mha.heads * mha.head_dim), apart(mha.kv_heads * mha.head_dim)
             if own_gemm:
@@ -151,7 +150,7 @@ def _prefill(
             query = width
             product = onto_hidden(width)
             hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
-        if ffn_runs:
+        if ffn_runs and block.ffn is not None:
             width = apart(block.ffn.width)
             if own_gemm:
                 hold(activation, 2 * query, width, besides=_packed(decoder, rows, hidden))
@@ -162,6 +161,16 @@ def _prefill(
             product = onto_hidden(width)
             hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)
     return peak
+
+
+def _running_mhas(decoder: Decoder, plan: SkipPlan) -> list[MHA]:
+    blocks = zip(decoder.blocks, plan.mha, strict=True)
+    return [block.mha for block, runs in blocks if runs and block.mha is not None]
+
+
+def _running_ffns(decoder: Decoder, plan: SkipPlan) -> list[FFN]:
+    blocks = zip(decoder.blocks, plan.ffn, strict=True)
+    return [block.ffn for block, runs in blocks if runs and block.ffn is not None]
 
 
 def _packed(decoder: Decoder, rows: int, inner: int) -> int:
@@ -220,8 +229,7 @@ def _partial(mha: MHA, rows: int, length: int) -> int:
 
 def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:
     """A step's scratch memory, and two sets of logits: the last ones are held while the next are made."""
-    mhas: list[MHA] = [block.mha for block, runs in zip(decoder.blocks, plan.mha, strict=True) if runs]
-    ffns: list[FFN] = [block.ffn for block, runs in zip(decoder.blocks, plan.ffn, strict=True) if runs]
+    mhas, ffns = _running_mhas(decoder, plan), _running_ffns(decoder, plan)
     query = max((mha.heads * mha.head_dim for mha in mhas), default=0)
     width = max((ffn.width for ffn in ffns), default=0)
     partial = max((_partial(mha, batch, length) for mha in mhas), default=0)

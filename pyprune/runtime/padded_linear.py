@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _is_ordinary(weight: Tensor | None) -> bool:
+def _is_ordinary(weight: Tensor | None) -> TypeGuard[nn.Parameter]:
     """Neither absent, quantised nor sharded."""
     return type(weight) is nn.Parameter and weight.dim() == 2 and weight.is_floating_point()
 

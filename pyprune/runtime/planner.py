@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,10 +76,11 @@ def plan_memory(
     """
     decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
     length = default_length(decoder) if length is None else length
-    if not is_whole(batch) or not 1 <= batch <= MAX_BATCH:
+    if not is_whole(batch) or not 1 <= operator.index(batch) <= MAX_BATCH:
         raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")
-    if not is_whole(length) or not 1 <= length <= decoder.max_positions:
+    if not is_whole(length) or not 1 <= operator.index(length) <= decoder.max_positions:
         raise InputError(f"length {length}: 1 to {decoder.max_positions}, the context of {decoder.name}, is accepted")
+    batch, length = operator.index(batch), operator.index(length)
     kind = _kind(decoder, device)
     stored_as = require_format(decoder, weight_format, compress, kind)
     plan = skip_plan(decoder, skip)

@@ -20,7 +20,7 @@ ISA_FEATURES = {
 
 def _has_instructions(dtype: torch.dtype) -> bool:
     """Whether this processor has instructions for `dtype`; False where this version of torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(feature) for feature in ISA_FEATURES[dtype])
 
 

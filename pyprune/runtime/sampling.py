@@ -20,6 +20,8 @@ def choose(logits: Tensor, params: SamplingParams, uniform: Tensor | None, held:
     scores = penalized(logits, held, params.repetition_penalty)
     if params.temperature == 0:
         return scores.argmax(dim=-1)
+    if uniform is None:
+        raise ValueError("uniform: None given; sampling takes a number in [0, 1) for each row")
     # The inverse of the distribution function, summed in float64 so that unlikely tokens keep their share.
     cumulative = filtered(scores, params).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]

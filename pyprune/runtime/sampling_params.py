@@ -104,12 +104,12 @@ def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> 
 
 
 def _checked_limits(max_new_tokens: TokenLimits) -> int | tuple[int, ...]:
+    limits: int | tuple[int, ...]
     if is_whole(max_new_tokens):
-        limits = operator.index(max_new_tokens)
-        lowest = limits
+        limits = lowest = operator.index(max_new_tokens)
     else:
-        limits = _whole_numbers(max_new_tokens, "max_new_tokens")
-        lowest = min(limits, default=1)
+        limits = each = _whole_numbers(max_new_tokens, "max_new_tokens")
+        lowest = min(each, default=1)
     if lowest < 1:
         raise InputError(f"max_new_tokens: {lowest} given; 1 or more is accepted")
     return limits

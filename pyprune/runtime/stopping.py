@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,12 @@ def token_limits(params: SamplingParams, batch: int) -> list[int]:
     limits = params.max_new_tokens
     if isinstance(limits, int):
         return [limits] * batch
-    limits = list(limits)
-    if len(limits) != batch:
+    each = list(limits)
+    if len(each) != batch:
         raise InputError(
-            f"max_new_tokens: {len(limits)} numbers given; one, or {batch} (one for each sequence) are accepted"
+            f"max_new_tokens: {len(each)} numbers given; one, or {batch} (one for each sequence) are accepted"
         )
-    return limits
+    return each
 
 
 def stop_ids(params: SamplingParams, batch: int, device: torch.device) -> Tensor | None:
@@ -27,15 +29,15 @@ def stop_ids(params: SamplingParams, batch: int, device: torch.device) -> Tensor
     ids = params.eos_token_id
     if ids is None:
         return None
-    ids = [ids] if isinstance(ids, int) else list(ids)
-    if ids and not isinstance(ids[0], int):
-        rows = [list(row) for row in ids]
+    values: list[int | Iterable[int]] = [ids] if isinstance(ids, int) else list(ids)
+    rows = [list(value) for value in values if not isinstance(value, int)]
+    if rows:
         if len(rows) != batch:
             raise InputError(
                 f"eos_token_id: lists for {len(rows)} sequences given; {batch}, one for each sequence, are accepted"
             )
     else:
-        rows = [ids]
+        rows = [[value for value in values if isinstance(value, int)]]
     longest = max(len(row) for row in rows)
     if not longest:
         return None

@@ -29,7 +29,7 @@ class CellBlock:
         return self.stop - self.start
 
 
-def cells_of_rank(pending: numpy.ndarray, costs: Sequence[int], rank: int, size: int) -> numpy.ndarray:
+def cells_of_rank(pending: numpy.ndarray, costs: Sequence[int] | numpy.ndarray, rank: int, size: int) -> numpy.ndarray:
     """The cells of `pending`, bool `[S, candidates]`, that process `rank` of `size` works on: bool of the same shape.
 
     The cells, sample by sample, are one line. It is cut where the predicted cost is equal (`costs`: of each candidate

@@ -108,8 +108,10 @@ def contrast(
         ratio = DEFAULT_RATIO
     correlation = rank_correlation(a, b)
     protected = protect if protect is None or isinstance(protect, str) else list(protect)
-    dropped = [dropped_units(scores, depth(scores, ratio=ratio, count=count, protect=protected)) for scores in (a, b)]
-    return Contrast(a, b, correlation, *dropped, _differences(a, b))
+    dropped_a, dropped_b = (
+        dropped_units(scores, depth(scores, ratio=ratio, count=count, protect=protected)) for scores in (a, b)
+    )
+    return Contrast(a, b, correlation, dropped_a, dropped_b, _differences(a, b))
 
 
 def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:

@@ -15,13 +15,13 @@ from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
+from pyprune.progress import Progress
 from pyprune.scoring import magnitude, similarity, static, taylor
 from pyprune.scoring.aggregation import REDUCTIONS
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.first_order import predicted_perplexities
 from pyprune.scoring.measurement import Measurement
 from pyprune.scoring.perplexity import perplexity_scores
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import UNIT_KINDS, units_of
 from pyprune.scoring.scores import Scores
 

@@ -62,7 +62,6 @@ class TorchProcessGroup(ProcessGroup):
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device if "nccl" in str(dist.get_backend()) else torch.device("cpu")
-        self._monitor: LivenessMonitor | None = None  # the announcement of its address runs a collective too
         address = os.environ.get("MASTER_ADDR") or socket.gethostname()
         self._monitor = LivenessMonitor(self.rank, self.size, self._announce, address, TIMEOUT)
 
@@ -82,12 +81,12 @@ class TorchProcessGroup(ProcessGroup):
     def all_reduce(self, *tensors: Tensor) -> None:
         self._monitor.barrier()
         for tensor in tensors:
-            self._run_collective(dist.all_reduce, tensor)
+            self._run_collective(dist.all_reduce, tensor, self._monitor)
 
     def broadcast(self, *tensors: Tensor) -> None:
         self._monitor.barrier()
         for tensor in tensors:
-            self._run_collective(functools.partial(dist.broadcast, src=0), tensor)
+            self._run_collective(functools.partial(dist.broadcast, src=0), tensor, self._monitor)
 
     def send_to_rank_zero(self, entry: dict[str, Any]) -> None:
         self._monitor.send_entry(entry)
@@ -102,17 +101,17 @@ class TorchProcessGroup(ProcessGroup):
         """Leave the others without a failure."""
         self._monitor.close()
 
-    def _run_collective(self, collective: Callable[..., Any], tensor: Tensor) -> None:
-        """Run a collective in place while watching the others: alone it waits TIMEOUT for a machine that fell silent,
-        and does not say which process was lost."""
+    def _run_collective(self, collective: Callable[..., Any], tensor: Tensor, monitor: LivenessMonitor | None) -> None:
+        """Run a collective in place while `monitor` watches the others: alone it waits TIMEOUT for a machine that fell
+        silent, and does not say which process was lost."""
         as_bytes = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
         buffer = as_bytes.to(self._device)
         deadline = time.monotonic() + TIMEOUT
         try:
             work = collective(buffer, async_op=True)
             while not work.is_completed():
-                if self._monitor is not None:
-                    self._monitor.check(leaving=False)
+                if monitor is not None:
+                    monitor.check(leaving=False)
                 if time.monotonic() > deadline:
                     raise WorkerLost(f"rank 0 did not come within {TIMEOUT:.0f} s; every process has to make the call")
                 time.sleep(0.002)
@@ -120,18 +119,18 @@ class TorchProcessGroup(ProcessGroup):
         except WorkerLost:
             raise
         except RuntimeError as error:
-            if self._monitor is not None:
-                self._monitor.wait_for_loss(5.0)  # it says which process was lost
+            if monitor is not None:
+                monitor.wait_for_loss(5.0)  # it says which process was lost
             raise WorkerLost(f"the connection to another process broke: {error}") from None
         if buffer.data_ptr() != tensor.data_ptr():
             as_bytes.copy_(buffer)
 
     def _announce(self, text: str) -> str:
-        """The text that rank 0 calls this with, in every process."""
+        """The text that rank 0 calls this with, in every process, before there is a monitor."""
         buffer = torch.zeros(_ANNOUNCEMENT_BYTES, dtype=torch.uint8)
         encoded = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
         buffer[: len(encoded)] = encoded
-        self._run_collective(functools.partial(dist.broadcast, src=0), buffer)
+        self._run_collective(functools.partial(dist.broadcast, src=0), buffer, None)
         return bytes(buffer.tolist()).rstrip(b"\0").decode()
 
 

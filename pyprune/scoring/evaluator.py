@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.scoring import cells
 from pyprune.scoring.cells import CellBlock, cell_blocks, cells_of_rank, journaled_size, split_block
 from pyprune.scoring.cost import Costs, Passes, naive_passes
@@ -30,7 +31,7 @@ from pyprune.scoring.layer_major import candidate_losses
 from pyprune.scoring.losses import Losses, exp_mean, predicted_positions
 from pyprune.scoring.memory_budget import MemoryBudget
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
-from pyprune.scoring.progress import Progress, WorkProgress
+from pyprune.scoring.progress import WorkProgress
 from pyprune.scoring.removals import NO_REMOVAL, Removal, present_sublayers
 from pyprune.scoring.schedule import count_slots, make_schedule
 from pyprune.scoring.state_store import StateStore

@@ -22,11 +22,12 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.models.decoder import Decoder
 from pyprune.ops import reference
+from pyprune.progress import Progress
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.gradients import Batch, make_batches, per_block, predicted_positions
 from pyprune.scoring.losses import exp_mean, targets_of
 from pyprune.scoring.measurement import Measurement, Unit
-from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.progress import StepProgress
 from pyprune.scoring.removals import UNIT_KINDS
 
 

@@ -100,12 +100,13 @@ class Journal:
             lines = file.read().splitlines(keepends=True)
         if lines and not (lines[0].startswith(_START) or _START.startswith(lines[0])):
             raise InputError(f"{self.path}: not a {FORMAT}; another file name is expected")
-        entries = [_parse_line(line) for line in lines]
-        if entries and entries[-1] is None:  # it was cut off
+        parsed = [_parse_line(line) for line in lines]
+        if parsed and parsed[-1] is None:  # it was cut off
             os.ftruncate(self._file, sum(map(len, lines[:-1])))
-            entries.pop()
-        if None in entries:
-            number = entries.index(None) + 1
+            parsed.pop()
+        entries = [entry for entry in parsed if entry is not None]
+        if len(entries) < len(parsed):
+            number = parsed.index(None) + 1
             raise InputError(f"{self.path}: line {number} is damaged; delete the file to begin again")
         if not entries:
             os.ftruncate(self._file, 0)

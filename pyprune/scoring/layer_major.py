@@ -49,7 +49,12 @@ def candidate_losses(
     for position, block in enumerate(blocks[first:] if first else blocks, start=first):
         step = schedule.steps[position]
         for slot, lacking in step.starts:
-            states.start(slot, None if position == 0 else store.get(position, lacking))
+            stored = None
+            if position:
+                if store is None:
+                    raise ValueError(f"the schedule begins at block {position}; a store with its states is expected")
+                stored = store.get(position, lacking)
+            states.start(slot, stored)
         mha_step, ffn_step = step.sublayers
         states.run(2 * position, mha_step, states.mha(block.mha))
         states.run(2 * position + 1, ffn_step, states.ffn(block.ffn))
@@ -80,11 +85,15 @@ class _States:
         self.values[slot] = embed(self._decoder, self._ids) if stored is None else stored
 
     def mha(self, mha: MHA | None) -> RunSublayer:
-        """x + MHA(RMSNorm(x)); not called where the schedule runs nothing."""
+        """x + MHA(RMSNorm(x)); x where there is none."""
+        if mha is None:
+            return _unchanged
         return lambda x, mask: add_mha(mha, x, self._cos, self._sin, self._decoder.eps, mask)
 
     def ffn(self, ffn: FFN | None) -> RunSublayer:
-        """x + FFN(RMSNorm(x)); not called where the schedule runs nothing."""
+        """x + FFN(RMSNorm(x)); x where there is none."""
+        if ffn is None:
+            return _unchanged
         return lambda x, mask: add_ffn(ffn, x, self._decoder.eps)
 
     def run(self, sublayer: int, step: SublayerStep, run: RunSublayer) -> None:
@@ -123,6 +132,10 @@ class _States:
             begin = sequences.stop
             mask = None if self._mask is None else self._mask[[index % samples for index in sequences]]
             yield flat[sequences.start : begin], mask, sequences
+
+
+def _unchanged(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x
 
 
 def _run_padded(run: RunSublayer, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.scoring.aggregation import neuron_sums, unit_values, weights_of
 from pyprune.scoring.measurement import Measurement, Unit
-from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.progress import StepProgress
 
 
 def magnitude(

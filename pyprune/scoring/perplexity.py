@@ -17,11 +17,11 @@ from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
+from pyprune.progress import Progress
 from pyprune.runtime.inputs import bool_mask, check_ids
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.evaluator import Evaluator
 from pyprune.scoring.open_evaluator import open_evaluator
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import NO_REMOVAL, Removal, removal_of, units_of
 from pyprune.scoring.scores import Scores
 
@@ -45,8 +45,10 @@ def perplexity_scores(
     """
     unit_parameters = units_of(decoder, unit)
     removals = [NO_REMOVAL, *(removal_of(decoder, [candidate]) for candidate in unit_parameters)]
-    options = {"memory": memory, "resume": resume, "distributed": distributed}
-    with open_evaluator(decoder, input_ids, mask, f"score ppl {unit}", **options) as evaluator:
+    work = f"score ppl {unit}"
+    with open_evaluator(
+        decoder, input_ids, mask, work, memory=memory, resume=resume, distributed=distributed
+    ) as evaluator:
         baseline, *values = evaluator.perplexities(removals, progress)
     sizes = decoder.sizes()
     return Scores(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+from pyprune.progress import Progress
 
 THOUSANDTHS = 1000
 """Steps in all where work is counted in predicted multiplications."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
+from pyprune.progress import Progress
 from pyprune.pruning.depth import protected_blocks
 from pyprune.scoring.criteria import criterion_named
 from pyprune.scoring.perplexity import check_samples
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.scores import Scores
 
 

@@ -23,12 +23,13 @@ from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Block, Decoder
 from pyprune.ops.reference import rms_norm
+from pyprune.progress import Progress
 from pyprune.runtime import memory as device_memory
 from pyprune.runtime.sequence import add_ffn, add_mha, embed
 from pyprune.scoring.footprint import ROWS, pass_bytes
 from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.perplexity import check_samples
-from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.progress import StepProgress
 from pyprune.scoring.removals import UNIT_KINDS
 
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -8,8 +8,8 @@ import numpy
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.scoring.measurement import Measurement
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import units_of
 
 

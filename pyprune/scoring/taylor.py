@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
+from pyprune.progress import Progress
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.aggregation import is_weight, neuron_sums, unit_values, weights_of
 from pyprune.scoring.gradients import Batch, make_batches, per_block, predicted_positions
 from pyprune.scoring.measurement import Measurement, Unit
-from pyprune.scoring.progress import Progress, StepProgress
+from pyprune.scoring.progress import StepProgress
 from pyprune.scoring.removals import UNIT_KINDS
 
 SALIENCES = ("first", "per-sample", "vectorized", "second", "mixed")

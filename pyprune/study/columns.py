@@ -8,7 +8,7 @@ from enum import Flag, auto
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from pyprune.study.measure import speedup, spread
+from pyprune.study.measure import Speedup, SpeedupKey, Spread, SpreadKey, speedup, spread
 
 
 class Table(Flag):
@@ -45,12 +45,12 @@ class TimingLine(ModelLine):
     hf_seconds: Sequence[float] | None
 
     @cached_property
-    def latency(self) -> dict[str, float | int]:
+    def latency(self) -> Spread:
         """`measure.spread` of the seconds."""
         return spread(self.seconds)
 
     @cached_property
-    def gain(self) -> dict[str, float | int | None]:
+    def gain(self) -> Speedup:
         """`measure.speedup` over the original under the same engine."""
         return speedup(self.original_seconds, self.seconds)
 
@@ -75,11 +75,11 @@ def entry(name: str) -> Callable[[ModelLine], Any]:
     return lambda line: line.row.get(name)
 
 
-def latency(name: str) -> Callable[[TimingLine], Any]:
+def latency(name: SpreadKey) -> Callable[[TimingLine], Any]:
     return lambda line: line.latency[name]
 
 
-def gain(name: str) -> Callable[[TimingLine], Any]:
+def gain(name: SpeedupKey) -> Callable[[TimingLine], Any]:
     return lambda line: line.gain[name]
 
 
@@ -113,7 +113,7 @@ def _half_range(line: TimingLine) -> tuple[float, float]:
     return 1000 * spread_["median"], 50 * (spread_["max"] - spread_["min"]) / spread_["median"]
 
 
-def _over_hf(line: TimingLine) -> float | int | None:
+def _over_hf(line: TimingLine) -> float | None:
     return None if line.hf_seconds is None else speedup(line.hf_seconds, line.seconds)["median"]
 
 

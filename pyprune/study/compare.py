@@ -18,7 +18,7 @@ from pyprune.study.destination import require_directory
 from pyprune.study.evaluations import Material
 from pyprune.study.progress import Progress, silent
 from pyprune.study.report import FORMAT, save
-from pyprune.study.requirements import check_model, check_texts, prompts_from
+from pyprune.study.requirements import ReadTexts, check_model, check_texts, prompts_from
 from pyprune.study.rows import choose_prunings, evaluated, make_rows
 from pyprune.study.table import table
 from pyprune.study.timing import time_rows
@@ -64,13 +64,14 @@ def compare(
     if out is not None:
         require_directory(out)
     config = replace(config, device=str(require_device(config.device)))
-    check_texts(spec, config)
+    sources = check_texts(spec, config)
 
     progress("loading", 0, 1)
     decoder = load(spec, device=config.device)
     progress("loading", 1, 1)
     check_model(decoder, config)
-    calibration, material = tokenised(decoder, config, progress)
+    calibration, material = tokenised(decoder, config, sources, progress)
+    del sources  # a long text need not stay in memory while rows are timed
     prompts = prompts_from(material.windows.input_ids, max(config.batches), config.timing.input_tokens)
 
     prunings, scores = choose_prunings(decoder, config, calibration, progress)
@@ -89,18 +90,26 @@ def compare(
     return comparison
 
 
-def tokenised(decoder: Decoder, config: CompareConfig, progress: Progress = silent) -> tuple[texts.Windows, Material]:
-    """The calibration windows, and the held-out ones with what else evaluations need."""
+def tokenised(
+    decoder: Decoder, config: CompareConfig, sources: ReadTexts, progress: Progress = silent
+) -> tuple[texts.Windows, Material]:
+    """The calibration windows, and the held-out ones with what else evaluations need. `sources`: texts that are read
+    already."""
     wanted, protocol = config.calibration, config.timing
     progress("tokenising", 0, 2)
     tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
     calibration = texts.calibration(
-        decoder, wanted.text, wanted.samples, wanted.seq_len, wanted.seed, tokenizer,
+        decoder, sources.calibration or wanted.text, wanted.samples, wanted.seq_len, wanted.seed, tokenizer,
         field=wanted.field, packing=wanted.packing, bos=wanted.bos,
     )  # fmt: skip
     progress("tokenising", 1, 2)
     held_out = texts.evaluation(
-        decoder, config.eval_text, protocol.evaluation_tokens, protocol.evaluation_window, wanted.seed, tokenizer
+        decoder,
+        sources.held_out or config.eval_text,
+        protocol.evaluation_tokens,
+        protocol.evaluation_window,
+        wanted.seed,
+        tokenizer,
     )
     progress("tokenising", 2, 2)
     return calibration, Material(held_out, tokenizer, progress)

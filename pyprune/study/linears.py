@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ def our_linear(pool: Pool, role: str, width: int, hidden: int, rows: int) -> Cal
 
 
 def time_calls(
-    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each call in each of `rounds` interleaved rounds, after one that does not count.
 

@@ -7,9 +7,30 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+SpreadKey = Literal["runs", "median", "mean", "min", "max", "q1", "q3"]
+SpeedupKey = Literal[SpreadKey, "low", "high"]
+
+
+class Spread(TypedDict):
+    """What `spread` says of samples, as JSON data."""
+
+    runs: int
+    median: float
+    mean: float
+    min: float
+    max: float
+    q1: float
+    q3: float
+
+
+class Speedup(Spread):
+    """What `speedup` says of paired samples, as JSON data."""
+
+    low: float | None
+    high: float | None
 
 
 def interleave(
@@ -49,7 +70,7 @@ def interleave(
     return samples
 
 
-def spread(samples: Sequence[float]) -> dict[str, float | int]:
+def spread(samples: Sequence[float]) -> Spread:
     """Number, median, mean, least, greatest and quartiles (by linear interpolation) of the samples."""
     if not samples:
         raise ValueError("no samples")
@@ -79,7 +100,7 @@ def median_interval(samples: Sequence[float], level: float = 0.95) -> tuple[floa
     return (ordered[rank - 1], ordered[count - rank]) if rank else None
 
 
-def speedup(reference: Sequence[float], samples: Sequence[float]) -> dict[str, float | int | None]:
+def speedup(reference: Sequence[float], samples: Sequence[float]) -> Speedup:
     """Spread of reference seconds / own seconds, paired round by round: above 1 is faster than the reference.
 
     `low` and `high`: `median_interval` at 95 %, or None.

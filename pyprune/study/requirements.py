@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,23 +15,35 @@ from pyprune.pruning.budget import depth_count
 from pyprune.pruning.width import dry_run
 from pyprune.runtime import memory
 from pyprune.scoring import calibration as texts
+from pyprune.scoring.calibration.sources import Source
 from pyprune.study.config import CompareConfig
 
 
-def check_texts(spec: Any, config: CompareConfig) -> None:
-    """Raise InputError for texts that are missing, or one text for calibration and evaluation."""
+class ReadTexts(NamedTuple):
+    """The calibration text and the held-out one where checking them took reading them, else None."""
+
+    calibration: Source | None
+    held_out: Source | None
+
+
+def check_texts(spec: Any, config: CompareConfig) -> ReadTexts:
+    """Raise InputError for texts that are missing, or one text for calibration and evaluation; what was read for it."""
     random_model = isinstance(spec, str) and spec.startswith("shape:")
     calibration = config.calibration
-    named: tuple[tuple[str, str | os.PathLike[str] | None, str | None], ...] = (
-        ("--text", calibration.text, calibration.field),
-        ("--eval-text", config.eval_text, None),
+
+    def read(option: str, path: str | os.PathLike[str] | None, field: str | None) -> Source | None:
+        if path is None and (random_model or isinstance(spec, Decoder)):
+            return None
+        return texts.require_text(path, option, field)
+
+    sources = ReadTexts(
+        read("--text", calibration.text, calibration.field),
+        read("--eval-text", config.eval_text, None),
     )
-    for option, path, field in named:
-        if path is not None or not (random_model or isinstance(spec, Decoder)):
-            texts.require_text(path, option, field)
     held_out = config.eval_text or texts.EVALUATION
     if texts.same_text(calibration.text or texts.CALIBRATION, held_out):
         raise InputError(f"--eval-text {held_out}: is the calibration text; another text is expected")
+    return sources
 
 
 def check_model(decoder: Decoder, config: CompareConfig) -> None:

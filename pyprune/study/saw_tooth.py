@@ -47,7 +47,9 @@ def _panel(
     widths = [point["width"] for point in points]
     for side in SIDES:
         colour, label = STYLE[side]
-        low, middle, high = [], [], []
+        low: list[float] = []
+        middle: list[float] = []
+        high: list[float] = []
         for point in points:
             width, seconds = point["width"], point["seconds"][side]
             work = weight_bytes(width, hidden, rows, dtype) if by_bytes else flops(width, hidden, rows)

@@ -103,12 +103,12 @@ def heat_map(scores: Sequence[Scores], labels: Sequence[str], dropped: Sequence[
     ]
     image = panel.imshow(shares, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     panel.set_facecolor("#eeeeee")  # a block without a score
-    for row, (_, kind_places, _, gone) in enumerate(lines):
+    for row, (_, kind_places, _, framed) in enumerate(lines):
         for column, index in enumerate(blocks):
             if index in kind_places and len(blocks) <= NUMBERED_COLUMNS:
                 shade = "white" if shares[row][column] > 0.55 else "#222222"
                 panel.text(column, row, f"{kind_places[index]:g}", ha="center", va="center", fontsize=7.5, color=shade)
-            if index in gone:
+            if index in framed:
                 frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=DROPPED, linewidth=2.0)
                 panel.add_patch(frame)
     panel.set_xticks(range(len(blocks)), [str(index) for index in blocks], fontsize=8)
@@ -116,8 +116,8 @@ def heat_map(scores: Sequence[Scores], labels: Sequence[str], dropped: Sequence[
     panel.tick_params(length=0)
     panel.set_xlabel("Block")
     models = ", ".join(dict.fromkeys(one.model for one in scores))
-    framed = "; framed: what goes" if any(gone for *_, gone in lines) else ""
-    panel.set_title(f"{models}: places of the units, 1 the most removable{framed}")
+    what_goes = "; framed: what goes" if any(framed for *_, framed in lines) else ""
+    panel.set_title(f"{models}: places of the units, 1 the most removable{what_goes}")
     bar = figure.colorbar(image, ax=panel, ticks=[0, 1], pad=0.01, fraction=0.03)
     bar.ax.set_yticklabels(["most\nremovable", "least"], fontsize=8)
     return png(figure)

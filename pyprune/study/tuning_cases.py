@@ -114,7 +114,7 @@ def _qkv_inputs(mha: MHA, eps: float, rows: int, device: torch.device) -> Prepar
 def _residual_inputs(linear: Linear, rows: int, device: torch.device) -> Prepared:
     x = _rows(device, rows, linear.weight)
     weight, bias = _made(device, linear.weight, linear.bias)
-    residual = _random(device, x.dtype, rows, 1, len(weight))
+    residual = _random(device, x.dtype, rows, 1, len(linear.weight))
     return lambda: OPERATORS["linear_residual"](x, weight, bias, residual), []
 
 
@@ -139,7 +139,8 @@ def _attention_inputs(mha: MHA, dtype: torch.dtype, length: int, device: torch.d
 
 
 def _loss_inputs(decoder: Decoder, device: torch.device) -> Prepared:
-    norm, weight, bias = _made(device, decoder.norm, decoder.head.weight, decoder.head.bias)
-    x = _random(device, weight.dtype, LOSS_ROWS, 1, weight.shape[1])
-    targets = (torch.arange(LOSS_ROWS, device=device) % len(weight)).view(-1, 1)
+    head = decoder.head
+    norm, weight, bias = _made(device, decoder.norm, head.weight, head.bias)
+    x = _random(device, head.weight.dtype, LOSS_ROWS, 1, head.weight.shape[1])
+    targets = (torch.arange(LOSS_ROWS, device=device) % len(head.weight)).view(-1, 1)
     return lambda: OPERATORS["linear_cross_entropy"](x, weight, targets, norm, decoder.eps, bias), []

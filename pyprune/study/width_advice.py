@@ -24,7 +24,7 @@ from pyprune.ops import gpu, native
 from pyprune.pruning.apply import padded_width
 from pyprune.study import machine
 from pyprune.study.linears import DTYPES, OURS, TORCH, Pool, our_linear, time_calls, torch_linear
-from pyprune.study.measure import median_interval, speedup
+from pyprune.study.measure import Speedup, median_interval, speedup
 from pyprune.study.progress import Progress, silent
 
 FORMAT = "pyprune-widths/1"
@@ -85,7 +85,7 @@ class Advice:
         """The smallest multiple that rounds the width to `best`; 1 where it is best as it is."""
         return self.choices[self.best]
 
-    def gain(self, side: str, rows: int, width: int) -> dict[str, float | int | None]:
+    def gain(self, side: str, rows: int, width: int) -> Speedup:
         """Spread of how much quicker than the width as it is, paired round by round (`measure.speedup`)."""
         by_width = self.seconds[side][rows]
         return speedup(by_width[self.question.width], by_width[width])

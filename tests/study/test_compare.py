@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 
+import numpy
 import pytest
 import torch
 
 from pyprune.errors import InputError
 from pyprune.models import load
+from pyprune.scoring.calibration import sources
 from pyprune.study import compare as module
 from pyprune.study import requirements, timing
 from pyprune.study.compare import compare
@@ -292,3 +294,31 @@ def test_the_held_out_text_may_not_be_the_calibration_text_by_default_either(mon
     monkeypatch.setattr(requirements.texts, "require_text", lambda *given: None)
     with pytest.raises(InputError, match="--eval-text demo:boolq: is the calibration text"):
         compare("smollm2-135m", text="demo:boolq")
+
+
+def test_each_text_is_read_once(tmp_path, monkeypatch):
+    paths = {name: tmp_path / f"{name}.npy" for name in ("calibration", "held-out")}
+    for seed, path in enumerate(paths.values()):
+        numpy.save(path, numpy.random.default_rng(seed).integers(0, 100, size=200))
+    reads = []
+    read_token_file = sources.read_token_file
+
+    def counted(name):
+        reads.append(name)
+        return read_token_file(name)
+
+    monkeypatch.setattr(sources, "read_token_file", counted)
+    config = CompareConfig.of(
+        text=paths["calibration"], eval_text=paths["held-out"], samples=2, seq_len=16, protocol=BRIEF
+    )
+    texts = requirements.check_texts("shape:tiny", config)
+    decoder = load("shape:tiny")
+    calibration, material = module.tokenised(decoder, config, texts)
+    assert reads == [str(path) for path in paths.values()]
+    # As from the files themselves.
+    again, material_again = module.tokenised(decoder, config, requirements.ReadTexts(None, None))
+    assert len(reads) == 4
+    assert calibration.fingerprint == again.fingerprint
+    assert material.windows.fingerprint == material_again.windows.fingerprint
+    assert torch.equal(calibration.input_ids, again.input_ids)
+    assert torch.equal(material.windows.input_ids, material_again.windows.input_ids)

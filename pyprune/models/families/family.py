@@ -74,6 +74,12 @@ class Family:
     gguf_optional_biases: ClassVar[bool] = False
     """Whether llama.cpp takes a bias on any projection of any block, there or not."""
 
+    def transformers_classes(self) -> TransformersClasses:
+        """`classes`, of a family that has any."""
+        if self.classes is None:
+            raise ValueError(f"{self.model_types[0]}: no classes of transformers are entered for this family")
+        return self.classes
+
     def attention_bias(self, config: dict[str, Any]) -> str:
         """Which of q, k, v, o have a bias."""
         raise NotImplementedError

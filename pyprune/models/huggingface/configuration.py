@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -50,6 +50,8 @@ class RaggedConfig(PreTrainedConfig):
     rope_parameters: dict[str, Any] | None = None
     attention_dropout: int | float | None = 0.0
     projection_biases: list[str] | None = None
+    if TYPE_CHECKING:
+        layer_types: list[str] | None  # where a family's `ragged_fields` name it
 
     def __post_init__(self, **kwargs: Any) -> None:
         layer_types = "layer_types" in type(self).__dataclass_fields__
@@ -79,7 +81,7 @@ class RaggedConfig(PreTrainedConfig):
 def config_class(family: Family) -> type[RaggedConfig]:
     """The configuration class of a family's models whose layers differ, an attribute of this module: there pickles look
     for it."""
-    name = f"PyPrune{family.classes.prefix}Config"
+    name = f"PyPrune{family.transformers_classes().prefix}Config"
     if name not in globals():
         body = {
             "__module__": __name__,

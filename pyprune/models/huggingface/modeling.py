@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,13 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-class RaggedModel:
+if TYPE_CHECKING:
+    Original = PreTrainedModel
+else:
+    Original = object  # each class has its family's besides, whose __init__ is not to run
+
+
+class RaggedModel(Original):
     """`LlamaModel.__init__` with layers that differ; everything else is the family's own."""
 
     parts: ClassVar[Parts]
@@ -59,7 +65,7 @@ class RaggedModel:
         self.post_init()
 
 
-class RaggedForCausalLM:
+class RaggedForCausalLM(Original):
     """`LlamaForCausalLM.__init__` around such a model."""
 
     model_class: ClassVar[type[nn.Module]]
@@ -82,7 +88,7 @@ def ragged_layers(config: Any, layer_class: type[nn.Module]) -> list[nn.Module]:
     layers, entry = [], 0
     for place, layer_config in enumerate(config.per_layer_config):
         skip = getattr(layer_config, "skip", None) or []
-        layer = layer_class(_buildable(layer_config, skip), place)
+        layer: Any = layer_class(_buildable(layer_config, skip), place)
         if ATTENTION in skip:
             layer.self_attn, layer.input_layernorm = NoAttention(), nn.Identity()
         else:
@@ -119,7 +125,7 @@ def _set_biases(layer: nn.Module, biased: list[str]) -> None:
 def model_classes(family: Family) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
     """A family's model whose layers differ, and the same with a head, attributes of this module: there pickles look for
     them."""
-    classes, config = family.classes, config_class(family)
+    classes, config = family.transformers_classes(), config_class(family)
     names = f"PyPrune{classes.prefix}Model", f"PyPrune{classes.prefix}ForCausalLM"
     if names[1] not in globals():
         parts = Parts(*(classes.named(part) for part in ("DecoderLayer", "RMSNorm", "RotaryEmbedding")))

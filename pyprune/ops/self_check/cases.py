@@ -108,15 +108,18 @@ def _projections(seed: int, size: str, few_rows: bool) -> Iterator[Case]:
         yield _residual(2, *ODD, True, skip=flag)
         yield _gate_up(2, *ODD, True, skip=flag)
     for count in (2,) if few_rows else (2, 70):
-        yield Case(
-            "padded_linear",
-            f"{count}x129 -> 171, rows apart",
-            lambda d, n=count: [d.normal(n, 129), d.strided(171, 129)],
-        )
-        yield Case(
-            "padded_linear", f"{count}x129 -> 171, float32 activations",
-            lambda d, n=count: [d.normal(n, 129, dtype=torch.float32), d.weight(171, 129)],
-        )  # fmt: skip
+        yield from _padded_linears(count)
+
+
+def _padded_linears(rows: int) -> Iterator[Case]:
+    yield Case(
+        "padded_linear", f"{rows}x129 -> 171, rows apart",
+        lambda d: [d.normal(rows, 129), d.strided(171, 129)],
+    )  # fmt: skip
+    yield Case(
+        "padded_linear", f"{rows}x129 -> 171, float32 activations",
+        lambda d: [d.normal(rows, 129, dtype=torch.float32), d.weight(171, 129)],
+    )  # fmt: skip
 
 
 def _products(rows: int, out: int, inner: int, bias: bool) -> Iterator[Case]:

@@ -34,7 +34,8 @@ def accelerate(model: Model) -> Model:
             f"or inside another module, of the classes {accepted}"
         )
     for module, original, methods in swaps:
-        module.__class__ = accelerated_class(original, methods)
+        # mypy takes a module's __hash__ for its class's.
+        module.__class__ = accelerated_class(original, methods)  # type: ignore[arg-type]
     return model
 
 
@@ -60,7 +61,7 @@ def _swaps(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module], type[
         elif original in rotaries:
             yield module, original, Rotary
         elif issubclass(original, causal_lms) and original_class(type(module.lm_head)) is nn.Linear:
-            yield module.lm_head, nn.Linear, Linear
+            yield module.get_submodule("lm_head"), nn.Linear, Linear
         elif original is nn.Linear and name.endswith(ADAPTED):
             yield module, nn.Linear, Linear
 

@@ -46,9 +46,10 @@ def slot(cache: Cache | None, layer: int, shape: tuple[int, int, int, int], like
 
 def _fits(entry: DynamicLayer | StaticLayer, shape: tuple[int, int, int, int], like: Tensor) -> bool:
     """Whether keys and values of this shape are of the cache's own kind; if not, its `update` knows what to do."""
-    if not entry.is_initialized or entry.keys.numel() == 0:
+    keys, values = entry.keys, entry.values
+    if not entry.is_initialized or keys is None or values is None or keys.numel() == 0:
         return True
-    for states in (entry.keys, entry.values):
+    for states in (keys, values):
         if states.dtype != like.dtype or states.device != like.device:
             return False
         if states.shape[:2] != shape[:2] or states.shape[3] != shape[3]:
@@ -86,7 +87,9 @@ class Fixed:
 
     def __init__(self, entry: StaticLayer, tokens: int) -> None:
         self.entry, self.tokens = entry, tokens
-        self.keys, self.values = entry.keys, entry.values
+        # Of an initialised entry both are there.
+        self.keys: Tensor = entry.keys  # type: ignore[assignment]
+        self.values: Tensor = entry.values  # type: ignore[assignment]
         # On the host its value costs nothing; in a graph it must stay a tensor, of which this is a copy.
         self.start = entry.cumulative_length.clone() if torch.compiler.is_compiling() else int(entry.cumulative_length)
 
@@ -111,9 +114,11 @@ class Growing:
         self.entry = entry
         self.start = entry.get_seq_length()
         self.end = self.start + shape[2]
-        buffers = [states.__dict__.pop(BUFFER, None) for states in (entry.keys, entry.values)]
+        # Of an initialised entry both are there.
+        held: list[Tensor] = [entry.keys, entry.values]  # type: ignore[list-item]
+        buffers = [states.__dict__.pop(BUFFER, None) for states in held]
         if not (all(map(self._is_large_enough, buffers)) and buffers[0].shape == buffers[1].shape):
-            buffers = [self._new_buffer(states, shape) for states in (entry.keys, entry.values)]
+            buffers = [self._new_buffer(states, shape) for states in held]
         self.keys, self.values = buffers
 
     def _is_large_enough(self, buffer: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -31,19 +31,28 @@ class FamilyClasses(NamedTuple):
 def families() -> tuple[FamilyClasses, ...]:
     """Those of all families that have any. Their modules are imported on the first call."""
     named = [family.classes for family in FAMILIES if family.classes is not None]
-    return tuple(FamilyClasses(*map(classes.named, PARTS), classes.eager_attention()) for classes in named)
+    return tuple(FamilyClasses._make((*map(classes.named, PARTS), classes.eager_attention())) for classes in named)
 
 
-class Accelerated:
+if TYPE_CHECKING:
+    Original = nn.Module
+else:
+    Original = object  # each accelerated class has its original besides
+
+
+class Accelerated(Original):
     """What every accelerated class inherits from, before its original."""
 
     methods: ClassVar[type[Accelerated]]  # the subclass with the accelerated methods
     original: ClassVar[type[nn.Module]]
     family: ClassVar[FamilyClasses | None]
 
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """For copies and pickles: the class cannot be found by its name, so it is made anew from its original."""
-        _, _, *state = super().__reduce_ex__(protocol)
+        reduced = super().__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        _, _, *state = reduced
         return _blank, (self.original, self.methods), *state
 
 
@@ -63,8 +72,9 @@ def accelerated_class(original: type[nn.Module], methods: type[Accelerated]) -> 
 
 def original_class(current: type) -> type:
     """The class that `accelerated_class` made `current` from; any other class is its own original."""
-    return current.original if Accelerated in current.__mro__ and "original" in vars(current) else current
+    return vars(current)["original"] if Accelerated in current.__mro__ and "original" in vars(current) else current
 
 
 def _blank(original: type[nn.Module], methods: type[Accelerated]) -> nn.Module:
-    return copyreg.__newobj__(accelerated_class(original, methods))
+    # mypy takes a module's __hash__ for its class's, and its stubs lack __newobj__.
+    return copyreg.__newobj__(accelerated_class(original, methods))  # type: ignore[arg-type, attr-defined]

@@ -6,7 +6,7 @@ costs as much as a small operator, so modules' own dictionaries are read: `modul
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 Weights = tuple[Tensor, Tensor | None]  # weight, and bias where there is one
 
 
-def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> TypeGuard[nn.Module]:
     """Exactly of this class, with no hooks and no `forward` of its own (as the accelerate and kernels libraries set).
 
     What transformers hooks to attention for `output_attentions` does not count: it is idle unless that is asked for.
     """
-    if type(module) is not kind or module._forward_pre_hooks or "forward" in module.__dict__:
+    if module is None or type(module) is not kind or module._forward_pre_hooks or "forward" in module.__dict__:
         return False
     hooks = module._forward_hooks
     return not hooks or all(getattr(hook, "__module__", None) == OUTPUT_CAPTURING for hook in hooks.values())
@@ -37,6 +37,8 @@ def plain_weights(
     if not is_plain(module, kind):
         return None
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        return None
     for tensor in (weight,) if bias is None else (weight, bias):
         if type(tensor) is not nn.Parameter or tensor.dtype != dtype or tensor.device != device:
             return None
@@ -45,6 +47,8 @@ def plain_weights(
 
 def plain_linear(module: nn.Module | None, dtype: torch.dtype, device: torch.device) -> Weights | None:
     """`plain_weights` of an nn.Linear, accelerated or not, or of a PaddedLinear."""
+    if module is None:
+        return None
     kind = type(module)
     is_linear = kind is nn.Linear or kind is PaddedLinear or getattr(kind, "original", None) is nn.Linear
     return plain_weights(module, kind, dtype, device) if is_linear else None

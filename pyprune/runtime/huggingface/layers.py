@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,12 @@ class Layer(Accelerated):
     """Accelerated decoder layer. Each sublayer that is what it was when transformers made it runs on operators, the
     other as it is; where neither may, or operators would not be faster, the original forward runs."""
 
+    family: ClassVar[FamilyClasses]
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -54,7 +60,7 @@ class Layer(Accelerated):
     ) -> Tensor:
         cache = kwargs.pop("cache", past_key_values)
         x, attention, ffn = hidden_states, None, None
-        if _operators_may_run(x, position_embeddings):
+        if type(position_embeddings) is Rotation and _operators_may_run(x):
             attention = plain_attention(self, self.family, x, position_embeddings, kwargs)
             ffn = plain_ffn(self, self.family, x)
         arguments = {
@@ -70,15 +76,14 @@ class Layer(Accelerated):
         if attention is None:
             x = x + self.self_attn(hidden_states=self.input_layernorm(x), **arguments)[0]
         else:
-            x = attention(x, position_embeddings, attention_mask, cache, kwargs)
+            x = attention(x, attention_mask, cache, kwargs)
         return x + self.mlp(self.post_attention_layernorm(x)) if ffn is None else ffn(x)
 
 
-def _operators_may_run(x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> bool:
-    """A Rotation comes from the model's own accelerated rotary embedding, with gradients off."""
+def _operators_may_run(x: Tensor) -> bool:
+    """Beside a Rotation, which comes from the model's own accelerated rotary embedding, with gradients off."""
     return (
-        type(position_embeddings) is Rotation
-        and not torch.is_grad_enabled()
+        not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.dim() == 3
         and worth_it(x, MAX_LAYER_ROWS)
@@ -89,7 +94,8 @@ def _operators_may_run(x: Tensor, position_embeddings: tuple[Tensor, Tensor] | N
 class Attention(NamedTuple):
     """An attention sublayer whose norms and projections are plain, asked for what it always does."""
 
-    module: nn.Module
+    module: Any  # of a family's attention class
+    rotation: Rotation
     interface: AttentionFunction  # transformers' function for many tokens or an odd mask
     norm: Tensor
     eps: float
@@ -100,12 +106,11 @@ class Attention(NamedTuple):
     q_norm: Tensor | None
     k_norm: Tensor | None
 
-    def __call__(
-        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None, cache: Cache | None, kwargs: dict[str, Any]) -> Tensor:
         """x + o(attention(RMSNorm(x))) for x `[B, T, hidden]`; the new keys and values are in `cache` afterwards."""
         attn, (q, q_bias), (k, k_bias), (v, v_bias), (o, o_bias) = self.module, self.q, self.k, self.v, self.o
         batch, tokens, _ = x.shape
+        rotation = self.rotation
         cos, sin = rotation.tables()
         new = slot(cache, attn.layer_idx, (batch, k.shape[0] // attn.head_dim, tokens, attn.head_dim), x)
         queries = call(
@@ -116,8 +121,8 @@ class Attention(NamedTuple):
         keys, values, start = new.keep()
         visible = None
         if runs_operator(tokens, x.device):
-            visible = self._visible(rotation, mask, start, keys.shape[2], batch, tokens)
-        if visible is None:
+            visible = self._visible(mask, start, keys.shape[2], batch, tokens)
+        if visible is None or start is None:
             context, _ = self.interface(
                 attn, queries.transpose(1, 2), keys, values, mask, dropout=0.0, scaling=attn.scaling, **kwargs
             )
@@ -127,7 +132,7 @@ class Attention(NamedTuple):
         return call(ops.linear_residual, context.reshape(batch, tokens, -1), o, o_bias, x)
 
     def _visible(
-        self, rotation: Rotation, mask: Tensor | None, start: int | Tensor | None, length: int, batch: int, tokens: int
+        self, mask: Tensor | None, start: int | Tensor | None, length: int, batch: int, tokens: int
     ) -> Causal | None:
         """The mask as `decode_attention` takes it; None where it cannot.
 
@@ -135,7 +140,7 @@ class Attention(NamedTuple):
         """
         if not isinstance(start, int) or (mask is not None and torch.compiler.is_compiling()):
             return None
-        is_causal = self.interface is sdpa_attention_forward
+        rotation, is_causal = self.rotation, self.interface is sdpa_attention_forward
         _, visible = rotation.shared(  # with the mask itself, which keeps its id from being another's
             ("visible", id(mask), start, length, is_causal),
             lambda: (mask, causal(mask, rotation.rows(start, batch, tokens), start, length, is_causal)),
@@ -148,7 +153,8 @@ def plain_attention(
 ) -> Attention | None:
     """input_layernorm and self_attn of `layer`, where they are what they were, of the dtype of x, and asked for causal
     attention by sdpa or eager, without dropout and without its weights as an output; else None."""
-    norm, attn = layer._modules["input_layernorm"], layer._modules["self_attn"]
+    norm: Any = layer._modules["input_layernorm"]  # where they are plain, of the family's classes
+    attn: Any = layer._modules["self_attn"]
     dtype, device = x.dtype, x.device
     if not is_plain(attn, family.attention) or (scale := plain_weights(norm, family.norm, dtype, device)) is None:
         return None
@@ -158,17 +164,18 @@ def plain_attention(
     if rotation[0].shape[-1] != attn.head_dim or not _is_neutral(kwargs):
         return None
     children = attn._modules
-    linears = [plain_linear(children[name], dtype, device) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    if None in linears:
+    q, k, v, o = (plain_linear(children[name], dtype, device) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    if q is None or k is None or v is None or o is None:
         return None
     head_norms: list[Tensor | None] = [None, None]
     if "q_norm" in children:
+        head_norm: Any
         for i, head_norm in enumerate((children["q_norm"], children["k_norm"])):
             head_scale = plain_weights(head_norm, family.norm, dtype, device)
             if head_scale is None or head_norm.variance_epsilon != norm.variance_epsilon:
                 return None
             head_norms[i] = head_scale[0]
-    return Attention(attn, interface, scale[0], norm.variance_epsilon, *linears, *head_norms)
+    return Attention(attn, rotation, interface, scale[0], norm.variance_epsilon, q, k, v, o, *head_norms)
 
 
 def _interface(config: Any, family: FamilyClasses) -> AttentionFunction | None:
@@ -204,14 +211,17 @@ class FFN(NamedTuple):
 
 def plain_ffn(layer: nn.Module, family: FamilyClasses, x: Tensor) -> FFN | None:
     """post_attention_layernorm and mlp of `layer`, where they are what they were and of the dtype of x; else None."""
-    norm, mlp = layer._modules["post_attention_layernorm"], layer._modules["mlp"]
+    norm: Any = layer._modules["post_attention_layernorm"]  # where they are plain, of the family's classes
+    mlp: Any = layer._modules["mlp"]
     dtype, device = x.dtype, x.device
     if not is_plain(mlp, family.mlp) or (scale := plain_weights(norm, family.norm, dtype, device)) is None:
         return None
     children = mlp._modules
-    linears = [plain_linear(children[name], dtype, device) for name in ("gate_proj", "up_proj", "down_proj")]
+    gate, up, down = (plain_linear(children[name], dtype, device) for name in ("gate_proj", "up_proj", "down_proj"))
     silu = is_plain(children["act_fn"], SiLUActivation) or is_plain(children["act_fn"], nn.SiLU)
-    return None if None in linears or not silu else FFN(scale[0], norm.variance_epsilon, *linears)
+    if gate is None or up is None or down is None or not silu:
+        return None
+    return FFN(scale[0], norm.variance_epsilon, gate, up, down)
 
 
 class Rotary(Accelerated):
@@ -225,7 +235,7 @@ class Rotary(Accelerated):
         return pair if torch.is_grad_enabled() else Rotation(pair)
 
 
-class Rotation(tuple):
+class Rotation(tuple[Tensor, Tensor]):
     """transformers' `position_embeddings`: cos and sin `[B or 1, T, D]`, each value twice, at i and i + D/2.
 
     It also keeps what layers of the same forward pass have in common.

@@ -49,7 +49,8 @@ def _measure(batch: int, dtype: torch.dtype, device: torch.device, seed: int) ->
         exact = [_logits(_engine(low.to(torch.float64), batch, False), ids, skip) for skip in (None, None, left_out)]
         plain = [_logits(_engine(moved, batch, False), ids, skip) for skip in (None, None, left_out)]
     engine = _engine(moved, batch, device.type == "cuda")
-    ours, repeated = [], []
+    ours: list[Tensor] = []
+    repeated: list[Tensor] = []
     for results in (ours, repeated):
         for skip in (None, clear, mask):
             results.append(_logits(engine, ids, None if skip is None else skip.to(device)))

@@ -38,7 +38,8 @@ class _Lane:
     def __init__(
         self, number: int, items: list[int], folder: Path, orders: dict[str, Any], env: dict[str, str]
     ) -> None:
-        self.left, self.results = list(items), {}
+        self.left = list(items)
+        self.results: dict[int, dict[str, Any]] = {}
         self._out, self._log = folder / f"{number}.jsonl", folder / f"{number}.log"
         self._orders, self._env, self._starts, self._read = orders, env, 0, 0
         self._out.touch()

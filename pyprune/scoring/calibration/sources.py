@@ -96,8 +96,9 @@ def require_text(text: Text | None, option: str = "--text", field: str | None = 
 
 def same_text(a: Text, b: Text) -> bool:
     """Whether two names give one text: the same name, or plain text files of the same content."""
-    plain = [name for name in map(os.fspath, (a, b)) if not _is_special(name)]
-    return os.fspath(a) == os.fspath(b) or (len(plain) == 2 and read_text(plain[0]) == read_text(plain[1]))
+    names = [os.fspath(text) for text in (a, b)]
+    plain = [name for name in names if not _is_special(name)]
+    return names[0] == names[1] or (len(plain) == 2 and read_text(plain[0]) == read_text(plain[1]))
 
 
 def public_name(text: Text) -> str:

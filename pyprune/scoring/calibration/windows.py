@@ -6,7 +6,6 @@ non-overlapping windows of 128 tokens, one BOS before the first, a partial last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,9 +166,12 @@ def draw_windows(
 ) -> Windows:
     """`samples` of the non-overlapping windows of `ids [tokens]`, without replacement, in order of position.
 
-    `bos_token`: the BOS token that the rule `bos` places. Raises InputError when there are fewer windows than samples.
+    `bos_token`: the BOS token that the rule `bos` places; without one, none is placed. Raises InputError when there are
+    fewer windows than samples.
     """
-    if bos == "first":
+    if bos_token is None:
+        bos = "none"
+    elif bos == "first":
         ids = _with_bos(ids, bos_token)
     length = seq_len - (bos == "each")  # of the text in a window
     count = len(ids) // length
@@ -180,7 +182,9 @@ def draw_windows(
         )
     chosen = numpy.sort(numpy.random.default_rng(seed).choice(count, size=samples, replace=False))
     drawn = ids[: count * length].reshape(count, length)[chosen]
-    return _windows(_each_with_bos(drawn, bos_token) if bos == "each" else drawn, seed, source, bos=bos)
+    if bos_token is not None and bos == "each":
+        drawn = _each_with_bos(drawn, bos_token)
+    return _windows(drawn, seed, source, bos=bos)
 
 
 def draw_documents(encoder: Encoder, samples: int, seq_len: int, seed: int, bos_token: int | None = None) -> Windows:
@@ -238,13 +242,13 @@ def check_window_options(
         raise InputError("bos first: belongs to packing packed; with packing documents, none and each are accepted")
 
 
-def _with_bos(ids: numpy.ndarray, bos_token: int | None) -> numpy.ndarray:
+def _with_bos(ids: numpy.ndarray, bos_token: int) -> numpy.ndarray:
     return numpy.concatenate([numpy.array([bos_token], dtype=numpy.int64), ids])
 
 
-def _each_with_bos(windows: numpy.ndarray, bos_token: int | None) -> numpy.ndarray:
+def _each_with_bos(windows: numpy.ndarray, bos_token: int) -> numpy.ndarray:
     return numpy.insert(windows, 0, bos_token, axis=1)
 
 
-def _windows(ids: numpy.ndarray | Sequence[Any], seed: int | list[int] | None, source: str, **rules: str) -> Windows:
+def _windows(ids: numpy.ndarray, seed: int | list[int] | None, source: str, **rules: str) -> Windows:
     return Windows(torch.from_numpy(numpy.array(ids, dtype=numpy.int64)), fingerprint(ids, seed, source, **rules))

@@ -61,8 +61,9 @@ class Candidates:
 
         For a ratio that is the number which comes nearest, of two as near the fewer, as in `count_for_ratio`.
         """
-        if self.count is not None:
-            return self.count if len(removed) >= self.count else None
+        if self.ratio is None:
+            count = check_count(self.count)
+            return count if len(removed) >= count else None
         target = self.ratio * self.parameters
         distances = [abs(total - target) for total in accumulate(removed, initial=0)]
         remaining = list(self.units.values())
@@ -73,7 +74,13 @@ class Candidates:
 
     def max_steps(self) -> int:
         """The most units that the amount can take."""
-        return self.count or count_for_ratio(self.ratio, self.parameters, sorted(self.units.values()))
+        return self.count_of(sorted(self.units.values()))
+
+    def count_of(self, sizes: Sequence[int]) -> int:
+        """How many units the amount takes, where units of these sizes go in this order."""
+        if self.ratio is None:
+            return check_count(self.count)
+        return count_for_ratio(self.ratio, self.parameters, sizes)
 
     def _check(self) -> None:
         sizes = list(self.units.values())

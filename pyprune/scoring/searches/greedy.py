@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 
+from pyprune.progress import Progress
 from pyprune.scoring.evaluator import Evaluator
-from pyprune.scoring.progress import Progress, round_progress
+from pyprune.scoring.progress import round_progress
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
-from pyprune.scoring.searches.candidates import Candidates, choice_order
+from pyprune.scoring.searches.candidates import Candidates, Ranker, choice_order
 from pyprune.scoring.searches.result import Choice, Step
 
 
 def greedy(
-    evaluator: Evaluator, candidates: Candidates, ranker: None = None, progress: Progress | None = None
+    evaluator: Evaluator, candidates: Candidates, ranker: Ranker | None = None, progress: Progress | None = None
 ) -> tuple[float, list[Step]]:
-    """The perplexity of the unpruned model, and the steps: one unit each. ranker: None, rounds go by perplexity."""
+    """The perplexity of the unpruned model, and the steps: one unit each. ranker: not asked, rounds go by
+    perplexity."""
     decoder, remaining = candidates.decoder, dict(candidates.units)
     rounds, removed = candidates.max_steps(), NO_REMOVAL
     baseline = math.nan  # of the first round

@@ -5,8 +5,9 @@ A ranking does not say what its first units cost together, so the perplexity aft
 
 from __future__ import annotations
 
+from pyprune.progress import Progress
 from pyprune.scoring.evaluator import Evaluator
-from pyprune.scoring.progress import Progress, round_progress
+from pyprune.scoring.progress import round_progress
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.searches.candidates import Candidates, Ranker, choice_order
 from pyprune.scoring.searches.result import Choice, Step, Unit

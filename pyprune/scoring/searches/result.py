@@ -11,13 +11,12 @@ from pyprune.errors import InputError
 from pyprune.files import read_json, write_json
 from pyprune.models.pruning import Pruning
 from pyprune.pruning.amount import check_count
+from pyprune.pruning.depth import removal
 from pyprune.scoring.cost import Passes
 from pyprune.scoring.scores import json_number, read_number, read_unit
 
 Unit = tuple[str, int]
 """Kind of unit, "block", "mha" or "ffn", and the block's index in the original model."""
-
-_FIELD = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
 FORMAT = "pyprune-search/1"
 
@@ -97,11 +96,8 @@ class SearchResult:
         """What the first `steps` steps remove, all of them when None; InputError for more than there are."""
         if steps is not None and check_count(steps) > len(self.steps):
             raise InputError(f"steps {steps}: this search has {len(self.steps)}")
-        removed: dict[str, list[int]] = {"blocks": [], "mha": [], "ffn": []}
-        for step in self.steps[:steps]:
-            for kind, index in step.removed:
-                removed[_FIELD[kind]].append(index)
-        return Pruning(model=self.model, **removed, made_by=f"{self.method} {self.criterion} {self.unit}")
+        removed = [unit for step in self.steps[:steps] for unit in step.removed]
+        return removal(self.model, removed, f"{self.method} {self.criterion} {self.unit}")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,17 @@ from pyprune.errors import InputError
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
+from pyprune.progress import Progress
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.criteria import criterion_named
+from pyprune.scoring.evaluator import Evaluator
 from pyprune.scoring.open_evaluator import open_evaluator
 from pyprune.scoring.perplexity import check_samples
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.score import score
-from pyprune.scoring.searches.candidates import Candidates
+from pyprune.scoring.searches.candidates import Candidates, Ranker
 from pyprune.scoring.searches.greedy import greedy
 from pyprune.scoring.searches.one_shot import one_shot
-from pyprune.scoring.searches.result import SearchResult, Unit
+from pyprune.scoring.searches.result import SearchResult, Step, Unit
 from pyprune.scoring.searches.window import window, windows_of
 from pyprune.scoring.similarity import window_distances
 
@@ -72,8 +73,9 @@ def search(
             options = {"memory": memory, **options}
         ranker = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, options)
     work = f"search {method} {criterion} {unit}"
-    limits = {"memory": memory, "resume": resume, "distributed": distributed, "search": method == "greedy"}
-    with open_evaluator(decoder, ids, mask, work, **limits) as evaluator:
+    with open_evaluator(
+        decoder, ids, mask, work, memory=memory, resume=resume, distributed=distributed, search=method == "greedy"
+    ) as evaluator:
         baseline, steps = _METHODS[method](evaluator, candidates, ranker, progress)
     return SearchResult(
         model=original_name(decoder),
@@ -120,4 +122,5 @@ def _score_windows(
 
 
 _RANKERS = {"one-shot": _score_units, "window": _score_windows}
-_METHODS = {"one-shot": one_shot, "greedy": greedy, "window": window}
+_Method = Callable[[Evaluator, Candidates, Ranker | None, Progress | None], tuple[float, list[Step]]]
+_METHODS: dict[str, _Method] = {"one-shot": one_shot, "greedy": greedy, "window": window}

@@ -6,9 +6,8 @@ Here every window is scored by the perplexity without it, exactly and all of the
 from __future__ import annotations
 
 from pyprune.errors import InputError
-from pyprune.pruning.budget import count_for_ratio
+from pyprune.progress import Progress
 from pyprune.scoring.evaluator import Evaluator
-from pyprune.scoring.progress import Progress
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.searches.candidates import Candidates, Ranker, choice_order
 from pyprune.scoring.searches.result import Choice, Step, Unit
@@ -38,9 +37,7 @@ def windows_of(candidates: Candidates) -> list[tuple[Unit, ...]]:
 
     InputError where the protected blocks leave none.
     """
-    sizes, count = list(candidates.units.values()), candidates.count
-    if count is None:
-        count = count_for_ratio(candidates.ratio, candidates.parameters, sizes)
+    count = candidates.count_of(list(candidates.units.values()))
     blocks = [("block", block.index) for block in candidates.decoder.sizes().blocks]
     windows = [tuple(blocks[start : start + count]) for start in range(len(blocks) - count + 1)]
     removable = [window for window in windows if all(block in candidates.units for block in window)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.study import report
-from pyprune.study.measure import speedup
+from pyprune.study.measure import Speedup, speedup
 from pyprune.study.paper import facts
 
 GPU_CHECK = ("pyprune-gpu-check/1", "pyprune-gpu-check/2")
@@ -64,7 +64,7 @@ class Timing:
     source: str
 
     @property
-    def gain(self) -> dict[str, float | int | None] | None:
+    def gain(self) -> Speedup | None:
         """`measure.speedup` over the original; None where that was not timed beside it."""
         pairs = min(len(self.seconds), len(self.original))
         return speedup(self.original[:pairs], self.seconds[:pairs]) if pairs else None

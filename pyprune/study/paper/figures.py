@@ -6,7 +6,7 @@ The paper prints no numbers for its curves: its own points are those that Table 
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 from pyprune.study.alignment import MOST_BYTES_ROWS, work
 from pyprune.study.figure import add_grid, new_figure, png
@@ -16,7 +16,14 @@ from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Timing
 from pyprune.study.paper.verdicts import TOLERANCE, by_bytes, paper_gpu
 
 ENGINES = {"hf": "HF eager", "pyprune": "pyprune"}
-LINES = {("hf", GENERATION): (0, (4, 2)), ("pyprune", GENERATION): "solid", ("pyprune", STEP): (0, (1, 1.5))}
+Dashes = Literal["solid"] | tuple[int, tuple[float, ...]]
+"""How matplotlib draws a line: whole, or by an offset and the lengths of dashes and gaps."""
+
+LINES: dict[tuple[str, str], Dashes] = {
+    ("hf", GENERATION): (0, (4, 2)),
+    ("pyprune", GENERATION): "solid",
+    ("pyprune", STEP): (0, (1, 1.5)),
+}
 SHADES = {(GENERATION, "hf"): 0.3, (GENERATION, "pyprune"): 0.65, (STEP, "pyprune"): 1.0}
 """How much of a row's colour each of its bars has."""
 
@@ -149,7 +156,7 @@ def _bars(panel: Any, evidence: Evidence, ratio: str) -> None:
         for (kind, engine), alpha in SHADES.items():
             timing = evidence.timing(method, ratio, engine, kind)
             gain = None if timing is None else timing.gain
-            heights.append((gain and gain["median"], _blend(colour, alpha), ""))
+            heights.append((None if gain is None else gain["median"], _blend(colour, alpha), ""))
             predicted = by_bytes(evidence, timing) if timing is not None else predicted
         for bar, (height, face, hatch) in enumerate(heights):
             if height is not None:
@@ -293,10 +300,13 @@ def _handles(methods: tuple[str, ...], ways: bool = True, layouts: bool = False)
             shown.append(
                 Line2D([], [], color="#222222", linestyle="none", marker="o", markerfacecolor=face, label=label)
             )
-        faint = {"color": "#222222", "alpha": FAINT, "linestyle": "none", "marker": "o"}
-        shown.append(Line2D([], [], label="widths of multiples of 64", **faint))
-    star = {"color": "#222222", "marker": PAPER_MARK, "markersize": 11, "markerfacecolor": "white"}
-    return [*shown, Line2D([], [], linestyle="none", label="the paper", **star)]
+        label = "widths of multiples of 64"
+        shown.append(Line2D([], [], color="#222222", alpha=FAINT, linestyle="none", marker="o", label=label))
+    star = Line2D(
+        [], [], color="#222222", linestyle="none", marker=PAPER_MARK, markersize=11, markerfacecolor="white",
+        label="the paper",
+    )  # fmt: skip
+    return [*shown, star]
 
 
 def _watermark(figure: Any) -> None:

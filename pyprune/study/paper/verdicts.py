@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pyprune.study.alignment import alignments
 from pyprune.study.findings import FEW_RUNS
+from pyprune.study.measure import Speedup
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Peak, Timing
 
@@ -38,7 +39,7 @@ def paper_gpu(evidence: Evidence) -> str:
     return "RTX3090" if "3090" in evidence.device else "H100"
 
 
-def direction(gain: dict[str, float | int | None]) -> str | None:
+def direction(gain: Speedup) -> str | None:
     """Slower or faster than the original, where the 95 % interval of the median says so; as fast where all of it is
     within 3 % of 1; else None."""
     low, high = gain["low"], gain["high"]
@@ -54,7 +55,7 @@ def printed_direction(value: float) -> str:
     return SAME if abs(value - 1) <= TOLERANCE else SLOWER if value < 1 else FASTER
 
 
-def agreement(gain: dict[str, float | int | None], paper: float) -> str:
+def agreement(gain: Speedup, paper: float) -> str:
     """Whether a measured speed-up over the original says what the paper's does."""
     measured = direction(gain)
     if measured is None:
