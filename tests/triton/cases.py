@@ -94,7 +94,7 @@ def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: i
     arch = configs.architecture(DEVICE)
     for pair in (False, True):
         tile = configs.gemm_tile(arch, torch.float32, pair)
-        counts = [-(-rows // tile.rows) * -(-out // tile.columns) for out in (5, 205)]
+        counts = [-(-rows // tile.block_m) * -(-out // tile.block_n) for out in (5, 205)]
         splits = [configs.splits_for(arch, count, 257, tile)[0] for count in counts]
         assert splits[0] > 1 or not INTERPRETED
         assert splits[1] == 1 or not INTERPRETED
@@ -118,7 +118,7 @@ def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
     found = set()
     for out, inner in SIZES:
         tile = configs.skinny_tile(arch, 3, torch.float32, pair=False)
-        found.add(configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
+        found.add(configs.splits_for(arch, -(-out // tile.block_n), inner, tile)[0] > 1)
     assert found == {True, False}
 
 
@@ -286,7 +286,7 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [0, 1, 7, 32, 40])
 def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window: int, dtype: torch.dtype):
-    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a stretch is 32 rows
+    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a KV split is 32 rows
     positions = torch.tensor([[3, 4], [31, 32], [64, 65], [109, 2]])
     first = torch.tensor([0, 30, 65, 20])
     keys, values = (torch.full((batch, kv_heads, length, head_dim), NAN, dtype=dtype) for _ in range(2))
@@ -333,14 +333,14 @@ def test_more_sequences_than_a_grid_takes_give_the_same_bits(monkeypatch: pytest
     for rest in ((), (None, 0, torch.tensor([0, 7, 20, 2, 50]), 40)):
         whole = run("decode_attention", q, keys, values, positions, 0.3, *rest)
         with monkeypatch.context() as patch:
-            patch.setattr(attention, "MOST_PROGRAMS", (100, 100, 5))  # two sequences of two KV heads
+            patch.setattr(attention, "MAX_GRID", (100, 100, 5))  # two sequences of two KV heads
             assert torch.equal(run("decode_attention", q, keys, values, positions, 0.3, *rest), whole)
 
 
 def test_not_a_number_is_never_hidden_and_minus_infinity_weighs_nothing():
     q, keys, values = torch.ones(1, 1, 1, 8), random(1, 1, 110, 8), random(1, 1, 110, 8)
     positions = torch.tensor([[109]])
-    keys[0, 0, :70] = float("-inf")  # two whole stretches
+    keys[0, 0, :70] = float("-inf")  # two whole KV splits
     check("decode_attention", [q, keys, values, positions, 1.0], torch.float32)
     keys[0, 0, 3, :2] = torch.tensor([NAN, 0.0])
     assert run("decode_attention", q, keys, values, positions, 1.0).isnan().all()
@@ -460,7 +460,7 @@ def test_logits_of_any_size_do_not_overflow():
 @pytest.mark.parametrize("rows", [3, 70])
 @pytest.mark.parametrize(("vocab", "begin", "end"), [(300, 128, 256), (300, 0, 256), (2400, 0, 2300), (300, 0, 300)])
 def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int, end: int):
-    # 2300 entries are more tiles than are joined at once. A row of nothing else has no loss, as in PyTorch.
+    # 2300 entries are more tiles than are reduced at once. A row of nothing else has no loss, as in PyTorch.
     x, w, bias = random(rows, 7), weight(vocab, 7, torch.float32), random(vocab)
     bias[begin:end] = -float("inf")
     target = torch.randint(0, vocab, (rows,))

@@ -95,7 +95,7 @@ def test_a_skipped_unit_leaves_zeros_between_its_rows_too():
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (1, 5), (3, 2), (33, 3)])
 def test_attention_leaves_a_tokens_heads_as_a_row_that_starts_on_16_bytes(tokens: int, rows: int):
-    heads, head_dim, length = 3, 10, 90  # 30 values, 120 bytes, in one stretch of the cache and in several
+    heads, head_dim, length = 3, 10, 90  # 30 values, 120 bytes, in one KV split and in several
     q, keys, values = random(rows, tokens, heads, head_dim), *random(2, rows, 1, length, head_dim)
     positions = torch.full((rows, 1), length - tokens) + torch.arange(tokens)
     args = (q, keys, values, positions, head_dim**-0.5)

@@ -33,7 +33,7 @@ CASES = [  # rows, weights, activations, head size
 
 DEPENDENT = {  # of few rows: what is started while the kernel before it runs
     "skinny_linear_kernel", "sum_splits_kernel", "qkv_rope_kernel", "rope_append_kernel", "attention_kernel",
-    "join_stretches_kernel",
+    "reduce_splits_kernel",
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_nothing_spills_and_every_kernel_fits_its_architecture(
     for operator, call in inspect.operators(rows, dtype, head_dim=head_dim, activations=activations).items():
         for one in inspect.recorded(capability, call):
             seen.add(fits(operator, one, capability))
-    assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "join_tiles_kernel"} <= seen
+    assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "reduce_tiles_kernel"} <= seen
 
 
 def fits(what: str, one: Launch, capability: int) -> str:
@@ -115,7 +115,7 @@ def test_a_device_takes_the_table_of_its_architecture_or_of_the_nearest_older_on
         chosen = configs.architecture(torch.device("cuda", 0))
     finally:
         configs._of_device.cache_clear()
-    assert (chosen.name, chosen.processors) == (f"sm_{table}", 17)
+    assert (chosen.name, chosen.sm_count) == (f"sm_{table}", 17)
     assert chosen.dependent_launch == (capability >= 90)
 
 
@@ -196,12 +196,12 @@ def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(cap
             assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == expected
 
 
-def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors(own_gemm: None):
+def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_sms(own_gemm: None):
     calls = inspect.operators(96, BF16, 4096, ODD, activations=BF16)
     for operator in ("padded_linear", "linear_residual"):
         main = next(filter(inspect.reads_weights, inspect.recorded(90, calls[operator])))
         assert main.grid[1] > 1
-        assert main.grid[0] * main.grid[1] >= configs.SM_90.processors
+        assert main.grid[0] * main.grid[1] >= configs.SM_90.sm_count
         steps = main.arguments["steps"] * main.arguments["BLOCK_K"]
         assert (main.grid[1] - 1) * steps < main.arguments["K"] <= main.grid[1] * steps
 

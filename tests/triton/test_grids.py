@@ -12,7 +12,7 @@ if not triton_kernels.available():
 
 from pyprune.triton_kernels import attention, qkv_rope
 from pyprune.triton_kernels.configs import SM_86, SM_90
-from pyprune.triton_kernels.launch import MOST_PROGRAMS, Launch, recording
+from pyprune.triton_kernels.launch import MAX_GRID, Launch, recording
 
 INT = torch.int64
 
@@ -38,7 +38,7 @@ def test_attention_of_2048_sequences_with_32_heads_is_started_in_grids_that_cuda
     main = [one for one in attend(2048, tokens, 32, 32, 300, first) if one.kernel is attention.attention_kernel]
     assert len(main) == 2
     for one in main:
-        assert all(size <= most for size, most in zip(one.grid, MOST_PROGRAMS, strict=True))
+        assert all(size <= most for size, most in zip(one.grid, MAX_GRID, strict=True))
         sequences = one.grid[2] // 32
         for name in ("q", "k_cache", "positions", "out", *(["first"] if first else [])):
             assert one.arguments[name].shape[0] == sequences, name

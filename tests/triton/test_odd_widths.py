@@ -115,7 +115,7 @@ def test_nothing_is_copied_between_the_operators_of_a_step(rows: int, step: Call
     for head_dim in (128, 90):
         launches = step(head_dim=head_dim)(90, rows)
         read = reading(launches)
-        context = next(one for one in launches if one.kernel.__name__ in ("attention_kernel", "join_stretches_kernel"))
+        context = next(one for one in launches if one.kernel.__name__ in ("attention_kernel", "reduce_splits_kernel"))
         for source, target in ((read["norm_gate_up"], read["down"]), (context, read["o"])):
             written, x = source.arguments["out"].untyped_storage(), target.arguments["x"].untyped_storage()
             assert written._cdata == x._cdata

@@ -120,6 +120,16 @@ def test_a_file_that_is_not_sound_is_told_before_any_work_and_kept(machine, caps
     assert file.read_text() == "something else"
 
 
+def test_a_file_of_an_older_format_is_refused_before_any_work_and_kept(machine, capsys, monkeypatch):
+    file = machine / "mine.json"
+    file.write_text('{"format": "pyprune-tuning/1", "entries": []}')
+    monkeypatch.setattr(kernel_tuning, "tune", lambda *_: pytest.fail("it measured first"))
+    code, _, err = run(capsys, *TINY, "--out", str(file))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{file}: is of the older format pyprune-tuning/1; remove it and run `pyprune tune` again" in err
+    assert file.read_text() == '{"format": "pyprune-tuning/1", "entries": []}'
+
+
 def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
     file = machine / "mine.json"
     assert run(capsys, *TINY, "--out", str(file))[0] == 0

@@ -60,12 +60,12 @@ def test_candidates_are_several_distinct_and_begin_with_the_fixed_configuration(
             found = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
             assert found[0] == configs.skinny_tile(arch, rows, dtype, operator == "norm_qkv_rope")
             assert len(set(found)) == len(found) >= 5
-            assert {tile.rows for tile in found} == {rows}
+            assert {tile.block_m for tile in found} == {rows}
     found = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
     assert found[0] == configs.attention_tile(arch, 1, 64, dtype, split=True)
     assert len(set(found)) == len(found) >= 5
-    loss = configs.widened(arch.loss, dtype)
-    assert candidates("linear_cross_entropy", dtype, Shape(loss.rows, 32768, 4096), arch)[0] == loss
+    gemm = configs.widened(arch.gemm, dtype)
+    assert candidates("linear_cross_entropy", dtype, Shape(gemm.block_m, 32768, 4096), arch)[0] == gemm
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_cases_of_a_model_are_the_classes_of_its_launches_each_once():
 
 # --- choosing -----------------------------------------------------------------------------------------------------
 
-FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING = (Tile(1, columns, 64, 4, 1) for columns in (8, 1, 2, 4, 16, 32))
+FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING = (Tile(1, block_n, 64, 4, 1) for block_n in (8, 1, 2, 4, 16, 32))
 
 
 def test_the_least_median_wins_whatever_the_outliers():
@@ -125,7 +125,7 @@ class Operator:
             launch._spills.append(6)
         if config != WRONG:
             self.cache.copy_(torch.arange(3.0))  # the wrong one forgets its cache
-        return torch.full((2, 2), 1.0 + 1e-6 * config.columns)
+        return torch.full((2, 2), 1.0 + 1e-6 * config.block_n)
 
     def case(self) -> Case:
         return Case("linear_residual", torch.float32, LINEAR, self.prepare)
@@ -138,14 +138,14 @@ def test_only_what_works_agrees_and_spills_nothing_is_timed():
         timed.extend(runs)
         for run in runs.values():
             run()
-        return {config: [float(config.columns)] for config in runs}
+        return {config: [float(config.block_n)] for config in runs}
 
     found = kernel_tuning.measure(operator.case(), [FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING], CPU, time)
     assert timed == [FIXED, SLOW, QUICK]
     assert operator.calls[-3:] == timed, "what is timed runs with its own configuration"
     assert found.tuned == tuning.Tuned(SLOW, 1.0, 8.0)
     assert found.timed == 3
-    assert {config.columns: why for config, why in found.refused.items()} == {
+    assert {config.block_n: why for config, why in found.refused.items()} == {
         4: "its result differs from the fixed configuration's",
         16: "RuntimeError: out of shared memory",
         32: "spills 6 words a thread",
@@ -243,10 +243,10 @@ def other(value: object, *path: str):
     ("text", "message"),
     [
         ("", "not JSON"),
-        ("[]", "is not of format pyprune-tuning/1"),
+        ("[]", "is not of format pyprune-tuning/2"),
         ('{"format": "pyprune-tuning/0", "entries": []}', "is not of format"),
-        ('{"format": "pyprune-tuning/1", "entries": {}}', "is not of format"),
-        ('{"format": "pyprune-tuning/1", "entries": [7]}', "entry 1: not an object"),
+        ('{"format": "pyprune-tuning/2", "entries": {}}', "is not of format"),
+        ('{"format": "pyprune-tuning/2", "entries": [7]}', "entry 1: not an object"),
         (broken(no_such("triton")), "entry 1: 'triton'"),
         (broken(no_such("shape", "rows")), "entry 1: .*rows"),
         (broken(other(7, "gpu")), "entry 1: gpu: a string is expected"),
@@ -256,7 +256,7 @@ def other(value: object, *path: str):
         (broken(other(True, "compute_capability")), "entry 1: compute_capability: a positive whole"),
         (broken(other(0.0, "seconds")), "entry 1: seconds: a positive number"),
         (broken(other("1e-6", "fixed_seconds")), "entry 1: fixed_seconds: a positive number"),
-        (broken(other(1 << 20, "config", "columns")), "entry 1: config: .*is not one of those"),
+        (broken(other(1 << 20, "config", "block_n")), "entry 1: config: .*is not one of those"),
         (broken(other(4.0, "config", "warps")), "entry 1: config: .*is not one of those"),
         (broken(other(1, "config", "ctas")), "entry 1: config: .*is not one of those"),
         (broken(no_such("config", "warps")), "entry 1: config: .*is not one of those"),
@@ -270,6 +270,16 @@ def test_a_file_that_was_not_so_written_is_refused_by_name(file, text, message):
         tuning.load()
     assert str(told.value).startswith(f"{file}: ")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("entries", [[], [{"config": {"rows": 16, "columns": 64, "inner": 128}}], {}])
+def test_a_file_of_an_older_format_is_refused_by_name_with_what_to_do(file, entries):
+    file.write_text(json.dumps({"format": "pyprune-tuning/1", "entries": entries}))
+    with pytest.raises(InputError) as error:
+        tuning.load()
+    assert str(error.value) == (
+        f"{file}: is of the older format pyprune-tuning/1; remove it and run `pyprune tune` again"
+    )
 
 
 def test_without_a_file_the_fixed_table_holds(file):
@@ -327,7 +337,7 @@ def test_what_is_tried_reaches_the_kernels_of_every_operator():
         with launch.trying(config), launch.recording(SM_86) as launches:
             run, _ = _on_meta(case)
             run()
-        names = {"rows": "BLOCK_M", "inner": "BLOCK_K", "queries": "BLOCK_Q", "keys": "BLOCK_L"}
+        names = {"block_m": "BLOCK_M", "block_k": "BLOCK_K", "block_q": "BLOCK_Q", "block_kv": "BLOCK_KV"}
         wanted = {names[name]: value for name, value in asdict(config).items() if name in names}
         fitting = [one for one in launches if wanted.items() <= one.arguments.items()]
         assert fitting, (case.operator, config)
@@ -357,12 +367,12 @@ def test_kernels_are_compiled_ahead_without_being_started():
         def run() -> Tensor:
             tried.append(launch._tried)
             for part in (1, 10):  # an operator of two kernels
-                launch.launch(kernel, (1,), CPU, 4, 1, tile=launch._tried.columns * part)
+                launch.launch(kernel, (1,), CPU, 4, 1, tile=launch._tried.block_n * part)
             return torch.ones(1)
 
         return run, []
 
-    configurations = [Tile(1, columns, 64, 4, 1) for columns in (1, 2, 3)]
+    configurations = [Tile(1, block_n, 64, 4, 1) for block_n in (1, 2, 3)]
     kernel_tuning.compile_ahead(Case("padded_linear", HALF, LINEAR, prepare), configurations, CPU, jobs=2)
     assert tried == configurations
     assert (kernel.started, kernel.compiled) == ([], [1, 10, 3, 30])
