@@ -117,8 +117,8 @@ def skinny_linear(
     """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows.
 
     `operator`: the caller's name, for the tuned tile. With `up` (as large as `weight`): silu(h weight^T + bias) *
-    (h up^T + up_bias). With `residual` [M, N], contiguous: added. `out` [..., N], in any of the three float dtypes, is contiguous or of `empty_rows`; what
-    lies between its rows is not written.
+    (h up^T + up_bias). With `residual` [M, N], contiguous: added. `out` [..., N], in any of the three float dtypes, is
+    contiguous or of `empty_rows`; what lies between its rows is not written.
     """
     rows, inner = x.shape
     columns = weight.shape[0]

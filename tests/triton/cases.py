@@ -115,11 +115,11 @@ def test_what_lies_behind_the_end_of_k_is_never_read_for_many_rows_either():
 
 def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
     arch = configs.architecture(DEVICE)
-    found = set()
+    splits = set()
     for out, inner in SIZES:
         tile = configs.skinny_tile(arch, 3, torch.float32, pair=False)
-        found.add(configs.splits_for(arch, -(-out // tile.block_n), inner, tile)[0] > 1)
-    assert found == {True, False}
+        splits.add(configs.splits_for(arch, -(-out // tile.block_n), inner, tile)[0] > 1)
+    assert splits == {True, False}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
@@ -178,7 +178,7 @@ def test_silu_saturates_without_overflow(rows: int):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
-def test_a_skipped_unit_does_nothing_whatever_its_weights_hold(rows: int):
+def test_a_skipped_sublayer_does_nothing_whatever_its_weights_hold(rows: int):
     x, broken, residual = random(rows, 257), torch.full((5, 257), NAN), random(rows, 5)
     skip = torch.tensor([False, True])
     assert torch.equal(run("linear_residual", x, broken, None, residual, skip, 1), residual)
@@ -231,7 +231,7 @@ def test_weights_of_one_projection_may_be_padded_and_biased_alone():
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[3]], ids=str)
-def test_a_skipped_unit_leaves_the_cache_alone(case: tuple):
+def test_a_skipped_sublayer_leaves_the_cache_alone(case: tuple):
     batch, tokens, heads, _, head_dim, *_ = case
     args = qkv_arguments(case, torch.float32, True)
     args[3] = torch.full_like(args[3], NAN)
@@ -291,10 +291,10 @@ def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window:
     first = torch.tensor([0, 30, 65, 20])
     keys, values = (torch.full((batch, kv_heads, length, head_dim), NAN, dtype=dtype) for _ in range(2))
     for b in range(batch):  # NaN in every row that neither query of the sequence may see
-        for own in positions[b].tolist():
-            start = min(own, max(int(first[b]), own - window + 1 if window else 0))
+        for position in positions[b].tolist():
+            start = min(position, max(int(first[b]), position - window + 1 if window else 0))
             for cache in (keys, values):
-                cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
+                cache[b, :, start : position + 1] = torch.randn_like(cache[b, :, start : position + 1])
     q = random(batch, 2, heads, head_dim) * 2
     clean = [c.nan_to_num() for c in (keys, values)]
     reference = REFERENCE["decode_attention"]
@@ -390,8 +390,8 @@ def test_attention_of_one_sequence_has_the_same_bits_in_any_batch():
     rest = (0.25, None, 0, torch.tensor([0, 3, 40]), 45)
     whole = run("decode_attention", q, keys, values, positions, *rest)
     for b in range(3):
-        one = (t[b : b + 1] for t in (q, keys, values, positions))
-        assert torch.equal(run("decode_attention", *one, *rest[:3], rest[3][b : b + 1], 45), whole[b : b + 1])
+        sequence = (t[b : b + 1] for t in (q, keys, values, positions))
+        assert torch.equal(run("decode_attention", *sequence, *rest[:3], rest[3][b : b + 1], 45), whole[b : b + 1])
 
 
 def test_scores_of_any_size_do_not_overflow():
@@ -466,14 +466,14 @@ def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int
     target = torch.randint(0, vocab, (rows,))
     target[0], target[1] = -100, begin  # of which the second cannot be
     args = [x, w, target, None, 0.0, bias]
-    plain, given = REFERENCE["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
-    assert torch.equal(given.isnan(), plain.isnan())
-    assert torch.equal(given.isinf(), plain.isinf())
-    assert given[1].isinf() if end < vocab or begin else given[1:].isnan().all()
+    plain, losses = REFERENCE["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
+    assert torch.equal(losses.isnan(), plain.isnan())
+    assert torch.equal(losses.isinf(), plain.isinf())
+    assert losses[1].isinf() if end < vocab or begin else losses[1:].isnan().all()
     exact = REFERENCE["linear_cross_entropy"](*double(*args))
     shown = exact.isfinite()
-    assert torch.equal(given.isfinite(), shown)
-    assert_no_worse_than_torch(given[shown], plain[shown], exact[shown], tiny=2e-6)
+    assert torch.equal(losses.isfinite(), shown)
+    assert_no_worse_than_torch(losses[shown], plain[shown], exact[shown], tiny=2e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
@@ -483,12 +483,12 @@ def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
     todo = [case for case in tuning_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
     timed = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
     for case in todo:
-        found = candidates(case.operator, case.dtype, case.shape, arch)
-        measured = kernel_tuning.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
+        tiles = candidates(case.operator, case.dtype, case.shape, arch)
+        measured = kernel_tuning.measure(case, [tiles[0], tiles[1], tiles[-1]], DEVICE, timed)
         assert measured.refused == {}, case.operator
     names = {case.operator for case in todo}
-    few = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
-    assert names == few | {1: set(), 16: {"decode_attention"}, 64: {"linear_cross_entropy"}}[rows]
+    skinny = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
+    assert names == skinny | {1: set(), 16: {"decode_attention"}, 64: {"linear_cross_entropy"}}[rows]
 
 
 @pytest.mark.parametrize(
