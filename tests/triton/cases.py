@@ -346,7 +346,7 @@ def test_not_a_number_is_never_hidden_and_minus_infinity_weighs_nothing():
     assert run("decode_attention", q, keys, values, positions, 1.0).isnan().all()
 
 
-@pytest.mark.parametrize("tokens", [3, 33])  # few rows with a q/k-norm, many rows
+@pytest.mark.parametrize("tokens", [3, 33])  # skinny with a q/k-norm, GEMM
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias+qknorm"])
 def test_slots_say_where_keys_and_values_go_and_positions_how_they_are_turned(tokens: int, extras: bool):
     case = (2, tokens, 3, 1, 22, 50, 60)

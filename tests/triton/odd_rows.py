@@ -133,7 +133,7 @@ def test_a_whole_ffn_sublayer_of_odd_width_is_as_exact_as_pytorch(rows: int, dty
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the two multiplies many rows, in the order of the calls."""
+    """Which of the two GEMMs is called, in order."""
     calls: list[str] = []
     for name in ("gemm", "wide_linear"):
         original = getattr(projections, name)
