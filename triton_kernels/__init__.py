@@ -1,17 +1,17 @@
 """GPU kernels in Triton, one stage a file. This folder is installed as `pyprune.triton_kernels`.
 
-    rows           many rows: RMSNorm, SiLU product and residual around torch's own GEMMs
-    products       device code: a tile of x W^T for few rows, as a GEMV or on the tensor cores
-    skinny_linear  few rows: projection with its norm, bias, SiLU product and residual; split-K
-    wide_linear    many rows at odd sizes: the same, as a GEMM with masked ends
+    rows           RMSNorm, SiLU product and residual around torch's own GEMM
+    products       device code: a tile of x W^T, as a GEMV or on the tensor cores
+    skinny_linear  up to 64 rows: projection with its norm, bias, SiLU product and residual; split-K
+    wide_linear    more rows at odd sizes: the same, as a GEMM with masked ends
     qkv_rope       norm, Q/K/V projection, q/k-norm, RoPE, append to the KV cache
     attention      split-KV attention and its reduction
     cross_entropy  linear + cross-entropy by vocabulary tiles
     configs        block sizes per architecture: the fixed table
     candidates     the configurations that `pyprune tune` times (how it chooses: pyprune.study.kernel_tuning)
-    tuning         what it has measured, as a file, and what of it holds for a launch
+    tuning         the file of what it has measured, and which entry holds for a launch
     timing         timing on a GPU
-    launch         how a kernel is started, and recorded instead
+    launch         how a kernel is started, or recorded instead
     inspect        compiles what the operators launch and reports registers, spills and load widths: needs no GPU
 
 Checked on an H100, in Triton's interpreter and by compiling: for sm_86 and sm_90, and a sample for the other tables.
@@ -28,21 +28,21 @@ OLDEST = (3, 6)  # the oldest Triton whose language and compiler these kernels a
 
 @functools.cache
 def why_not() -> str | None:
-    """Why the kernels cannot be used here, in one line; None where they can. Looks for Triton, not for a GPU."""
+    """Why the kernels cannot be used here, in one line; None where they can. No GPU is looked for."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("triton")
+        installed = version("triton")
     except PackageNotFoundError:  # a Triton built into another package has no record of its own
         return None
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:2])
     if numbers < OLDEST:
-        return f"Triton {found} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+        return f"Triton {installed} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed"
     return None
 
 
 def available() -> bool:
-    """Whether Triton is there, in a version that the kernels work with."""
+    """Whether Triton is installed, in a version that the kernels work with."""
     return why_not() is None

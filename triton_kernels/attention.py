@@ -1,8 +1,8 @@
 """Attention of a few query tokens against the KV cache, split over the sequence and reduced in a fixed order.
 
-One program takes the query heads that share a KV head against a fixed stretch of the cache, so that the bits do not
-depend on the batch; a second kernel joins the stretches. Many query tokens are enough programs without splitting. Of a
-sliding window only the stretches that it reaches are read, and of a skipped sublayer nothing.
+One program takes the query heads that share a KV head against one KV split, a fixed number of cache rows, so that the
+bits do not depend on the batch. A second kernel reduces the splits. Many query tokens are enough programs without
+splitting. Of a sliding window only the splits that it reaches are read, and of a skipped sublayer nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from pyprune.strides import empty_rows
 from pyprune.triton_kernels import checks, configs
 from pyprune.triton_kernels.launch import (
-    MOST_PROGRAMS,
+    MAX_GRID,
     architecture,
     cdiv,
     configured,
@@ -51,19 +51,19 @@ def _seen_rows(position, first, limit, window):
 
 @triton.jit(do_not_specialize=["sublayer", "tokens", "window"])
 def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_head, v_row, positions, first, out,
-                     out_row, parts, peaks, skip, sublayer, tokens, limit, window, stretch, scale,
+                     out_row, parts, peaks, skip, sublayer, tokens, limit, window, kv_split, scale,
                      HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
-                     DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+                     DOT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_D: tl.constexpr,
                      STAGES: tl.constexpr, PDL: tl.constexpr,
                      ):  # fmt: skip
-    """Queries of one KV head against one stretch. Grid: (stretches, query tiles, batch x KV heads).
+    """Queries of one KV head against one KV split of `kv_split` rows. Grid: (splits, query tiles, batch x KV heads).
 
     Cache strides are counted in UNIT elements. Softmax runs in powers of two: `scale` contains log2(e).
     """
     begin_kernel(PDL)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     live = is_live(skip, sublayer)
-    stretch_index = tl.program_id(0)
+    split = tl.program_id(0)
     batch = (tl.program_id(2) // KV_HEADS).to(tl.int64)
     group = tl.program_id(2) % KV_HEADS
     r = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -77,16 +77,16 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
     whole: tl.constexpr = BLOCK_D == HEAD_DIM
     at = (query * HEADS + head)[:, None] * HEAD_DIM + d[None, :]
     values = tl.load(q + at, mask=known[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    lo = tl.maximum(stretch_index * stretch, tl.min(begin, axis=0))
-    hi = tl.minimum(stretch_index * stretch + stretch, tl.max(end, axis=0))
-    until = tl.minimum(end, hi)  # a step that begins at the window's first row may reach past the stretch
+    lo = tl.maximum(split * kv_split, tl.min(begin, axis=0))
+    hi = tl.minimum(split * kv_split + kv_split, tl.max(end, axis=0))
+    until = tl.minimum(end, hi)  # a step that begins at the window's first row may reach past the split
     k_rows = k_cache + (batch * k_batch + group.to(tl.int64) * k_head) * UNIT
     v_rows = v_cache + (batch * v_batch + group.to(tl.int64) * v_head) * UNIT
     peak = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for start in tl.range(lo, hi, BLOCK_L, num_stages=STAGES):
-        rows = start + tl.arange(0, BLOCK_L)
+    for start in tl.range(lo, hi, BLOCK_KV, num_stages=STAGES):
+        rows = start + tl.arange(0, BLOCK_KV)
         inside = (rows < hi)[:, None]
         if not whole:
             inside = inside & (d < HEAD_DIM)[None, :]
@@ -115,36 +115,36 @@ def attention_kernel(q, k_cache, k_batch, k_head, k_row, v_cache, v_batch, v_hea
         at = query[:, None] * out_row + head[:, None] * HEAD_DIM + d[None, :]
         tl.store(out + at, result.to(out.dtype.element_ty), mask=stored)
     else:
-        # A stretch that a query does not reach is not stored; the reduction does not read it.
-        reached = (stretch_index * stretch < end) & (stretch_index * stretch + stretch > begin)
-        slot = (query * HEADS + head) * tl.num_programs(0) + stretch_index
+        # A split that a query does not reach is not stored; the reduction does not read it.
+        reached = (split * kv_split < end) & (split * kv_split + kv_split > begin)
+        slot = (query * HEADS + head) * tl.num_programs(0) + split
         tl.store(parts + slot[:, None] * HEAD_DIM + d[None, :], acc, mask=stored & reached[:, None])
         tl.store(peaks + slot * 2, peak, mask=reached)
         tl.store(peaks + slot * 2 + 1, total, mask=reached)
 
 
 @triton.jit(do_not_specialize=["sublayer", "tokens", "window"])
-def join_stretches_kernel(parts, peaks, positions, first, out, out_row, skip, sublayer, tokens, stretches, limit,
-                          window, stretch,
-                          HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
-                          ):  # fmt: skip
-    """One query head a program, stretches in their order. Grid: (batch x tokens x heads,)."""
+def reduce_splits_kernel(parts, peaks, positions, first, out, out_row, skip, sublayer, tokens, splits, limit, window,
+                         kv_split,
+                         HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+                         ):  # fmt: skip
+    """One query head a program, splits in their order. Grid: (batch x tokens x heads,)."""
     begin_kernel(PDL)
     live = is_live(skip, sublayer)
     index = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + index // HEADS)
     first_row, limit = _first_row(first, index // HEADS // tokens, limit, live)
     known, begin, end = _seen_rows(position, first_row, limit, window)
-    reached, past = begin // stretch, tl.cdiv(end, stretch)
+    reached, past = begin // kv_split, tl.cdiv(end, kv_split)
     d = tl.arange(0, BLOCK_D)
     inside = d < HEAD_DIM
     peak = tl.full((), float("-inf"), tl.float32)
     for s in range(reached, past):
-        peak = tl.maximum(peak, tl.load(peaks + (index * stretches + s) * 2))
+        peak = tl.maximum(peak, tl.load(peaks + (index * splits + s) * 2))
     total = tl.zeros((), tl.float32)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     for s in range(reached, past):
-        slot = index * stretches + s
+        slot = index * splits + s
         share = tl.exp2(tl.load(peaks + slot * 2) - peak)
         total += share * tl.load(peaks + slot * 2 + 1)
         acc += share * tl.load(parts + slot * HEAD_DIM + d, mask=inside, other=0.0)
@@ -187,12 +187,12 @@ def decode_attention(
     if out.numel() == 0:
         return out
 
-    most = max(MOST_PROGRAMS[2] // kv_heads, 1)  # sequences in a grid, whose z is batch x KV heads
-    if batch <= most:
+    sequences = max(MAX_GRID[2] // kv_heads, 1)  # in a grid, whose z is batch x KV heads
+    if batch <= sequences:
         _attend(q, k_cache, v_cache, places, scale, skip, sublayer, starts, window, out, out_row)
         return out
-    for at in range(0, batch, most):
-        part = slice(at, at + most)
+    for at in range(0, batch, sequences):
+        part = slice(at, at + sequences)
         first_rows = None if starts is None else starts[part]
         caches = k_cache[part], v_cache[part]
         _attend(q[part], *caches, places[part], scale, skip, sublayer, first_rows, window, out[part], out_row)
@@ -211,8 +211,8 @@ def _attend(
     if split:
         shape = configs.attention_shape(tile, length, head_dim)
         tile = configured(tile, device, "decode_attention", k_cache.dtype, shape)
-    splits = max(cdiv(length, tile.stretch), 1) if split else 1
-    stretch = tile.stretch if splits > 1 else max(length, 1)
+    splits = max(cdiv(length, tile.kv_split), 1) if split else 1
+    kv_split = tile.kv_split if splits > 1 else max(length, 1)
     block_d = power_of_2(head_dim, 16)
     parts = peaks = None
     if splits > 1:
@@ -220,18 +220,18 @@ def _attend(
         peaks = torch.empty(batch * tokens * heads, splits, 2, dtype=torch.float32, device=device)
     u = _stride_unit(k_cache, v_cache)
     launch(
-        attention_kernel, (splits, cdiv(rows, tile.queries), batch * kv_heads), device, tile.warps, tile.stages, q=q,
+        attention_kernel, (splits, cdiv(rows, tile.block_q), batch * kv_heads), device, tile.warps, tile.stages, q=q,
         k_cache=k_cache, k_batch=k_cache.stride(0) // u, k_head=k_cache.stride(1) // u, k_row=k_cache.stride(2) // u,
         v_cache=v_cache, v_batch=v_cache.stride(0) // u, v_head=v_cache.stride(1) // u, v_row=v_cache.stride(2) // u,
         positions=places, first=starts, out=out, out_row=out_row, parts=parts, peaks=peaks, skip=skip,
-        sublayer=sublayer, tokens=tokens, limit=length, window=window, stretch=stretch, scale=scale * LOG2_E,
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.queries,
-        BLOCK_L=tile.keys, BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
+        sublayer=sublayer, tokens=tokens, limit=length, window=window, kv_split=kv_split, scale=scale * LOG2_E,
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, UNIT=u, DOT=rows > configs.GEMV_ROWS, BLOCK_Q=tile.block_q,
+        BLOCK_KV=tile.block_kv, BLOCK_D=block_d, STAGES=tile.stages, PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
         launch(
-            join_stretches_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
-            first=starts, out=out, out_row=out_row, skip=skip, sublayer=sublayer, tokens=tokens, stretches=splits,
-            limit=length, window=window, stretch=stretch, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
+            reduce_splits_kernel, (batch * tokens * heads,), device, 2, 1, parts=parts, peaks=peaks, positions=places,
+            first=starts, out=out, out_row=out_row, skip=skip, sublayer=sublayer, tokens=tokens, splits=splits,
+            limit=length, window=window, kv_split=kv_split, HEADS=heads, HEAD_DIM=head_dim, BLOCK_D=block_d,
             PDL=dependent(device),
         )  # fmt: skip

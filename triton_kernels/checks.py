@@ -23,7 +23,7 @@ def _floats(tensor: Tensor, what: str, device: torch.device) -> None:
 
 
 def matrix(weight: Tensor, inner: int, what: str, like: Tensor, dtype: torch.dtype | None = None) -> None:
-    """A weight [*, inner] on the device of `like` with contiguous rows, of `dtype` where one is given."""
+    """A weight [*, inner] on the device of `like` with contiguous rows, of `dtype` if not None."""
     _floats(weight, what, like.device)
     expect(dtype in (None, weight.dtype), f"{what}: {dtype} like the other weights is expected, not {weight.dtype}")
     expect(

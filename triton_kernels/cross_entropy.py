@@ -1,7 +1,7 @@
 """Linear + cross-entropy: hidden states and head weight to losses, logits never in memory.
 
 Each tile of the vocabulary leaves its maximum and sum of exponentials for each row, and the tile that holds a row's
-target leaves that logit; a second kernel joins the tiles in a fixed order.
+target leaves that logit. A second kernel reduces the tiles in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyprune.triton_kernels.rows import padded_rows, rms_norm
 from pyprune.triton_kernels.skinny_linear import needs_norm_first
 
 ROWS_AT_ONCE = 8192  # bounds the partials: 64 MB for 128k tokens of vocabulary in tiles of 128
-_BAND = 8  # row tiles that pass over a vocabulary tile together, so that it is read from memory once and stays in L2
+_BAND = 8  # row tiles that read a vocabulary tile together, so that it comes from memory once and stays in L2
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -54,9 +54,9 @@ def loss_tiles_kernel(x, x_units, norm, a, a_units, bias, targets, maxima, sums,
 
 
 @triton.jit(do_not_specialize=["M", "ignore_index"])
-def join_tiles_kernel(maxima, sums, picked, targets, losses, M, V, tiles, ignore_index,
-                      BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr,
-                      ):  # fmt: skip
+def reduce_tiles_kernel(maxima, sums, picked, targets, losses, M, V, tiles, ignore_index,
+                        BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr,
+                        ):  # fmt: skip
     """log-sum-exp over the tiles minus the target's logit. Grid: (row blocks,)."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row = m < M
@@ -73,10 +73,10 @@ def join_tiles_kernel(maxima, sums, picked, targets, losses, M, V, tiles, ignore
         total = total * tl.exp(top - anchor) + tl.sum(parts, axis=0)
         top = higher
     target = tl.load(targets + m, mask=row, other=0)
-    known = row & (target >= 0) & (target < V)
-    loss = tl.log(tl.where(row, total, 1.0)) + (top - tl.load(picked + m, mask=known, other=0.0))
+    in_vocabulary = row & (target >= 0) & (target < V)
+    loss = tl.log(tl.where(row, total, 1.0)) + (top - tl.load(picked + m, mask=in_vocabulary, other=0.0))
     # Targets outside the vocabulary cannot be reported without waiting for the GPU: their loss is NaN.
-    loss = tl.where(known, loss, float("nan"))
+    loss = tl.where(in_vocabulary, loss, float("nan"))
     tl.store(losses + m, tl.where(target == ignore_index, 0.0, loss), mask=row)
 
 
@@ -91,9 +91,9 @@ def linear_cross_entropy(
     checks.expect(vocab > 0, "weight: at least one row is expected")
     checks.vector(norm, inner, "norm", weight)
     checks.vector(bias, vocab, "bias", weight)
-    wanted = checks.indices(targets, tuple(x.shape[:-1]), "targets", device).view(-1)
-    losses = torch.empty(targets.shape, dtype=torch.float32, device=device)
-    parts = zip(flat.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), losses.view(-1).split(ROWS_AT_ONCE), strict=True)
+    targets = checks.indices(targets, tuple(x.shape[:-1]), "targets", device).view(-1)
+    losses = torch.empty(x.shape[:-1], dtype=torch.float32, device=device)
+    parts = zip(flat.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), losses.view(-1).split(ROWS_AT_ONCE), strict=True)
     for part, target, loss in parts:
         if loss.numel():
             _losses(part, weight, target, norm, eps, bias, ignore_index, loss)
@@ -105,29 +105,29 @@ def _losses(
     losses: Tensor,
 ) -> None:  # fmt: skip
     (rows, inner), vocab, device = x.shape, weight.shape[0], x.device
-    few = rows <= configs.SKINNY_ROWS
-    if few:
+    skinny = rows <= configs.SKINNY_ROWS
+    if skinny:
         tile = configs.skinny_tile(architecture(device), rows, weight.dtype, pair=False)
     else:
-        tile = configs.widened(architecture(device).loss, weight.dtype)
+        tile = configs.widened(architecture(device).gemm, weight.dtype)
         shape = configs.shape_of(tile, *weight.shape)
         tile = configured(tile, device, "linear_cross_entropy", weight.dtype, shape)
-    if norm is not None and (not few or needs_norm_first(weight, tile)):
+    if norm is not None and (not skinny or needs_norm_first(weight, tile)):
         x, norm = rms_norm(x, norm, eps, weight.dtype), None
-    elif not few and x.dtype != weight.dtype:
+    elif not skinny and x.dtype != weight.dtype:
         x = padded_rows(rows, inner, weight.dtype, device).copy_(x)
-    tiles = cdiv(vocab, tile.columns)
+    tiles = cdiv(vocab, tile.block_n)
     maxima = torch.empty(tiles, rows, dtype=torch.float32, device=device)
     sums, picked = torch.empty_like(maxima), torch.empty(rows, dtype=torch.float32, device=device)
     x_unit, w_unit = stride_unit(x), stride_unit(weight)
     launch(
-        loss_tiles_kernel, (cdiv(rows, tile.rows) * tiles,), device, tile.warps, tile.stages, tile.registers, x=x,
+        loss_tiles_kernel, (cdiv(rows, tile.block_m) * tiles,), device, tile.warps, tile.stages, tile.registers, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, bias=bias,
         targets=targets, maxima=maxima, sums=sums, picked=picked, M=rows, V=vocab, K=inner, eps=eps, X_UNIT=x_unit,
-        W_UNIT=w_unit, STREAM=few, BAND=_BAND, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner,
+        W_UNIT=w_unit, STREAM=skinny, BAND=_BAND, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         VEC=16 // weight.element_size(), STAGES=tile.stages,
     )  # fmt: skip
     launch(
-        join_tiles_kernel, (cdiv(rows, 8),), device, 4, 1, maxima=maxima, sums=sums, picked=picked, targets=targets,
+        reduce_tiles_kernel, (cdiv(rows, 8),), device, 4, 1, maxima=maxima, sums=sums, picked=picked, targets=targets,
         losses=losses, M=rows, V=vocab, tiles=tiles, ignore_index=ignore_index, BLOCK_T=128, BLOCK_M=8,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""torch's own GEMM (cuBLAS) for many rows, handed views that start on 16 bytes in every row.
+"""torch's own GEMM (cuBLAS), on views whose rows each start on 16 bytes.
 
 At an odd K that takes rows with zeros between them (`has_zero_gap`): the product over the wider views is the same. At
 an odd N the result gets rows that lie further apart. **Unproven on hardware**: that cuBLAS is then as fast as at the
@@ -19,14 +19,14 @@ from pyprune.strides import WIDE_LOAD, has_zero_gap, widened
 from pyprune.triton_kernels.launch import stride_unit
 from pyprune.triton_kernels.rows import padded_rows, zero_padded
 
-VARIABLE = "PYPRUNE_GEMM"  # what multiplies many rows, on a CPU too
+VARIABLE = "PYPRUNE_GEMM"  # the GEMM of more than SKINNY_ROWS rows, on a CPU too
 
 
 def takes(weight: Tensor, padded_result: bool = False) -> bool:
-    """Whether the product of many rows with a weight [out, in] is for this GEMM, else `wide_linear`'s.
+    """Whether this GEMM takes the product with a weight [out, in]; else `wide_linear` does.
 
-    Where both sizes are multiples of 16 bytes it is. At an odd `in` where the weight has a zero gap; at an odd `out`
-    where the result may be one of `padded_rows`, as it is read on.
+    It does where both sizes are multiples of 16 bytes; at an odd `in` where the weight has a zero gap; at an odd `out`
+    where the result may be one of `padded_rows`.
     """
     chosen = os.environ.get(VARIABLE, "")
     if chosen not in ("", "own", "torch"):
@@ -56,14 +56,14 @@ def gemm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def aligned_views(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, K] and weight [O, K] as the GEMM is handed them: the wider views where K is odd and the weight's gap is
-    zero; x is copied where it is not aligned like the weight, or what lies between its rows is not known."""
+    """x [rows, K] and weight [O, K] as passed to the GEMM: the wider views where K is odd and the weight's gap is zero.
+    x is copied where it is not aligned like the weight, or the values between its rows are unknown."""
     inner = x.shape[1]
     if inner * x.element_size() % WIDE_LOAD and has_aligned_gap(weight):
         width = weight.stride(0)
         if not (has_zero_gap(x) and x.stride(0) >= width and stride_unit(x) > 1):
             x = zero_padded(x, width)
         return widened(x, width), widened(weight, width)
-    if inner and stride_unit(weight) > stride_unit(x):  # else the GEMM falls to its kernels for odd strides
+    if inner and stride_unit(weight) > stride_unit(x):  # else the GEMM takes its slow kernels for odd strides
         x = padded_rows(*x.shape, x.dtype, x.device).copy_(x)
     return x, weight

@@ -28,7 +28,8 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from pyprune.strides import empty_rows, gpu_rows
 from pyprune.triton_kernels import attention, configs, cross_entropy, projections, qkv_rope
-from pyprune.triton_kernels.launch import Launch, options, recording
+from pyprune.triton_kernels.launch import Launch, recording
+from pyprune.triton_kernels.launch import options as compile_options
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HIDDEN, FFN, VOCAB, HEADS, HEAD_DIM, LENGTH = 4096, 11008, 32000, 32, 128, 2048  # LLaMA-7B
@@ -45,16 +46,16 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Usage:
-    """One compiled kernel: registers and stack bytes (spills, local arrays) a thread, shared bytes a program."""
+    """A compiled kernel: registers and stack bytes (spills, local arrays) a thread, shared bytes a program."""
 
     kernel: str
     registers: int
     stack: int
     shared: int
     weight_load: int  # bytes of weights that a thread takes from global memory with one instruction
-    widest_load: int  # the same of anything
+    widest_load: int  # the same of any tensor
     ptx: str
-    ttgir: str  # Triton's own representation, where layouts and their conversions are written out
+    ttgir: str  # Triton's own representation, which shows layouts and their conversions
 
 
 def _compile(launch: Launch, capability: int, only: tuple[str, ...] | None) -> CompiledKernel:
@@ -80,7 +81,7 @@ def _compile(launch: Launch, capability: int, only: tuple[str, ...] | None) -> C
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(launch))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compile_options(launch))
 
 
 def weight_load(ptx: str) -> int:
@@ -116,8 +117,8 @@ def _cuobjdump() -> str:
 @functools.cache
 def knows(capability: int) -> bool:
     """Whether one of the assemblers that Triton brings makes machine code for this compute capability."""
-    named = (getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell"))
-    helps = (subprocess.run([tool.path, "--help"], capture_output=True, text=True).stdout for tool in named if tool)
+    tools = (getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell"))
+    helps = (subprocess.run([tool.path, "--help"], capture_output=True, text=True).stdout for tool in tools if tool)
     return any(f"'sm_{capability}'" in text for text in helps)
 
 
@@ -218,7 +219,7 @@ def operators(
 
 
 def reads_weights(launch: Launch) -> bool:
-    """Whether it takes a projection's weight, alone or beside a second one."""
+    """Whether the kernel reads a projection's weight, or two."""
     return any(argument in launch.arguments for argument in WEIGHTS[:2])
 
 
@@ -233,24 +234,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[86, 90], choices=sorted(configs.ARCHITECTURES))
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp16"], choices=list(DTYPES), help="of the weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256], help="rows of activations (tokens)")
-    wanted = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     print(
         f"{'operator':27} {'kernel':22} rows  arch  dtype  registers  stack B  shared KiB  "
         f"load B at K = {ODD}: padded / odd rows"
     )
-    for arch in wanted.arch:
-        for dtype in wanted.dtype:
-            for rows in wanted.rows:
+    for arch in options.arch:
+        for dtype in options.dtype:
+            for rows in options.rows:
                 calls = operators(rows, DTYPES[dtype])
                 padded = operators(rows, DTYPES[dtype], ODD, ODD)
                 odd = operators(rows, DTYPES[dtype], ODD, ODD, padded=False)
                 for name in calls:
                     plain, even, uneven = (recorded(arch, version[name]) for version in (calls, padded, odd))
-                    known = {one.kernel.__name__ for one in plain}
-                    for one in [*plain, *(other for other in even if other.kernel.__name__ not in known)]:
-                        used = usage(one, arch)
+                    names = {launch.kernel.__name__ for launch in plain}
+                    for launch in [*plain, *(launch for launch in even if launch.kernel.__name__ not in names)]:
+                        used = usage(launch, arch)
                         loads = ""
-                        if reads_weights(one):
+                        if reads_weights(launch):
                             widths = [_weight_load(launches, arch) for launches in (even, uneven)]
                             loads = f"{widths[0]:4} / {widths[1]}"
                         print(

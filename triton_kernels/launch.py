@@ -1,4 +1,4 @@
-"""How a kernel is started: on the tensors' device, or only recorded, so that it can be compiled without a GPU."""
+"""How a kernel is started: on the tensors' device, or only recorded, to be compiled without a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyprune.errors import InputError
 from pyprune.triton_kernels import configs, tuning
 
 PDL_VARIABLE = "PYPRUNE_PDL"
-MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)
+MAX_GRID = (2**31 - 1, 65_535, 65_535)
 """The largest grid that CUDA takes, in x, y and z."""
 
 
@@ -43,8 +43,8 @@ _only_compiled = False
 
 @contextmanager
 def compiling_ahead(threads: int) -> Iterator[None]:
-    """Within it, operators on a GPU start nothing: their kernels are compiled, several at a time, and at its end all
-    are. One that does not compile is left for the call that needs it to complain about."""
+    """Within it, operators on a GPU start nothing: their kernels are compiled, `threads` at a time, until its end. A
+    kernel that does not compile raises no error here, but in the call that starts it."""
     global _only_compiled
     before = _only_compiled
     with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
@@ -57,7 +57,7 @@ def compiling_ahead(threads: int) -> Iterator[None]:
 
 @contextmanager
 def recording(arch: configs.Architecture) -> Iterator[list[Launch]]:
-    """Within it, operators called with meta tensors choose tiles for `arch` and start nothing; gives their launches."""
+    """Within it, operators called with meta tensors take tiles of `arch` and start nothing. Yields their launches."""
     global _recorded, _arch
     before = _recorded, _arch
     _recorded, _arch = [], arch
@@ -68,12 +68,12 @@ def recording(arch: configs.Architecture) -> Iterator[list[Launch]]:
 
 
 def architecture(device: torch.device) -> configs.Architecture:
-    """The table of block sizes that holds for `device`, or the one that `recording` names."""
+    """The table of block sizes for `device`, or that of `recording`."""
     return configs.architecture(device) if _arch is None else _arch
 
 
 def dependent(device: torch.device) -> bool:
-    """Whether kernels of few rows are set up while the one before them runs (programmatic dependent launch).
+    """Whether skinny kernels are set up while the kernel before them runs (programmatic dependent launch).
 
     The kernels' PDL. On GPUs from compute capability 9.0 on, unless PYPRUNE_PDL is 0.
     """
@@ -83,15 +83,15 @@ def dependent(device: torch.device) -> bool:
 @functools.cache
 def dependent_wanted() -> bool:
     """Whether the environment leaves it on."""
-    wanted = os.environ.get(PDL_VARIABLE, "")
-    if wanted not in ("", "0", "1"):
-        raise InputError(f"{PDL_VARIABLE}: 0 (off) or 1 (on) is expected, not {wanted!r}")
-    return wanted != "0" and not triton.knobs.runtime.interpret  # its instructions are not interpreted
+    value = os.environ.get(PDL_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise InputError(f"{PDL_VARIABLE}: 0 (off) or 1 (on) is expected, not {value!r}")
+    return value != "0" and not triton.knobs.runtime.interpret  # its instructions are not interpreted
 
 
 @contextmanager
 def trying(config: configs.Config) -> Iterator[list[int]]:
-    """Within it, operators take `config` in place of their own; gives the spilled words a thread of what they start."""
+    """Within it, operators take `config` instead of their own. Yields the spilled words a thread of each kernel."""
     global _tried, _spills
     before = _tried, _spills
     _tried, _spills = config, []
@@ -104,14 +104,14 @@ def trying(config: configs.Config) -> Iterator[list[int]]:
 def configured(
     fixed: configs.C, device: torch.device, operator: str, dtype: torch.dtype, shape: configs.Shape
 ) -> configs.C:
-    """The configuration to launch with: one that is being tried, else one that was measured here, else the fixed."""
-    found: configs.Config | None = _tried
-    if found is None and _arch is None and device.type == "cuda":
-        found = tuning.chosen(device, operator, dtype, shape)
-    if found is None:
+    """The configuration to launch with: that of `trying`, else the one measured on this GPU, else the fixed one."""
+    config: configs.Config | None = _tried
+    if config is None and _arch is None and device.type == "cuda":
+        config = tuning.chosen(device, operator, dtype, shape)
+    if config is None:
         return fixed
-    assert isinstance(found, type(fixed))
-    return found
+    assert isinstance(config, type(fixed))
+    return config
 
 
 def skinny_tile(device: torch.device, operator: str, rows: int, weight: Tensor, pair: bool) -> configs.Tile:
@@ -124,63 +124,63 @@ def launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, stages: int, registers: int = 0,
     **arguments: object,
 ) -> None:  # fmt: skip
-    """Start `kernel` over `grid` on the current stream of `device`; `registers`: most a thread, 0 for any number.
+    """Start `kernel` over `grid` on the current stream of `device`; `registers`: limit a thread, 0 for none.
 
     RuntimeError naming the kernel and its tensors for a grid beyond CUDA's limits.
     """
     _check_grid(kernel, grid, arguments)
-    one = Launch(kernel, grid, arguments, warps, stages, registers)
+    started = Launch(kernel, grid, arguments, warps, stages, registers)
     if _recorded is not None:
-        _recorded.append(one)
+        _recorded.append(started)
     elif device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         with torch.cuda.device(device):  # Triton starts kernels on the current device
-            _start(one)
+            _start(started)
     else:
-        _start(one)
+        _start(started)
 
 
 def _check_grid(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-    if all(0 < size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=False)):
+    if all(0 < size <= limit for size, limit in zip(grid, MAX_GRID, strict=False)):
         return
     sizes = ", ".join(f"{name} {list(a.shape)}" for name, a in arguments.items() if isinstance(a, Tensor))
-    limits = " x ".join(map(str, MOST_PROGRAMS[: len(grid)]))
+    limits = " x ".join(map(str, MAX_GRID[: len(grid)]))
     raise RuntimeError(
         f"{kernel.__name__.removesuffix('_kernel')} of {sizes}: a grid of {' x '.join(map(str, grid))} programs; 1 to "
         f"{limits} are accepted (fewer rows or heads at a time)"
     )
 
 
-def _start(one: Launch) -> None:
+def _start(started: Launch) -> None:
     if _only_compiled:
-        one.kernel.warmup(**one.arguments, **options(one), grid=one.grid)
+        started.kernel.warmup(**started.arguments, **options(started), grid=started.grid)
         return
-    compiled = one.kernel[one.grid](**one.arguments, **options(one))
+    compiled = started.kernel[started.grid](**started.arguments, **options(started))
     if _tried is not None:
         _spills.append(getattr(compiled, "n_spills", 0) or 0)  # nothing is compiled in the interpreter
 
 
-def options(one: Launch) -> dict[str, int | None]:
-    """How Triton is to compile it, and whether to start it while the kernel before runs.
+def options(recorded: Launch) -> dict[str, int | None]:
+    """Triton's options for a launch: how the kernel is compiled, and whether it starts while the one before runs.
 
-    Products are added without rounding them first, whatever Triton's default.
+    Multiplication and addition are fused (FMA), whatever Triton's default.
     """
     return {
-        "num_warps": one.warps,
-        "num_stages": one.stages,
-        "maxnreg": one.registers or None,
+        "num_warps": recorded.warps,
+        "num_stages": recorded.stages,
+        "maxnreg": recorded.registers or None,
         "enable_fp_fusion": True,
-        "launch_pdl": bool(one.arguments.get("PDL", False)),
+        "launch_pdl": bool(recorded.arguments.get("PDL", False)),
     }
 
 
 def stride_unit(*matrices: Tensor) -> int:
-    """In how many elements the row strides are counted: 16 bytes' worth where every row starts on 16 bytes, else 1.
+    """The unit of the row strides, in elements: 16 bytes' worth where every row starts on 16 bytes, else 1.
 
-    Triton sees by itself only strides divisible by 16 elements. A stride passed as `stride // unit` and multiplied by
-    the constant again in the kernel shows every alignment down to 16 bytes, padding to 8 elements included.
+    Triton itself specializes on strides divisible by 16 elements only. A stride passed as `stride // unit`, which the
+    kernel multiplies by the constant unit, shows every alignment down to 16 bytes, padding to 8 elements included.
     """
     size = 16 // matrices[0].element_size()
-    # No kernel steps from a single row to a next one.
+    # The stride of a single row is never used.
     aligned = all(m.data_ptr() % 16 == 0 and (m.shape[0] == 1 or m.stride(0) % size == 0) for m in matrices)
     return size if aligned else 1
 
@@ -194,5 +194,5 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def power_of_2(n: int, least: int = 1) -> int:
-    return max(triton.next_power_of_2(n), least)
+def power_of_2(n: int, minimum: int = 1) -> int:
+    return max(triton.next_power_of_2(n), minimum)

@@ -1,8 +1,8 @@
-"""A tile of x W^T for few rows of x: the device code that every projection shares.
+"""A tile of x W^T: the device code that every projection shares.
 
-Weights are streamed once, K contiguous, in 16-byte loads where rows start on 16 bytes. The stretch of K that fills
-whole steps is read without masks, since a mask on an odd K would break those loads up; only the last step is masked,
-and nothing between the rows of a padded weight is ever read.
+Weights are streamed once, K contiguous, in 16-byte loads where rows start on 16 bytes. Full steps of K are read without
+masks, since a mask on an odd K would break those loads up. Only the last step is masked, and nothing between the rows
+of a padded weight is ever read.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import triton.language as tl
 def begin_kernel(PDL: tl.constexpr):
     """First in every kernel that may be started while the one before it runs (`launch.dependent`).
 
-    Lets the next kernel be set up, then waits until the one before has ended and what it wrote can be seen. It is safe
-    because every program of every kernel so started waits here before it reads or writes anything: a kernel that has
-    ended then implies that all before it have, not only the one that it waited for.
+    Lets the next kernel be set up, then waits until the kernel before has ended and its writes are visible. Every
+    program of every such kernel waits here before it reads or writes memory, so the end of a kernel implies the end of
+    all kernels before it.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -26,7 +26,7 @@ def begin_kernel(PDL: tl.constexpr):
 
 @triton.jit
 def load(pointers, inside, MASKED: tl.constexpr, STREAM: tl.constexpr):
-    """STREAM: read once by one program, so first to leave the cache."""
+    """STREAM: read once by a single program, so evicted first from the cache."""
     POLICY: tl.constexpr = "evict_first" if STREAM else ""
     if MASKED:
         return tl.load(pointers, mask=inside, other=0.0, eviction_policy=POLICY)
@@ -38,9 +38,9 @@ def load(pointers, inside, MASKED: tl.constexpr, STREAM: tl.constexpr):
 def is_live(skip, sublayer):
     """False where the skip mask, if there is one, has this sublayer's flag set.
 
-    Kernels fold it, and whatever else holds for the whole program, into a bound (`tl.where(live, M, 0)`): then nothing
-    is read for a skipped sublayer. Joined to a mask of many elements it would be refused by Triton 3.9's interpreter,
-    which spreads a truth value in the type of what was compared.
+    Kernels fold this flag, and every other condition of the whole program, into a bound (`tl.where(live, M, 0)`), so
+    that nothing is read for a skipped sublayer. Triton 3.9's interpreter refuses a scalar condition in a mask of many
+    elements: it broadcasts the condition in the type of the compared values.
     """
     if skip is None:
         return tl.full((), 1, tl.int1)
@@ -73,8 +73,8 @@ def _gemv_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
                ):  # fmt: skip
     ks = k + tl.arange(0, BLOCK_K)
     inside = (ks < hi)[None, None, :]
-    # Activations first: of two layouts that meet, Triton keeps that of the later load and converts the other through
-    # shared memory, and it is the weights that must stay as they came.
+    # Activations first: where two layouts meet, Triton keeps the later load's and converts the other through shared
+    # memory. The weights must not be converted.
     h = load(x_rows[None, :, None] + ks[None, None, :], inside, MASKED, False).to(tl.float32)
     a = load(a_rows[:, None, None] + ks[None, None, :], inside, MASKED, True).to(tl.float32)
     if PAIR:
@@ -110,13 +110,13 @@ def _gemv(x_rows, norm, a_rows, b_rows, lo, hi,
 
 @triton.jit
 def _add_product(w, h, acc, MASKED: tl.constexpr, BLOCK_K: tl.constexpr):
-    """acc + w h. In float32, which no matrix unit takes, a step is a sum of its own before it is added: a sum's error
-    grows with the length of its longest chain of additions, which is about BLOCK_K + K / BLOCK_K then, instead of K."""
-    # The last, masked step may as well lengthen the chain by its own values. Were it a sum of its own too, Triton 3.9
-    # would not compile the kernels with a norm: an assertion of LLVM's SLP vectorizer ends the process.
+    """acc + w h. In float32, without tensor cores, the products of a step are summed before they are added to acc. The
+    error grows with the longest chain of additions, which is then about BLOCK_K + K / BLOCK_K instead of K."""
+    # The last, masked step adds its products to acc directly. With a separate sum there too, Triton 3.9 does not
+    # compile the kernels with a norm: an assertion of LLVM's SLP vectorizer ends the process.
     if w.dtype == tl.float32 and not MASKED:
-        # Without a limit of imprecise additions the compiler would make the addition a part of the product again.
-        # Nothing else comes of the limit: it is for 8-bit operands.
+        # Without a limit of imprecise additions the compiler fuses the addition with the product again. The limit has
+        # no other effect: it is meant for 8-bit operands.
         return acc + tl.dot(w, h, input_precision="ieee", max_num_imprecise_acc=BLOCK_K)
     else:
         return tl.dot(w, h, acc, input_precision="ieee")
@@ -135,7 +135,7 @@ def _dot_step(x_rows, norm, a_rows, b_rows, k, hi, acc_a, acc_b, squares,
         squares += h * h
         h *= load(norm + ks, inside, MASKED, False).to(tl.float32)[:, None]
     h = h.to(a.dtype)
-    # Weights on the side of the matrix unit that has 16 or 64 rows, activations on the one that may be narrow.
+    # Weights are the operand of 16 or 64 rows of a tensor core instruction; activations the one that may be narrow.
     acc_a = _add_product(a, h, acc_a, MASKED, BLOCK_K)
     if PAIR:
         b = load(b_rows[:, None] + ks[None, :], inside[None, :], MASKED, STREAM)
@@ -170,9 +170,9 @@ def tile_products(x_rows, norm, a_rows, b_rows, lo, hi,
                   ):  # fmt: skip
     """Products over k in [lo, hi) of weight rows with activation rows, float32 [BLOCK_N, BLOCK_M].
 
-    x_rows [BLOCK_M], a_rows and b_rows [BLOCK_N] point at the rows' first values. Where `norm` is given the activations
-    are scaled by it and their sums of squares [BLOCK_M] come third: the caller multiplies by the inverse RMS, which is
-    the same for the whole row. b_rows counts only where PAIR.
+    x_rows [BLOCK_M], a_rows and b_rows [BLOCK_N] point at the rows' first values. With `norm` the activations are
+    scaled by it and their sums of squares [BLOCK_M] are the third result: the caller multiplies by the inverse RMS,
+    which is the same for the whole row. b_rows is read only where PAIR.
     """
     NORM: tl.constexpr = norm is not None
     if BLOCK_M < 16:

@@ -1,8 +1,8 @@
 """The operators that are a projection with something fused around it. Contracts: pyprune/ops/registration.py.
 
-Few rows run fused and stream the weights once (`skinny_linear`); for many rows the products are torch's own GEMM
-(`gemm`), and at odd sizes that it cannot be handed aligned `wide_linear`'s. Results that a projection reads next have
-rows that start on 16 bytes whatever their width (`empty_rows`).
+Up to SKINNY_ROWS rows run fused and stream the weights once (`skinny_linear`). For more, the products are torch's own
+GEMM (`gemm`), or `wide_linear` at odd sizes for which no aligned views exist. Results that a projection reads next have
+rows that start on 16 bytes at any width (`empty_rows`).
 """
 
 from __future__ import annotations

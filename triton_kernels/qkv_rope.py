@@ -1,8 +1,8 @@
 """RMSNorm, Q/K/V projection, q/k-norm, RoPE and the append to the KV cache.
 
-A tile of the projection holds pairs (i, i + D/2) of one head, so that RoPE turns them where they are. It is finished in
-place unless K is split or a q/k-norm needs a whole head at once: then a second kernel, the one that also serves many
-rows after torch's GEMM, finishes one head of some rows a program.
+A tile of the projection holds pairs (i, i + D/2) of a head, so that RoPE rotates them in registers. The kernel finishes
+the tile itself unless K is split or a q/k-norm needs a whole head at once. Then a second kernel, which also follows
+torch's GEMM, finishes one head of some rows a program.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pyprune.triton_kernels.skinny_linear import needs_norm_first
 
 @triton.jit
 def _of_head(q, k, v, head, HEADS: tl.constexpr, KV_HEADS: tl.constexpr):
-    """Heads are numbered q, then k, then v: the one of three values that belongs to this head."""
+    """The value of q, k or v that belongs to this head. Heads are numbered q, then k, then v."""
     return tl.where(head < HEADS, q, tl.where(head < HEADS + KV_HEADS, k, v))
 
 
 @triton.jit
-def _pairs(vector, first, p, wanted, HALF: tl.constexpr):
-    """The two halves of a head of a bias or norm as columns; zeros where it is not wanted."""
-    inside = p < tl.where(wanted, HALF, 0)
+def _pairs(vector, first, p, enabled, HALF: tl.constexpr):
+    """The two halves of a head of a bias or norm as columns; zeros where not enabled."""
+    inside = p < tl.where(enabled, HALF, 0)
     left = tl.load(vector + first + p, mask=inside, other=0.0).to(tl.float32)[:, None]
     return left, tl.load(vector + first + HALF + p, mask=inside, other=0.0).to(tl.float32)[:, None]
 
@@ -43,9 +43,9 @@ def _rotate_and_append(a, b, p, m, head, q_bias, k_bias, v_bias, q_norm, k_norm,
                        M, tokens, limit, slot_limit, eps,
                        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                        ):  # fmt: skip
-    """a, b [pairs, rows]: the two halves of a head -> bias, q/k-norm, RoPE -> q_out or its place in a cache.
+    """a, b [pairs, rows]: the two halves of a head -> bias, q/k-norm, RoPE -> q_out or its row of a cache.
 
-    The place is `slots` where given, else the position.
+    The row is `slots`, or the position where slots is None.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     is_q = head < HEADS
@@ -91,7 +91,7 @@ def _rotate_and_append(a, b, p, m, head, q_bias, k_bias, v_bias, q_norm, k_norm,
     right = tl.where(is_v, b, b * c + a * s)
     if is_q:
         at = q_out + (m.to(tl.int64)[None, :] * HEADS + local) * HEAD_DIM + p[:, None]
-        # No place for a position or slot outside its range: its query is NaN, so that nobody takes it for a result.
+        # A position or slot outside its range has no row: its query is NaN, so that nobody takes it for a result.
         left = tl.where(live, tl.where(known[None, :], left, float("nan")), 0.0)
         right = tl.where(live, tl.where(known[None, :], right, float("nan")), 0.0)
         tl.store(at, left.to(q_out.dtype.element_ty), mask=inside)
@@ -212,8 +212,8 @@ def norm_qkv_rope(
     checks.vector(norm, inner, "norm", q_weight)
     for weight, bias, what in ((q_weight, q_bias, "q"), (k_weight, k_bias, "k"), (v_weight, v_bias, "v")):
         checks.matrix(weight, inner, f"{what}_weight", q_weight, q_weight.dtype)
-        wanted = what == "q" or weight.shape[0] == kv_heads * head_dim
-        checks.expect(wanted, f"{what}_weight: {kv_heads * head_dim} rows are expected, not {weight.shape[0]}")
+        fits = what == "q" or weight.shape[0] == kv_heads * head_dim
+        checks.expect(fits, f"{what}_weight: {kv_heads * head_dim} rows are expected, not {weight.shape[0]}")
         checks.vector(bias, weight.shape[0], f"{what}_bias", q_weight)
     checks.expect(
         head_dim > 0 and head_dim % 2 == 0 and q_weight.shape[0] % head_dim == 0,
@@ -244,7 +244,7 @@ def norm_qkv_rope(
         M=rows, K=inner, tokens=tokens, limit=limit, slot_limit=length, eps=eps, HEADS=heads, KV_HEADS=kv_heads,
         HEAD_DIM=head_dim, PDL=dependent(device),
     )  # fmt: skip
-    every = heads + 2 * kv_heads
+    all_heads = heads + 2 * kv_heads
     if rows > configs.SKINNY_ROWS:
         h = rms_norm(flat, norm, eps, q_weight.dtype)
         q, k, v = gemm(h, q_weight, None), gemm(h, k_weight, None), gemm(h, v_weight, None)
@@ -252,16 +252,16 @@ def norm_qkv_rope(
         return q_out
 
     tile = skinny_tile(device, "norm_qkv_rope", rows, q_weight, pair=True)
-    # A tile lies within one head: of a small one it would do the last pairs again.
-    tile = replace(tile, columns=min(tile.columns, power_of_2(head_dim // 2, 1 if rows <= configs.GEMV_ROWS else 16)))
+    # A tile lies within a head: a tile wider than that would compute the last pairs again.
+    tile = replace(tile, block_n=min(tile.block_n, power_of_2(head_dim // 2, 1 if rows <= configs.GEMV_ROWS else 16)))
     fused: Tensor | None = norm
     if needs_norm_first(q_weight, tile):
         flat, fused = rms_norm(flat, norm, eps, q_weight.dtype), None
-    tiles = every * cdiv(head_dim // 2, tile.columns)
+    tiles = all_heads * cdiv(head_dim // 2, tile.block_n)
     splits, steps = configs.splits_for(architecture(device), tiles, inner, tile)
     parts = squares = None
     if splits > 1 or q_norm is not None or k_norm is not None:
-        parts = torch.empty(splits, rows, every * head_dim, dtype=torch.float32, device=device)
+        parts = torch.empty(splits, rows, all_heads * head_dim, dtype=torch.float32, device=device)
         squares = None if fused is None else torch.empty(splits, rows, dtype=torch.float32, device=device)
     x_unit, w_unit = alignment(flat), alignment(q_weight, k_weight, v_weight)
     launch(
@@ -269,8 +269,8 @@ def norm_qkv_rope(
         x_units=flat.stride(0) // x_unit, norm=fused, a=q_weight, a_units=q_weight.stride(0) // w_unit,
         k_weight=k_weight, k_units=k_weight.stride(0) // w_unit, v_weight=v_weight,
         v_units=v_weight.stride(0) // w_unit, parts=parts, part_squares=squares, steps=steps, X_UNIT=x_unit,
-        W_UNIT=w_unit, BLOCK_M=tile.rows, BLOCK_P=tile.columns, BLOCK_K=tile.inner, VEC=16 // q_weight.element_size(),
-        STAGES=tile.stages,
+        W_UNIT=w_unit, BLOCK_M=tile.block_m, BLOCK_P=tile.block_n, BLOCK_K=tile.block_k,
+        VEC=16 // q_weight.element_size(), STAGES=tile.stages,
     )  # fmt: skip
     if parts is not None:
         first_k, first_v = heads * head_dim, (heads + kv_heads) * head_dim

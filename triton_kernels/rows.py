@@ -1,4 +1,4 @@
-"""Around torch's GEMMs, for many rows: RMSNorm, SiLU product, residual. One pass over the rows each."""
+"""Around torch's GEMM: RMSNorm, SiLU product, residual. One pass over the rows each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyprune.strides import empty_rows, mark_zero_gap
 from pyprune.triton_kernels.launch import cdiv, launch
 from pyprune.triton_kernels.products import is_live
 
-_FLAT = 1024  # elements that a program of the elementwise kernels takes
+_FLAT = 1024  # elements a program of the elementwise kernels
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def rms_norm_kernel(x, x_stride, norm, out, out_stride, K, eps, BLOCK: tl.conste
 
 
 def padded_rows(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty [rows, width] whose rows each start on 16 bytes, which is what fast GEMM kernels ask for."""
+    """An empty [rows, width] whose rows each start on 16 bytes, as fast GEMM kernels require."""
     return empty_rows(rows, width, dtype=dtype, device=device)
 
 
@@ -63,7 +63,7 @@ def silu_product_kernel(gate, up, units, out, out_units, skip, sublayer, N, UNIT
     live = is_live(skip, sublayer)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64)
-    # What lies between the rows of gate and up is read too, and thrown away: a bound at an odd N would break up loads.
+    # Values between the rows of gate and up are read too, and discarded: a bound at an odd N would break up the loads.
     at = row * (units * UNIT) + n
     read = n < tl.where(live, units, 0) * UNIT
     g = tl.load(gate + at, mask=read, other=0.0).to(tl.float32)

@@ -1,7 +1,7 @@
-"""Projections of few rows (1 to 64): x W^T with the norm before it and bias, SiLU product or residual after it.
+"""Skinny projections (1 to 64 rows): x W^T with the norm before it and bias, SiLU product or residual after it.
 
-Where column tiles are fewer than processors, K is split: the parts go to a workspace and a second kernel sums them in
-a fixed order, so that the same input gives the same bits.
+Where column tiles are fewer than SMs, K is split: the parts go to a workspace and a second kernel sums them in a fixed
+order, so that the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ def skinny_linear(
     eps: float = 0.0, up: Tensor | None = None, up_bias: Tensor | None = None, residual: Tensor | None = None,
     skip: Tensor | None = None, sublayer: int = 0,
 ) -> Tensor:  # fmt: skip
-    """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows. `operator` asks for it.
+    """out [M, N] = h weight^T + bias, h = x [M, K] or RMSNorm(x) with `norm`; 1 to 64 rows.
 
-    With `up` (as large as `weight`): silu(h weight^T + bias) * (h up^T + up_bias). With `residual`
-    [M, N], contiguous: added. `out` [..., N], in any of the three float dtypes, is contiguous or of `empty_rows`; what
-    lies between its rows is not written.
+    `operator`: the caller's name, for the tuned tile. With `up` (as large as `weight`): silu(h weight^T + bias) *
+    (h up^T + up_bias). With `residual` [M, N], contiguous: added. `out` [..., N], in any of the three float dtypes, is
+    contiguous or of `empty_rows`; what lies between its rows is not written.
     """
     rows, inner = x.shape
     columns = weight.shape[0]
@@ -128,7 +128,7 @@ def skinny_linear(
     tile = skinny_tile(device, operator, rows, weight, pair)
     if norm is not None and needs_norm_first(weight, tile):
         x, norm = rms_norm(x, norm, eps, weight.dtype), None
-    tiles = cdiv(columns, tile.columns)
+    tiles = cdiv(columns, tile.block_n)
     splits, steps = configs.splits_for(architecture(device), tiles, inner, tile)
     parts = squares = None
     if splits > 1:
@@ -141,7 +141,7 @@ def skinny_linear(
         skinny_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, norm=norm, a=weight, a_units=weight.stride(0) // w_unit, b=up,
         b_units=0 if up is None else up.stride(0) // w_unit, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit,
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, VEC=16 // weight.element_size(),
         STAGES=tile.stages, PDL=dependent(device),
     )  # fmt: skip
     if splits > 1:
@@ -158,4 +158,4 @@ def needs_norm_first(weight: Tensor, tile: configs.Tile) -> bool:
     There x * norm is rounded to float16 before the row's RMS is known, and embeddings of 0.01 would fall among
     float16's subnormal numbers. bfloat16 has float32's range, and a GEMV multiplies in float32.
     """
-    return weight.dtype == torch.float16 and tile.rows > configs.GEMV_ROWS
+    return weight.dtype == torch.float16 and tile.block_m > configs.GEMV_ROWS

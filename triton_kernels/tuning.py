@@ -1,4 +1,4 @@
-"""What `pyprune tune` has measured, as a file; and which of it holds for a kernel that is launched.
+"""The file of what `pyprune tune` has measured, and which of its entries holds for a kernel that is launched.
 
 The file is $PYPRUNE_TUNING, else pyprune/tuning.json in the user's cache directory. Without it the fixed table holds.
 It has entries of any number of GPUs; one holds where GPU, Triton version, operator, dtype and class of shapes agree.
@@ -21,7 +21,8 @@ from pyprune.files import read_json, user_cache, write_json
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import Config, Shape, nearest
 
-FORMAT = "pyprune-tuning/1"
+FORMAT = "pyprune-tuning/2"
+OLDER_FORMATS = ("pyprune-tuning/1",)  # configurations under other names
 VARIABLE = "PYPRUNE_TUNING"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -77,9 +78,9 @@ def chosen(device: torch.device, operator: str, dtype: torch.dtype, shape: Shape
     """The loaded configuration for a launch on a CUDA device; None where there is none."""
     if not _loaded:
         return None
-    here = machine(torch.cuda.current_device() if device.index is None else device.index)
-    found = _loaded.get(Key(here, operator, DTYPE_NAMES[dtype], shape))
-    return None if found is None else found.config
+    gpu = machine(torch.cuda.current_device() if device.index is None else device.index)
+    tuned = _loaded.get(Key(gpu, operator, DTYPE_NAMES[dtype], shape))
+    return None if tuned is None else tuned.config
 
 
 @functools.cache
@@ -107,19 +108,22 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str]) -> Tuning:
-    """What a file holds. InputError naming the file and the entry for anything that `write` would not have written."""
+    """What a file holds. InputError naming the file for an older format, and the entry too for anything that `write`
+    would not have written."""
     expected = f"a file that `pyprune tune` wrote is expected (remove it, or name another in {VARIABLE})"
     data = read_json(path)
+    if isinstance(data, dict) and data.get("format") in OLDER_FORMATS:
+        raise InputError(f"{path}: is of the older format {data['format']}; remove it and run `pyprune tune` again")
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), list):
         raise InputError(f"{path}: is not of format {FORMAT}; {expected}")
-    found: dict[Key, Tuned] = {}
+    tuning: dict[Key, Tuned] = {}
     for number, entry in enumerate(data["entries"], start=1):
         try:
             key, tuned = _checked(entry)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: entry {number}: {error}; {expected}") from None
-        found[key] = tuned
-    return found
+        tuning[key] = tuned
+    return tuning
 
 
 def _entry(key: Key, tuned: Tuned) -> dict[str, Any]:
@@ -148,18 +152,18 @@ def _checked(entry: Any) -> tuple[Key, Tuned]:
     for name in ("seconds", "fixed_seconds"):
         if not isinstance(entry[name], float) or not 0 < entry[name] < math.inf:
             raise ValueError(f"{name}: a positive number is expected, not {entry[name]!r}")
-    capability = _whole(entry["compute_capability"], "compute_capability")
-    sizes = {name: _whole(value, name) for name, value in dict(entry["shape"]).items()}
+    capability = _positive(entry["compute_capability"], "compute_capability")
+    sizes = {name: _positive(value, name) for name, value in dict(entry["shape"]).items()}
     shape, dtype = Shape(**sizes), DTYPES[entry["dtype"]]
-    known = {_as_tuple(asdict(one)): one for one in candidates(entry["operator"], dtype, shape, nearest(capability))}
-    config = known.get(_as_tuple(dict(entry["config"])))
+    tried = candidates(entry["operator"], dtype, shape, nearest(capability))
+    config = {_as_tuple(asdict(tile)): tile for tile in tried}.get(_as_tuple(dict(entry["config"])))
     if config is None:
         raise ValueError(f"config: {entry['config']} is not one of those that this version tries")
     key = Key(Machine(entry["gpu"], capability, entry["triton"]), entry["operator"], entry["dtype"], shape)
     return key, Tuned(config, entry["seconds"], entry["fixed_seconds"])
 
 
-def _whole(value: Any, name: str) -> int:
+def _positive(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: a positive whole number is expected, not {value!r}")
     return value

@@ -1,9 +1,9 @@
-"""Projections of many rows at sizes that GEMM libraries have no fast kernel for: x W^T with odd K or N, fused.
-`gemm.takes` says which are for torch's GEMM nevertheless.
+"""Fused GEMM for sizes that GEMM libraries have no fast kernel for: x W^T with odd K or N, for more than SKINNY_ROWS
+rows. `gemm.takes` names the odd sizes that torch's GEMM takes nevertheless.
 
-Tiles are those of a full GEMM; the end of K is masked, so a weight whose rows are padded comes in wide loads at any K,
-and gate and up pass together, their SiLU product taken in registers. Where tiles are fewer than processors K is split,
-and `sum_splits_kernel` adds the parts in a fixed order.
+The end of K is masked, so that a weight with padded rows is read in wide loads at any K. Gate and up are read together,
+their SiLU product is taken in registers. Where tiles are fewer than SMs K is split, and `sum_splits_kernel` adds the
+splits in a fixed order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyprune.triton_kernels.products import banded, is_live, tile_products
 from pyprune.triton_kernels.rows import padded_rows
 from pyprune.triton_kernels.skinny_linear import finish, sum_splits_kernel
 
-_BAND = 8  # row tiles that pass over a tile of weights together, so that it is read from memory once and stays in L2
+_BAND = 8  # row tiles that read a tile of weights together, so that it comes from memory once and stays in L2
 
 
 @triton.jit(do_not_specialize=["sublayer", "M", "steps"])
@@ -68,7 +68,7 @@ def wide_linear(
         x = padded_rows(rows, inner, weight.dtype, device).copy_(x)
     arch, pair = architecture(device), up is not None
     tile = configs.gemm_tile(arch, weight.dtype, pair)
-    tiles = cdiv(rows, tile.rows) * cdiv(columns, tile.columns)
+    tiles = cdiv(rows, tile.block_m) * cdiv(columns, tile.block_n)
     splits, steps = configs.splits_for(arch, tiles, inner, tile)
     parts = x.new_empty(splits, 1 + pair, rows, columns, dtype=torch.float32) if splits > 1 else None
     x_unit, w_unit = stride_unit(x), stride_unit(weight, *([up] if pair else []))
@@ -79,7 +79,7 @@ def wide_linear(
         wide_linear_kernel, (tiles, splits), device, tile.warps, tile.stages, tile.registers, **shared, x=x,
         x_units=x.stride(0) // x_unit, a=weight, a_units=weight.stride(0) // w_unit, b=up,
         b_units=0 if up is None else up.stride(0) // w_unit, steps=steps, X_UNIT=x_unit, W_UNIT=w_unit, BAND=_BAND,
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner, VEC=16 // weight.element_size(),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, VEC=16 // weight.element_size(),
         STAGES=tile.stages,
     )  # fmt: skip
     if splits > 1:

@@ -35,11 +35,11 @@ def block_launches(decoder: Decoder, block: Block, batch: int, cache: int, capab
         mha = block.mha
         arch = configs.nearest(capability)
         tile = configs.skinny_tile(arch, batch, decoder.dtype, pair=True)
-        columns = min(tile.columns, max(mha.head_dim // 2, 1))
+        columns = min(tile.block_n, max(mha.head_dim // 2, 1))
         tiles = (mha.heads + 2 * mha.kv_heads) * -(-(mha.head_dim // 2) // columns)
         appended = configs.splits_for(arch, tiles, hidden, tile)[0] > 1 or mha.q_norm is not None
-        found += 1 + (appended and batch > configs.GEMV_ROWS)  # the CUDA library of few rows never splits
-        found += 1 + (cache > arch.stretch)
+        found += 1 + (appended and batch > configs.GEMV_ROWS)  # the CUDA library never splits K
+        found += 1 + (cache > arch.kv_split)
         found += _products(hidden, mha.heads * mha.head_dim, batch, capability, pair=False)
     if block.ffn is not None:
         width = block.ffn.width
@@ -55,7 +55,7 @@ def _products(out: int, inner: int, rows: int, capability: int, pair: bool) -> i
         return 1
     arch = configs.nearest(capability)
     tile = configs.skinny_tile(arch, rows, torch.bfloat16, pair)
-    return 1 + (configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
+    return 1 + (configs.splits_for(arch, -(-out // tile.block_n), inner, tile)[0] > 1)
 
 
 def prompt_launches(decoder: Decoder, batch: int, tokens: int) -> int:

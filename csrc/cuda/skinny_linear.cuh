@@ -1,11 +1,11 @@
-// The linear of one or two activation rows, any K and N, any row stride: the kernel.
+// The kernel: a linear of one or two activation rows, any K and N, any row stride.
 //
-// At batch 1 or 2 a linear is as fast as its weights can be read, so everything serves that: 16-byte loads for every
-// row, also where K is odd and rows start anywhere (row_cover.h); six or eight loads under way in each thread, in a ring
-// of registers that runs on across rows; many small blocks; the first loads issued before the previous kernel has ended
-// (sm_90). x is normalised, rounded to the weights' type and kept in shared memory at the phase of the block's rows, so
-// that it too is read 16 bytes at a time. Products are summed in float32 in a fixed order: the same input at the same
-// alignment gives the same bits.
+// At batch 1 or 2 a linear is bound by memory bandwidth, so everything serves the reading of weights: 16-byte loads for
+// every row, also where K is odd and rows start anywhere (row_cover.h); six or eight loads in flight in each thread, in a
+// ring of registers that continues across rows; many small blocks; the first loads issued before the previous kernel has
+// ended (sm_90). x is normalised, rounded to the weights' type and kept in shared memory at the phase of the block's
+// rows, so that it too is read 16 bytes at a time. Products are summed in float32 in a fixed order: the same input at the
+// same alignment gives the same bits.
 //
 // Its device functions come from instructions.cuh, or from the emulator that runs this file on a CPU for the tests
 // (tests/cuda/emulator.h).

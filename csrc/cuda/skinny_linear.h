@@ -13,9 +13,9 @@ PYPRUNE_HOST_DEVICE int size_of(DType type) { return type == DType::f32 ? 4 : 2;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-// 16-byte loads that a thread has under way, and blocks a multiprocessor should hold at least, for one matrix or two.
-// Their product is what is in flight on a multiprocessor, 64 or 72 KiB, where bandwidth times latency asks for about 36
-// (4.8 TB/s, 1 us, 132 of them: an H200). The blocks bound the registers, at 128 and 80 a thread; two rows and float32
+// 16-byte loads that a thread has under way, and the least number of blocks an SM should hold, for one matrix or two.
+// Their product is what is in flight on an SM, 64 or 72 KiB, where bandwidth times latency needs about 36
+// (4.8 TB/s, 1 us, 132 SMs: an H200). The blocks bound the registers, at 128 and 80 a thread; two rows and float32
 // would spill at 80. Chosen among seven such pairs, blocks of 128, 256 and 512 threads, by time on an H100
 // (bench/NOTES.md).
 PYPRUNE_HOST_DEVICE constexpr int loads_in_flight(int matrices) { return matrices == 1 ? 8 : 6; }
@@ -83,8 +83,8 @@ struct Arguments {
 
 struct Device {
   int processors;
-  int shared_per_block;      // the most a block may ask for
-  int shared_per_processor;  // what its blocks share
+  int shared_per_block;      // limit a block
+  int shared_per_processor;  // of an SM, shared by its blocks
 };
 
 // The layout for `rows` (1 or 2) activations and `matrices` (1 or 2) weights. Its rules follow the quickest of all layouts
@@ -108,7 +108,7 @@ inline Plan plan_of(const Arguments& a, int rows, int matrices, const Device& de
 
   const int slots = ceil_div(a.k + v - 1, v), width = unroll * 32 * p.split;
   const int slot_bytes = kWideBytes * rows * p.copies;
-  // Two blocks a processor at least; 2 KiB cover what the runtime and the reductions take.
+  // At least two blocks an SM; 2 KiB cover what the runtime and the reductions take.
   const int budget = smaller(device.shared_per_block, device.shared_per_processor / 2) - 2048;
   if (int64_t(slots) * slot_bytes <= budget) {
     p.steps_per_panel = larger(1, ceil_div(slots, width));

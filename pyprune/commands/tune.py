@@ -32,7 +32,10 @@ def add_options(commands: Any) -> None:
         "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
     )
     parser.add_argument(
-        "--rows", type=rows, metavar="N,...", help="classes of few rows, some of 1,2,16,32,64 (default: all of them)"
+        "--rows",
+        type=rows,
+        metavar="N,...",
+        help="classes of rows, some of 1,2,16,32,64 (default: all of them)",
     )
     parser.add_argument(
         "--jobs",
@@ -50,7 +53,7 @@ def add_options(commands: Any) -> None:
 
 
 def rows(text: str) -> tuple[int, ...]:
-    """Some of the classes of few rows."""
+    """Some of the classes of skinny products."""
     accepted = ("1", "2", "16", "32", "64")
     classes = text.split(",")
     if not set(classes) <= set(accepted) or len(set(classes)) < len(classes):
@@ -76,10 +79,10 @@ def run(options: argparse.Namespace) -> None:
     decoder = loaded_sizes(options.model, options.dtype)
     with Bar() as bar:
         jobs = options.jobs or min(os.cpu_count() or 1, 16)
-        here, results = tune_model(decoder, gpu_device, path, partial(bar, "tuning"), options.rows or ROWS, jobs)
+        machine, results = tune_model(decoder, gpu_device, path, partial(bar, "tuning"), options.rows or ROWS, jobs)
     if options.json:
         refused = [reason for result in results for reason in result.refusals()]
-        file = tuning.to_json(entries(results, here))
+        file = tuning.to_json(entries(results, machine))
         return print_json({"model": decoder.name, "file": str(path), **file, "refused": refused})
     rows = []
     for result in results:

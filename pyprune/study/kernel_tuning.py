@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Decoder
-from pyprune.study.tuning_cases import ROWS, Case, cases
+from pyprune.study.tuning_cases import ROWS, Case
+from pyprune.study.tuning_cases import cases as model_cases
 from pyprune.triton_kernels import timing, tuning
 from pyprune.triton_kernels.candidates import candidates
 from pyprune.triton_kernels.configs import Architecture, Config
@@ -26,10 +27,10 @@ from pyprune.triton_kernels.launch import architecture, compiling_ahead, trying
 from pyprune.triton_kernels.tuning import DTYPE_NAMES, Key, Machine, Tuned
 
 ROUNDS = 15
-MARGIN = 0.98  # of the fixed configuration's time: what gains less than that may be noise
+MARGIN = 0.98  # of the fixed configuration's time: a smaller gain may be noise
 
 Time = Callable[[Mapping[Config, Callable[[], object]]], Mapping[Config, Sequence[float]]]
-"""Seconds of each of several runs of what belongs to each configuration."""
+"""Seconds of several runs of each configuration's call."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,24 @@ def event_timer(device: torch.device) -> Time:
 
 
 def tune(
-    todo: Sequence[Case], arch: Architecture, device: torch.device, time: Time,
+    cases: Sequence[Case], arch: Architecture, device: torch.device, time: Time,
     done: Callable[[int, int], None] = lambda *_: None, jobs: int = 1,
 ) -> list[Finding]:  # fmt: skip
-    """Measure every case; `done(finished, total)` after each. jobs: kernels of a case that are compiled at a time,
-    before it is measured."""
-    found: list[Finding] = []
+    """Measure every case; `done(finished, total)` is called after each. jobs: kernels of a case that are compiled at a
+    time, before it is measured."""
+    findings: list[Finding] = []
     with torch.inference_mode():
-        for case in todo:
+        for case in cases:
             configurations = candidates(case.operator, case.dtype, case.shape, arch)
             if jobs > 1:
                 compile_ahead(case, configurations, device, jobs)
-            found.append(measure(case, configurations, device, time))
-            done(len(found), len(todo))
-    return found
+            findings.append(measure(case, configurations, device, time))
+            done(len(findings), len(cases))
+    return findings
 
 
 def compile_ahead(case: Case, configurations: Sequence[Config], device: torch.device, jobs: int) -> None:
-    """Compile the kernels of all configurations, `jobs` at a time; `measure` meets again, and tells, what fails."""
+    """Compile the kernels of all configurations, `jobs` at a time. `measure` reports those that do not compile."""
     run, _ = case.prepare(device)
     with compiling_ahead(jobs):
         for config in configurations:
@@ -84,42 +85,45 @@ def tune_model(
     decoder: Decoder, device: torch.device, path: Path, done: Callable[[int, int], None] = lambda *_: None,
     rows: Sequence[int] = ROWS, jobs: int = 1,
 ) -> tuple[Machine, list[Finding]]:  # fmt: skip
-    """Measure the operators of a model on a CUDA device and put the findings into the file, beside what it has of
-    others. Only sizes and dtypes of the model are read. rows, jobs: as in `cases` and `tune`. InputError for a file
-    that is not sound, before any work."""
-    kept = tuning.read(path) if path.exists() else {}
+    """Measure the operators of a model on a CUDA device and add the findings to the file; its entries of other GPUs and
+    models stay. Only sizes and dtypes of the model are read. rows, jobs: as in `tuning_cases.cases` and `tune`.
+    InputError for a file that `tuning.read` refuses, before any work."""
+    previous = tuning.read(path) if path.exists() else {}
     with torch.cuda.device(device):
-        here = tuning.machine(torch.cuda.current_device())
+        machine = tuning.machine(torch.cuda.current_device())
         arch = architecture(device)
-        found = tune(cases(decoder, arch, rows), arch, device, event_timer(device), done, jobs)
-    tuning.write(path, {**kept, **entries(found, here)})
-    return here, found
+        findings = tune(model_cases(decoder, arch, rows), arch, device, event_timer(device), done, jobs)
+    tuning.write(path, {**previous, **entries(findings, machine)})
+    return machine, findings
 
 
 def entries(findings: Sequence[Finding], machine: Machine) -> dict[Key, Tuned]:
-    """The findings as the file keeps them."""
-    return {Key(machine, one.case.operator, DTYPE_NAMES[one.case.dtype], one.case.shape): one.tuned for one in findings}
+    """The findings as entries of the file."""
+    return {
+        Key(machine, finding.case.operator, DTYPE_NAMES[finding.case.dtype], finding.case.shape): finding.tuned
+        for finding in findings
+    }
 
 
 def measure(case: Case, configurations: Sequence[Config], device: torch.device, time: Time) -> Finding:
-    """The quickest of the configurations, the first of which is the fixed one: it says what is right."""
+    """The quickest of the configurations. The first is the fixed one, whose result is the reference."""
     fixed, *others = configurations
     run, written = case.prepare(device)
     with trying(fixed):
-        expected = [one.clone() for one in (run(), *written)]
-    fit, refused = [fixed], {}
+        expected = [tensor.clone() for tensor in (run(), *written)]
+    accepted, refused = [fixed], {}
     for config in others:
         reason = _why_not(config, run, written, expected)
         if reason is None:
-            fit.append(config)
+            accepted.append(config)
         else:
             refused[config] = reason
-    samples = time({config: partial(_run_with, config, run) for config in fit})
-    return Finding(case, quickest(samples, fixed), len(fit), refused)
+    samples = time({config: partial(_run_with, config, run) for config in accepted})
+    return Finding(case, quickest(samples, fixed), len(accepted), refused)
 
 
 def quickest(samples: Mapping[Config, Sequence[float]], fixed: Config) -> Tuned:
-    """The configuration of the least median; the fixed one where that is as good as the least."""
+    """The configuration of the least median time, or the fixed one where that is as good (MARGIN)."""
     medians = {config: statistics.median(seconds) for config, seconds in samples.items()}
     best = min(medians, key=medians.__getitem__)
     if medians[best] > MARGIN * medians[fixed]:
@@ -127,12 +131,12 @@ def quickest(samples: Mapping[Config, Sequence[float]], fixed: Config) -> Tuned:
     return Tuned(best, medians[best], medians[fixed])
 
 
-def agree(given: Tensor, expected: Tensor) -> bool:
+def agree(result: Tensor, expected: Tensor) -> bool:
     """Whether two results differ by no more than another order of summation explains."""
-    if given.shape != expected.shape or not bool(torch.isfinite(given).all()):
+    if result.shape != expected.shape or not bool(torch.isfinite(result).all()):
         return False
     allowed = max(2 * torch.finfo(expected.dtype).eps, 1e-4) * float(expected.abs().max())
-    return float((given.float() - expected.float()).abs().max()) <= allowed
+    return float((result.float() - expected.float()).abs().max()) <= allowed
 
 
 def _run_with(config: Config, run: Callable[[], Tensor]) -> None:
@@ -143,16 +147,16 @@ def _run_with(config: Config, run: Callable[[], Tensor]) -> None:
 def _why_not(
     config: Config, run: Callable[[], Tensor], written: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> str | None:
-    """Why a configuration is not to be timed; None where it may."""
-    # What it forgets to write must not be taken from the call before.
-    for one in written:
-        one.fill_(float("nan"))
+    """Why a configuration is not timed; None where it is."""
+    # A value that it does not write must not be that of the call before.
+    for tensor in written:
+        tensor.fill_(float("nan"))
     timing.poison(expected[0])
     try:
         with trying(config) as spills:
-            given = [run(), *written]
-        right = all(map(agree, given, expected))
-    except Exception as error:  # of every kind: out of shared memory, not compilable, ...
+            results = [run(), *written]
+        right = all(map(agree, results, expected))
+    except Exception as error:  # of any kind: out of shared memory, not compilable, ...
         return f"{type(error).__name__}: {error}"
     if any(spills):
         return f"spills {max(spills)} words a thread"

@@ -33,7 +33,7 @@ def test_a_step_reads_the_weights_and_each_sequences_cache(seven):
     [
         ("shape:llama-7b", 1, 44, 90, 5 * 32 + 1),  # as the three runs' profiles have it
         ("shape:llama-7b", 16, 44, 90, 8 * 32 + 1),
-        ("shape:llama-7b", 1, 140, 90, 6 * 32 + 1),  # a cache of more than one stretch is joined
+        ("shape:llama-7b", 1, 140, 90, 6 * 32 + 1),  # a cache of more than one KV split is reduced
         ("shape:llama-1b", 1, 44, 90, 5 * 16 + 1),
     ],
 )

@@ -94,7 +94,7 @@ def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: i
     arch = configs.architecture(DEVICE)
     for pair in (False, True):
         tile = configs.gemm_tile(arch, torch.float32, pair)
-        counts = [-(-rows // tile.rows) * -(-out // tile.columns) for out in (5, 205)]
+        counts = [-(-rows // tile.block_m) * -(-out // tile.block_n) for out in (5, 205)]
         splits = [configs.splits_for(arch, count, 257, tile)[0] for count in counts]
         assert splits[0] > 1 or not INTERPRETED
         assert splits[1] == 1 or not INTERPRETED
@@ -115,11 +115,11 @@ def test_what_lies_behind_the_end_of_k_is_never_read_for_many_rows_either():
 
 def test_the_sizes_above_reach_the_split_and_the_unsplit_form():
     arch = configs.architecture(DEVICE)
-    found = set()
+    splits = set()
     for out, inner in SIZES:
         tile = configs.skinny_tile(arch, 3, torch.float32, pair=False)
-        found.add(configs.splits_for(arch, -(-out // tile.columns), inner, tile)[0] > 1)
-    assert found == {True, False}
+        splits.add(configs.splits_for(arch, -(-out // tile.block_n), inner, tile)[0] > 1)
+    assert splits == {True, False}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
@@ -178,7 +178,7 @@ def test_silu_saturates_without_overflow(rows: int):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
-def test_a_skipped_unit_does_nothing_whatever_its_weights_hold(rows: int):
+def test_a_skipped_sublayer_does_nothing_whatever_its_weights_hold(rows: int):
     x, broken, residual = random(rows, 257), torch.full((5, 257), NAN), random(rows, 5)
     skip = torch.tensor([False, True])
     assert torch.equal(run("linear_residual", x, broken, None, residual, skip, 1), residual)
@@ -231,7 +231,7 @@ def test_weights_of_one_projection_may_be_padded_and_biased_alone():
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[3]], ids=str)
-def test_a_skipped_unit_leaves_the_cache_alone(case: tuple):
+def test_a_skipped_sublayer_leaves_the_cache_alone(case: tuple):
     batch, tokens, heads, _, head_dim, *_ = case
     args = qkv_arguments(case, torch.float32, True)
     args[3] = torch.full_like(args[3], NAN)
@@ -286,15 +286,15 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [0, 1, 7, 32, 40])
 def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window: int, dtype: torch.dtype):
-    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a stretch is 32 rows
+    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a KV split is 32 rows
     positions = torch.tensor([[3, 4], [31, 32], [64, 65], [109, 2]])
     first = torch.tensor([0, 30, 65, 20])
     keys, values = (torch.full((batch, kv_heads, length, head_dim), NAN, dtype=dtype) for _ in range(2))
     for b in range(batch):  # NaN in every row that neither query of the sequence may see
-        for own in positions[b].tolist():
-            start = min(own, max(int(first[b]), own - window + 1 if window else 0))
+        for position in positions[b].tolist():
+            start = min(position, max(int(first[b]), position - window + 1 if window else 0))
             for cache in (keys, values):
-                cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
+                cache[b, :, start : position + 1] = torch.randn_like(cache[b, :, start : position + 1])
     q = random(batch, 2, heads, head_dim) * 2
     clean = [c.nan_to_num() for c in (keys, values)]
     reference = REFERENCE["decode_attention"]
@@ -333,20 +333,20 @@ def test_more_sequences_than_a_grid_takes_give_the_same_bits(monkeypatch: pytest
     for rest in ((), (None, 0, torch.tensor([0, 7, 20, 2, 50]), 40)):
         whole = run("decode_attention", q, keys, values, positions, 0.3, *rest)
         with monkeypatch.context() as patch:
-            patch.setattr(attention, "MOST_PROGRAMS", (100, 100, 5))  # two sequences of two KV heads
+            patch.setattr(attention, "MAX_GRID", (100, 100, 5))  # two sequences of two KV heads
             assert torch.equal(run("decode_attention", q, keys, values, positions, 0.3, *rest), whole)
 
 
 def test_not_a_number_is_never_hidden_and_minus_infinity_weighs_nothing():
     q, keys, values = torch.ones(1, 1, 1, 8), random(1, 1, 110, 8), random(1, 1, 110, 8)
     positions = torch.tensor([[109]])
-    keys[0, 0, :70] = float("-inf")  # two whole stretches
+    keys[0, 0, :70] = float("-inf")  # two whole KV splits
     check("decode_attention", [q, keys, values, positions, 1.0], torch.float32)
     keys[0, 0, 3, :2] = torch.tensor([NAN, 0.0])
     assert run("decode_attention", q, keys, values, positions, 1.0).isnan().all()
 
 
-@pytest.mark.parametrize("tokens", [3, 33])  # few rows with a q/k-norm, many rows
+@pytest.mark.parametrize("tokens", [3, 33])  # skinny with a q/k-norm, GEMM
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias+qknorm"])
 def test_slots_say_where_keys_and_values_go_and_positions_how_they_are_turned(tokens: int, extras: bool):
     case = (2, tokens, 3, 1, 22, 50, 60)
@@ -390,8 +390,8 @@ def test_attention_of_one_sequence_has_the_same_bits_in_any_batch():
     rest = (0.25, None, 0, torch.tensor([0, 3, 40]), 45)
     whole = run("decode_attention", q, keys, values, positions, *rest)
     for b in range(3):
-        one = (t[b : b + 1] for t in (q, keys, values, positions))
-        assert torch.equal(run("decode_attention", *one, *rest[:3], rest[3][b : b + 1], 45), whole[b : b + 1])
+        sequence = (t[b : b + 1] for t in (q, keys, values, positions))
+        assert torch.equal(run("decode_attention", *sequence, *rest[:3], rest[3][b : b + 1], 45), whole[b : b + 1])
 
 
 def test_scores_of_any_size_do_not_overflow():
@@ -460,20 +460,20 @@ def test_logits_of_any_size_do_not_overflow():
 @pytest.mark.parametrize("rows", [3, 70])
 @pytest.mark.parametrize(("vocab", "begin", "end"), [(300, 128, 256), (300, 0, 256), (2400, 0, 2300), (300, 0, 300)])
 def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int, end: int):
-    # 2300 entries are more tiles than are joined at once. A row of nothing else has no loss, as in PyTorch.
+    # 2300 entries are more tiles than are reduced at once. A row of nothing else has no loss, as in PyTorch.
     x, w, bias = random(rows, 7), weight(vocab, 7, torch.float32), random(vocab)
     bias[begin:end] = -float("inf")
     target = torch.randint(0, vocab, (rows,))
     target[0], target[1] = -100, begin  # of which the second cannot be
     args = [x, w, target, None, 0.0, bias]
-    plain, given = REFERENCE["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
-    assert torch.equal(given.isnan(), plain.isnan())
-    assert torch.equal(given.isinf(), plain.isinf())
-    assert given[1].isinf() if end < vocab or begin else given[1:].isnan().all()
+    plain, losses = REFERENCE["linear_cross_entropy"](*args), run("linear_cross_entropy", *args)
+    assert torch.equal(losses.isnan(), plain.isnan())
+    assert torch.equal(losses.isinf(), plain.isinf())
+    assert losses[1].isinf() if end < vocab or begin else losses[1:].isnan().all()
     exact = REFERENCE["linear_cross_entropy"](*double(*args))
     shown = exact.isfinite()
-    assert torch.equal(given.isfinite(), shown)
-    assert_no_worse_than_torch(given[shown], plain[shown], exact[shown], tiny=2e-6)
+    assert torch.equal(losses.isfinite(), shown)
+    assert_no_worse_than_torch(losses[shown], plain[shown], exact[shown], tiny=2e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
@@ -483,12 +483,12 @@ def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
     todo = [case for case in tuning_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]
     timed = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
     for case in todo:
-        found = candidates(case.operator, case.dtype, case.shape, arch)
-        measured = kernel_tuning.measure(case, [found[0], found[1], found[-1]], DEVICE, timed)
+        tiles = candidates(case.operator, case.dtype, case.shape, arch)
+        measured = kernel_tuning.measure(case, [tiles[0], tiles[1], tiles[-1]], DEVICE, timed)
         assert measured.refused == {}, case.operator
     names = {case.operator for case in todo}
-    few = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
-    assert names == few | {1: set(), 16: {"decode_attention"}, 64: {"linear_cross_entropy"}}[rows]
+    skinny = {"norm_qkv_rope", "linear_residual", "norm_gate_up", "norm_head"}
+    assert names == skinny | {1: set(), 16: {"decode_attention"}, 64: {"linear_cross_entropy"}}[rows]
 
 
 @pytest.mark.parametrize(

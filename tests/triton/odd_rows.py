@@ -76,7 +76,7 @@ def test_gate_and_up_leave_rows_that_start_on_16_bytes(rows: int, dtype: torch.d
     assert_no_worse_than_torch(result.cpu(), reference(*low(dtype, *args)), reference(*double(*args)))
     assert result.shape == (rows, 1, WIDTH)
     assert result.stride() == (gpu_stride(WIDTH, 4), gpu_stride(WIDTH, 4), 1)
-    # For few rows what lies between is never written, and never read; for many it is zero, and known to be.
+    # Up to 64 rows the gap is never written and never read. Beyond it is zero, and marked so.
     if rows > 64:
         assert (gap(result) == 0).all()
         assert has_zero_gap(result.flatten(0, 1))
@@ -85,7 +85,7 @@ def test_gate_and_up_leave_rows_that_start_on_16_bytes(rows: int, dtype: torch.d
         assert not has_zero_gap(result.flatten(0, 1))
 
 
-def test_a_skipped_unit_leaves_zeros_between_its_rows_too():
+def test_a_skipped_sublayer_leaves_zeros_between_its_rows_too():
     gate, skip = weight(WIDTH, HIDDEN, torch.float32).fill_(NAN), torch.tensor([False, True])
     args = here(random(70, HIDDEN), norm(HIDDEN, torch.float32), 1e-5, gate, gate, None, None, skip, 1)
     result = OPERATORS["norm_gate_up"](*args)
@@ -95,7 +95,7 @@ def test_a_skipped_unit_leaves_zeros_between_its_rows_too():
 
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (1, 5), (3, 2), (33, 3)])
 def test_attention_leaves_a_tokens_heads_as_a_row_that_starts_on_16_bytes(tokens: int, rows: int):
-    heads, head_dim, length = 3, 10, 90  # 30 values, 120 bytes, in one stretch of the cache and in several
+    heads, head_dim, length = 3, 10, 90  # 30 values, 120 bytes, in one KV split and in several
     q, keys, values = random(rows, tokens, heads, head_dim), *random(2, rows, 1, length, head_dim)
     positions = torch.full((rows, 1), length - tokens) + torch.arange(tokens)
     args = (q, keys, values, positions, head_dim**-0.5)
@@ -113,7 +113,7 @@ def test_attention_leaves_a_tokens_heads_as_a_row_that_starts_on_16_bytes(tokens
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [3, 70])
-def test_a_whole_half_of_odd_width_is_as_exact_as_pytorch(rows: int, dtype: torch.dtype):
+def test_a_whole_ffn_sublayer_of_odd_width_is_as_exact_as_pytorch(rows: int, dtype: torch.dtype):
     x, n, (gate, up), down = random(rows, HIDDEN), norm(HIDDEN, dtype), weight(2 * WIDTH, HIDDEN, dtype).chunk(2), None
     down, b = weight(HIDDEN, WIDTH, dtype), random(WIDTH, dtype=dtype)
     results = []
@@ -133,7 +133,7 @@ def test_a_whole_half_of_odd_width_is_as_exact_as_pytorch(rows: int, dtype: torc
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the two multiplies many rows, in the order of the calls."""
+    """Which of the two GEMMs is called, in order."""
     calls: list[str] = []
     for name in ("gemm", "wide_linear"):
         original = getattr(projections, name)
@@ -179,14 +179,14 @@ def test_torchs_gemm_takes_odd_widths_only_where_zeros_lie_between_the_rows(
 
 def test_what_torchs_gemm_is_handed_starts_on_16_bytes_in_every_row_and_is_zero_between_them():
     down, x = gpu_rows(weight(HIDDEN, WIDTH, torch.float32).to(DEVICE)), random(70, WIDTH).to(DEVICE)
-    known = mark_zero_gap(gpu_rows(x))
-    for rows in (x, apart(x), known):
+    zero_gap = mark_zero_gap(gpu_rows(x))
+    for rows in (x, apart(x), zero_gap):
         views = gemm.aligned_views(rows, down)
         assert all(view.shape[1] * view.itemsize % 128 == 0 for view in views)
         assert all(view.stride(0) == view.shape[1] and view.isfinite().all() for view in views)
         assert torch.equal(views[0][:, :WIDTH], x)
         assert views[1].data_ptr() == down.data_ptr()
-        assert (views[0].data_ptr() == rows.data_ptr()) == (rows is known), "copied only where it has to be"
+        assert (views[0].data_ptr() == rows.data_ptr()) == (rows is zero_gap), "copied only where it has to be"
     part = down[:, :37]  # between these rows lies the rest of the matrix
     assert not has_zero_gap(part)
     assert not has_zero_gap(down[:, 24:])

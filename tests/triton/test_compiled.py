@@ -31,9 +31,9 @@ CASES = [  # rows, weights, activations, head size
 ]  # fmt: skip
 
 
-DEPENDENT = {  # of few rows: what is started while the kernel before it runs
+DEPENDENT = {  # skinny kernels, which start while the kernel before them runs
     "skinny_linear_kernel", "sum_splits_kernel", "qkv_rope_kernel", "rope_append_kernel", "attention_kernel",
-    "join_stretches_kernel",
+    "reduce_splits_kernel",
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def own_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Odd sizes of many rows run on `wide_linear`, padded or not."""
+    """Odd sizes of more than 64 rows run on `wide_linear`, padded or not."""
     monkeypatch.setenv(gemm.VARIABLE, "own")
 
 
@@ -63,17 +63,17 @@ def test_nothing_spills_and_every_kernel_fits_its_architecture(
 ):
     seen = set()
     for operator, call in inspect.operators(rows, dtype, head_dim=head_dim, activations=activations).items():
-        for one in inspect.recorded(capability, call):
-            seen.add(fits(operator, one, capability))
-    assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "join_tiles_kernel"} <= seen
+        for recorded in inspect.recorded(capability, call):
+            seen.add(fits(operator, recorded, capability))
+    assert {"attention_kernel", "rope_append_kernel", "loss_tiles_kernel", "reduce_tiles_kernel"} <= seen
 
 
-def fits(what: str, one: Launch, capability: int) -> str:
+def fits(what: str, recorded: Launch, capability: int) -> str:
     """The kernel's name, if it spills nothing and takes no more than the architecture has."""
-    used = inspect.usage(one, capability)
+    used = inspect.usage(recorded, capability)
     assert used.stack == 0, f"{what}: {used.kernel} has {used.stack} bytes of stack"
     assert used.registers <= 255
-    assert used.registers * 32 * one.warps <= configs.REGISTERS
+    assert used.registers * 32 * recorded.warps <= configs.REGISTERS
     limit = configs.ARCHITECTURES[capability].shared_bytes
     assert used.shared <= limit, f"{what}: {used.kernel} takes {used.shared} bytes of shared memory"
     return used.kernel
@@ -93,10 +93,10 @@ def test_every_other_table_fits_its_architecture_and_starts_early_from_9_0_on(ca
     for rows, operators in OTHERS.items():
         calls = inspect.operators(rows, BF16, activations=BF16)
         for operator in operators:
-            one = inspect.recorded(capability, calls[operator])[-2 if rows == 256 else 0]
-            kernel = fits(operator, one, capability)
-            early |= {kernel} if "griddepcontrol.wait" in inspect.usage(one, capability).ptx else set()
-            assert options(one)["launch_pdl"] == (kernel in early)
+            recorded = inspect.recorded(capability, calls[operator])[-2 if rows == 256 else 0]
+            kernel = fits(operator, recorded, capability)
+            early |= {kernel} if "griddepcontrol.wait" in inspect.usage(recorded, capability).ptx else set()
+            assert options(recorded)["launch_pdl"] == (kernel in early)
     assert early == ({"skinny_linear_kernel", "attention_kernel"} if capability >= 90 else set())
 
 
@@ -115,7 +115,7 @@ def test_a_device_takes_the_table_of_its_architecture_or_of_the_nearest_older_on
         chosen = configs.architecture(torch.device("cuda", 0))
     finally:
         configs._of_device.cache_clear()
-    assert (chosen.name, chosen.processors) == (f"sm_{table}", 17)
+    assert (chosen.name, chosen.sm_count) == (f"sm_{table}", 17)
     assert chosen.dependent_launch == (capability >= 90)
 
 
@@ -126,21 +126,21 @@ TUNED = {  # operator: the rows of its class, columns and inner size of LLaMA-7B
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-@pytest.mark.parametrize(("operator", "rows"), [(name, rows) for name, many in TUNED.items() for rows in many])
+@pytest.mark.parametrize(("operator", "rows"), [(name, rows) for name, classes in TUNED.items() for rows in classes])
 def test_a_sample_of_what_tuning_tries_spills_nothing_and_fits(operator: str, rows: int, capability: int):
     # All of them: once, by hand. Here the first, the middle one and the last, which are far apart.
     arch = configs.ARCHITECTURES[capability]
     shape = Shape(rows, 2048, 128) if operator == "decode_attention" else Shape(rows, 16384, 4096)
-    found = candidates(operator, BF16, shape, arch)
-    for config in (found[1], found[len(found) // 2], found[-1]):
+    tiles = candidates(operator, BF16, shape, arch)
+    for config in (tiles[1], tiles[len(tiles) // 2], tiles[-1]):
         with trying(config):
             main = inspect.recorded(capability, inspect.operators(rows, BF16, activations=BF16)[operator])
-        fits(f"{config}", next(one for one in main if one.stages == config.stages), capability)
+        fits(f"{config}", next(recorded for recorded in main if recorded.stages == config.stages), capability)
 
 
 @pytest.mark.parametrize("capability", [86, 90])
 def test_asynchronous_copies_of_weights_can_ask_for_no_bytes(capability: int):
-    # What a skipped unit, whose loop has no steps, does with those before the loop: their size is not a constant.
+    # What a skipped sublayer, whose loop has no steps, does with those before the loop: their size is not a constant.
     call = inspect.operators(16, BF16, activations=BF16)["linear_residual"]
     ptx = inspect.usage(inspect.recorded(capability, call)[0], capability).ptx
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*;", ptx)
@@ -156,15 +156,15 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
 ):
     # The paper's misaligned widths: with 7155 values of 2 bytes only every eighth row starts on 16 bytes.
     for padded, expected in ((True, 16), (False, 2)):
-        found = {}
+        widths = {}
         for operator, call in inspect.operators(rows, torch.bfloat16, ODD, ODD, padded).items():
             if "attention" in operator:
                 continue
             main = inspect.recorded(capability, call)[0]
             assert main.arguments["K"] == ODD
-            found[operator] = inspect.usage(main, capability, inspect.WEIGHTS).weight_load
-        assert found == dict.fromkeys(found, expected)
-        assert len(found) == 8
+            widths[operator] = inspect.usage(main, capability, inspect.WEIGHTS).weight_load
+        assert widths == dict.fromkeys(widths, expected)
+        assert len(widths) == 8
 
 
 @pytest.mark.slow
@@ -175,19 +175,21 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
      ("norm_gate_up", FP32, 70)],
     ids=name,
 )  # fmt: skip
-def test_odd_widths_of_many_rows_fit_and_spill_nothing(
+def test_odd_widths_of_a_gemm_fit_and_spill_nothing(
     operator: str, dtype: torch.dtype, rows: int, capability: int, own_gemm: None
 ):
-    found = set()
-    for one in inspect.recorded(capability, inspect.operators(rows, dtype, 4096, ODD, activations=dtype)[operator]):
-        found.add(fits(operator, one, capability))
-    assert "wide_linear_kernel" in found
-    assert ("sum_splits_kernel" in found) == (operator == "linear_residual")
+    kernels = set()
+    for recorded in inspect.recorded(
+        capability, inspect.operators(rows, dtype, 4096, ODD, activations=dtype)[operator]
+    ):
+        kernels.add(fits(operator, recorded, capability))
+    assert "wide_linear_kernel" in kernels
+    assert ("sum_splits_kernel" in kernels) == (operator == "linear_residual")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [86, 90])
-def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(capability: int, own_gemm: None):
+def test_odd_widths_of_a_gemm_come_in_16_byte_loads_where_rows_are_padded(capability: int, own_gemm: None):
     for padded, expected in ((True, 16), (False, 2)):
         for operator in ("padded_linear", "norm_gate_up"):  # 7155 values a row in both
             call = inspect.operators(1024, BF16, ODD, ODD, padded, activations=BF16)[operator]
@@ -196,12 +198,12 @@ def test_odd_widths_of_many_rows_come_in_16_byte_loads_where_rows_are_padded(cap
             assert inspect.usage(main, capability, inspect.WEIGHTS).weight_load == expected
 
 
-def test_odd_widths_of_many_rows_split_k_where_tiles_are_fewer_than_processors(own_gemm: None):
+def test_odd_widths_of_a_gemm_split_k_where_tiles_are_fewer_than_sms(own_gemm: None):
     calls = inspect.operators(96, BF16, 4096, ODD, activations=BF16)
     for operator in ("padded_linear", "linear_residual"):
         main = next(filter(inspect.reads_weights, inspect.recorded(90, calls[operator])))
         assert main.grid[1] > 1
-        assert main.grid[0] * main.grid[1] >= configs.SM_90.processors
+        assert main.grid[0] * main.grid[1] >= configs.SM_90.sm_count
         steps = main.arguments["steps"] * main.arguments["BLOCK_K"]
         assert (main.grid[1] - 1) * steps < main.arguments["K"] <= main.grid[1] * steps
 
@@ -230,12 +232,12 @@ def test_the_kv_cache_comes_in_16_byte_loads(capability: int):
 
 
 @pytest.mark.slow
-def test_the_products_of_more_than_two_rows_run_on_the_matrix_units():
+def test_the_products_of_more_than_two_rows_run_on_the_tensor_cores():
     call = inspect.operators(16, torch.bfloat16)["linear_residual"]
     assert "mma.sync.aligned.m16n8k16" in inspect.usage(inspect.recorded(86, call)[0], 86).ptx
     assert "wgmma.mma_async.sync.aligned.m64n16k16" in inspect.usage(inspect.recorded(90, call)[0], 90).ptx
-    one = inspect.operators(1, torch.bfloat16)["linear_residual"]
-    assert "mma" not in inspect.usage(inspect.recorded(90, one)[0], 90).ptx
+    gemv = inspect.operators(1, torch.bfloat16)["linear_residual"]
+    assert "mma" not in inspect.usage(inspect.recorded(90, gemv)[0], 90).ptx
 
 
 @pytest.mark.slow
@@ -256,8 +258,8 @@ def test_no_kernel_adds_with_atomics():
     assert atomic.search("\t@%p1 atom.global.gpu.relaxed.add.f32 %f1, [ %rd1 + 0 ], %f2;")
     for rows in (2, 16, 256):
         for call in inspect.operators(rows, torch.bfloat16).values():
-            for one in inspect.recorded(90, call):
-                assert not atomic.search(inspect.usage(one, 90).ptx)
+            for recorded in inspect.recorded(90, call):
+                assert not atomic.search(inspect.usage(recorded, 90).ptx)
 
 
 @pytest.mark.slow
@@ -268,24 +270,24 @@ def test_kernels_that_start_early_wait_before_they_touch_memory(capability: int)
     dependent = set()
     for rows, activations in ((1, BF16), (64, FP32)):
         for call in inspect.operators(rows, BF16, activations=activations).values():
-            for one in inspect.recorded(capability, call):
-                used = inspect.usage(one, capability)
+            for recorded in inspect.recorded(capability, call):
+                used = inspect.usage(recorded, capability)
                 first, second, *rest = step.findall(used.ptx)
                 assert not any("griddepcontrol" in other for other in rest), used.kernel
                 waits = (first, second) == ("griddepcontrol.launch_dependents", "griddepcontrol.wait")
                 assert waits or "griddepcontrol" not in first + second, used.kernel
-                assert options(one)["launch_pdl"] == waits
+                assert options(recorded)["launch_pdl"] == waits
                 dependent |= {used.kernel} if waits else set()
     assert dependent == (DEPENDENT if capability == 90 else set())
 
 
-@pytest.mark.parametrize(("value", "wanted"), [("", True), ("1", True), ("0", False), (None, True)])
-def test_a_variable_turns_early_starts_off(value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("value", "expected"), [("", True), ("1", True), ("0", False), (None, True)])
+def test_a_variable_turns_early_starts_off(value: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch):
     if value is not None:
         monkeypatch.setenv(launch.PDL_VARIABLE, value)
     call = inspect.operators(1, BF16)["linear_residual"]
-    assert [one.arguments["PDL"] for one in inspect.recorded(90, call)] == [wanted]
-    assert [one.arguments["PDL"] for one in inspect.recorded(86, call)] == [False]
+    assert [recorded.arguments["PDL"] for recorded in inspect.recorded(90, call)] == [expected]
+    assert [recorded.arguments["PDL"] for recorded in inspect.recorded(86, call)] == [False]
     assert not launch.dependent(torch.device("cpu"))
 
 
@@ -300,18 +302,18 @@ def test_a_wrong_value_of_the_variable_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_float32_products_are_summed_a_step_at_a_time(capability: int, own_gemm: None):
     # A product that adds to the running sum would make one chain of K additions of it, and its error as much larger.
     # Only the last step, of fewer values than the others, does: in the code it comes after the loop.
-    few = inspect.operators(64, FP32, head_dim=64)
-    many = inspect.operators(70, FP32, 4096, ODD, activations=FP32)
+    skinny = inspect.operators(64, FP32, head_dim=64)
+    wide = inspect.operators(70, FP32, 4096, ODD, activations=FP32)
     for operator, calls in (
-        ("norm_qkv_rope", few), ("linear_residual", few), ("norm_gate_up", few), ("norm_head", few),
-        ("norm_gate_up", many),
+        ("norm_qkv_rope", skinny), ("linear_residual", skinny), ("norm_gate_up", skinny), ("norm_head", skinny),
+        ("norm_gate_up", wide),
     ):  # fmt: skip
-        one = next(filter(inspect.reads_weights, inspect.recorded(capability, calls[operator])))
+        recorded = next(filter(inspect.reads_weights, inspect.recorded(capability, calls[operator])))
         weights = 2 if operator in PAIRS else 1
         expected = [True] * weights + [False] * weights
-        assert products_begin_at_zero(inspect.usage(one, capability).ttgir) == expected, operator
+        assert products_begin_at_zero(inspect.usage(recorded, capability).ttgir) == expected, operator
     half = inspect.recorded(86, inspect.operators(64, BF16)["linear_residual"])[0]
-    assert not any(products_begin_at_zero(inspect.usage(half, 86).ttgir)), "in the matrix units' own sums"
+    assert not any(products_begin_at_zero(inspect.usage(half, 86).ttgir)), "in the tensor cores' own sums"
 
 
 def products_begin_at_zero(ttgir: str) -> list[bool]:

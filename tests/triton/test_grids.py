@@ -12,7 +12,7 @@ if not triton_kernels.available():
 
 from pyprune.triton_kernels import attention, qkv_rope
 from pyprune.triton_kernels.configs import SM_86, SM_90
-from pyprune.triton_kernels.launch import MOST_PROGRAMS, Launch, recording
+from pyprune.triton_kernels.launch import MAX_GRID, Launch, recording
 
 INT = torch.int64
 
@@ -35,19 +35,21 @@ def attend(batch: int, tokens: int, heads: int, kv_heads: int, length: int, firs
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_attention_of_2048_sequences_with_32_heads_is_started_in_grids_that_cuda_takes(tokens: int, first: bool):
-    main = [one for one in attend(2048, tokens, 32, 32, 300, first) if one.kernel is attention.attention_kernel]
+    main = [
+        launch for launch in attend(2048, tokens, 32, 32, 300, first) if launch.kernel is attention.attention_kernel
+    ]
     assert len(main) == 2
-    for one in main:
-        assert all(size <= most for size, most in zip(one.grid, MOST_PROGRAMS, strict=True))
-        sequences = one.grid[2] // 32
+    for launch in main:
+        assert all(size <= limit for size, limit in zip(launch.grid, MAX_GRID, strict=True))
+        sequences = launch.grid[2] // 32
         for name in ("q", "k_cache", "positions", "out", *(["first"] if first else [])):
-            assert one.arguments[name].shape[0] == sequences, name
-    assert sum(one.grid[2] for one in main) == 2048 * 32
+            assert launch.arguments[name].shape[0] == sequences, name
+    assert sum(launch.grid[2] for launch in main) == 2048 * 32
 
 
 def test_a_batch_that_fits_is_one_grid():
     assert len(attend(64, 1, 32, 8, 100)) == 1
-    assert [one.grid[2] for one in attend(2047, 1, 32, 32, 100)] == [2047 * 32]
+    assert [launch.grid[2] for launch in attend(2047, 1, 32, 32, 100)] == [2047 * 32]
 
 
 def test_what_no_grid_holds_is_refused_with_the_kernel_and_its_sizes_before_anything_starts():
@@ -65,4 +67,4 @@ def test_heads_beyond_a_grid_are_refused_where_they_are_rotated():
             meta(1, 100, 8), meta(8), 1e-5, half, half, half, *[None] * 5, table, table, meta(1, 100, dtype=INT),
             *caches,
         )  # fmt: skip
-    assert all(one.kernel is not qkv_rope.rope_append_kernel for one in launches)
+    assert all(launch.kernel is not qkv_rope.rope_append_kernel for launch in launches)

@@ -115,7 +115,9 @@ def test_nothing_is_copied_between_the_operators_of_a_step(rows: int, step: Call
     for head_dim in (128, 90):
         launches = step(head_dim=head_dim)(90, rows)
         read = reading(launches)
-        context = next(one for one in launches if one.kernel.__name__ in ("attention_kernel", "join_stretches_kernel"))
+        context = next(
+            launch for launch in launches if launch.kernel.__name__ in ("attention_kernel", "reduce_splits_kernel")
+        )
         for source, target in ((read["norm_gate_up"], read["down"]), (context, read["o"])):
             written, x = source.arguments["out"].untyped_storage(), target.arguments["x"].untyped_storage()
             assert written._cdata == x._cdata
@@ -138,15 +140,15 @@ def test_torchs_gemm_is_handed_aligned_views_of_many_rows(rows: int, monkeypatch
     x, norm = torch.empty(rows, 4096, dtype=BF16, device="meta"), torch.empty(4096, dtype=BF16, device="meta")
     gate, down = inspect.weight(7155, 4096, BF16), inspect.weight(4096, 7155, BF16)
 
-    def half() -> None:
+    def ffn_sublayer() -> None:
         a = OPERATORS["norm_gate_up"](x, norm, 1e-5, gate, gate, None, None)
         assert a.shape == (rows, 7155)
         OPERATORS["linear_residual"](a, down, None, x)
 
-    launches = inspect.recorded(90, half)
+    launches = inspect.recorded(90, ffn_sublayer)
     assert not any(map(inspect.reads_weights, launches)), "all products are torch's"
     assert [(w.shape[0], w.shape[1]) for _, w, _ in handed] == [(7155, 4096), (7155, 4096), (4096, 7168)]
-    for matrix in (one for product in handed for one in product):
+    for matrix in (matrix for product in handed for matrix in product):
         assert matrix.stride(1) == 1
         assert matrix.stride(0) * 2 % 128 == 0
     assert all(x.shape[1] == w.shape[1] and x.shape[1] * 2 % 128 == 0 for x, w, _ in handed)

@@ -73,7 +73,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @needs_triton
 @pytest.mark.parametrize("rows", [3, 70])
-def test_results_are_as_tracing_was_told_and_no_mask_or_position_is_read_on_the_host(rows: int):
+def test_results_are_as_the_fakes_say_and_no_mask_or_position_is_read_on_the_host(rows: int):
     from pyprune.triton_kernels.configs import SM_90
     from pyprune.triton_kernels.launch import recording
     from pyprune.triton_kernels.registration import OPERATORS
@@ -93,6 +93,6 @@ def test_results_are_as_tracing_was_told_and_no_mask_or_position_is_read_on_the_
     }
     with recording(SM_90) as launches:
         for name, arguments in calls.items():
-            told, given = getattr(torch.ops.pyprune, name)(*arguments), OPERATORS[name](*arguments)
-            assert (given.shape, given.dtype, given.stride()) == (told.shape, told.dtype, told.stride()), name
+            fake, result = getattr(torch.ops.pyprune, name)(*arguments), OPERATORS[name](*arguments)
+            assert (result.shape, result.dtype, result.stride()) == (fake.shape, fake.dtype, fake.stride()), name
     assert launches

@@ -65,7 +65,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "machine", lambda index: Machine("NVIDIA H100", 90, "3.7.1"))
     monkeypatch.setenv(tuning.VARIABLE, str(tmp_path / "cache" / "tuning.json"))
     # Caches are compared too: give what the operator would have written.
-    monkeypatch.setattr(kernel_tuning, "agree", lambda given, expected: given.shape == expected.shape)
+    monkeypatch.setattr(kernel_tuning, "agree", lambda result, expected: result.shape == expected.shape)
     return tmp_path
 
 
@@ -74,13 +74,13 @@ def test_what_is_found_is_written_whole_and_read_again(machine, capsys):
     assert (code, err) == (0, "")
     file = machine / "cache" / "tuning.json"
     assert str(file) in out.replace("\n", "")
-    found = tuning.read(file)
-    case = tuning_cases.cases(load("shape:tiny", torch.bfloat16), SM_90)
-    assert len(found) == len(case)
-    assert {(key.operator, key.shape) for key in found} == {(one.operator, one.shape) for one in case}
-    assert {(tuned.seconds, tuned.fixed_seconds) for tuned in found.values()} == {(1e-6, 2e-6)}
-    for one in case:
-        assert one.operator in out
+    entries = tuning.read(file)
+    cases = tuning_cases.cases(load("shape:tiny", torch.bfloat16), SM_90)
+    assert len(entries) == len(cases)
+    assert {(key.operator, key.shape) for key in entries} == {(case.operator, case.shape) for case in cases}
+    assert {(tuned.seconds, tuned.fixed_seconds) for tuned in entries.values()} == {(1e-6, 2e-6)}
+    for case in cases:
+        assert case.operator in out
 
 
 @pytest.mark.parametrize("jobs", ["1", "3"])
@@ -89,12 +89,12 @@ def test_only_the_classes_of_rows_that_are_named_are_tuned_with_kernels_compiled
 ):
     ahead: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        kernel_tuning, "compile_ahead", lambda case, found, device, jobs: ahead.append((len(found), jobs))
+        kernel_tuning, "compile_ahead", lambda case, tiles, device, jobs: ahead.append((len(tiles), jobs))
     )
     assert run(capsys, *TINY, "--rows", "2,16", "--jobs", jobs)[0] == 0
-    found = tuning.read(machine / "cache" / "tuning.json")
-    assert {key.shape.rows for key in found if key.operator == "linear_residual"} == {2, 16}
-    assert [jobs for _, jobs in ahead] == ([] if jobs == "1" else [3] * len(found))
+    entries = tuning.read(machine / "cache" / "tuning.json")
+    assert {key.shape.rows for key in entries if key.operator == "linear_residual"} == {2, 16}
+    assert [jobs for _, jobs in ahead] == ([] if jobs == "1" else [3] * len(entries))
     assert all(configurations > 1 for configurations, _ in ahead)
 
 
@@ -110,7 +110,7 @@ def test_the_same_file_keeps_what_other_gpus_and_models_left_in_it(machine, caps
     assert not (machine / "cache").exists()
 
 
-def test_a_file_that_is_not_sound_is_told_before_any_work_and_kept(machine, capsys, monkeypatch):
+def test_a_file_that_is_not_sound_is_reported_before_any_work_and_kept(machine, capsys, monkeypatch):
     file = machine / "mine.json"
     file.write_text("something else")
     monkeypatch.setattr(kernel_tuning, "tune", lambda *_: pytest.fail("it measured first"))
@@ -118,6 +118,16 @@ def test_a_file_that_is_not_sound_is_told_before_any_work_and_kept(machine, caps
     assert code == 2
     assert f"{file}: not JSON" in err
     assert file.read_text() == "something else"
+
+
+def test_a_file_of_an_older_format_is_refused_before_any_work_and_kept(machine, capsys, monkeypatch):
+    file = machine / "mine.json"
+    file.write_text('{"format": "pyprune-tuning/1", "entries": []}')
+    monkeypatch.setattr(kernel_tuning, "tune", lambda *_: pytest.fail("it measured first"))
+    code, _, err = run(capsys, *TINY, "--out", str(file))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{file}: is of the older format pyprune-tuning/1; remove it and run `pyprune tune` again" in err
+    assert file.read_text() == '{"format": "pyprune-tuning/1", "entries": []}'
 
 
 def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
@@ -154,11 +164,11 @@ def test_bad_input_is_named_before_any_work(machine, capsys, monkeypatch, words,
 
 
 def test_json_has_the_entries_and_why_others_were_not_timed(machine, capsys, monkeypatch):
-    monkeypatch.setattr(kernel_tuning, "agree", lambda given, expected: given.shape != (3,))
+    monkeypatch.setattr(kernel_tuning, "agree", lambda result, expected: result.shape != (3,))
     code, out, _ = run(capsys, *TINY, "--json")
     assert code == 0
-    told = json.loads(out)
-    assert told["model"] == "shape:tiny"
-    assert told["entries"] == tuning.to_json(tuning.read(told["file"]))["entries"]
-    assert {one["operator"] for one in told["refused"]} == {"decode_attention"}
-    assert {one["why"] for one in told["refused"]} == {"its result differs from the fixed configuration's"}
+    printed = json.loads(out)
+    assert printed["model"] == "shape:tiny"
+    assert printed["entries"] == tuning.to_json(tuning.read(printed["file"]))["entries"]
+    assert {reason["operator"] for reason in printed["refused"]} == {"decode_attention"}
+    assert {reason["why"] for reason in printed["refused"]} == {"its result differs from the fixed configuration's"}

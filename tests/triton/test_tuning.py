@@ -57,15 +57,15 @@ def file(tmp_path, monkeypatch):
 def test_candidates_are_several_distinct_and_begin_with_the_fixed_configuration(arch, dtype):
     for operator in ("norm_qkv_rope", "linear_residual"):
         for rows in (1, 2, 16, 32, 64):
-            found = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
-            assert found[0] == configs.skinny_tile(arch, rows, dtype, operator == "norm_qkv_rope")
-            assert len(set(found)) == len(found) >= 5
-            assert {tile.rows for tile in found} == {rows}
-    found = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
-    assert found[0] == configs.attention_tile(arch, 1, 64, dtype, split=True)
-    assert len(set(found)) == len(found) >= 5
-    loss = configs.widened(arch.loss, dtype)
-    assert candidates("linear_cross_entropy", dtype, Shape(loss.rows, 32768, 4096), arch)[0] == loss
+            tiles = candidates(operator, dtype, Shape(rows, 8192, 4096), arch)
+            assert tiles[0] == configs.skinny_tile(arch, rows, dtype, operator == "norm_qkv_rope")
+            assert len(set(tiles)) == len(tiles) >= 5
+            assert {tile.block_m for tile in tiles} == {rows}
+    tiles = candidates("decode_attention", dtype, Shape(1, 2048, 64), arch)
+    assert tiles[0] == configs.attention_tile(arch, 1, 64, dtype, split=True)
+    assert len(set(tiles)) == len(tiles) >= 5
+    gemm = configs.widened(arch.gemm, dtype)
+    assert candidates("linear_cross_entropy", dtype, Shape(gemm.block_m, 32768, 4096), arch)[0] == gemm
 
 
 @pytest.mark.parametrize(
@@ -78,26 +78,28 @@ def test_a_class_that_no_launch_has_is_not_tuned(operator, rows):
 
 def test_the_cases_of_a_model_are_the_classes_of_its_launches_each_once():
     decoder = load_sizes("shape:llama-1b")
-    found = cases(decoder, SM_90)
-    assert len({(case.operator, case.shape) for case in found}) == len(found)
-    shapes = {operator: [c.shape for c in found if c.operator == operator] for operator in {c.operator for c in found}}
+    distinct = cases(decoder, SM_90)
+    assert len({(case.operator, case.shape) for case in distinct}) == len(distinct)
+    shapes = {
+        operator: [c.shape for c in distinct if c.operator == operator] for operator in {c.operator for c in distinct}
+    }
     assert shapes["norm_gate_up"] == [Shape(rows, 8192, 2048) for rows in (1, 2, 16, 32, 64)]
     assert {(s.columns, s.inner) for s in shapes["linear_residual"]} == {(2048, 2048), (2048, 8192)}  # o, down
     assert shapes["norm_head"][0] == Shape(1, 131072, 2048)
     assert shapes["decode_attention"] == [Shape(16, length, 64) for length in (512, 2048, 8192)]  # 4 heads, padded
     assert shapes["linear_cross_entropy"] == [Shape(128, 131072, 2048)]
-    for case in found:
+    for case in distinct:
         assert candidates(case.operator, case.dtype, case.shape, SM_90)
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------
 
-FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING = (Tile(1, columns, 64, 4, 1) for columns in (8, 1, 2, 4, 16, 32))
+FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING = (Tile(1, block_n, 64, 4, 1) for block_n in (8, 1, 2, 4, 16, 32))
 
 
 def test_the_least_median_wins_whatever_the_outliers():
-    told = kernel_tuning.quickest({FIXED: [3.0, 3.0, 9.0], QUICK: [2.0, 2.0, 99.0], SLOW: [4.0, 1.0, 4.0]}, FIXED)
-    assert told == tuning.Tuned(QUICK, 2.0, 3.0)
+    tuned = kernel_tuning.quickest({FIXED: [3.0, 3.0, 9.0], QUICK: [2.0, 2.0, 99.0], SLOW: [4.0, 1.0, 4.0]}, FIXED)
+    assert tuned == tuning.Tuned(QUICK, 2.0, 3.0)
 
 
 def test_a_gain_within_the_noise_keeps_the_fixed_configuration():
@@ -125,7 +127,7 @@ class Operator:
             launch._spills.append(6)
         if config != WRONG:
             self.cache.copy_(torch.arange(3.0))  # the wrong one forgets its cache
-        return torch.full((2, 2), 1.0 + 1e-6 * config.columns)
+        return torch.full((2, 2), 1.0 + 1e-6 * config.block_n)
 
     def case(self) -> Case:
         return Case("linear_residual", torch.float32, LINEAR, self.prepare)
@@ -138,24 +140,24 @@ def test_only_what_works_agrees_and_spills_nothing_is_timed():
         timed.extend(runs)
         for run in runs.values():
             run()
-        return {config: [float(config.columns)] for config in runs}
+        return {config: [float(config.block_n)] for config in runs}
 
-    found = kernel_tuning.measure(operator.case(), [FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING], CPU, time)
+    finding = kernel_tuning.measure(operator.case(), [FIXED, SLOW, QUICK, WRONG, BROKEN, SPILLING], CPU, time)
     assert timed == [FIXED, SLOW, QUICK]
     assert operator.calls[-3:] == timed, "what is timed runs with its own configuration"
-    assert found.tuned == tuning.Tuned(SLOW, 1.0, 8.0)
-    assert found.timed == 3
-    assert {config.columns: why for config, why in found.refused.items()} == {
+    assert finding.tuned == tuning.Tuned(SLOW, 1.0, 8.0)
+    assert finding.timed == 3
+    assert {config.block_n: why for config, why in finding.refused.items()} == {
         4: "its result differs from the fixed configuration's",
         16: "RuntimeError: out of shared memory",
         32: "spills 6 words a thread",
     }
-    assert found.refusals()[1]["config"] == asdict(BROKEN)
+    assert finding.refusals()[1]["config"] == asdict(BROKEN)
     assert launch._tried is None
 
 
 @pytest.mark.parametrize(
-    ("given", "expected", "same"),
+    ("values", "expected", "same"),
     [
         ([1.0, 2.0], [1.0, 2.0001], True),
         ([1.0, 2.0], [1.0, 2.001], False),
@@ -164,20 +166,20 @@ def test_only_what_works_agrees_and_spills_nothing_is_timed():
         ([1.0], [1.0, 2.0], False),
     ],
 )
-def test_results_agree_within_the_order_of_summation(given, expected, same):
-    assert kernel_tuning.agree(torch.tensor(given), torch.tensor(expected)) is same
-    assert kernel_tuning.agree(torch.tensor(given, dtype=HALF), torch.tensor(expected, dtype=HALF)) is (
-        same or given[-1] == 2.0
+def test_results_agree_within_the_order_of_summation(values, expected, same):
+    assert kernel_tuning.agree(torch.tensor(values), torch.tensor(expected)) is same
+    assert kernel_tuning.agree(torch.tensor(values, dtype=HALF), torch.tensor(expected, dtype=HALF)) is (
+        same or values[-1] == 2.0
     )
 
 
-def test_all_cases_are_measured_and_told():
-    told = []
+def test_all_cases_are_measured_and_reported():
+    reported = []
     todo = [Operator().case(), replace(Operator().case(), operator="norm_head")]
     time = lambda runs: {config: [1.0] for config in runs}  # noqa: E731
-    found = kernel_tuning.tune(todo, SM_90, CPU, time, lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
-    assert list(kernel_tuning.entries(found, HERE)) == [
+    findings = kernel_tuning.tune(todo, SM_90, CPU, time, lambda done, total: reported.append((done, total)))
+    assert reported == [(1, 2), (2, 2)]
+    assert list(kernel_tuning.entries(findings, HERE)) == [
         tuning.Key(HERE, operator, "float32", LINEAR) for operator in ("linear_residual", "norm_head")
     ]
 
@@ -187,7 +189,7 @@ def test_every_run_is_timed_once_a_round_after_one_round_not_counted():
     runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     samples = timing.interleaved(runs, CPU, rounds=8)
     assert {name: len(seconds) for name, seconds in samples.items()} == {"a": 8, "b": 8, "c": 8}
-    assert all(seconds > 0 for one in samples.values() for seconds in one)
+    assert all(seconds > 0 for times in samples.values() for seconds in times)
     turns = ["".join(calls[start : start + 3]) for start in range(0, 27, 3)]
     assert {"".join(sorted(turn)) for turn in turns} == {"abc"}
     assert len(set(turns)) > 2, "the order changes"
@@ -243,10 +245,10 @@ def other(value: object, *path: str):
     ("text", "message"),
     [
         ("", "not JSON"),
-        ("[]", "is not of format pyprune-tuning/1"),
+        ("[]", "is not of format pyprune-tuning/2"),
         ('{"format": "pyprune-tuning/0", "entries": []}', "is not of format"),
-        ('{"format": "pyprune-tuning/1", "entries": {}}', "is not of format"),
-        ('{"format": "pyprune-tuning/1", "entries": [7]}', "entry 1: not an object"),
+        ('{"format": "pyprune-tuning/2", "entries": {}}', "is not of format"),
+        ('{"format": "pyprune-tuning/2", "entries": [7]}', "entry 1: not an object"),
         (broken(no_such("triton")), "entry 1: 'triton'"),
         (broken(no_such("shape", "rows")), "entry 1: .*rows"),
         (broken(other(7, "gpu")), "entry 1: gpu: a string is expected"),
@@ -256,7 +258,7 @@ def other(value: object, *path: str):
         (broken(other(True, "compute_capability")), "entry 1: compute_capability: a positive whole"),
         (broken(other(0.0, "seconds")), "entry 1: seconds: a positive number"),
         (broken(other("1e-6", "fixed_seconds")), "entry 1: fixed_seconds: a positive number"),
-        (broken(other(1 << 20, "config", "columns")), "entry 1: config: .*is not one of those"),
+        (broken(other(1 << 20, "config", "block_n")), "entry 1: config: .*is not one of those"),
         (broken(other(4.0, "config", "warps")), "entry 1: config: .*is not one of those"),
         (broken(other(1, "config", "ctas")), "entry 1: config: .*is not one of those"),
         (broken(no_such("config", "warps")), "entry 1: config: .*is not one of those"),
@@ -264,12 +266,22 @@ def other(value: object, *path: str):
         (broken(other(None, "config")), "entry 1: "),
     ],
 )
-def test_a_file_that_was_not_so_written_is_refused_by_name(file, text, message):
+def test_a_file_that_is_not_sound_is_refused_by_name(file, text, message):
     file.write_text(text)
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as error:
         tuning.load()
-    assert str(told.value).startswith(f"{file}: ")
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("entries", [[], [{"config": {"rows": 16, "columns": 64, "inner": 128}}], {}])
+def test_a_file_of_an_older_format_is_refused_by_name_with_what_to_do(file, entries):
+    file.write_text(json.dumps({"format": "pyprune-tuning/1", "entries": entries}))
+    with pytest.raises(InputError) as error:
+        tuning.load()
+    assert str(error.value) == (
+        f"{file}: is of the older format pyprune-tuning/1; remove it and run `pyprune tune` again"
+    )
 
 
 def test_without_a_file_the_fixed_table_holds(file):
@@ -327,15 +339,15 @@ def test_what_is_tried_reaches_the_kernels_of_every_operator():
         with launch.trying(config), launch.recording(SM_86) as launches:
             run, _ = _on_meta(case)
             run()
-        names = {"rows": "BLOCK_M", "inner": "BLOCK_K", "queries": "BLOCK_Q", "keys": "BLOCK_L"}
-        wanted = {names[name]: value for name, value in asdict(config).items() if name in names}
-        fitting = [one for one in launches if wanted.items() <= one.arguments.items()]
+        names = {"block_m": "BLOCK_M", "block_k": "BLOCK_K", "block_q": "BLOCK_Q", "block_kv": "BLOCK_KV"}
+        blocks = {names[name]: value for name, value in asdict(config).items() if name in names}
+        fitting = [start for start in launches if blocks.items() <= start.arguments.items()]
         assert fitting, (case.operator, config)
         assert (fitting[0].warps, fitting[0].stages) == (config.warps, config.stages)
 
 
 class Kernel:
-    """In place of a compiled kernel: tells how it was started or compiled; some configurations do not compile."""
+    """In place of a compiled kernel: records how it was started or compiled. Some configurations do not compile."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -357,12 +369,12 @@ def test_kernels_are_compiled_ahead_without_being_started():
         def run() -> Tensor:
             tried.append(launch._tried)
             for part in (1, 10):  # an operator of two kernels
-                launch.launch(kernel, (1,), CPU, 4, 1, tile=launch._tried.columns * part)
+                launch.launch(kernel, (1,), CPU, 4, 1, tile=launch._tried.block_n * part)
             return torch.ones(1)
 
         return run, []
 
-    configurations = [Tile(1, columns, 64, 4, 1) for columns in (1, 2, 3)]
+    configurations = [Tile(1, block_n, 64, 4, 1) for block_n in (1, 2, 3)]
     kernel_tuning.compile_ahead(Case("padded_linear", HALF, LINEAR, prepare), configurations, CPU, jobs=2)
     assert tried == configurations
     assert (kernel.started, kernel.compiled) == ([], [1, 10, 3, 30])

@@ -1,7 +1,7 @@
-"""Runs every operator of few rows for a skipped unit, its weights and caches in memory that may not be read.
+"""Runs every skinny operator for a skipped sublayer, its weights and caches in memory that may not be read.
 
 `test_interpreter.py` runs this file in Triton's interpreter, in a process of its own: a read of them ends it, which is
-seen first with a unit that is not skipped.
+seen first with a sublayer that is not skipped.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ def unreadable(*shape: int) -> Tensor:
 
 
 def calls(skip: Tensor) -> dict[str, Callable[[], object]]:
-    """Every operator of few rows for unit 0 of the mask: checked to give what a skipped unit gives."""
-    found: dict[str, Callable[[], object]] = {}
-    for rows in (1, 5):  # sums in registers, matrix units; both split K, whose parts are not read either
+    """Every skinny operator for sublayer 0 of the mask: checked to give what a skipped sublayer gives."""
+    checked: dict[str, Callable[[], object]] = {}
+    for rows in (1, 5):  # sums in registers, tensor cores; both split K, whose parts are not read either
         x, norm, residual = torch.ones(rows, 1, 160), torch.ones(160), torch.ones(rows, 1, 6)
         w = [unreadable(6, 160) for _ in range(3)]
         caches = [unreadable(rows, 1, 90, 6) for _ in range(2)]
         table, place, q = torch.ones(90, 3), torch.full((rows, 1), 80), torch.ones(rows, 1, 1, 6)
-        unit, none = (skip, 0), (None,) * 5
-        qkv = (x, norm, 1e-5, *w, *none, table, table, place, *caches, *unit, place)
+        sublayer, none = (skip, 0), (None,) * 5
+        qkv = (x, norm, 1e-5, *w, *none, table, table, place, *caches, *sublayer, place)
         expected: dict[str, tuple[Tensor, tuple[object, ...]]] = {
             "norm_qkv_rope": (q * 0, qkv),
-            "decode_attention": (q * 0, (q, *caches, place, 1.0, *unit, None, 50)),
-            "linear_residual": (residual, (x, w[0], None, residual, *unit)),
-            "norm_gate_up": (residual * 0, (x, norm, 1e-5, w[0], w[1], None, None, *unit)),
+            "decode_attention": (q * 0, (q, *caches, place, 1.0, *sublayer, None, 50)),
+            "linear_residual": (residual, (x, w[0], None, residual, *sublayer)),
+            "norm_gate_up": (residual * 0, (x, norm, 1e-5, w[0], w[1], None, None, *sublayer)),
         }
         for name, (result, args) in expected.items():
-            found[f"{name}, {rows} rows"] = partial(_expect, name, args, result)
-    return found
+            checked[f"{name}, {rows} rows"] = partial(_expect, name, args, result)
+    return checked
 
 
 def _expect(name: str, args: tuple[object, ...], result: Tensor) -> None:
