@@ -15,6 +15,10 @@ PRUNED = {"depth": True, "width": True, "halves": False}
 """The checkpoints that are written, and whether transformers reads them without pyprune."""
 
 
+NEED_TRITON = ("pyprune.triton_kernels.", "pyprune.study.kernel_tuning", "pyprune.study.tuning_cases")
+"""The kernels, and what times them."""
+
+
 def modules() -> None:
     """Every module imports, and the package is the installed one, whole, with its kernels."""
     import pyprune
@@ -27,7 +31,7 @@ def modules() -> None:
     assert any(file.name == "LICENSE" for file in distribution.files or ())
     names = [module.name for module in pkgutil.walk_packages(pyprune.__path__, "pyprune.")]
     if importlib.util.find_spec("triton") is None:
-        names = [name for name in names if not name.startswith("pyprune.triton_kernels.")]
+        names = [name for name in names if not name.startswith(NEED_TRITON)]
     names = [name for name in names if not name.rpartition(".")[2].startswith("_")]  # __main__; native libraries
     for name in names:
         importlib.import_module(name)
