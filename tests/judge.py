@@ -61,3 +61,25 @@ def assert_as_near_as(
     """`result` against what `run` gives of a PyTorch model, and of `exact` (else: of its copy in float64)."""
     with torch.no_grad():
         assert_model_no_worse(result, run(model), run(in_float64(model) if exact is None else exact))
+
+
+def assert_same_tokens(tokens: Tensor, expected: Tensor, model: nn.Module) -> None:
+    """Greedy `tokens [B, T]` against `expected`, those of a PyTorch model: the same, unless they part at a tie.
+
+    At a tie the two next tokens' logits in float64 are nearer than the sum of two of the model's own errors: which is
+    the greater is then chance, and so is all that follows.
+    """
+    assert tokens.shape == expected.shape
+    for row, (ours, theirs) in enumerate(zip(tokens, expected, strict=True)):
+        parting = (ours != theirs).nonzero()
+        if not len(parting):
+            continue
+        place = int(parting[0])
+        prefix = theirs[None, :place]
+        with torch.no_grad():
+            plain = model(prefix, use_cache=False).logits[0, -1]
+            exact = in_float64(model)(prefix, use_cache=False).logits[0, -1]
+        gap = (exact[theirs[place]] - exact[ours[place]]).abs()
+        error = (plain.double() - exact).abs().max()
+        assert error <= CONDITION * torch.finfo(plain.dtype).eps * exact.abs().max()
+        assert gap <= 2 * error, f"row {row}, place {place}: {ours[place]} for {theirs[place]}, {gap:.3e} apart"

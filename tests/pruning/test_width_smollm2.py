@@ -67,32 +67,41 @@ def test_flap_selects_as_in_float64(smollm2, ids, reference, code):
 
 
 def test_wanda_sp_selects_as_in_float64(smollm2, ids, reference):
-    # At 0.2 block 11 chooses between two neurons that are 4e-6 apart, and float32's rounding may choose the other one.
+    """Block by block, behind the blocks as they were pruned: what goes scores no more in float64 than what stays.
+
+    Two scores may be nearer than float32's rounding, of which 2e-6 was measured through the blocks: TIE.
+    """
     ratio = 0.25
     sizes = uniform(smollm2, ratio)
+    pruning = width(smollm2, "wanda-sp", ratio=ratio, calibration=ids)
     x = smollm2.embedding.double()[ids]
-    kv_groups, neurons, margins = {}, {}, []
     for block in smollm2.blocks:
         context = reference.context(block.mha, x, smollm2.rope)
         after = x + reference.project(block.mha.o, context)
         activation = reference.activation(block.ffn, after)
-        per_group = 3 * 64
-        channels = block.mha.o.weight.double().abs().mean(0) * context.flatten(0, 1).norm(dim=0)
         kept_groups, kept_neurons = sizes[block.index]
-        kv_groups[block.index] = tuple(sorted(channels.view(3, -1).sum(1).argsort()[: 3 - kept_groups].tolist()))
-        channels = block.ffn.down.weight.double().abs().mean(0) * activation.flatten(0, 1).norm(dim=0)
-        neurons[block.index] = tuple(sorted(channels.argsort()[: 1536 - kept_neurons].tolist()))
-        ranked = channels.sort().values
-        margins.append(1 - float(ranked[1535 - kept_neurons] / ranked[1536 - kept_neurons]))
-        for group in kv_groups[block.index]:
-            context[..., group * per_group : (group + 1) * per_group] = 0
+        removed_groups, removed_neurons = pruning.kv_groups[block.index], pruning.neurons[block.index]
+        assert (len(removed_groups), len(removed_neurons)) == (3 - kept_groups, 1536 - kept_neurons)
+        channels = block.mha.o.weight.double().abs().mean(0) * context.flatten(0, 1).norm(dim=0)
+        assert_lowest(channels.view(3, -1).sum(1), removed_groups)
+        assert_lowest(
+            block.ffn.down.weight.double().abs().mean(0) * activation.flatten(0, 1).norm(dim=0), removed_neurons
+        )
+        for group in removed_groups:
+            context[..., group * 3 * 64 : (group + 1) * 3 * 64] = 0
         x = x + reference.project(block.mha.o, context)
         activation = reference.activation(block.ffn, x)
-        activation[..., neurons[block.index]] = 0
+        activation[..., removed_neurons] = 0
         x = x + reference.project(block.ffn.down, activation)
-    assert min(margins) > 3e-5  # what is compared is not decided by rounding
-    pruning = width(smollm2, "wanda-sp", ratio=ratio, calibration=ids)
-    assert (pruning.kv_groups, pruning.neurons) == (kv_groups, neurons)
+
+
+TIE = 1e-5
+
+
+def assert_lowest(scores, removed):
+    gone = torch.zeros(len(scores), dtype=torch.bool)
+    gone[list(removed)] = True
+    assert scores[gone].max() <= (1 + TIE) * scores[~gone].min()
 
 
 @pytest.mark.slow

@@ -208,7 +208,9 @@ def test_a_ratio_stops_where_the_parameters_come_nearest(seven, samples):
             totals.append(totals[-1] + step.parameters)
         distance = [abs(sofar - share * ffn) for sofar in totals]
         assert min(distance[1:]) == distance[-1]  # no fewer steps come nearer
-        assert distance[-1] <= abs(totals[-1] + mha - share * ffn)  # nor does one more
+        longer = search(seven, samples, "greedy", count=len(result.order) + 1, unit="mha+ffn")
+        assert longer.order[:-1] == result.order
+        assert distance[-1] <= abs(totals[-1] + longer.steps[-1].parameters - share * ffn)  # nor does one more
 
 
 def test_a_result_survives_its_file(seven, samples, tmp_path):
