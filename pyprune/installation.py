@@ -20,6 +20,6 @@ def require_not_hiding() -> None:
         installed = Path(str(distribution.locate_file("pyprune"))).resolve()
         if installed != package and (installed / "triton_kernels").is_dir():
             raise ImportError(
-                f"{package} hides the installed pyprune ({installed}): start Python in another folder, or install these "
-                f"sources in its place: pip install --editable {package.parent}"
+                f"{package} hides the installed pyprune ({installed}): start Python in another folder, or install "
+                f"these sources in its place: pip install --editable {package.parent}"
             )

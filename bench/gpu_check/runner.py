@@ -65,8 +65,8 @@ class Check:
         self.began = time.monotonic()
         self.deadline = self.began + limit_s
         self.side_by_side = max(2, len(os.sched_getaffinity(0)))
-        self.known = earlier or Earlier()
-        self.machine = self.known.machine(machine or {"id": "", "commit": None, "code": ""})
+        self.earlier = earlier or Earlier()
+        self.machine = self.earlier.machine(machine or {"id": "", "commit": None, "code": ""})
         self.results: dict[str, Any] = {
             "format": FORMAT,
             "command": shlex.join(["python", "-m", "bench.gpu_check", *_without_folders(sys.argv[1:])]),
@@ -74,8 +74,8 @@ class Check:
             "seed": settings.seed,
             "limit_s": limit_s,
             "seconds": 0.0,
-            "machines": self.known.machines,
-            "parts": self.known.parts,
+            "machines": self.earlier.machines,
+            "parts": self.earlier.parts,
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="gpu-check-")
 
@@ -91,7 +91,7 @@ class Check:
     def _not_done(self, stage: Sequence[Part]) -> list[Part]:
         todo = []
         for part in stage:
-            done = self.known.done(part.name, self.machine if part.everywhere else None)
+            done = self.earlier.done(part.name, self.machine if part.everywhere else None)
             if done and not {part.name, part.group} & self.again:
                 self.tell(f"{part.name}: done before")
             else:
@@ -186,10 +186,10 @@ class Check:
 
     def _keep(self, part: Part, record: dict[str, Any]) -> None:
         record = {**record, "machine": self.machine, "everywhere": part.everywhere}
-        self.known.add(_public(record))
+        self.earlier.add(_public(record))
         gpus = record["result"].get("machine", {}).get("gpus") if part.kind == "environment" else None
         if gpus:
-            self.known.machines[self.machine]["gpu"] = gpus[0]["name"]
+            self.earlier.machines[self.machine]["gpu"] = gpus[0]["name"]
         self._write()
         why = "" if record.get("why") is None else ": " + _line(record["why"])
         self.tell(f"{record['name']}: {record['status']}{why}")
@@ -199,7 +199,7 @@ class Check:
         write_json(self.folder / RESULT_FILE, self.results)
 
     def _ceiling(self, name: str) -> float | None:
-        for part in self.known.parts:
+        for part in self.earlier.parts:
             if (part["name"], part["status"], part["machine"]) == ("ceilings", DONE, self.machine):
                 return part["result"][name]
         return None

@@ -145,8 +145,8 @@ def _masked(result: dict[str, Any]) -> list[str]:
     for timing in result["timings"]:
         share = "unknown" if timing["masked_share"] is None else f"{timing['masked_share']:.1%}"
         lines.append(
-            f"batch {timing['batch']}: a masked block costs {share} of a block of {1e6 * timing['block_seconds']:.0f} us, a "
-            f"clear mask {timing['clear_mask_share']:+.1%} of a step"
+            f"batch {timing['batch']}: a masked block costs {share} of a block of "
+            f"{1e6 * timing['block_seconds']:.0f} us, a clear mask {timing['clear_mask_share']:+.1%} of a step"
         )
     return lines
 

@@ -127,7 +127,9 @@ def _point(
     seconds = recorder.rounds({side: step for side, (step, _) in steps.items()}, rounds)
     return {
         "role": role, "width": width, "rows": rows,
-        "seconds": {side: [round(value / steps[side][1], 10) for value in samples] for side, samples in seconds.items()},
+        "seconds": {
+            side: [round(value / steps[side][1], 10) for value in samples] for side, samples in seconds.items()
+        },
     }  # fmt: skip
 
 

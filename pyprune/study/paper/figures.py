@@ -75,8 +75,8 @@ def figure_2(evidence: Evidence) -> bytes:
             if timings:
                 face = colour if kind == GENERATION and engine == "pyprune" else "none"
                 panel.plot(
-                    [timing.batch for timing in timings], [latency(timing) for timing in timings], color=colour, marker=marker,
-                    linestyle=dashes, markerfacecolor=face,
+                    [timing.batch for timing in timings], [latency(timing) for timing in timings], color=colour,
+                    marker=marker, linestyle=dashes, markerfacecolor=face,
                 )  # fmt: skip
         paper = facts.speed(evidence.model, None if method == facts.ORIGINAL else ratio, method, paper_gpu(evidence))
         if paper is not None and paper.latency_s is not None:

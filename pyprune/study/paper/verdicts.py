@@ -160,7 +160,8 @@ def _sample(evidence: Evidence) -> Iterator[str]:
     model = facts.MODELS[evidence.model]
     beside = paper_gpu(evidence)
     gpu_note = "" if beside in evidence.device else f" The paper's numbers are those of its {beside}, another GPU."
-    yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {', '.join(evidence.sources)}.{gpu_note}"
+    sources = ", ".join(evidence.sources)
+    yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {sources}.{gpu_note}"
     too_few_runs = {(timing.kind, timing.engine) for timing in evidence.timings} - {
         (timing.kind, timing.engine) for timing in evidence.timings if len(timing.seconds) >= FEW_RUNS
     }
