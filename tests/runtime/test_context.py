@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from pyprune import Engine, load
 from tests import seeds
-from tests.judge import assert_model_no_worse, in_float64
+from tests.judge import assert_model_no_worse_in_any_order, in_float64, reordered
 
 SIZES = {
     "hidden_size": 48,
@@ -75,7 +75,11 @@ def check(engine: Engine, model: torch.nn.Module, prompt: torch.Tensor, new: int
     assert torch.equal(sure, tokens), "two tokens are within rounding of each other: another prompt is needed"
     assert torch.equal(engine.generate(prompt, max_new_tokens=new), tokens)
     ours = [engine.prefill(prompt)] + [engine.decode(token) for token in tokens.T[:-1]]
-    assert_model_no_worse(torch.cat(ours), logits, exact_logits.double())
+
+    def plain(order: int) -> torch.Tensor:
+        return theirs(reordered(model, order), prompt, new)[1] if order else logits
+
+    assert_model_no_worse_in_any_order(torch.cat(ours), plain, exact_logits.double())
 
 
 @pytest.mark.parametrize("kind", KINDS)
