@@ -21,6 +21,7 @@ from pyprune.models.demo import demo_model_path
 from pyprune.models.gguf_file import GGUFFile
 from pyprune.models.names import gguf_name
 from tests import seeds
+from tests.library import needs_library
 
 SMALL = {"hidden": 512, "ffn": 1024, "blocks": 6, "heads": 4, "kv_heads": 2, "head_dim": 128, "vocab": 3001}
 MIDDLE = {"hidden": 1024, "ffn": 4096, "blocks": 6, "heads": 8, "kv_heads": 2, "head_dim": 128, "vocab": 60000}
@@ -72,6 +73,7 @@ def test_a_quantised_bias_of_permuted_rows(write_gguf):
     assert torch.equal(load(path).blocks[0].mha.q.bias, rotary_halves(expected, 4))
 
 
+@needs_library
 def test_what_the_library_does_not_dequantise_is_said_once(write_gguf):
     def raw(shape, kind):
         return random_blocks(kind.name, *shape, np.random.default_rng(1))

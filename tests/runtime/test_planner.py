@@ -21,6 +21,7 @@ from pyprune.runtime import footprint, memory
 from pyprune.runtime.engine import PREFILL_CHUNK
 from pyprune.runtime.planner import default_length
 from pyprune.runtime.skip import skip_plan
+from tests.library import needs_library
 
 GIB = 2**30
 RAGGED = Pruning(blocks=[3], mha=[1], ffn=[2], kv_groups={0: [1]}, neurons={4: list(range(30))})
@@ -165,6 +166,7 @@ CONVERTED = [(*work, LOSSLESS12) for work in WORK if work[1] == "bf16"]
 @pytest.mark.parametrize(
     ("spec", "dtype", "pruning", "batch", "length", "stored_as"), [*((*work, None) for work in WORK), *CONVERTED]
 )
+@needs_library
 def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length, stored_as):
     decoder = apply(load(spec, dtype), pruning)
     engine = Engine(decoder, batch, length, weight_format=stored_as and stored_as.name)
@@ -199,6 +201,7 @@ GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_PRIMITIVE_CACHE_CAPACIT
     ],
     ids=["mid-size", "large vocabulary, a block skipped"],
 )  # fmt: skip
+@needs_library
 def test_the_plan_is_within_three_percent_of_resident_memory(spec, options):
     # glibc keeps freed memory of up to 32 MB a piece for later, and oneDNN the code that it compiled for each shape
     # (7 MB here); told not to, resident memory is what is allocated.

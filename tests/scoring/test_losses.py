@@ -17,6 +17,7 @@ from pyprune.scoring.removals import NO_REMOVAL, present_sublayers, removal_of
 from pyprune.scoring.schedule import count_slots, make_schedule
 from pyprune.scoring.state_store import StateStore
 from tests import seeds
+from tests.library import needs_library
 
 S, T = 4, 13
 CANDIDATES = [
@@ -187,6 +188,7 @@ def test_what_is_left_goes_in_chunks_of_few_different_sizes(remaining: int, size
 
 
 @pytest.mark.parametrize("tokens", [3, 13, 64])
+@needs_library
 def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     """Few rows have kernels of their own; how the work is cut must not show, or several processes would not agree."""
     ids = torch.randint(0, 131, (8, tokens), generator=seeds.generator(tokens))
