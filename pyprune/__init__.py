@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyprune.scoring import Scores, SearchResult, search
     from pyprune.scoring.perplexity import perplexity
     from pyprune.scoring.score import score
+    from pyprune.study.samples import samples
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "perplexity",
     "plan_memory",
     "restore",
+    "samples",
     "score",
     "search",
     "to_transformers",
@@ -74,6 +76,7 @@ _PACKAGES = {
     "runtime.huggingface": ("accelerate", "restore"),
     "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
+    "study.samples": ("samples",),
 }
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import chosen_device, init_distributed, journal_beside, remove_journal
+from pyprune.commands.inputs import (
+    chosen_device,
+    init_distributed,
+    journal_beside,
+    quiet_transformers,
+    remove_journal,
+    torch_dtype,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
     SCORED_DTYPE,
@@ -108,7 +115,6 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure a model's perplexity on a text and its accuracy on tasks."""
     check_options(options)
-    from pyprune.commands.inputs import torch_dtype
     from pyprune.evaluation import evaluate
     from pyprune.evaluation.protocol import PROTOCOLS, PerplexityProtocol
 
@@ -162,14 +168,6 @@ def check_options(options: argparse.Namespace) -> None:
     if options.log_samples is not None:
         require_directory(options.log_samples)
     journal_beside(options)
-
-
-def quiet_transformers() -> None:
-    """Without what transformers says while it loads a model."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def print_evaluation(evaluation: Any) -> None:

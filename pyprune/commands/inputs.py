@@ -147,23 +147,26 @@ def chosen_device(options: argparse.Namespace) -> Any:
 
 def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
     """The decoder, without what transformers says while it loads one."""
-    from transformers.utils import logging
-
     from pyprune.models import load
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
 def loaded_sizes(spec: str, dtype: str | None) -> Any:
     """The decoder without its weights, and without what transformers says about its configuration."""
-    from transformers.utils import logging
-
     from pyprune.models import load_sizes
 
-    logging.set_verbosity_error()
+    quiet_transformers()
     return load_sizes(spec, dtype)
+
+
+def quiet_transformers() -> None:
+    """From now on, without what transformers says while it loads a model."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def torch_device(name: Any) -> Any:
