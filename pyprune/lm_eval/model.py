@@ -148,6 +148,10 @@ class PyPruneLM(TemplateLM):
             "skip": self.skip if self.skip is None or isinstance(self.skip, (list, str)) else str(self.skip),
         }
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy decoding gives it) of each request's continuation behind its context."""
+        return super().loglikelihood(requests, disable_tqdm or self.progress is not None)
+
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
