@@ -20,10 +20,10 @@ from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
 from pyprune.evaluation.task_data import Documents, documents
 from pyprune.files import require_free_file, whole_file
-from pyprune.lm_eval.endings import Answer
-from pyprune.lm_eval.installed import require_lm_eval
+from pyprune.installation import require_lm_eval
 from pyprune.models.decoder import Decoder
 from pyprune.models.tensors import one_line
+from pyprune.runtime.endings import Answer
 from pyprune.runtime.skip import Skip
 from pyprune.scoring.journal import Journal, journal_subject
 

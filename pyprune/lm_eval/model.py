@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
-from pyprune.lm_eval.endings import TOKENS, Answer, answers, ending
 from pyprune.lm_eval.generation import continued, sampling
 from pyprune.models.load import load
+from pyprune.runtime.endings import TOKENS, Answer, answers, ending
 from pyprune.runtime.engine import MAX_BATCH, Engine
 from pyprune.runtime.skip import skip_plan
 
