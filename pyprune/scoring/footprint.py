@@ -25,7 +25,7 @@ FIXED = 24 << 20
 """What does not grow with anything: a tile of logits, the same of widened head weights, GEMM's own buffers."""
 
 
-VOCABULARY_TILE = 1024
+VOCABULARY_TILE = 512
 """Ids whose logits are compared together."""
 
 
@@ -127,7 +127,7 @@ def measuring_bytes(model: LayeredModel, measures: Iterable[Measure], replacemen
     per_row = 5 * 8 * model.hidden_size if by_states else 0  # both states, their unit vectors, a difference: float64
     tiles = 0
     if by_logits:
-        per_row = max(per_row, 4 * 6 * VOCABULARY_TILE)  # logits of both, differences, exponentials and a copy of each
+        per_row = max(per_row, 8 * 5 * VOCABULARY_TILE)  # logits of both, both again in float64, exponentials
         tiles = 4 * VOCABULARY_TILE * model.hidden_size  # of head weights, widened
     return Extra(held + tiles, per_row, 6 * 8 * by_logits)
 
