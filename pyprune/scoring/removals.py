@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.budget import unit_parameters
+from pyprune.scoring.edits import NO_EDITS, Edits
 
-Removal = frozenset[int]
-"""Indices of sublayers that do not run."""
+Removal = Edits
+"""Indices of sublayers that do not run, which are the edits that leave them out."""
 
-NO_REMOVAL: Removal = frozenset()
+NO_REMOVAL: Removal = NO_EDITS
 """The unpruned model."""
 
 UNIT_KINDS = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
@@ -63,11 +64,6 @@ def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
             raise InputError(f"{kind} {index}: {decoder.name} has blocks {_spans(sorted(positions))}")
         sublayers.update(2 * positions[index] + sublayer for sublayer in _SUBLAYERS[kind])
     return frozenset(sublayers)
-
-
-def removed_before(removal: Removal, block: int) -> Removal:
-    """The sublayers of a removal that come before a block."""
-    return frozenset(sublayer for sublayer in removal if sublayer < 2 * block)
 
 
 def _spans(indices: Sequence[int]) -> str:

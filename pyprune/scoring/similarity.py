@@ -27,6 +27,7 @@ from pyprune.progress import Progress
 from pyprune.runtime import memory as device_memory
 from pyprune.runtime.sequence import add_ffn, add_mha, embed
 from pyprune.scoring.footprint import ROWS, pass_bytes
+from pyprune.scoring.layered_decoder import LayeredDecoder
 from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.perplexity import check_samples
 from pyprune.scoring.progress import StepProgress
@@ -293,12 +294,12 @@ class _Forward:
         self, decoder: Decoder, input_ids: Tensor, mask: Tensor | None, slots: int, memory: int | None
     ) -> None:
         samples, tokens = input_ids.shape
-        rows = ROWS.get(decoder.device.type, ROWS["cuda"])
+        rows, layered = ROWS.get(decoder.device.type, ROWS["cuda"]), LayeredDecoder(decoder)
         limit = device_memory.available(decoder.device) if memory is None else memory
 
         def needed(part: int, rows: int) -> int:
             distances = min(max(rows, tokens), part * tokens) * decoder.hidden_size * (4 * 8 + 2 * 4)
-            return pass_bytes(decoder, slots, part, tokens, rows, mask is not None) + distances
+            return pass_bytes(layered, slots, part, tokens, rows, mask is not None) + distances
 
         part = samples
         while limit is not None and needed(part, rows) > limit:
