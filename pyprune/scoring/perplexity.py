@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.models.pruning import original_name
 from pyprune.progress import Progress
 from pyprune.runtime.inputs import bool_mask, check_ids
@@ -27,7 +26,7 @@ from pyprune.scoring.scores import Scores
 
 
 def perplexity_scores(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -65,7 +64,7 @@ def perplexity_scores(
 
 
 def perplexities(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     removals: Sequence[Removal],
@@ -89,12 +88,12 @@ def perplexity(
 
     Errors as in `score`. progress: called with (steps done, steps in all).
     """
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     return perplexities(decoder, input_ids, mask, [NO_REMOVAL], memory=memory, progress=progress)[0]
 
 
-def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def check_samples(decoder: AnyDecoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Ids `[S, T]`, padding as 0, and the mask as bool `[S, T]` or None; InputError for what cannot be scored."""
     mask = None if attention_mask is None else bool_mask(input_ids, attention_mask)
     if mask is not None:

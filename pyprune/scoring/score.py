@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
+from pyprune.models.load_any import as_any_decoder
 from pyprune.progress import Progress
 from pyprune.pruning.depth import protected_blocks
 from pyprune.scoring.criteria import criterion_named
@@ -31,7 +31,8 @@ def score(
 ) -> Scores:
     """The score of each unit by a criterion: the lower, the more removable the unit.
 
-    model: a Decoder, a loaded PreTrainedModel (left unchanged), or whatever `pyprune.load` takes. input_ids: `[S, T]`,
+    model: a decoder, a loaded PreTrainedModel (left unchanged; of any family, `load_any`), or whatever `pyprune.load_any`
+    takes. input_ids: `[S, T]`,
     S samples of T >= 2 tokens; None for criteria of weights or positions only. criterion: a name in
     `pyprune.scoring.criteria.CRITERIA`; "ppl" is the perplexity of the model without each unit, equal to one forward
     pass per removed unit within float32 rounding. unit: "block", "mha", "ffn" or "mha+ffn" (both kinds of sublayers
@@ -48,7 +49,7 @@ def score(
     by_name = criterion_named(criterion)
     set_options = {name: value for name, value in options.items() if value is not None}
     by_name.check(unit, set_options)
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     ids = mask = None
     if by_name.needs != "nothing":
         if input_ids is None:

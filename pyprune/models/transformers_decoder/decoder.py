@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
-from pyprune.models.pruning import Pruning
+from pyprune.models.pruning import Pruning, recorded
 from pyprune.models.tokenizers import TokenizerSource, directory_source, load_tokenizer
 from pyprune.models.transformers_decoder.checkpoint import save_checkpoint
 from pyprune.models.transformers_decoder.checks import checked_structure
@@ -91,7 +91,8 @@ class TransformersDecoder:
 
     @cached_property
     def vocab_size(self) -> int:
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        """The ids that have an embedding and logits."""
+        return min(int(self.model.get_input_embeddings().weight.shape[0]), self.structure.vocab_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +147,7 @@ class TransformersDecoder:
                 raise InputError(
                     f"pruning: blocks names block {index}; 0 to {self.original_blocks - 1} of {self.name} are accepted"
                 )
-        record = removed if self.pruning is None else self.pruning | removed
+        record = recorded(self).joined(removed)
         kept = [place for place, block in enumerate(self.blocks) if block.index not in record.blocks]
         if not kept:
             raise InputError(f"pruning: all {len(self.blocks)} blocks are removed; at least one must stay")

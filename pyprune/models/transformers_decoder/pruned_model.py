@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,20 +31,20 @@ def pruned_model(model: Any, structure: Structure, kept: Sequence[int]) -> Any:
     It is compared with the original run without the layers: InputError, with the reason, where no configuration of the
     family gives the same, as where a rule such as "every fourth layer" decides what a layer is.
     """
-    reason = "none could be made"
+    reasons = []
     for fields in pruned_configs(model.config, len(structure.layers), kept):
         try:
             smaller = _built(model, structure, fields, kept)
         except Exception as error:  # configurations and models of each family raise what they like
-            reason = one_line(error)
+            reasons.append(one_line(error))
             continue
         different = _difference(model, smaller, structure, kept)
         if different is None:
             return smaller
-        reason = different
+        reasons.append(different)
     raise InputError(
         f"{label(model)}: transformers cannot express it without layers"
-        f" {[layer for layer in range(len(structure.layers)) if layer not in kept]} ({reason[:300]})"
+        f" {[layer for layer in range(len(structure.layers)) if layer not in kept]} ({reasons[0][:300]})"
     )
 
 
@@ -81,9 +82,7 @@ def _difference(model: Any, smaller: Any, structure: Structure, kept: Sequence[i
         name = _different_setting(structure.layers[layer], layers[place])
         if name is not None:
             return f"layer {layer} would be another as layer {place}: {name}"
-    smaller_structure = Structure(
-        structure.layers_name, layers, tuple(structure.calls[layer] for layer in kept), (), smaller, structure.logits, 0
-    )
+    smaller_structure = replace(structure, layers=layers, calls=tuple(structure.calls[layer] for layer in kept))
     length = _longest_window(model)
     ids = sample_ids(model, length)[:1]
     given, now = captured(model, structure, ids, None), captured(smaller, smaller_structure, ids, None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
@@ -35,7 +36,8 @@ class Structure:
     """The parts of a model, all of them the model's own modules.
 
     `layers_name`: the name of the list of layers. `tail`: what follows the last layer, each on the output of the one
-    before. `head`: from there to logits, which `logits` turns into the model's.
+    before. `head`: from there to logits, of `vocab_size` ids, which `logits` turns into the model's. Hidden states have
+    `hidden_size` values of `state_dtype`.
     """
 
     layers_name: str
@@ -45,6 +47,8 @@ class Structure:
     head: nn.Module
     logits: LogitMap
     hidden_size: int
+    vocab_size: int
+    state_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,19 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     raw = head_calls[0].output
     if not isinstance(raw, Tensor) or raw.shape != trace.logits.shape:
         raise InputError(f"{label(model)}: its logits are not its head's output, nor a scale or a cap of it")
-    return Structure(name, layers, layer_calls, tail, head, LogitMap.between(raw, trace.logits, model), hidden.shape[-1])
+    if not isinstance(head, nn.Linear) or not torch.allclose(F.linear(head_input, head.weight, head.bias), raw):
+        raise InputError(f"{label(model)}: its head is a {type(head).__name__}; a linear map is expected")
+    return Structure(
+        layers_name=name,
+        layers=layers,
+        calls=layer_calls,
+        tail=tail,
+        head=head,
+        logits=LogitMap.between(raw, trace.logits, model),
+        hidden_size=hidden.shape[-1],
+        vocab_size=head.weight.shape[0],
+        state_dtype=hidden.dtype,
+    )
 
 
 @torch.no_grad()
