@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,14 +14,22 @@ from pyprune.errors import InputError
 from pyprune.models.blocks import FFN, MHA, Block, Linear
 from pyprune.models.compensation import Compensation
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pages import Pages
 from pyprune.models.pruning import Pruning, recorded
+from pyprune.models.transformers_decoder import TransformersDecoder
 
 Sublayer = TypeVar("Sublayer", MHA, FFN)
 
 
-def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
+@overload
+def apply(decoder: Decoder, pruning: Pruning) -> Decoder: ...
+@overload
+def apply(decoder: TransformersDecoder, pruning: Pruning) -> TransformersDecoder: ...
+
+
+def apply(decoder: AnyDecoder, pruning: Pruning) -> AnyDecoder:
     """The decoder without what `pruning` removes; `decoder` itself is left as it is.
 
     Indices are the original model's, also when `decoder` is already pruned: then both prunings are in force, and what
@@ -30,8 +38,10 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     What the pruning adds to biases is added once, to a new bias where the projection has none.
     With `pad_to`, each FFN gets zero rows in gate and up and zero columns in down, at the end, up to the multiple. That
     is exact, because silu(0) * 0 = 0.
-    InputError when the pruning does not fit (`Pruning.check`).
+    InputError when the pruning does not fit (`Pruning.check`; for a `TransformersDecoder` its `without`).
     """
+    if isinstance(decoder, TransformersDecoder):
+        return decoder.without(pruning)
     pruning.check(decoder)
     before, after = recorded(decoder), _total(decoder, pruning)
     sizes, pages = OriginalSizes.of(decoder), Pages()

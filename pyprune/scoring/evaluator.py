@@ -21,15 +21,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
 from pyprune.scoring import cells
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.cells import CellBlock, cell_blocks, cells_of_rank, journaled_size, split_block
 from pyprune.scoring.cost import Costs, Passes, naive_passes
 from pyprune.scoring.edits import NO_EDITS, Edits, first_sublayer, sublayer_of
 from pyprune.scoring.footprint import PassSize, measuring_bytes
 from pyprune.scoring.layer_major import candidate_sums
-from pyprune.scoring.layered_decoder import as_layered
 from pyprune.scoring.layered_model import LayeredModel
 from pyprune.scoring.measures import ComparingMeasure, Measure, Samples
 from pyprune.scoring.measures.perplexity import Perplexity
@@ -66,7 +66,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: Decoder | LayeredModel,
+        model: AnyDecoder | LayeredModel,
         input_ids: Tensor,
         mask: Tensor | None,
         *,

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import require_free_file
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.edits import Edits
-from pyprune.scoring.layered_decoder import as_layered
 from pyprune.scoring.layered_model import LayeredModel
 
 FORMAT = "pyprune scoring journal 2"
@@ -143,7 +143,7 @@ def make_entry(candidates: Sequence[Edits], first_sample: int, sums: Tensor) -> 
 
 
 def journal_subject(
-    model: Decoder | LayeredModel, input_ids: Tensor, mask: Tensor | None, work: str, **settings: Any
+    model: AnyDecoder | LayeredModel, input_ids: Tensor, mask: Tensor | None, work: str, **settings: Any
 ) -> dict[str, Any]:
     """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype, tokens and
     the given settings."""

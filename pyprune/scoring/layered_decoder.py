@@ -16,13 +16,8 @@ from pyprune.ops.formulas import rms_norm
 from pyprune.ops.weight_formats import plain
 from pyprune.runtime.sequence import activation_dtype, add_ffn, add_mha, embed
 from pyprune.scoring.cost import Costs, ffn_cost, mha_cost
-from pyprune.scoring.layered_model import LayeredModel, RunSublayer
+from pyprune.scoring.layered_model import RunSublayer
 from pyprune.scoring.removals import present_sublayers
-
-
-def as_layered(model: Decoder | LayeredModel) -> LayeredModel:
-    """The model as the layer-major pass takes it: a Decoder wrapped, anything else as it is."""
-    return LayeredDecoder(model) if isinstance(model, Decoder) else model
 
 
 @dataclass(frozen=True)

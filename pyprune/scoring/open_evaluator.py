@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.edits import Edits
 from pyprune.scoring.evaluator import Evaluator, SumsJournal
@@ -24,7 +24,7 @@ from pyprune.scoring.replacements import Replacement
 
 @contextmanager
 def open_evaluator(
-    model: Decoder | LayeredModel,
+    model: AnyDecoder | LayeredModel,
     input_ids: Tensor,
     mask: Tensor | None,
     work: str,

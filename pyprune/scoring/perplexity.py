@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.models.pruning import original_name
 from pyprune.progress import Progress
 from pyprune.runtime.inputs import bool_mask, check_ids
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.candidates import CandidateSet, candidate_set
 from pyprune.scoring.edits import NO_EDITS
 from pyprune.scoring.evaluator import Evaluator
 from pyprune.scoring.journal import tensor_digest
-from pyprune.scoring.layered_decoder import LayeredDecoder
 from pyprune.scoring.losses import IGNORED
 from pyprune.scoring.measures import Samples, chosen_measures
 from pyprune.scoring.open_evaluator import open_evaluator
@@ -34,7 +33,7 @@ from pyprune.scoring.scores import CANDIDATE, Measured, Scores
 
 
 def perplexity_scores(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -53,7 +52,7 @@ def perplexity_scores(
 
 
 def measured_scores(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     measures: Sequence[str],
@@ -73,7 +72,7 @@ def measured_scores(
     memory: bytes that may be taken beyond the model; what is free when None. resume, distributed: as in
     `open_evaluator`.
     """
-    model = LayeredDecoder(decoder)
+    model = as_layered(decoder)
     chosen = chosen_measures(measures, Samples(input_ids, mask, labels))
     settings: dict[str, Any] = {}
     if labels is not None:
@@ -122,7 +121,7 @@ def _digests(candidates: CandidateSet, resumable: bool) -> list[str | None]:
 
 
 def perplexities(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     removals: Sequence[Removal],
@@ -146,12 +145,14 @@ def perplexity(
 
     Errors as in `score`. progress: called with (steps done, steps in all).
     """
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     return perplexities(decoder, input_ids, mask, [NO_REMOVAL], memory=memory, progress=progress)[0]
 
 
-def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def check_samples(
+    decoder: AnyDecoder, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Ids `[S, T]`, padding as 0, and the mask as bool `[S, T]` or None; InputError for what cannot be scored."""
     mask = None if attention_mask is None else bool_mask(input_ids, attention_mask)
     if mask is not None:
@@ -170,18 +171,17 @@ def check_samples(decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | 
     return input_ids, mask
 
 
-def check_labels(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, labels: object) -> Tensor:
+def check_labels(vocab_size: int, input_ids: Tensor, mask: Tensor | None, labels: object) -> Tensor:
     """Labels int64 `[S, T]`, -100 where none is or either of a token and the one before it is padding; InputError for
     another shape and for ids outside the vocabulary."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != input_ids.shape:
         given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(f"labels: {given} given; token ids {list(input_ids.shape)}, -100 for none, are expected")
     checked = labels.to(input_ids.device, torch.int64)
-    outside = checked[(checked != IGNORED) & ((checked < 0) | (checked >= decoder.vocab_size))]
+    outside = checked[(checked != IGNORED) & ((checked < 0) | (checked >= vocab_size))]
     if outside.numel():
         raise InputError(
-            f"labels: token id {int(outside[0])} given; 0 to {decoder.vocab_size - 1}, or {IGNORED} for none, are"
-            " accepted"
+            f"labels: token id {int(outside[0])} given; 0 to {vocab_size - 1}, or {IGNORED} for none, are accepted"
         )
     if mask is None:
         return checked

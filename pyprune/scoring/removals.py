@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.pruning.budget import unit_parameters
 from pyprune.scoring.edits import NO_EDITS, Edits
 
@@ -35,7 +36,7 @@ def present_sublayers(decoder: Decoder) -> Removal:
     return frozenset(indices)
 
 
-def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
+def units_of(decoder: AnyDecoder, unit: str) -> dict[tuple[str, int], int]:
     """Every candidate of a ranking, `(kind, original block index)`, in order of depth, with its parameters.
 
     InputError for an unknown ranking, or one that the decoder has no candidate for.
@@ -55,7 +56,7 @@ def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
     return units
 
 
-def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
+def removal_of(decoder: AnyDecoder, units: Iterable[tuple[str, int]]) -> Removal:
     """The sublayers of these units, `(kind, original block index)`; InputError for a block that the decoder lacks."""
     positions = {block.index: position for position, block in enumerate(decoder.sizes().blocks)}
     sublayers: set[int] = set()

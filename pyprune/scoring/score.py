@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.progress import Progress
 from pyprune.pruning.depth import protected_blocks
 from pyprune.scoring.criteria import criterion_named
@@ -37,8 +36,9 @@ def score(
     """The score of each unit by a criterion, or of each candidate by a measure: the lower, the more removable, or the
     better.
 
-    model: a Decoder, a loaded PreTrainedModel (left unchanged), or whatever `pyprune.load` takes. input_ids: `[S, T]`,
-    S samples of T >= 2 tokens; None for criteria of weights or positions only. criterion: a name in
+    model: a decoder, a loaded PreTrainedModel (left unchanged; of any family, `load_any`), or whatever
+    `pyprune.load_any` takes. input_ids: `[S, T]`, S samples of T >= 2 tokens; None for criteria of weights or positions
+    only. criterion: a name in
     `pyprune.scoring.criteria.CRITERIA`; "ppl" is the perplexity of the model without each unit, equal to one forward
     pass per removed unit within float32 rounding. unit: "block", "mha", "ffn" or "mha+ffn" (both kinds of sublayers
     ranked together). candidates: changes of the model to be scored instead of units, each as if it were the model: a
@@ -59,7 +59,7 @@ def score(
     by_name = criterion_named(criterion)
     set_options = {name: value for name, value in options.items() if value is not None}
     by_name.check(unit, set_options)
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     if candidates is not None or measure is not None or labels is not None:
         return _measured(
             decoder, input_ids, criterion, unit, attention_mask, candidates, measure, labels, protect, set_options,
@@ -75,7 +75,7 @@ def score(
 
 
 def _measured(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor | None,
     criterion: str,
     unit: str,
@@ -100,13 +100,13 @@ def _measured(
     if labels is not None and "task-loss" not in names:
         raise InputError(f"labels: given, but measure {', '.join(names)} reads none; task-loss does")
     ids, mask = check_samples(decoder, input_ids, attention_mask)
-    checked = None if labels is None else check_labels(decoder, ids, mask, labels)
+    checked = None if labels is None else check_labels(decoder.vocab_size, ids, mask, labels)
     scores = measured_scores(
         decoder, ids, mask, names, unit=unit, candidates=candidates, labels=checked, **reporting, **options
     )
     return scores if candidates is not None else _protecting(scores, decoder, protect)
 
 
-def _protecting(scores: Scores, decoder: Decoder, protect: Iterable[int] | str | None) -> Scores:
+def _protecting(scores: Scores, decoder: AnyDecoder, protect: Iterable[int] | str | None) -> Scores:
     protected = protected_blocks(protect, [block.index for block in decoder.sizes().blocks])
     return replace(scores, protected=[(kind, index) for kind, index in scores.units if index in protected])
