@@ -16,6 +16,7 @@ from pathlib import Path
 import pyprune
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.footprint import fit_pass
+from pyprune.scoring.layered_decoder import LayeredDecoder
 from pyprune.scoring.removals import NO_REMOVAL, removal_of, units_of
 from tests.runtime.measure_memory import WARM_UP, resident
 
@@ -30,7 +31,7 @@ def measure(spec: str, work: str, samples: int, seq_len: int) -> dict[str, int]:
     decoder = pyprune.load(spec)
     ids = calibration(decoder, samples=samples, seq_len=seq_len).input_ids
     removals = [NO_REMOVAL, *(removal_of(decoder, [unit]) for unit in units_of(decoder, "block"))]
-    planned = fit_pass(decoder, tuple(ids.shape), len(removals), len(removals), None).bytes
+    planned = fit_pass(LayeredDecoder(decoder), tuple(ids.shape), len(removals), len(removals), None).bytes
     gc.collect()
     pyprune.runtime.memory.give_back()
     before = resident("VmRSS")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pyprune.checks import is_whole
 from pyprune.errors import InputError
-from pyprune.evaluation.evaluate import is_local
+from pyprune.evaluation.evaluate import described
 from pyprune.evaluation.repetition import repeated_share
 from pyprune.files import json_text, whole_directory
-from pyprune.models import as_decoder, load, load_sizes
+from pyprune.models import as_decoder, load
 from pyprune.models.decoder import Decoder
 from pyprune.runtime import Engine, SamplingParams
 from pyprune.runtime.text import continuation, end_ids, until_end
@@ -138,8 +138,9 @@ def samples(
     filters = {} if temperature == 0 else {"top_k": top_k, "top_p": top_p}  # the likeliest token has none
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **filters)
     for spec in specs:
-        if is_local(spec):
-            _prompt_ids(load_sizes(spec, dtype), prompts, max_new_tokens)
+        sizes = described(spec, dtype)
+        if sizes is not None:
+            _prompt_ids(sizes, prompts, max_new_tokens)
     models = []
     for name, spec in zip(_names(specs), specs, strict=True):
         loads = isinstance(spec, (str, os.PathLike)) or dtype is not None

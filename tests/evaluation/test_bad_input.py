@@ -25,7 +25,7 @@ def unread(monkeypatch):
         raise AssertionError("the weights were read")
 
     module = importlib.import_module("pyprune.evaluation.evaluate")  # the package has a function of that name
-    monkeypatch.setattr(module, "load", fail)
+    monkeypatch.setattr(module, "load_any", fail)
 
 
 @pytest.mark.usefixtures("unread")

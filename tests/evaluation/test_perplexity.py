@@ -210,18 +210,18 @@ def test_streamed_blocks_and_little_memory_give_the_same(model_directory, text_f
 def test_an_interrupted_evaluation_goes_on(model_directory, text_file, tmp_path, monkeypatch):
     monkeypatch.setitem(cells.JOURNALED_MULTIPLICATIONS, "cpu", 1.0)
     monkeypatch.setattr("pyprune.scoring.footprint.ROWS", {"cpu": 64, "cuda": 64})
-    sizes, run = [], evaluator.candidate_losses
+    sizes, run = [], evaluator.candidate_sums
 
     def counted(decoder, ids, *rest, **options):
-        losses = run(decoder, ids, *rest, **options)
+        sums = run(decoder, ids, *rest, **options)
         sizes.append(len(ids))
-        return losses
+        return sums
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if done >= total // 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluator, "candidate_losses", counted)
+    monkeypatch.setattr(evaluator, "candidate_sums", counted)
     options = {"window": 32, "stride": 16, "resume": tmp_path / "journal"}
     whole = evaluate(model_directory, text_file, window=32, stride=16)
     windows = whole.text["windows"]
