@@ -178,7 +178,7 @@ def print_evaluation(evaluation: Any) -> None:
     """The result as tables."""
     if evaluation.perplexity is not None:
         text = evaluation.text
-        error = "" if evaluation.stderr is None else f" +- {evaluation.stderr:.2g}"
+        error = "" if evaluation.stderr is None else f" +- {evaluation.stderr:.4f}"
         windows = f"{text['windows']} of {text['window']} tokens"
         windows += "" if text["stride"] is None else f", every {text['stride']}"
         facts = [
