@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
 
     protocol = PerplexityProtocol() if options.protocol is None else PROTOCOLS[options.protocol]
     chosen = {name: getattr(options, name) for name in PROTOCOL_OPTIONS if getattr(options, name) is not None}
-    device = chosen_device(options)
+    device, journal = chosen_device(options), journal_beside(options)
     init_distributed(device)
     quiet_transformers()
     with Bar() as bar:
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
             device=device,
             stream=options.stream,
             memory=options.memory,
-            resume=journal_beside(options),
+            resume=journal,
             progress=bar,
         )
     if not is_rank_zero():
@@ -148,8 +148,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         evaluation.to_json(options.out)
         remove_journal(options)
-        if options.resume:
-            tasks_journal(journal_beside(options)).unlink(missing_ok=True)
+        if journal is not None:
+            tasks_journal(journal).unlink(missing_ok=True)
     if options.json:
         return print_json(evaluation.to_dict())
     print_evaluation(evaluation)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy
 import torch
 
-from pyprune.checks import is_whole
+from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.evaluation.perplexity import window_losses
 from pyprune.evaluation.protocol import PerplexityProtocol
@@ -74,8 +74,8 @@ def evaluate(
         raise InputError("evaluate: nothing to evaluate; a text for the perplexity, or tasks, are expected")
     protocol = PerplexityProtocol(window, stride, join, bos)
     for name, value in (("limit", limit), ("tokens", tokens)):
-        if value is not None and (not is_whole(value) or value < 1):
-            raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
+        if value is not None:
+            require_whole(name, value, 1)
     if tasks is not None:
         tasks = require_tasks(tasks, data=data, limit=limit)
     source = None if ppl is None else read_text_of(ppl, join, field)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyprune.checks import is_whole
+from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.evaluation.evaluate import described
 from pyprune.evaluation.repetition import repeated_share
@@ -133,19 +133,21 @@ def samples(
     if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) and p for p in prompts):
         raise InputError(f"prompts {prompts!r}: texts, at least one, are expected")
     for name, value in (("draws", draws), ("max_new_tokens", max_new_tokens)):
-        if not is_whole(value) or value < 1:
-            raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
-    filters = {} if temperature == 0 else {"top_k": top_k, "top_p": top_p}  # the likeliest token has none
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **filters)
+        require_whole(name, value, 1)
+    greedy = temperature == 0  # where filters have no effect
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        top_k=None if greedy else top_k, top_p=None if greedy else top_p,
+    )  # fmt: skip
     for spec in specs:
         sizes = described(spec, dtype)
         if sizes is not None:
             _prompt_ids(sizes, prompts, max_new_tokens)
     models = []
-    for name, spec in zip(_names(specs), specs, strict=True):
+    for label, spec in zip(_names(specs), specs, strict=True):
         loads = isinstance(spec, (str, os.PathLike)) or dtype is not None
         decoder = load(spec, dtype=dtype, device=device) if loads else as_decoder(spec)
-        models.append(_written(name or decoder.name, decoder, prompts, draws, max_new_tokens, params, progress))
+        models.append(_written(label or decoder.name, decoder, prompts, draws, max_new_tokens, params, progress))
     settings = {
         "prompts": list(prompts),
         "draws": draws,
