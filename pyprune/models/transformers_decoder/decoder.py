@@ -131,12 +131,19 @@ class TransformersDecoder:
             block.index: sum(p.numel() for p in block.layer.parameters() if uses[id(p)] == 1) for block in self.blocks
         }
 
-    def without(self, removed: Pruning) -> TransformersDecoder:
-        """The decoder without these blocks, in original indices: a model of its own that shares the tensors.
+    def describe_sizes(self, original_parameters: int) -> dict[str, Any]:
+        """Its sizes as JSON data, for reports; `removed_share`: of the unpruned model's `original_parameters`."""
+        parameters = self.parameters()
+        return {
+            "parameters": parameters,
+            "removed_share": 1 - parameters / original_parameters,
+            "blocks": len(self.blocks),
+            "bytes": sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors()),
+        }
 
-        InputError for a pruning of anything but blocks, for an index that the original does not have, for all blocks,
-        and where transformers cannot express what is left (`pruned_model`).
-        """
+    def check(self, removed: Pruning) -> None:
+        """InputError for a pruning of anything but blocks, for an index that the original does not have, and for all
+        blocks."""
         for kind in ("mha", "ffn", "kv_groups", "heads", "neurons", "pad_to", "compensation"):
             if getattr(removed, kind):
                 raise InputError(
@@ -147,10 +154,17 @@ class TransformersDecoder:
                 raise InputError(
                     f"pruning: blocks names block {index}; 0 to {self.original_blocks - 1} of {self.name} are accepted"
                 )
+        if all(block.index in removed.blocks for block in self.blocks):
+            raise InputError(f"pruning: all {len(self.blocks)} blocks are removed; at least one must stay")
+
+    def without(self, removed: Pruning) -> TransformersDecoder:
+        """The decoder without these blocks, in original indices: a model of its own that shares the tensors.
+
+        InputError as in `check`, and where transformers cannot express what is left (`pruned_model`).
+        """
+        self.check(removed)
         record = recorded(self).joined(removed)
         kept = [place for place, block in enumerate(self.blocks) if block.index not in record.blocks]
-        if not kept:
-            raise InputError(f"pruning: all {len(self.blocks)} blocks are removed; at least one must stay")
         if len(kept) == len(self.blocks):
             return self
         model = pruned_model(self.model, self.structure, kept)
