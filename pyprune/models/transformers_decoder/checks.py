@@ -81,9 +81,7 @@ def sample_ids(model: Any, tokens: int = TOKENS) -> Tensor:
 
 def head_logits(structure: Structure, x: Tensor) -> Tensor:
     """The model's logits of hidden states `[N, T, hidden]` behind its last layer."""
-    for module in structure.tail:
-        x = module(x)
-    return structure.logits(structure.head(x))
+    return structure.logits(structure.head(structure.final(x)))
 
 
 def difference(logits: Tensor, expected: Tensor) -> float:

@@ -40,10 +40,13 @@ class LayerBlock:
         """Its parameters with their names in the layer; matrices in torch's layout `[out, in]`, those of a list of
         experts as one, kernels of convolutions flattened."""
         for name, parameter in self.layer.named_parameters():
-            tensor = parameter.detach()
-            if tensor.dim() == 2 and _is_transposed(self.layer.get_submodule(name.rpartition(".")[0])):
-                tensor = tensor.T
-            yield name, tensor.flatten(0, -2) if tensor.dim() > 2 else tensor
+            yield name, self.viewed(name, parameter.detach())
+
+    def viewed(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the size of the parameter of that name, such as its gradient, in the form of `tensors`."""
+        if tensor.dim() == 2 and _is_transposed(self.layer.get_submodule(name.rpartition(".")[0])):
+            return tensor.T
+        return tensor.flatten(0, -2) if tensor.dim() > 2 else tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,11 +44,17 @@ class Structure:
     layers: nn.ModuleList
     calls: tuple[LayerCall, ...]
     tail: tuple[nn.Module, ...]
-    head: nn.Module
+    head: nn.Linear
     logits: LogitMap
     hidden_size: int
     vocab_size: int
     state_dtype: torch.dtype
+
+    def final(self, x: Tensor) -> Tensor:
+        """What the head reads of states `[N, T, hidden]` behind the last layer."""
+        for module in self.tail:
+            x = module(x)
+        return x
 
 
 @dataclass(frozen=True)
