@@ -76,8 +76,9 @@ def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
     return calibration(decoder, text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
-def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
-    """The scores of a decoder's units by the criterion, and on the calibration text, that the options name."""
+def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar, **measured: Any) -> Any:
+    """The scores of a decoder's units by the criterion, and on the calibration text, that the options name; measured:
+    candidates, measures and samples of their own, as `pyprune.score` takes them."""
     from functools import partial
 
     from pyprune import scoring
@@ -87,14 +88,16 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         settings["resume"] = journal_beside(options)
     if options.memory is not None:
         settings["memory"] = options.memory
-    if criterion.needs != "nothing":
+    if criterion.needs != "nothing" and "input_ids" not in measured:
         settings |= _windows(options, decoder)
+    settings |= measured
+    what = f"unit {unit}" if "candidates" not in measured else f"{len(measured['candidates'])} candidates"
     return scoring.score(
         decoder,
         criterion=criterion.name,
         unit=unit,
         protect=options.protect,
-        progress=partial(bar, f"scoring, unit {unit}"),
+        progress=partial(bar, f"scoring, {what}"),
         **settings,
     )
 

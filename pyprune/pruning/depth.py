@@ -53,6 +53,8 @@ def depth(
     if (ratio is None) == (count is None):
         raise InputError(f"depth: ratio {ratio!r} and count {count!r}: exactly one of them is expected")
     kinds = {kind for kind, _ in scores.units}
+    if not kinds <= {"block", "mha", "ffn"}:
+        raise InputError("depth: scores of candidates; scores of blocks or sublayers are expected")
     if "block" in kinds and len(kinds) > 1:
         raise InputError(
             f"depth: scores of {', '.join(sorted(kinds))}: blocks and their sublayers cannot be ranked together"

@@ -24,12 +24,12 @@ from torch import Tensor
 from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
 from pyprune.scoring import cells
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.cells import CellBlock, cell_blocks, cells_of_rank, journaled_size, split_block
 from pyprune.scoring.cost import Costs, Passes, naive_passes
 from pyprune.scoring.edits import NO_EDITS, Edits, first_sublayer, sublayer_of
 from pyprune.scoring.footprint import PassSize, measuring_bytes
 from pyprune.scoring.layer_major import candidate_sums
-from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.layered_model import LayeredModel
 from pyprune.scoring.measures import ComparingMeasure, Measure, Samples
 from pyprune.scoring.measures.perplexity import Perplexity
@@ -84,7 +84,8 @@ class Evaluator:
         self._compares = any(isinstance(measure, ComparingMeasure) for measure in self._measures)
         self._replacements = replacements or {}
         self._journal, self._group, self._search = journal, group, search
-        extra = measuring_bytes(self._model, self._measures, self._replacements.values())
+        held = max((replacement.held_bytes() for replacement in self._replacements.values()), default=0)
+        extra = measuring_bytes(self._model, map(type, self._measures), held)
         self._budget = MemoryBudget(self._model, self._tokens, mask is not None, memory, extra)
         self._present = self._model.present
         self._costs = costs_with(self._model, self._tokens, self._replacements)

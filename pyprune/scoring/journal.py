@@ -23,9 +23,9 @@ from torch import Tensor
 from pyprune.errors import InputError
 from pyprune.files import require_free_file
 from pyprune.models.load_any import AnyDecoder
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.edits import Edits
-from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.layered_model import LayeredModel
 
 FORMAT = "pyprune scoring journal 2"

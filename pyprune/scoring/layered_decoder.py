@@ -57,6 +57,10 @@ class LayeredDecoder:
         return len(self.decoder.blocks)
 
     @cached_property
+    def block_indices(self) -> tuple[int, ...]:
+        return tuple(block.index for block in self.decoder.sizes().blocks)
+
+    @cached_property
     def present(self) -> frozenset[int]:
         return present_sublayers(self.decoder)
 

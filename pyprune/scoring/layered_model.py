@@ -78,6 +78,10 @@ class LayeredModel(Protocol):
     @property
     def block_count(self) -> int: ...
     @property
+    def block_indices(self) -> Sequence[int]:
+        """Each block's index in the original, unpruned model, ascending."""
+
+    @property
     def sublayers_per_block(self) -> int:
         """2, or 1 where whole layers are the smallest units."""
 

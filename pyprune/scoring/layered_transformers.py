@@ -59,6 +59,10 @@ class LayeredTransformers:
         return len(self.decoder.blocks)
 
     @property
+    def block_indices(self) -> tuple[int, ...]:
+        return tuple(block.index for block in self.decoder.blocks)
+
+    @property
     def present(self) -> frozenset[int]:
         return frozenset(range(0, 2 * self.block_count, 2))
 
@@ -193,7 +197,9 @@ def _outputs(layer: nn.Module) -> int:
         for parameter in module.parameters(recurse=False):
             if parameter.dim() > 1:
                 # A list of experts: each token's copies, before and behind the expert.
-                copies = max(1, round(_experts_share(module, parameter) * parameter.shape[0])) if parameter.dim() == 3 else 1
+                copies = (
+                    max(1, round(_experts_share(module, parameter) * parameter.shape[0])) if parameter.dim() == 3 else 1
+                )
                 total += copies * (max(parameter.shape[-2:]) if parameter.dim() == 3 else max(parameter.shape))
     return 2 * total
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.blocks import Linear
-from pyprune.scoring.layered_model import BlockPass, RunSublayer
+from pyprune.scoring.layered_model import BlockPass, LayeredModel, RunSublayer
 
 MapStates = Callable[..., Tensor]
 """From states `[N, T, hidden]` to as many."""
@@ -59,19 +59,25 @@ class MappedStates:
     residual: bool = False
 
     def on(self, block: BlockPass) -> RunSublayer:
-        takes_mask = _has_parameter(self.function, "attention_mask")
-
         def run(x: Tensor, samples: Sequence[int]) -> Tensor:
-            # No autograd; a module that writes into its input writes into a copy.
-            settings = {"attention_mask": block.mask(samples)} if takes_mask else {}
-            output = self.function(x.clone(), **settings)
-            self._check(output, x)
-            output = output.to(x.dtype)
+            output = self._mapped(x, block.mask(samples)).to(x.dtype)
             return output if self.residual else x + output
 
         return run
 
-    def _check(self, output: object, x: Tensor) -> None:
+    @torch.inference_mode()
+    def try_out(self, model: LayeredModel) -> None:
+        """Run it on two tokens of zeros; InputError where it fails, or gives something else than states."""
+        x = torch.zeros(1, 2, model.hidden_size, dtype=model.state_dtype, device=model.device)
+        try:
+            self._mapped(x, None)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.name}: fails on states {list(x.shape)} of {x.dtype}: {reason}") from error
+
+    def _mapped(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        settings = {"attention_mask": mask} if _has_parameter(self.function, "attention_mask") else {}
+        output = self.function(x.clone(), **settings)  # one that writes into its input writes into a copy
         if not isinstance(output, Tensor):
             raise InputError(f"{self.name}: gives {type(output).__name__}; a tensor {list(x.shape)} is expected")
         if output.shape != x.shape or not output.is_floating_point() or output.device != x.device:
@@ -79,6 +85,7 @@ class MappedStates:
                 f"{self.name}: gives {output.dtype} {list(output.shape)} on {output.device}; a tensor of floats"
                 f" {list(x.shape)} on {x.device} is expected"
             )
+        return output
 
     def multiplications(self, tokens: int) -> int | None:
         if isinstance(self.function, nn.Module):
@@ -92,7 +99,7 @@ class MappedStates:
         if not isinstance(self.function, nn.Module):
             return None
         tensors = self.function.state_dict()
-        return _digest(f"{type(self.function).__qualname__} {self.function} {self.residual}", tensors.items())
+        return tensors_digest(f"{type(self.function).__qualname__} {self.function} {self.residual}", tensors.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +118,7 @@ class AddedMean:
         return 0
 
     def digest(self) -> str | None:
-        return _digest("mean", [("vector", self.vector)])
+        return tensors_digest("mean", [("vector", self.vector)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +138,14 @@ class AddedLinear:
         return 4 * self.linear.weight.numel()  # where it is widened
 
     def digest(self) -> str | None:
-        return _digest("linear", self.linear.tensors())
+        return tensors_digest("linear", self.linear.tensors())
 
 
-def generic_replacement(value: object, name: str, hidden: int) -> Replacement | None:
+def generic_replacement(value: object, name: str, model: LayeredModel) -> Replacement | None:
     """The replacement that a value means on any model: a mean update (a tensor `[hidden]`), a linear map, a module or a
-    function, `WithResidual` of one of the last two. None for anything else; InputError for a wrong size."""
+    function, `WithResidual` of one of the last two. None for anything else; InputError for a wrong size, or a
+    module that does not map states to states."""
+    hidden = model.hidden_size
     if isinstance(value, Tensor):
         if tuple(value.shape) != (hidden,) or not value.is_floating_point():
             raise InputError(
@@ -150,10 +159,15 @@ def generic_replacement(value: object, name: str, hidden: int) -> Replacement | 
     if isinstance(value, WithResidual):
         if not callable(value.module):
             raise InputError(f"{name}: WithResidual of {type(value.module).__name__}; a module or function is expected")
-        return MappedStates(value.module, name, residual=True)
+        return _tried(MappedStates(value.module, name, residual=True), model)
     if callable(value) and not isinstance(value, type):
-        return MappedStates(value, name)
+        return _tried(MappedStates(value, name), model)
     return None
+
+
+def _tried(replacement: MappedStates, model: LayeredModel) -> MappedStates:
+    replacement.try_out(model)
+    return replacement
 
 
 def _has_parameter(function: MapStates, name: str) -> bool:
@@ -164,10 +178,10 @@ def _has_parameter(function: MapStates, name: str) -> bool:
         return False
 
 
-def _digest(about: str, tensors: object) -> str:
+def tensors_digest(about: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 of a description, and of all values of named tensors."""
     digest = hashlib.sha256(about.encode())
-    for name, tensor in tensors:  # type: ignore[attr-defined]  # pairs, from whatever mapping
+    for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())

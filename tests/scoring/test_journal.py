@@ -236,9 +236,9 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
     assert stopped(signal.SIGKILL, 3) == -signal.SIGKILL
     kept = [json.loads(line)["entry"] for line in journal.read_text().splitlines()[1:]]
     with journal.open("a") as file:
-        file.write('{"entry": {"first": 58, "wi')  # as if the power had gone
+        file.write('{"entry": {"first": 58, "ed')  # as if the power had gone
     assert main(command) == 0
-    finished = sum(len(entry["without"]) * len(entry["nll"][0]) for entry in kept)
+    finished = sum(len(entry["edits"]) * len(entry["sums"][0]) for entry in kept)
     assert sum(candidates * count for candidates, count in computed) == S * 5 - finished
     assert os.listdir(tmp_path) == [out.name]
     capsys.readouterr()

@@ -4,7 +4,8 @@ With logits m of the candidate and l of the original, of which tiles of the voca
 
     KL(p || q) = sum_i p_i (l_i - m_i) - log sum_i exp(l_i) + log sum_i exp(m_i).
 
-Each sum of exponentials is held relative to the largest logit so far, and rescaled when a larger one comes.
+Each sum of exponentials is held relative to the largest logit so far, and rescaled when a larger one comes. All of it
+is in float64: the three terms are of the size of logits, and nearly cancel where a candidate is close to the original.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ class _Divergence:
         self._differences = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor, original: Tensor, first: int) -> None:
-        self._candidate.add(logits)
-        exponentials, rescaled = self._original.add(original)
-        self._differences.mul_(rescaled).add_(exponentials.mul_(original - logits).sum(-1))
+        wide, wide_original = logits.double(), original.double()
+        exponentials, rescaled = self._original.add(wide_original)
+        self._differences.mul_(rescaled).add_(exponentials.mul_(wide_original.sub_(wide)).sum(-1))
+        self._candidate.add(wide)
 
     def result(self) -> Tensor:
         return self._differences / self._original.total + self._candidate.log() - self._original.log()
@@ -48,9 +50,9 @@ class _ExpSum:
 
     def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Add a tile; gives its exp(l_i - largest), and by what older sums are to be multiplied."""
-        largest = torch.maximum(self.largest, logits.amax(-1).double())
+        largest = torch.maximum(self.largest, logits.amax(-1))
         rescaled = (self.largest - largest).exp()
-        exponentials = (logits - largest.float()[..., None]).exp_()
+        exponentials = (logits - largest[..., None]).exp_()
         self.total.mul_(rescaled).add_(exponentials.sum(-1))
         self.largest = largest
         return exponentials, rescaled
