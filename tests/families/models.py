@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import contextmanager
 
@@ -54,7 +53,8 @@ FAMILIES = {
         "moe_layers": [1, 3],
     },
 }
-MOE = ("qwen3_moe", "mixtral", "llama4_text")
+EXPERTS_PER_TOKEN = {"qwen3_moe": 2, "mixtral": 2, "llama4_text": 1}
+"""The families of mixtures of experts."""
 OURS = {"llama": {}, "mistral": {"sliding_window": 5}, "qwen2": {"head_dim": None}, "qwen3": {}}
 
 
@@ -123,20 +123,21 @@ def naive_scores(model, input_ids, mask=None):
     return values
 
 
-@torch.no_grad()
-def smallest_router_margin(model, input_ids, chosen):
-    """The smallest distance, over all tokens and routers, of the last expert that is chosen from the first that is not,
-    in the router's logits, with each of the layers left out too."""
+def smallest_router_margin(model, input_ids, mask, chosen):
+    """How far apart, at least, the last expert that a token goes to and the first that it does not go to are in a
+    router's logits: in the whole model and without each of its layers."""
     margins = []
 
-    def note(module, args, output):
-        scores = output[0] if isinstance(output, tuple) else output
-        ranked = scores.float().flatten(0, -2).sort(-1, descending=True).values
+    def note(module, args):
+        ranked = F.linear(args[0].flatten(0, -2), module.weight).sort(-1, descending=True).values
         margins.append(float((ranked[:, chosen - 1] - ranked[:, chosen]).min()))
 
-    return margins, note
-
-
-def copied(model):
-    """A copy that shares nothing, to show that the model is left as it is."""
-    return copy.deepcopy(model)
+    routers = [module for name, module in model.named_modules() if name.endswith((".gate", ".router"))]
+    hooks = [router.register_forward_pre_hook(note) for router in routers]
+    try:
+        naive_scores(model, input_ids, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert routers and len(margins) >= len(routers)
+    return min(margins)

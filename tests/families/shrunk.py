@@ -44,7 +44,9 @@ def shrunk(fields: dict[str, Any], way: str, extra: dict[str, Any]) -> dict[str,
     layers = counts[0] if counts else None
     small = dict(fields)
     for name, value in fields.items():
-        if isinstance(value, dict) and ("vocab_size" in value or name == "text_config"):
+        if name == "per_layer_config" and isinstance(value, dict):
+            small[name] = {layer: entry for layer, entry in value.items() if int(layer) < LAYERS}
+        elif isinstance(value, dict) and ("vocab_size" in value or name == "text_config"):
             small[name] = shrunk(value, way, extra)
         elif name in _LAYER_COUNTS and isinstance(value, int):
             small[name] = LAYERS

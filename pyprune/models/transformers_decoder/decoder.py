@@ -18,7 +18,7 @@ from pyprune.errors import InputError
 from pyprune.models.pruning import Pruning, recorded
 from pyprune.models.tokenizers import TokenizerSource, directory_source, load_tokenizer
 from pyprune.models.transformers_decoder.checkpoint import save_checkpoint
-from pyprune.models.transformers_decoder.checks import checked_structure
+from pyprune.models.transformers_decoder.checks import checked_structure, context_length
 from pyprune.models.transformers_decoder.pruned_model import pruned_model
 from pyprune.models.transformers_decoder.structure import Structure, label
 
@@ -108,8 +108,7 @@ class TransformersDecoder:
     @property
     def max_positions(self) -> int:
         """The model's context."""
-        config = self.model.config.get_text_config(decoder=True)
-        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+        return context_length(self.model) or UNLIMITED
 
     @property
     def streamed(self) -> bool:
