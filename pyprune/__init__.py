@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     # Functions from the modules that have their name: else mypy takes the one for the other.
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
+    from pyprune.models.load_any import load_any
+    from pyprune.models.transformers_decoder import TransformersDecoder
     from pyprune.pruning import Pruning
     from pyprune.pruning.apply import apply, pad
     from pyprune.pruning.depth import depth
@@ -46,11 +48,13 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "SearchResult",
+    "TransformersDecoder",
     "accelerate",
     "apply",
     "depth",
     "index_map",
     "load",
+    "load_any",
     "pad",
     "perplexity",
     "plan_memory",
@@ -64,6 +68,8 @@ __all__ = [
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
 _PACKAGES = {
     "models": ("Decoder", "load", "to_transformers"),
+    "models.load_any": ("load_any",),
+    "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),

@@ -159,6 +159,17 @@ def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: boo
     return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
+def loaded_any(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
+    """The decoder of any family, as quietly: ours, or one that transformers runs (`load_any`)."""
+    from transformers.utils import logging
+
+    from pyprune.models.load_any import load_any
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load_any(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
+
+
 def loaded_sizes(spec: str, dtype: str | None) -> Any:
     """The decoder without its weights, and without what transformers says about its configuration."""
     from transformers.utils import logging

@@ -11,7 +11,7 @@ from pyprune.commands.inputs import (
     chosen_amount,
     chosen_device,
     init_distributed,
-    loaded,
+    loaded_any,
     measured_scores,
     remove_journal,
     require_scorable,
@@ -135,7 +135,7 @@ def _measured(options: argparse.Namespace) -> Any:
         require_scorable(options, unit)
     device = chosen_device(options)
     init_distributed(device)
-    decoder = loaded(options.model, options.dtype, device, options.stream)
+    decoder = loaded_any(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         return measured_scores(options, decoder, unit, bar, **measured)
 
