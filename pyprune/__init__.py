@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyprune.evaluation import Evaluation, evaluate
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
+    from pyprune.models.load_any import load_any
+    from pyprune.models.transformers_decoder import TransformersDecoder
     from pyprune.pruning import Pruning
     from pyprune.pruning.apply import apply, pad
     from pyprune.pruning.depth import depth
@@ -49,12 +51,14 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "SearchResult",
+    "TransformersDecoder",
     "accelerate",
     "apply",
     "depth",
     "evaluate",
     "index_map",
     "load",
+    "load_any",
     "pad",
     "perplexity",
     "plan_memory",
@@ -70,6 +74,8 @@ __all__ = [
 _PACKAGES = {
     "evaluation": ("Evaluation", "evaluate"),
     "models": ("Decoder", "load", "to_transformers"),
+    "models.load_any": ("load_any",),
+    "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),

@@ -84,7 +84,8 @@ class Evaluator:
         self._compares = any(isinstance(measure, ComparingMeasure) for measure in self._measures)
         self._replacements = replacements or {}
         self._journal, self._group, self._search = journal, group, search
-        extra = measuring_bytes(self._model, self._measures, self._replacements.values())
+        held = max((replacement.held_bytes() for replacement in self._replacements.values()), default=0)
+        extra = measuring_bytes(self._model, map(type, self._measures), held)
         self._budget = MemoryBudget(self._model, self._tokens, mask is not None, memory, extra)
         self._present = self._model.present
         self._costs = costs_with(self._model, self._tokens, self._replacements)

@@ -13,7 +13,6 @@ from pyprune.errors import InputError
 from pyprune.ops import native
 from pyprune.scoring.layered_model import LayeredModel
 from pyprune.scoring.measures import LogitsMeasure, Measure, StateMeasure
-from pyprune.scoring.replacements import Replacement
 
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
@@ -116,20 +115,18 @@ def fit_pass(
     )
 
 
-def measuring_bytes(model: LayeredModel, measures: Iterable[Measure], replacements: Iterable[Replacement]) -> Extra:
-    """What these measures take, and the largest of these replacements while it runs. What a module of the user's takes
-    inside is not in it."""
-    held = max((replacement.held_bytes() for replacement in replacements), default=0)
-    # What a module gives and its input's copy, beside the chunk: in `row_bytes` there are two states a row already.
-    kinds = list(measures)
-    by_states = any(isinstance(measure, StateMeasure) for measure in kinds)
-    by_logits = sum(isinstance(measure, LogitsMeasure) for measure in kinds)
-    per_row = 5 * 8 * model.hidden_size if by_states else 0  # both states, their unit vectors, a difference: float64
-    tiles = 0
+def measuring_bytes(model: LayeredModel, kinds: Iterable[type[Measure]], held: int = 0) -> Extra:
+    """What measures of these kinds take, and what replacements hold while they run (`Replacement.held_bytes`). What a
+    module of the user's takes inside is not in it."""
+    kinds = list(kinds)
+    by_logits = sum(issubclass(kind, LogitsMeasure) for kind in kinds)
+    per_row = tile_weights = 0
+    if any(issubclass(kind, StateMeasure) for kind in kinds):
+        per_row = 8 * 5 * model.hidden_size  # both states, their unit vectors, a difference: float64
     if by_logits:
         per_row = max(per_row, 8 * 5 * VOCABULARY_TILE)  # logits of both, both again in float64, exponentials
-        tiles = 4 * VOCABULARY_TILE * model.hidden_size  # of head weights, widened
-    return Extra(held + tiles, per_row, 6 * 8 * by_logits)
+        tile_weights = 4 * VOCABULARY_TILE * model.hidden_size
+    return Extra(held + tile_weights, per_row, 6 * 8 * by_logits)
 
 
 def _even_parts(count: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyprune import ops
 from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.models.transformers_decoder.inputs import LayerInputs
-from pyprune.models.transformers_decoder.logits import LogitMap
+from pyprune.models.transformers_decoder.structure import Structure
 from pyprune.scoring.cost import Costs
 from pyprune.scoring.footprint import VOCABULARY_TILE
 from pyprune.scoring.layered_model import RunSublayer
@@ -118,15 +118,13 @@ class TransformersSamples:
         return self._inputs.call(place, x, samples)
 
     def final(self, x: Tensor) -> Tensor:
-        for module in self._structure.tail:
-            x = module(x)
-        return x
+        return self._structure.final(x)
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        return head_losses(self._structure.head, self._structure.logits, self.final(x), targets)
+        return last_losses(self._structure, x, targets)
 
     def logits(self, final: Tensor, start: int, stop: int) -> Tensor:
-        return tile_of_logits(self._structure.head, self._structure.logits, final, start, stop)
+        return tile_of_logits(self._structure, final, start, stop)
 
     def mask(self, samples: Sequence[int]) -> Tensor | None:
         return None if self._mask is None else self._mask[list(samples)]
@@ -149,22 +147,23 @@ class TransformersBlock:
         return self.samples.mask(samples)
 
 
-def head_losses(head: nn.Module, logits: LogitMap, final: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) of states behind the final norm `[N, T, hidden]`: float32 `[N, T]`, 0 where the target is -100.
+def last_losses(structure: Structure, x: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target) of states behind the last layer `[N, T, hidden]`: float32 `[N, T]`, 0 where the target is -100.
 
     In float32 a factor of the logits goes into the states and the fused operator does the rest. Otherwise logits are
     made a tile of the vocabulary at a time, as the model makes them.
     """
-    weight, bias = head.weight, head.bias
+    final, logits = structure.final(x), structure.logits
+    weight, bias = structure.head.weight.detach(), structure.head.bias
     if logits.cap is None and final.dtype == torch.float32 == weight.dtype:
         if logits.scale != 1:
             final, bias = final * logits.scale, None if bias is None else bias * logits.scale
-        return ops.linear_cross_entropy(final.contiguous(), weight.detach(), targets.contiguous(), None, 0.0, bias)
+        return ops.linear_cross_entropy(final.contiguous(), weight, targets.contiguous(), None, 0.0, bias)
     wide = torch.float64 if final.dtype == torch.float64 else torch.float32
     sums, own = [], torch.zeros(targets.shape, dtype=wide, device=final.device)
     for start in range(0, weight.shape[0], VOCABULARY_TILE):
         stop = min(start + VOCABULARY_TILE, weight.shape[0])
-        tile = tile_of_logits(head, logits, final, start, stop)
+        tile = tile_of_logits(structure, final, start, stop)
         sums.append(tile.logsumexp(-1))
         place = (targets - start).clamp(0, stop - start - 1)
         here = (targets >= start) & (targets < stop)
@@ -173,10 +172,11 @@ def head_losses(head: nn.Module, logits: LogitMap, final: Tensor, targets: Tenso
     return torch.where(targets == IGNORED, 0, losses).float()
 
 
-def tile_of_logits(head: nn.Module, logits: LogitMap, final: Tensor, start: int, stop: int) -> Tensor:
+def tile_of_logits(structure: Structure, final: Tensor, start: int, stop: int) -> Tensor:
     """The model's logits of the ids start .. stop-1: float32 `[..., stop-start]` (float64 in float64)."""
+    head = structure.head
     bias = None if head.bias is None else head.bias[start:stop]
-    tile = logits(F.linear(final, head.weight[start:stop], bias))
+    tile = structure.logits(F.linear(final, head.weight[start:stop], bias))
     return tile if tile.dtype == torch.float64 else tile.float()
 
 

@@ -44,8 +44,7 @@ class NarrowedSublayer:
         return int(self.share * sublayer_cost(self.full, tokens))
 
     def held_bytes(self) -> int:
-        """Its own weights; a matrix is gathered once before it is placed."""
-        return sum(tensor.numel() * tensor.element_size() for _, tensor in self.full.tensors())
+        return narrowing_bytes(self.full)
 
     def digest(self) -> str | None:
         return hashlib.sha256(json.dumps(self.pruning.to_dict(), sort_keys=True).encode()).hexdigest()
@@ -68,6 +67,13 @@ class OtherSublayer:
 
     def digest(self) -> str | None:
         return tensors_digest(type(self.value).__name__, self.value.tensors())
+
+
+def narrowing_bytes(sublayer: MHA | FFN) -> int:
+    """Bytes that the weights of a narrowed sublayer take at most while they are made: no more than its own, one matrix
+    twice."""
+    sizes = [tensor.numel() * tensor.element_size() for _, tensor in sublayer.tensors()]
+    return sum(sizes) + max(sizes)
 
 
 def run_of(sublayer: MHA | FFN, block: DecoderBlock) -> RunSublayer:

@@ -24,8 +24,8 @@ from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.progress import Progress
 from pyprune.runtime import memory as device_memory
-from pyprune.scoring.footprint import ROWS, pass_bytes
 from pyprune.scoring.as_layered import as_layered
+from pyprune.scoring.footprint import ROWS, pass_bytes
 from pyprune.scoring.layered_model import BlockPass, SamplesPass
 from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.perplexity import check_samples

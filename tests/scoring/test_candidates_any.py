@@ -16,12 +16,9 @@ S, T = 3, 11
 
 def gemma2():
     torch.manual_seed(3)
-    return Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=97, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=6, sliding_window=5, final_logit_softcapping=3.0, query_pre_attn_scalar=6,
-        )  # fmt: skip
-    ).eval()
+    sizes = dict(vocab_size=97, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=6, sliding_window=5)
+    return Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=3.0)).eval()
 
 
 def gpt2():

@@ -73,17 +73,21 @@ def _require_causal(model: Any, ids: Tensor, expected: Tensor) -> None:
 def sample_ids(model: Any, tokens: int = TOKENS) -> Tensor:
     """Random ids `[SAMPLES, T]`, T = `tokens` or the model's whole context, the same for the same model."""
     config = model.config.get_text_config(decoder=True)
-    length = min(tokens, getattr(config, "max_position_embeddings", None) or tokens)
+    length = min(tokens, context_length(model) or tokens)
     vocabulary = min(config.vocab_size, model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (SAMPLES, length), generator=generator).to(model.device)
 
 
+def context_length(model: Any) -> int | None:
+    """The positions that a model's configuration names; None where it names none."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return context if isinstance(context, int) and context > 0 else None
+
+
 def head_logits(structure: Structure, x: Tensor) -> Tensor:
     """The model's logits of hidden states `[N, T, hidden]` behind its last layer."""
-    for module in structure.tail:
-        x = module(x)
-    return structure.logits(structure.head(x))
+    return structure.logits(structure.head(structure.final(x)))
 
 
 def difference(logits: Tensor, expected: Tensor) -> float:

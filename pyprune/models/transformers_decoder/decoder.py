@@ -18,7 +18,7 @@ from pyprune.errors import InputError
 from pyprune.models.pruning import Pruning, recorded
 from pyprune.models.tokenizers import TokenizerSource, directory_source, load_tokenizer
 from pyprune.models.transformers_decoder.checkpoint import save_checkpoint
-from pyprune.models.transformers_decoder.checks import checked_structure
+from pyprune.models.transformers_decoder.checks import checked_structure, context_length
 from pyprune.models.transformers_decoder.pruned_model import pruned_model
 from pyprune.models.transformers_decoder.structure import Structure, label
 
@@ -40,10 +40,13 @@ class LayerBlock:
         """Its parameters with their names in the layer; matrices in torch's layout `[out, in]`, those of a list of
         experts as one, kernels of convolutions flattened."""
         for name, parameter in self.layer.named_parameters():
-            tensor = parameter.detach()
-            if tensor.dim() == 2 and _is_transposed(self.layer.get_submodule(name.rpartition(".")[0])):
-                tensor = tensor.T
-            yield name, tensor.flatten(0, -2) if tensor.dim() > 2 else tensor
+            yield name, self.viewed(name, parameter.detach())
+
+    def viewed(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the size of the parameter of that name, such as its gradient, in the form of `tensors`."""
+        if tensor.dim() == 2 and _is_transposed(self.layer.get_submodule(name.rpartition(".")[0])):
+            return tensor.T
+        return tensor.flatten(0, -2) if tensor.dim() > 2 else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +108,7 @@ class TransformersDecoder:
     @property
     def max_positions(self) -> int:
         """The model's context."""
-        config = self.model.config.get_text_config(decoder=True)
-        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+        return context_length(self.model) or UNLIMITED
 
     @property
     def streamed(self) -> bool:
@@ -131,12 +133,19 @@ class TransformersDecoder:
             block.index: sum(p.numel() for p in block.layer.parameters() if uses[id(p)] == 1) for block in self.blocks
         }
 
-    def without(self, removed: Pruning) -> TransformersDecoder:
-        """The decoder without these blocks, in original indices: a model of its own that shares the tensors.
+    def describe_sizes(self, original_parameters: int) -> dict[str, Any]:
+        """Its sizes as JSON data, for reports; `removed_share`: of the unpruned model's `original_parameters`."""
+        parameters = self.parameters()
+        return {
+            "parameters": parameters,
+            "removed_share": 1 - parameters / original_parameters,
+            "blocks": len(self.blocks),
+            "bytes": sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors()),
+        }
 
-        InputError for a pruning of anything but blocks, for an index that the original does not have, for all blocks,
-        and where transformers cannot express what is left (`pruned_model`).
-        """
+    def check(self, removed: Pruning) -> None:
+        """InputError for a pruning of anything but blocks, for an index that the original does not have, and for all
+        blocks."""
         for kind in ("mha", "ffn", "kv_groups", "heads", "neurons", "pad_to", "compensation"):
             if getattr(removed, kind):
                 raise InputError(
@@ -147,10 +156,17 @@ class TransformersDecoder:
                 raise InputError(
                     f"pruning: blocks names block {index}; 0 to {self.original_blocks - 1} of {self.name} are accepted"
                 )
+        if all(block.index in removed.blocks for block in self.blocks):
+            raise InputError(f"pruning: all {len(self.blocks)} blocks are removed; at least one must stay")
+
+    def without(self, removed: Pruning) -> TransformersDecoder:
+        """The decoder without these blocks, in original indices: a model of its own that shares the tensors.
+
+        InputError as in `check`, and where transformers cannot express what is left (`pruned_model`).
+        """
+        self.check(removed)
         record = recorded(self).joined(removed)
         kept = [place for place, block in enumerate(self.blocks) if block.index not in record.blocks]
-        if not kept:
-            raise InputError(f"pruning: all {len(self.blocks)} blocks are removed; at least one must stay")
         if len(kept) == len(self.blocks):
             return self
         model = pruned_model(self.model, self.structure, kept)

@@ -7,7 +7,7 @@ so that any rows of it, any number of times, can be put in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,8 +48,8 @@ class LayerInputs:
         of x is a state of."""
         return self.call_module(self._structure.layers[layer], layer, x, samples)
 
-    def call_module(self, module: nn.Module, layer: int, x: Tensor, samples: Sequence[int]) -> Tensor:
-        """The same of another module in a layer's place, called as the model calls that layer."""
+    def call_module(self, module: Callable[..., Any], layer: int, x: Tensor, samples: Sequence[int]) -> Tensor:
+        """The same of another module or function in a layer's place, called as the model calls that layer."""
         call, axes = self._structure.calls[layer], self._axes[layer]
 
         def placed(path: Path, leaf: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.tensors import one_line
-from pyprune.models.transformers_decoder.checks import TOLERANCE, difference, head_logits, sample_ids
+from pyprune.models.transformers_decoder.checks import TOLERANCE, context_length, difference, head_logits, sample_ids
 from pyprune.models.transformers_decoder.inputs import LayerInputs, captured
 from pyprune.models.transformers_decoder.pruned_config import pruned_configs
 from pyprune.models.transformers_decoder.structure import Structure, label, ordinary_logits
@@ -127,8 +127,7 @@ def _longest_window(model: Any) -> int:
         for name, value in config.to_dict().items()
         if isinstance(value, int) and not isinstance(value, bool) and ("window" in name or "chunk" in name)
     ]
-    context = getattr(config, "max_position_embeddings", None) or LONGEST
-    return min(max(sizes, default=0) + 5, context, LONGEST)
+    return min(max(sizes, default=0) + 5, context_length(model) or LONGEST, LONGEST)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Structure:
     """The parts of a model, all of them the model's own modules.
 
     `layers_name`: the name of the list of layers. `tail`: what follows the last layer, each on the output of the one
-    before. `head`: from there to logits, of `vocab_size` ids, which `logits` turns into the model's. Hidden states have
+    before, and `tail_scale` a factor behind them (MiniCPM). `head`: from there to logits, of `vocab_size` ids, which `logits` turns into the model's. Hidden states have
     `hidden_size` values of `state_dtype`.
     """
 
@@ -44,11 +44,18 @@ class Structure:
     layers: nn.ModuleList
     calls: tuple[LayerCall, ...]
     tail: tuple[nn.Module, ...]
-    head: nn.Module
+    head: nn.Linear
     logits: LogitMap
     hidden_size: int
     vocab_size: int
     state_dtype: torch.dtype
+    tail_scale: float = 1.0
+
+    def final(self, x: Tensor) -> Tensor:
+        """What the head reads of states `[N, T, hidden]` behind the last layer."""
+        for module in self.tail:
+            x = module(x)
+        return x if self.tail_scale == 1 else x * self.tail_scale
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,8 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     if len(head_calls) != 1:
         raise InputError(f"{label(model)}: its head runs {len(head_calls)} times in one forward pass; once is expected")
     head_input = next((leaf for _, leaf in leaves(head_calls[0].inputs) if isinstance(leaf, Tensor)), None)
-    tail = _chain(trace, _first_hidden(calls[-1].output), head_input)
-    if tail is None:
+    chain = _chain(trace, _first_hidden(calls[-1].output), head_input)
+    if chain is None:
         raise InputError(
             f"{label(model)}: between its last layer and its head is more than modules that map the hidden state;"
             " a final norm is expected there"
@@ -108,12 +115,13 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
         layers_name=name,
         layers=layers,
         calls=layer_calls,
-        tail=tail,
+        tail=chain[0],
         head=head,
         logits=LogitMap.between(raw, trace.logits, model),
         hidden_size=hidden.shape[-1],
         vocab_size=head.weight.shape[0],
         state_dtype=hidden.dtype,
+        tail_scale=chain[1],
     )
 
 
@@ -222,15 +230,36 @@ def _first_hidden(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def _chain(trace: Trace, start: Tensor | None, end: Tensor | None) -> tuple[nn.Module, ...] | None:
-    """The fewest modules that lead from one tensor to another, each given the output of the one before alone."""
-    reached: list[tuple[Tensor | None, tuple[nn.Module, ...]]] = [(start, ())]
-    while reached:
-        tensor, modules = reached.pop(0)
+def _chain(trace: Trace, start: Tensor | None, end: Tensor | None) -> tuple[tuple[nn.Module, ...], float] | None:
+    """The fewest modules that lead from one tensor to another, each given the output of the one before alone, and the
+    factor that follows them."""
+    waiting: list[tuple[Tensor | None, tuple[nn.Module, ...]]] = [(start, ())]
+    reached = []
+    while waiting:
+        tensor, modules = waiting.pop(0)
         if _same_memory(tensor, end):
-            return modules
-        reached += [(call.output, (*modules, call.module)) for call in _calls_on(trace, tensor) if call.module not in modules]
+            return modules, 1.0
+        reached.append((tensor, modules))
+        for call in _calls_on(trace, tensor):
+            if call.module not in modules:
+                waiting.append((call.output, (*modules, call.module)))
+    for tensor, modules in reached:
+        factor = _factor(tensor, end)
+        if factor is not None:
+            return modules, factor
     return None
+
+
+def _factor(tensor: Tensor | None, product: Tensor | None) -> float | None:
+    """The number that one tensor is a multiple of the other by; None where it is not."""
+    if tensor is None or product is None or tensor.shape != product.shape:
+        return None
+    x, y = tensor.double(), product.double()
+    factor = float((x * y).sum() / (x * x).sum())
+    for whole in (round(factor), 1 / round(1 / factor) if abs(factor) > 1e-9 and round(1 / factor) else factor):
+        factor = whole if whole and abs(whole - factor) < 1e-6 * abs(factor) else factor
+    tolerance = 4 * torch.finfo(product.dtype).eps * y.abs().max()
+    return factor if bool(((factor * x - y).abs() <= tolerance).all()) else None
 
 
 def _calls_on(trace: Trace, tensor: Tensor | None) -> Iterator[_Call]:
