@@ -117,7 +117,7 @@ def evaluate_tasks(
         samples = stack.enter_context(_sample_file(log_samples))
         for name in chosen.names:
             lm.progress = partial(report, name)
-            evaluated = _simple_evaluate(lm, _loaded(name, chosen), chosen.limit)
+            evaluated = _simple_evaluate(lm, load_task(name, chosen), chosen.limit)
             for task in evaluated["results"]:
                 if task in evaluated["n-samples"]:  # not a group
                     results[task] = _result(task, evaluated, chosen.local.get(name))
@@ -137,8 +137,8 @@ def _index() -> Any:
         return TaskManager()
 
 
-def _loaded(name: str, tasks: Tasks) -> list[Any]:
-    """The task as lm-eval has it, with local documents where there are some."""
+def load_task(name: str, tasks: Tasks) -> list[Any]:
+    """The task, or a group's tasks, as lm-eval has them, with local documents where there are some."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
