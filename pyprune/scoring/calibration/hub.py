@@ -37,7 +37,7 @@ def parse_name(text: str) -> DatasetName:
     else a configuration; `hf:NAME::SPLIT` is a split by any name. InputError for anything else."""
     name, *rest = re.split(r":(?![^\[]*\])", text.removeprefix(PREFIX))  # no parting inside a slice, train[:1000]
     revision = None
-    if not os.path.isabs(name):  # a folder's name may hold an @, a hub's may not
+    if not os.path.exists(name):  # a folder's name may hold an @, a hub's may not
         name, _, after = name.partition("@")
         revision = after or None
     if not name or len(rest) > 2 or (rest and not rest[-1]):
