@@ -18,8 +18,11 @@ from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     # Functions from the modules that have their name: else mypy takes the one for the other.
+    from pyprune.evaluation import Evaluation, evaluate
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
+    from pyprune.models.load_any import load_any
+    from pyprune.models.transformers_decoder import TransformersDecoder
     from pyprune.pruning import Pruning
     from pyprune.pruning.apply import apply, pad
     from pyprune.pruning.depth import depth
@@ -32,12 +35,14 @@ if TYPE_CHECKING:
     from pyprune.scoring import Scores, SearchResult, search
     from pyprune.scoring.perplexity import perplexity
     from pyprune.scoring.score import score
+    from pyprune.study.samples import samples
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Decoder",
     "Engine",
+    "Evaluation",
     "InputError",
     "MemoryPlan",
     "NativeLibraryWarning",
@@ -46,15 +51,19 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "SearchResult",
+    "TransformersDecoder",
     "accelerate",
     "apply",
     "depth",
+    "evaluate",
     "index_map",
     "load",
+    "load_any",
     "pad",
     "perplexity",
     "plan_memory",
     "restore",
+    "samples",
     "score",
     "search",
     "to_transformers",
@@ -63,13 +72,17 @@ __all__ = [
 
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
 _PACKAGES = {
+    "evaluation": ("Evaluation", "evaluate"),
     "models": ("Decoder", "load", "to_transformers"),
+    "models.load_any": ("load_any",),
+    "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
     "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
+    "study.samples": ("samples",),
 }
 
 

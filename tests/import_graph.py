@@ -22,6 +22,8 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("study",),
+    ("evaluation",),
+    ("lm_eval",),
     ("scoring",),
     ("pruning",),
     ("runtime",),
