@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import pyprune
 from pyprune.errors import InputError
@@ -53,7 +52,9 @@ def data(tmp_path_factory) -> Path:
     write_json(folder / "arc_challenge" / "test.json", ARC)
     write_json(folder / "arc_challenge" / "validation.json", ARC[:1])
     (folder / "winogrande" / "winogrande_xl").mkdir(parents=True)
-    Dataset.from_list(WINOGRANDE).to_parquet(folder / "winogrande" / "winogrande_xl" / "validation-00000-of-00001.parquet")
+    Dataset.from_list(WINOGRANDE).to_parquet(
+        folder / "winogrande" / "winogrande_xl" / "validation-00000-of-00001.parquet"
+    )
     Dataset.from_list(HELLASWAG).save_to_disk(folder / "hellaswag" / "validation")
     return folder
 
@@ -66,11 +67,12 @@ def decoder(model_directory):
 LOCAL = ("piqa", "boolq", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 
 
-def test_accuracies_are_those_of_lm_eval_with_its_own_model(decoder, data):
+def test_accuracies_are_those_of_lm_eval_with_its_own_model(decoder, data, monkeypatch):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # a dozen programs
     results = evaluate_tasks(decoder, tasks=LOCAL, data=data)
     theirs = HFLM(pretrained=pyprune.to_transformers(decoder), tokenizer=decoder.tokenizer(), backend="causal")
     chosen = require_tasks(LOCAL, data=data)
@@ -122,21 +124,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(decoder, data, tmp_path,
     assert len(computed) == 8
     monkeypatch.setattr(lm, "answers", original)
     asked: list[int] = []
-    monkeypatch.setattr(lm, "answers", lambda d, endings, *rest: (asked.append(len(endings)), original(d, endings, *rest))[1])
+    monkeypatch.setattr(
+        lm, "answers", lambda d, endings, *rest: (asked.append(len(endings)), original(d, endings, *rest))[1]
+    )
     assert evaluate_tasks(decoder, tasks=("piqa", "boolq"), data=data, resume=journal) == expected
     assert sum(asked) == 2
     with pytest.raises(InputError, match="skip"):
         evaluate_tasks(decoder, tasks="piqa", data=data, resume=journal, skip=[1])
 
 
-def test_progress_and_seeds(decoder, data):
-    seen = []
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
+def test_progress_is_told_by_task(decoder, data):
+    seen: list[tuple] = []
     evaluate_tasks(decoder, tasks="piqa", data=data, progress=lambda *step: seen.append(step))
     assert seen[-1] == ("piqa", 6, 6)
-    assert torch.equal(torch.rand(2), expected)  # lm-eval sets torch's seed
 
 
 def test_evaluate_and_the_command_take_tasks(model_directory, data, capsys, tmp_path):
@@ -156,9 +156,7 @@ def test_evaluate_and_the_command_take_tasks(model_directory, data, capsys, tmp_
 
 
 def test_the_papers_average_mixes_the_metrics_that_it_names():
-    results = {
-        name: {"acc": 0.1, "acc_norm": 0.8, "acc_stderr": 0.02, "acc_norm_stderr": 0.02} for name in PAPER_TASKS
-    }
+    results = {name: {"acc": 0.1, "acc_norm": 0.8, "acc_stderr": 0.02, "acc_norm_stderr": 0.02} for name in PAPER_TASKS}
     average = paper_average(results)
     assert average is not None
     assert average["value"] == pytest.approx((4 * 0.1 + 3 * 0.8) / 7)
@@ -209,7 +207,11 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(capsys, monkeypatch, w
 
 
 BAD_DATA = {
-    "a field is missing": ("piqa", [{**PIQA[0]}, {"goal": "x", "sol1": "y", "label": 0}], "document 2: no field 'sol2'"),
+    "a field is missing": (
+        "piqa",
+        [{**PIQA[0]}, {"goal": "x", "sol1": "y", "label": 0}],
+        "document 2: no field 'sol2'",
+    ),
     "no answer": ("boolq", [{"passage": "p", "question": "q"}], "document 1: no field 'label'"),
     "a label that is no choice": ("piqa", [{**PIQA[0], "label": -1}], "label '-1'; 0, 1 is expected"),
     "a key that is no choice": ("arc_easy", [{**ARC[0], "answerKey": "D"}], "answerKey 'D'; A, B, C is expected"),
@@ -230,7 +232,7 @@ def test_data_that_does_not_fit_is_named(tmp_path, task: str, rows: list, named:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match="no data of piqa; piqa/validation.jsonl"):
+    with pytest.raises(InputError, match=r"no data of piqa; piqa/validation\.jsonl"):
         require_tasks("piqa", data=tmp_path)
     folder = tmp_path / "piqa"
     folder.mkdir()
