@@ -1,5 +1,6 @@
 # make compare: set up everything and compare depth with width pruning on a real model.
 # make test:    set up everything and run the tests; make test-quick: one case of each, in a minute.
+# make test-families: docs/families_table.md anew: every family of transformers on a small random model (ten minutes).
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make ci-full: .ci/run, and the tests again with other seeds, instruction sets and threads (hours).
@@ -20,7 +21,7 @@ READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test test-quick bench bench-peers lint wheel check-wheel ci-full clean
+.PHONY: setup compare test test-quick test-families bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -61,6 +62,9 @@ check-wheel: wheel
 
 ci-full:
 	.ci/full
+
+test-families: setup
+	$(BIN)/python -m tests.families.every_family --out docs/families_table.md $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

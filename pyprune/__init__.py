@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyprune.evaluation import Evaluation, evaluate
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
+    from pyprune.models.load_any import load_any
+    from pyprune.models.transformers_decoder import TransformersDecoder
     from pyprune.pruning import Pruning
     from pyprune.pruning.apply import apply, pad
     from pyprune.pruning.depth import depth
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pyprune.scoring import Scores, SearchResult, search
     from pyprune.scoring.perplexity import perplexity
     from pyprune.scoring.score import score
+    from pyprune.study.samples import samples
 
 __version__ = "0.1.0"
 
@@ -48,16 +51,19 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "SearchResult",
+    "TransformersDecoder",
     "accelerate",
     "apply",
     "depth",
     "evaluate",
     "index_map",
     "load",
+    "load_any",
     "pad",
     "perplexity",
     "plan_memory",
     "restore",
+    "samples",
     "score",
     "search",
     "to_transformers",
@@ -68,12 +74,15 @@ __all__ = [
 _PACKAGES = {
     "evaluation": ("Evaluation", "evaluate"),
     "models": ("Decoder", "load", "to_transformers"),
+    "models.load_any": ("load_any",),
+    "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
     "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
+    "study.samples": ("samples",),
 }
 
 

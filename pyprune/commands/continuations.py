@@ -54,12 +54,13 @@ class Continuations:
 
     def __init__(self, options: argparse.Namespace, decoder: Any, pruning: Any) -> None:
         from pyprune.runtime import Engine, SamplingParams
+        from pyprune.runtime.text import end_ids, padded
 
         self._texts = options.prompt
         self._tokenizer = None if options.prompt is None else decoder.tokenizer()
         self._prompts = _prompt_ids(options, decoder, self._tokenizer)
-        self._end_ids = _end_ids(decoder, self._tokenizer)
-        self._ids, self._mask = _padded(self._prompts, decoder.device)
+        self._end_ids = end_ids(decoder, self._tokenizer)
+        self._ids, self._mask = padded(self._prompts, decoder.device)
         self._engine = Engine(
             decoder,
             max_batch=len(self._prompts),
@@ -82,13 +83,15 @@ class Continuations:
 
     def sequences(self) -> list[dict[str, Any]]:
         """Each prompt with its new ids, without padding, and their text (None without a tokenizer)."""
+        from pyprune.runtime.text import continuation, until_end
+
         result = self._engine.generate(self._ids, self._mask, skip=self._skip, params=self._params)
         tokens, logprobs = result if isinstance(result, tuple) else (result, None)
         sequences = []
         for i, (prompt, row) in enumerate(zip(self._prompts, tokens.tolist(), strict=True)):
-            new = _until_end(row, self._end_ids)
+            new = until_end(row, self._end_ids)
             sequence = {"prompt": self._texts and self._texts[i], "prompt_ids": prompt, "ids": new}
-            sequence["text"] = self._tokenizer and _continuation(self._tokenizer, prompt, new)
+            sequence["text"] = self._tokenizer and continuation(self._tokenizer, prompt, new)
             if logprobs is not None:
                 sequence["logprobs"] = logprobs[i, : len(new)].tolist()
             sequences.append(sequence)
@@ -96,12 +99,14 @@ class Continuations:
 
     def print_as_it_comes(self) -> None:
         """Print the first prompt's continuation token by token."""
+        from pyprune.runtime.text import continuation
+
         stream = self._engine.stream(self._ids, self._mask, skip=self._skip, params=self._params)
         steps = (int(tokens[0]) for tokens in stream)
         if self._tokenizer is None:
             return print_as_it_comes(steps, lambda new: " ".join(map(str, new)))
         print(self._texts[0], end="", flush=True)
-        return print_as_it_comes(steps, lambda new: _continuation(self._tokenizer, self._prompts[0], new))
+        return print_as_it_comes(steps, lambda new: continuation(self._tokenizer, self._prompts[0], new))
 
 
 def print_as_it_comes(tokens: Iterable[int], text_of: Callable[[list[int]], str]) -> None:
@@ -135,36 +140,3 @@ def _prompt_ids(options: argparse.Namespace, decoder: Any, tokenizer: Any) -> li
                 f"{max(0, decoder.max_positions - len(ids))} are accepted by {decoder.name}"
             )
     return prompts
-
-
-def _padded(prompts: list[list[int]], device: Any) -> tuple[Any, Any]:
-    """Ids and mask, each `[B, T]`, of prompts padded on the right."""
-    import torch
-
-    longest = max(map(len, prompts))
-    ids = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
-    mask = [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _end_ids(decoder: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a text: those that the model names, and its tokenizer's; none without a tokenizer."""
-    if tokenizer is None:
-        return []
-    tokenizer_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return sorted({*decoder.eos_token_ids(), *tokenizer_ids})
-
-
-def _until_end(new: list[int], end_ids: list[int]) -> list[int]:
-    """New ids up to the first that ends the text, without the padding behind it."""
-    first = next((i for i, token in enumerate(new) if token in end_ids), len(new))
-    return new[: first + 1]
-
-
-def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """The new tokens' text. Decoded together with the prompt: some tokenizers drop the space of a first word."""
-    prompt_text = tokenizer.decode(prompt, skip_special_tokens=True)
-    text = tokenizer.decode(prompt + new, skip_special_tokens=True)
-    if text.startswith(prompt_text):
-        return text[len(prompt_text) :]
-    return tokenizer.decode(new, skip_special_tokens=True)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
-from pyprune.commands.inputs import chosen_device, init_distributed, journal_beside, remove_journal
+from pyprune.commands.inputs import (
+    chosen_device,
+    init_distributed,
+    journal_beside,
+    quiet_transformers,
+    remove_journal,
+    torch_dtype,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
     SCORED_DTYPE,
@@ -109,14 +117,13 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure a model's perplexity on a text and its accuracy on tasks."""
     check_options(options)
-    from pyprune.commands.inputs import torch_dtype
     from pyprune.evaluation import evaluate
     from pyprune.evaluation.protocol import PROTOCOLS, PerplexityProtocol
     from pyprune.evaluation.tasks import tasks_journal
 
     protocol = PerplexityProtocol() if options.protocol is None else PROTOCOLS[options.protocol]
     chosen = {name: getattr(options, name) for name in PROTOCOL_OPTIONS if getattr(options, name) is not None}
-    device = chosen_device(options)
+    device, journal = chosen_device(options), journal_beside(options)
     init_distributed(device)
     quiet_transformers()
     with Bar() as bar:
@@ -134,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
             device=device,
             stream=options.stream,
             memory=options.memory,
-            resume=journal_beside(options),
+            resume=journal,
             progress=bar,
         )
     if not is_rank_zero():
@@ -142,8 +149,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         evaluation.to_json(options.out)
         remove_journal(options)
-        if options.resume:
-            tasks_journal(journal_beside(options)).unlink(missing_ok=True)
+        if journal is not None:
+            tasks_journal(journal).unlink(missing_ok=True)
     if options.json:
         return print_json(evaluation.to_dict())
     print_evaluation(evaluation)
@@ -155,6 +162,8 @@ def check_options(options: argparse.Namespace) -> None:
 
     if options.ppl is None and options.tasks is None:
         raise InputError("eval: --ppl TEXT or --tasks NAMES is expected")
+    if options.tasks is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"--tasks: torchrun has started {os.environ['WORLD_SIZE']} processes; one is accepted")
     belongs = {"ppl": ("protocol", *PROTOCOL_OPTIONS, "tokens", "field"), "tasks": ("limit", "data", "log_samples")}
     for what, names in belongs.items():
         for name in names:
@@ -168,19 +177,11 @@ def check_options(options: argparse.Namespace) -> None:
     journal_beside(options)
 
 
-def quiet_transformers() -> None:
-    """Without what transformers says while it loads a model."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def print_evaluation(evaluation: Any) -> None:
     """The result as tables."""
     if evaluation.perplexity is not None:
         text = evaluation.text
-        error = "" if evaluation.stderr is None else f" +- {evaluation.stderr:.2g}"
+        error = "" if evaluation.stderr is None else f" +- {evaluation.stderr:.4f}"
         windows = f"{text['windows']} of {text['window']} tokens"
         windows += "" if text["stride"] is None else f", every {text['stride']}"
         facts = [

@@ -76,8 +76,9 @@ def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
     return calibration(decoder, text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
 
-def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar) -> Any:
-    """The scores of a decoder's units by the criterion, and on the calibration text, that the options name."""
+def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: Bar, **measured: Any) -> Any:
+    """The scores of a decoder's units by the criterion, and on the calibration text, that the options name; measured:
+    candidates, measures and samples of their own, as `pyprune.score` takes them."""
     from functools import partial
 
     from pyprune import scoring
@@ -87,14 +88,16 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
         settings["resume"] = journal_beside(options)
     if options.memory is not None:
         settings["memory"] = options.memory
-    if criterion.needs != "nothing":
+    if criterion.needs != "nothing" and "input_ids" not in measured:
         settings |= _windows(options, decoder)
+    settings |= measured
+    what = f"unit {unit}" if "candidates" not in measured else f"{len(measured['candidates'])} candidates"
     return scoring.score(
         decoder,
         criterion=criterion.name,
         unit=unit,
         protect=options.protect,
-        progress=partial(bar, f"scoring, unit {unit}"),
+        progress=partial(bar, f"scoring, {what}"),
         **settings,
     )
 
@@ -147,23 +150,37 @@ def chosen_device(options: argparse.Namespace) -> Any:
 
 def loaded(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
     """The decoder, without what transformers says while it loads one."""
+    from pyprune.models import load
+
+    quiet_transformers()
+    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
+
+
+def loaded_any(spec: str, dtype: str | None = None, device: Any = "cpu", stream: bool = False) -> Any:
+    """The decoder of any family, as quietly: ours, or one that transformers runs (`load_any`)."""
     from transformers.utils import logging
 
-    from pyprune.models import load
+    from pyprune.models.load_any import load_any
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
+    return load_any(spec, dtype=None if dtype is None else torch_dtype(dtype), device=device, stream=stream)
 
 
 def loaded_sizes(spec: str, dtype: str | None) -> Any:
     """The decoder without its weights, and without what transformers says about its configuration."""
-    from transformers.utils import logging
-
     from pyprune.models import load_sizes
 
-    logging.set_verbosity_error()
+    quiet_transformers()
     return load_sizes(spec, dtype)
+
+
+def quiet_transformers() -> None:
+    """From now on, without what transformers says while it loads a model."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def torch_device(name: Any) -> Any:

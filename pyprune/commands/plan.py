@@ -12,6 +12,8 @@ from pyprune.commands.options import (
     add_skip,
     add_stored_dtype,
     add_weight_format,
+    at_least,
+    comma_separated,
     command,
     numbers,
 )
@@ -29,6 +31,7 @@ def add_options(commands: Any) -> None:
         "most that prefill or a decode step works with, on a CPU or a GPU. The Python process itself comes on top "
         "(about 0.25 GB).",
         "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
+        "pyprune plan smollm2-135m --memory --candidates 360 --measure kl,ppl",
         "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; only its configuration is read")
@@ -46,6 +49,24 @@ def add_options(commands: Any) -> None:
         metavar="L,K",
         help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
     )
+    parser.add_argument(
+        "--candidates",
+        type=at_least(1),
+        metavar="N",
+        help="plan scoring instead of an engine: N candidates or units together, with the model itself (default: none)",
+    )
+    parser.add_argument(
+        "--samples", type=at_least(1), default=10, metavar="S", help="with --candidates: windows (default: 10)"
+    )
+    parser.add_argument(
+        "--seq-len", type=at_least(2), default=128, metavar="T", help="with --candidates: tokens of each (default: 128)"
+    )
+    parser.add_argument(
+        "--measure",
+        type=comma_separated,
+        metavar="M,N",
+        help="with --candidates: what is measured, as in score (default: ppl)",
+    )
     add_skip(parser)
     add_weight_format(parser)
     parser.add_argument(
@@ -62,6 +83,10 @@ def run(options: argparse.Namespace) -> None:
     """Say how much memory a model and its engine will take."""
     if not options.memory:
         raise InputError("plan: nothing to plan; --memory is expected")
+    if options.candidates is not None:
+        return _plan_scoring(options)
+    if options.measure is not None:
+        raise InputError(f"--measure {','.join(options.measure)}: belongs to --candidates")
     import torch
 
     from pyprune.runtime import memory
@@ -101,3 +126,35 @@ def run(options: argparse.Namespace) -> None:
         fits = "unknown" if free is None else shown(plan.most <= free)
         rows.append([str(m), str(n), *(f"{size / 2**30:.3f}" for size in sizes), fits])
     print_table(header, rows, f"{decoder.name} in {dtype} on {options.device}: GiB of memory")
+
+
+def _plan_scoring(options: argparse.Namespace) -> None:
+    """Say how much memory scoring takes beyond the model."""
+    from pyprune.scoring.measures import measure_names
+    from pyprune.scoring.planning import plan_scoring
+
+    for name in ("len", "skip", "skip_mha", "skip_ffn", "weight_format"):
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')}: belongs to an engine, and --candidates plans scoring")
+    measures = measure_names(options.measure)
+    decoder = loaded_sizes(options.model, options.dtype)
+    shape = options.candidates, options.samples, options.seq_len
+    size = plan_scoring(decoder, *shape, measure=measures, device=options.device)
+    if options.json:
+        return print_json(
+            {
+                "model": decoder.name,
+                "device": options.device,
+                "candidates": options.candidates,
+                "samples": options.samples,
+                "seq_len": options.seq_len,
+                "measures": list(measures),
+                "bytes": size.bytes,
+            }
+        )
+    row = [*map(str, shape), ", ".join(measures), f"{size.bytes / 2**30:.3f}"]
+    print_table(
+        ["candidates", "samples", "tokens", "measures", "GiB"],
+        [row],
+        f"{decoder.name}: memory of scoring all at once, beyond the model",
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from pyprune.commands.criterion import add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
     init_distributed,
-    loaded,
+    loaded_any,
     measured_scores,
     remove_journal,
     require_scorable,
@@ -128,13 +128,15 @@ def run(options: argparse.Namespace) -> None:
         require_scorable(options, unit)
 
     init_distributed()
-    decoder = loaded(options.model)
+    decoder = loaded_any(options.model)
+    runs_itself = _checked_whole_blocks(options, decoder, chosen | padding)
     with Bar() as bar:
         if amount is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
             # With scores that are all equal first: an amount that cannot be had is refused before the slow scoring.
             trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
-            _require_savable(pruning.apply(decoder, trial | padding))
+            if not runs_itself:  # there each removal is tried with its own layers
+                _require_savable(pruning.apply(decoder, trial | padding))
             if options.search in (None, "one-shot"):
                 ranked = ranked or measured_scores(options, decoder, unit, bar)
                 chosen = pruning.depth(ranked, decoder, **limits)
@@ -186,6 +188,19 @@ def _check_prune_options(options: argparse.Namespace) -> None:
         )
 
 
+def _checked_whole_blocks(options: argparse.Namespace, decoder: Any, named: Any) -> bool:
+    """Whether transformers runs this decoder: then only whole blocks can go. InputError where something else is to."""
+    from pyprune.models.transformers_decoder import TransformersDecoder
+
+    if not isinstance(decoder, TransformersDecoder):
+        return False
+    if options.width is not None:
+        raise InputError(f"--width {options.width}: only whole blocks can be removed from {decoder.name}; --depth or"
+                         " --blocks is accepted")  # fmt: skip
+    decoder.check(named)
+    return True
+
+
 def _equal_scores(decoder: Any, unit: str) -> Any:
     """Scores for a dry run: what goes is any, how much goes is as it will be."""
     from pyprune.scoring.removals import units_of
@@ -203,16 +218,27 @@ def _require_savable(decoder: Any) -> None:
 
 
 def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
-    from pyprune.models.sizes import describe_sizes
-
-    before, after = (describe_sizes(model, decoder.parameters()) for model in (decoder, pruned))
+    before, after = (_described_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
         removed = None if pruned.pruning is None else pruned.pruning.to_dict()
         sizes = {"before": before, "after": after}
         return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
-        *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items()),
-        ["MB per token", f"{before['bytes_per_token'] / 1e6:.2f}", f"{after['bytes_per_token'] / 1e6:.2f}"],
+        *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items() if key in before),
+        *(
+            [name, f"{before[key] / 1e6:.2f}", f"{after[key] / 1e6:.2f}"]
+            for name, key in (("MB per token", "bytes_per_token"), ("MB", "bytes"))
+            if key in before
+        ),
     ]
     print_table(["", "before", "after"], rows, f"{decoder.name}, written to {options.out}")
+
+
+def _described_sizes(decoder: Any, original_parameters: int) -> dict[str, Any]:
+    from pyprune.models.decoder import Decoder
+    from pyprune.models.sizes import describe_sizes
+
+    if isinstance(decoder, Decoder):
+        return describe_sizes(decoder, original_parameters)
+    return dict(decoder.describe_sizes(original_parameters))

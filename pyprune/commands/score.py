@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyprune.commands.candidates import add_candidates, chosen_candidates, measures_other
 from pyprune.commands.criterion import add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
     chosen_amount,
     chosen_device,
     init_distributed,
-    loaded,
+    loaded_any,
     measured_scores,
     remove_journal,
     require_scorable,
@@ -43,15 +44,18 @@ def add_options(commands: Any) -> None:
         "Rank the units of a model by the perplexity it has without each of them, on a few calibration windows "
         "(Shortened LLaMA, section 3.1), or by another criterion. The table shows the most removable first; --out "
         "keeps the scores for prune, --plot draws them. --against compares them with other scores of the model, such "
-        "as those of another text: rank correlation, what would go under each, where they differ most.",
+        "as those of another text: rank correlation, what would go under each, where they differ most. --candidates "
+        "scores prunings instead of units; --measure says by what.",
         "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
+        "pyprune score smollm2-135m --candidates prunings --measure kl,ppl --out candidates.json",
         "pyprune score boolq.json --against sms.json --count 6 --plot boolq-sms.png",
         "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
     add_unit(parser, "what is removed and scored: blocks, only their attention or FFN sublayers, or both kinds")
     add_criterion(parser)
+    add_candidates(parser)
     add_text(parser)
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
@@ -113,7 +117,7 @@ def _read(path: str) -> Any:
 
 def _given(options: argparse.Namespace) -> Any:
     reason = f"belongs to scoring, and {options.model} holds scores already"
-    for name in ("text", "field", "unit", "dtype", "out"):
+    for name in ("text", "field", "unit", "dtype", "out", "candidates", "measure", "labels"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")
     if options.resume:
@@ -126,12 +130,14 @@ def _given(options: argparse.Namespace) -> Any:
 
 def _measured(options: argparse.Namespace) -> Any:
     unit = options.unit or "block"
-    require_scorable(options, unit)
+    measured = chosen_candidates(options) if measures_other(options) else {}
+    if options.labels is None:
+        require_scorable(options, unit)
     device = chosen_device(options)
     init_distributed(device)
-    decoder = loaded(options.model, options.dtype, device, options.stream)
+    decoder = loaded_any(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
-        return measured_scores(options, decoder, unit, bar)
+        return measured_scores(options, decoder, unit, bar, **measured)
 
 
 def _contrast(scores: Any, other: Any, amount: dict[str, Any]) -> Any:
@@ -149,6 +155,8 @@ def _plot(path: str, scores: Any, contrast: Any, amount: dict[str, Any]) -> None
 
 
 def _print_scores(scores: Any) -> None:
+    if scores.candidates is not None or scores.measures:
+        return _print_measures(scores)
     values = dict(zip(scores.units, scores.values, strict=True))
     heads = ["place", "unit", scores.criterion]
     heads += ["of the whole"] if scores.baseline else []
@@ -162,6 +170,22 @@ def _print_scores(scores: Any) -> None:
         rows.append(row)
     baseline = "" if scores.baseline is None else f", whole model {scores.baseline:.6g}"
     print_table(heads, rows, f"{scores.model}: {scores.criterion}{baseline}; the most removable first")
+
+
+def _print_measures(scores: Any) -> None:
+    """A column a measure; the first ranks."""
+    from pyprune.scoring.scores import Measured
+
+    measures = scores.measures or {scores.criterion: Measured(scores.baseline, scores.values)}
+    names = dict(zip(scores.units, scores.names(), strict=True))
+    places = {unit: place for place, unit in enumerate(scores.units)}
+    rows = [
+        [str(rank), names[unit], *(f"{measured.values[places[unit]]:.6g}" for measured in measures.values())]
+        for rank, unit in enumerate(scores.order(), start=1)
+    ]
+    rows.append(["", "the model as it is", *(f"{measured.baseline:.6g}" for measured in measures.values())])
+    what = "unit" if scores.candidates is None else "candidate"
+    print_table(["place", what, *measures], rows, f"{scores.model}: the lowest {scores.criterion} first")
 
 
 def _print_contrast(contrast: Any) -> None:

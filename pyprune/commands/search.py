@@ -10,7 +10,7 @@ from pyprune.commands.inputs import (
     chosen_device,
     init_distributed,
     journal_beside,
-    loaded,
+    loaded_any,
     remove_journal,
     require_texts,
     searched,
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     journal_beside(options)
     device = chosen_device(options)
     init_distributed(device)
-    decoder = loaded(options.model, options.dtype, device, options.stream)
+    decoder = loaded_any(options.model, options.dtype, device, options.stream)
     with Bar() as bar:
         result = searched(options, decoder, options.method, amount, bar)
     if not is_rank_zero():

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
-from pyprune.scoring.losses import IGNORED, exp_mean, targets_of
+from pyprune.scoring.edits import NO_EDITS
+from pyprune.scoring.journal import tensor_digest
+from pyprune.scoring.losses import IGNORED, exp_mean
+from pyprune.scoring.measures import LossMeasure, Samples, TaskLoss
+from pyprune.scoring.measures.perplexity import Perplexity
 from pyprune.scoring.open_evaluator import open_evaluator
 from pyprune.scoring.perplexity import check_samples
-from pyprune.scoring.removals import NO_REMOVAL
 
 WORK = "evaluate perplexity"
 """What the journal calls it."""
@@ -57,7 +60,7 @@ class WindowLosses:
 
 
 def window_losses(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     targets: Tensor | None = None,
     sizes: Tensor | None = None,
@@ -74,9 +77,15 @@ def window_losses(
     windows are kept in it, and not computed again. distributed, progress: as in `pyprune.score`.
     """
     input_ids, _ = check_samples(decoder, input_ids, None)
+    measure: LossMeasure = Perplexity(Samples(input_ids))
+    settings = {}
+    if targets is not None:
+        nothing = torch.full_like(targets[:, :1], IGNORED)  # predicts the first token
+        measure = TaskLoss(Samples(input_ids, labels=torch.cat([nothing, targets], 1)))
+        settings["targets"] = tensor_digest(targets)
     with open_evaluator(
-        decoder, input_ids, None, WORK, targets=targets, memory=memory, resume=resume, distributed=distributed
-    ) as evaluator:
-        nll = evaluator.losses([NO_REMOVAL], progress).by_sample[0]
-    counted = targets_of(input_ids, None) if targets is None else targets
-    return WindowLosses(nll, (counted != IGNORED).sum(1).to(torch.float64).cpu(), sizes)
+        decoder, input_ids, None, WORK, measures=[measure], settings=settings, memory=memory, resume=resume,
+        distributed=distributed,
+    ) as evaluator:  # fmt: skip
+        nll = evaluator.sums([NO_EDITS], progress)[0, 0]
+    return WindowLosses(nll, (measure.targets != IGNORED).sum(1).to(torch.float64).cpu(), sizes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.evaluation.protocol import PerplexityProtocol
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.scoring.calibration.sources import Source, Tokens
 from pyprune.scoring.calibration.windows import Encoder
 from pyprune.scoring.losses import IGNORED
@@ -47,7 +47,7 @@ class TextWindows:
 
 
 def windows_of(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     source: Source,
     protocol: PerplexityProtocol,
     *,

@@ -92,19 +92,19 @@ def _read(spec: Any, requested_dtype: torch.dtype | None, target_device: torch.d
         if path.suffix.lower() != ".gguf":
             raise InputError(f"{text}: not a .gguf file; {ACCEPTED}")
         return load_gguf(path, path.stem, requested_dtype, target_device)
-    if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(text):
+    if not is_hub_name(text):
         raise InputError(f"{text}: no such file or directory; {ACCEPTED}")
-    files = _HUB_CONFIG if target_device.type == "meta" else _HUB_FILES
-    return _load_directory(_download(text, files), text, requested_dtype, target_device)
+    path = download(text, weights=target_device.type != "meta")
+    return _load_directory(path, text, requested_dtype, target_device)
 
 
 def _read_streamed(spec: Any, requested_dtype: torch.dtype | None, target_device: torch.device) -> Decoder:
     text = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__
     local = Path(text).is_dir()
-    named = text != DEMO_MODEL and not Path(text).exists() and _HUB_NAME.fullmatch(text)
+    named = is_hub_name(text)
     if not isinstance(spec, (str, os.PathLike)) or not (local or named):
         raise InputError(f"{text}: cannot be streamed; a Hugging Face directory or hub name in safetensors is expected")
-    path = Path(text) if local else _download(text, _HUB_FILES)
+    path = Path(text) if local else download(text)
     return _load_directory(path, path.resolve().name if local else text, requested_dtype, target_device, stream=True)
 
 
@@ -129,9 +129,18 @@ def require_device(device: torch.device | str) -> torch.device:
     return target_device
 
 
-def _download(name: str, files: list[str]) -> Path:
+def is_hub_name(text: str) -> bool:
+    """Whether a text can only be a name on the Hugging Face hub: nothing here has it."""
+    named = _HUB_NAME.fullmatch(text) is not None and not text.lower().endswith(".gguf")
+    return named and text != DEMO_MODEL and not Path(text).exists()
+
+
+def download(name: str, weights: bool = True) -> Path:
+    """The directory of a model of the hub, without `weights` only what describes it. InputError when it cannot be
+    had."""
     from huggingface_hub import snapshot_download
 
+    files = _HUB_FILES if weights else _HUB_CONFIG
     try:
         # Only the top folder: others hold the same weights in other formats.
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=["*/*", "consolidated*"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,14 +14,22 @@ from pyprune.errors import InputError
 from pyprune.models.blocks import FFN, MHA, Block, Linear
 from pyprune.models.compensation import Compensation
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pages import Pages
 from pyprune.models.pruning import Pruning, recorded
+from pyprune.models.transformers_decoder import TransformersDecoder
 
 Sublayer = TypeVar("Sublayer", MHA, FFN)
 
 
-def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
+@overload
+def apply(decoder: Decoder, pruning: Pruning) -> Decoder: ...
+@overload
+def apply(decoder: TransformersDecoder, pruning: Pruning) -> TransformersDecoder: ...
+
+
+def apply(decoder: AnyDecoder, pruning: Pruning) -> AnyDecoder:
     """The decoder without what `pruning` removes; `decoder` itself is left as it is.
 
     Indices are the original model's, also when `decoder` is already pruned: then both prunings are in force, and what
@@ -30,20 +38,25 @@ def apply(decoder: Decoder, pruning: Pruning) -> Decoder:
     What the pruning adds to biases is added once, to a new bias where the projection has none.
     With `pad_to`, each FFN gets zero rows in gate and up and zero columns in down, at the end, up to the multiple. That
     is exact, because silu(0) * 0 = 0.
-    InputError when the pruning does not fit (`Pruning.check`).
+    InputError when the pruning does not fit (`Pruning.check`; for a `TransformersDecoder` its `without`).
     """
+    if isinstance(decoder, TransformersDecoder):
+        return decoder.without(pruning)
     pruning.check(decoder)
-    before = recorded(decoder)
-    after = before.joined(pruning)
-    sizes = OriginalSizes.of(decoder)
-    after = replace(after, heads=_heads_alone(after, sizes))
-    pages = Pages()
+    before, after = recorded(decoder), _total(decoder, pruning)
+    sizes, pages = OriginalSizes.of(decoder), Pages()
     blocks = tuple(
         _prune_block(block, before, after, sizes, pages) for block in decoder.blocks if block.index not in after.blocks
     )
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
     return replace(decoder, blocks=blocks, pruning=after if after else None)
+
+
+def pruned_block(decoder: Decoder, block: Block, pruning: Pruning) -> Block:
+    """One block of the decoder as `apply` would leave it, for a pruning that has been checked and does not take it
+    whole."""
+    return _prune_block(block, recorded(decoder), _total(decoder, pruning), OriginalSizes.of(decoder), None)
 
 
 def pad(decoder: Decoder, multiple: int) -> Decoder:
@@ -107,6 +120,12 @@ def kept(size: int, gone: Sequence[int]) -> list[int]:
     return [index for index in range(size) if index not in removed]
 
 
+def _total(decoder: Decoder, pruning: Pruning) -> Pruning:
+    """All that is gone from the original once `pruning` is applied to a decoder."""
+    total = recorded(decoder).joined(pruning)
+    return replace(total, heads=_heads_alone(total, OriginalSizes.of(decoder)))
+
+
 def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, tuple[int, ...]]:
     """The query heads that go by themselves: those of a KV group that goes are not named again."""
     return {
@@ -115,7 +134,7 @@ def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, tuple[int,
     }
 
 
-def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes, pages: Pages) -> Block:
+def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes, pages: Pages | None) -> Block:
     added = after.compensation.beyond(before.compensation)
     mha = None if block.index in after.mha else block.mha
     ffn = None if block.index in after.ffn else block.ffn
@@ -168,10 +187,10 @@ def _added(linear: Linear, name: str, added: Compensation) -> Linear:
     return Linear(linear.weight, bias.to(linear.weight.dtype))
 
 
-def _on_pages(sublayer: Sublayer | None, original: Sublayer | None, pages: Pages) -> Sublayer | None:
+def _on_pages(sublayer: Sublayer | None, original: Sublayer | None, pages: Pages | None) -> Sublayer | None:
     """The sublayer with what it does not share with the original on `pages`, as a loaded model's, so that it is read
-    as fast."""
-    if sublayer is None or original is None or sublayer is original:
+    as fast; where it lies already without pages."""
+    if pages is None or sublayer is None or original is None or sublayer is original:
         return sublayer
     shared = {id(tensor) for _, tensor in original.tensors()}
 

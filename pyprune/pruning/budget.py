@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block, Decoder, Linear
+from pyprune.models.load_any import AnyDecoder
+from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.pruning.amount import check_ratio
 
 TOLERANCE = 0.005
@@ -129,10 +131,15 @@ class UniformSizes:
         return self.parameters - blocks * self.per_block
 
 
-def unit_parameters(decoder: Decoder, unit: str) -> dict[int, int]:
-    """Block index -> parameters of its "block", "mha" or "ffn", where there is one. InputError for other units."""
+def unit_parameters(decoder: AnyDecoder, unit: str) -> dict[int, int]:
+    """Block index -> parameters of its "block", "mha" or "ffn", where there is one. InputError for other units, and for
+    sublayers of a model that has whole layers only."""
     if unit not in ("block", "mha", "ffn"):
         raise InputError(f"unit {unit!r}: block, mha or ffn is expected")
+    if isinstance(decoder, TransformersDecoder):
+        if unit != "block":
+            raise InputError(f"unit {unit!r}: {decoder.name} runs through its own layers; 'block' is accepted")
+        return decoder.block_parameters()
     parts = ((block.index, block if unit == "block" else getattr(block, unit)) for block in decoder.blocks)
     return {index: sum(t.numel() for _, t in part.tensors()) for index, part in parts if part is not None}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.models.pruning import Pruning, original_name
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio, unit_parameters
@@ -35,7 +35,7 @@ class Ranking(Protocol):
 
 def depth(
     scores: Ranking,
-    decoder: Decoder | None = None,
+    decoder: AnyDecoder | None = None,
     *,
     ratio: float | None = None,
     count: int | None = None,
@@ -53,6 +53,8 @@ def depth(
     if (ratio is None) == (count is None):
         raise InputError(f"depth: ratio {ratio!r} and count {count!r}: exactly one of them is expected")
     kinds = {kind for kind, _ in scores.units}
+    if not kinds <= {"block", "mha", "ffn"}:
+        raise InputError("depth: scores of candidates; scores of blocks or sublayers are expected")
     if "block" in kinds and len(kinds) > 1:
         raise InputError(
             f"depth: scores of {', '.join(sorted(kinds))}: blocks and their sublayers cannot be ranked together"
@@ -121,7 +123,7 @@ def _check_present(indices: Iterable[int], present: Sequence[int]) -> frozenset[
     return frozenset(indices)
 
 
-def _sizes(scores: Ranking, decoder: Decoder | None) -> tuple[int, dict[tuple[str, int], int]]:
+def _sizes(scores: Ranking, decoder: AnyDecoder | None) -> tuple[int, dict[tuple[str, int], int]]:
     """Parameters of the model, and of each scored unit."""
     if decoder is None:
         if scores.parameters is None or scores.unit_parameters is None:
@@ -140,7 +142,7 @@ def _sizes(scores: Ranking, decoder: Decoder | None) -> tuple[int, dict[tuple[st
     return parameters, sizes
 
 
-def _other_model(what: str, scored: int | None, decoder: Decoder, present: int) -> InputError:
+def _other_model(what: str, scored: int | None, decoder: AnyDecoder, present: int) -> InputError:
     return InputError(
         f"depth: {what} had {scored} parameters when scored and has {present} in {decoder.name}; scores of this model"
         " are expected"

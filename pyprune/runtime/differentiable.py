@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.models.transformers_decoder import LayerBlock
 from pyprune.ops.reference import rms_norm, rotate
 from pyprune.runtime.sequence import visible
 
@@ -38,7 +39,7 @@ class BlockGradients:
     `[N, heads*head_dim]`) and of down ("ffn", `[N, width]`): the slope of the loss in a gate of 1 on each channel.
     """
 
-    block: Block
+    block: Block | LayerBlock
     states: tuple[Tensor, Tensor, Tensor]
     slopes: tuple[Tensor, Tensor, Tensor]
     weights: dict[str, Tensor]

@@ -2,8 +2,9 @@
 
 from pyprune.scoring.contrast import Contrast, contrast
 from pyprune.scoring.perplexity import perplexity
+from pyprune.scoring.replacements import WithResidual
 from pyprune.scoring.score import score
 from pyprune.scoring.scores import Scores
 from pyprune.scoring.searches import SearchResult, search
 
-__all__ = ["Contrast", "Scores", "SearchResult", "contrast", "perplexity", "score", "search"]
+__all__ = ["Contrast", "Scores", "SearchResult", "WithResidual", "contrast", "perplexity", "score", "search"]

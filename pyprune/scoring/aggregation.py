@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block
+from pyprune.models.transformers_decoder import LayerBlock
 from pyprune.scoring.measurement import Unit
 from pyprune.scoring.removals import UNIT_KINDS
 
@@ -22,14 +23,14 @@ CHUNK_FLOATS = 1 << 22
 """Weights that are widened to float64 together: 32 MiB."""
 
 
-def weights_of(block: Block) -> Iterator[tuple[str, Tensor]]:
+def weights_of(block: Block | LayerBlock) -> Iterator[tuple[str, Tensor]]:
     """The weight matrices and RMSNorm vectors of a block under the names of `Block.tensors()`: all but its biases."""
     return ((name, tensor) for name, tensor in block.tensors() if is_weight(name))
 
 
 def is_weight(name: str) -> bool:
     """Whether a tensor of that name is a weight matrix or an RMSNorm vector, and not a bias."""
-    return not name.endswith(".bias")
+    return not name.endswith("bias")
 
 
 def neuron_sums(element: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def neuron_sums(element: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def unit_values(
-    neurons: dict[str, Tensor], block: Block, unit: str, within: str, across: str
+    neurons: dict[str, Tensor], block: Block | LayerBlock, unit: str, within: str, across: str
 ) -> Iterator[tuple[Unit, float]]:
     """The units of `unit`'s ranking in this block with their values, from the neurons' scores of its weights."""
     for kind in UNIT_KINDS[unit]:

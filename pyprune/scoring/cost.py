@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyprune.models.decoder import FFN, MHA, Decoder
-from pyprune.scoring.removals import NO_REMOVAL, Removal, present_sublayers
+from pyprune.models.blocks import FFN, MHA
+from pyprune.scoring.edits import NO_EDITS, Edits, effective, first_sublayer, is_replacement, sublayer_of
 from pyprune.scoring.schedule import Schedule
 
 
@@ -34,61 +34,62 @@ class Passes:
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiplications that one token takes in each sublayer, by its index, and in the head."""
+    """Multiplications that one token takes in each sublayer, by its index, in the head, and in what stands in a
+    sublayer's place, by the edit."""
 
-    sublayers: dict[int, int]
+    sublayers: Mapping[int, int]
     head: int
-
-    @classmethod
-    def of(cls, decoder: Decoder, tokens: int) -> Costs:
-        """The costs in samples of `tokens` tokens."""
-        sublayers = {}
-        for position, block in enumerate(decoder.sizes().blocks):
-            if block.mha is not None:
-                sublayers[2 * position] = _mha_cost(block.mha, tokens)
-            if block.ffn is not None:
-                sublayers[2 * position + 1] = _ffn_cost(block.ffn)
-        return cls(sublayers, decoder.head.weight.numel())
+    replacements: Mapping[int, int] = field(default_factory=dict)
 
     def of_schedule(self, schedule: Schedule) -> int:
         """What all states of a pass take."""
-        sublayers = (
-            len(sublayer.slots) * self.sublayers[2 * position + offset]
-            for position, step in enumerate(schedule.steps)
-            for offset, sublayer in enumerate(step.sublayers)
-            if sublayer.slots
-        )
-        return sum(sublayers) + schedule.slots * self.head
+        total = schedule.slots * self.head
+        for position, step in enumerate(schedule.steps):
+            for offset, sublayer in enumerate(step.sublayers):
+                if sublayer.slots:
+                    total += len(sublayer.slots) * self.at(2 * position + offset)
+                total += sum(len(slots) * self.at(edit) for edit, slots in sublayer.replaced.items())
+        return total
 
-    def at(self, sublayer: int | None) -> int:
-        """What a sublayer takes, or the head where that is None."""
-        return self.head if sublayer is None else self.sublayers[sublayer]
+    def at(self, edit: int | None) -> int:
+        """What a sublayer takes, or what an edit puts in its place, or the head where that is None."""
+        if edit is None:
+            return self.head
+        return self.replacements[edit] if is_replacement(edit) else self.sublayers[edit]
 
-    def after_shared_prefix(self, removals: Iterable[Removal]) -> list[int]:
+    def after_shared_prefix(self, candidates: Iterable[Edits]) -> list[int]:
         """What each candidate takes after it has left the prefix that all of them share."""
-        removals = list(removals)
-        common = frozenset.intersection(*removals) if removals else NO_REMOVAL
-        return [self._after(removal, min(removal - common, default=None)) for removal in removals]
+        candidates = list(candidates)
+        common = frozenset.intersection(*candidates) if candidates else NO_EDITS
+        return [self._after(edits, first_sublayer(edits - common)) for edits in candidates]
 
-    def _after(self, removal: Removal, first: int | None) -> int:
-        """What a candidate takes behind the sublayer `first`, the first that it alone lacks; None: it lacks none."""
+    def _after(self, edits: Edits, first: int | None) -> int:
+        """What a candidate takes from the sublayer `first` on, the first that it alone edits; None: it edits none."""
         if first is None:
             return self.head
-        kept = (cost for index, cost in self.sublayers.items() if index > first and index not in removal)
-        return self.head + sum(kept)
+        edited = {sublayer_of(edit) for edit in edits}
+        kept = sum(cost for index, cost in self.sublayers.items() if index > first and index not in edited)
+        replaced = sum(self.at(edit) for edit in edits if is_replacement(edit) and sublayer_of(edit) >= first)
+        return self.head + kept + replaced
 
 
-def naive_passes(decoder: Decoder, removals: Iterable[Removal]) -> Passes:
-    """One forward pass of its own for every candidate."""
-    present = present_sublayers(decoder)
-    kept = [len(present - removal) for removal in removals]
-    return Passes(sum(kept) / 2, len(kept))
+def naive_passes(present: frozenset[int], sublayers_per_block: int, candidates: Iterable[Edits]) -> Passes:
+    """One forward pass of its own for every candidate, of a model with these sublayers."""
+    runs = [_sublayers_run(present, effective(edits, present)) for edits in candidates]
+    return Passes(sum(runs) / sublayers_per_block, len(runs))
 
 
-def _mha_cost(mha: MHA, tokens: int) -> int:
+def _sublayers_run(present: frozenset[int], edits: Edits) -> int:
+    replaced = {sublayer_of(edit) for edit in edits if is_replacement(edit)}
+    return len((present | replaced) - {edit for edit in edits if not is_replacement(edit)})
+
+
+def mha_cost(mha: MHA, tokens: int) -> int:
+    """Multiplications of one token in an attention sublayer."""
     weights = sum(linear.weight.numel() for linear in (mha.q, mha.k, mha.v, mha.o))
     return weights + tokens * mha.heads * mha.head_dim  # a token sees half of them, in two products
 
 
-def _ffn_cost(ffn: FFN) -> int:
+def ffn_cost(ffn: FFN) -> int:
+    """Multiplications of one token in an FFN sublayer."""
     return sum(linear.weight.numel() for linear in (ffn.gate, ffn.up, ffn.down))

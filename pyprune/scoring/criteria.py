@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.models.pruning import original_name
 from pyprune.progress import Progress
 from pyprune.scoring import magnitude, similarity, static, taylor
@@ -122,7 +122,7 @@ def _as_scores(
 
     @wraps(measure)
     def scores(
-        decoder: Decoder,
+        decoder: AnyDecoder,
         input_ids: Tensor | None,
         mask: Tensor | None,
         unit: str,

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from pyprune import ops
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
+from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.ops import reference
 from pyprune.progress import Progress
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.gradients import Batch, make_batches, per_block, predicted_positions
+from pyprune.scoring.layered_transformers import last_losses
 from pyprune.scoring.losses import exp_mean, targets_of
 from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.progress import StepProgress
@@ -34,7 +36,7 @@ from pyprune.scoring.removals import UNIT_KINDS
 @torch.inference_mode(False)
 def predicted_perplexities(
     order: int,
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -74,9 +76,12 @@ def token_slopes(gradients: BlockGradients, kind: str) -> Tensor:
     return (gradients.slopes[behind].double() * update).sum(-1)
 
 
-def _summed_loss(decoder: Decoder, x: Tensor, batch: Batch) -> float:
+def _summed_loss(decoder: AnyDecoder, x: Tensor, batch: Batch) -> float:
     """Summed negative log-likelihood of a batch with final states x `[N, T, hidden]`."""
     targets = targets_of(batch.input_ids, batch.mask).to(x.device).contiguous()
+    if isinstance(decoder, TransformersDecoder):
+        with torch.no_grad():
+            return float(last_losses(decoder.structure, x[:, :-1], targets).double().sum())
     # The kernels know no float64, which only float64 weights lead to.
     cross_entropy = reference.linear_cross_entropy if x.dtype == torch.float64 else ops.linear_cross_entropy
     with torch.no_grad():

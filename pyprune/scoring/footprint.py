@@ -6,12 +6,13 @@ are read once for each part.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
 from pyprune.ops import native
-from pyprune.runtime.sequence import activation_dtype
+from pyprune.scoring.layered_model import LayeredModel
+from pyprune.scoring.measures import LogitsMeasure, Measure, StateMeasure
 
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
@@ -21,6 +22,28 @@ SKINNY_ROWS = native.constant("SKINNY_ROWS")
 
 FIXED = 24 << 20
 """What does not grow with anything: a tile of logits, the same of widened head weights, GEMM's own buffers."""
+
+
+VOCABULARY_TILE = 512
+"""Ids whose logits are compared together."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Bytes beyond states and sublayers: fixed ones, for each row that is measured together, and for each row and slot
+    of those."""
+
+    fixed: int = 0
+    per_row: int = 0
+    per_slot_row: int = 0
+
+    def of(self, slots: int, samples: int, tokens: int, rows: int) -> int:
+        """Of a pass whose chunks have so many rows."""
+        measured = min(max(rows // tokens, 1), samples) * tokens
+        return self.fixed + measured * (self.per_row + slots * self.per_slot_row)
+
+
+NOTHING = Extra()
 
 
 @dataclass(frozen=True)
@@ -46,29 +69,36 @@ def chunk_size(remaining: int, limit: int) -> int:
     return power + power // 2 if remaining >= power + power // 2 else power
 
 
-def pass_bytes(decoder: Decoder, slots: int, samples: int, tokens: int, rows: int, padded: bool = False) -> int:
+def pass_bytes(model: LayeredModel, slots: int, samples: int, tokens: int, rows: int, padded: bool = False) -> int:
     """Bytes that a pass takes beyond the model: the states of all slots, and one chunk of rows at its widest."""
-    size = activation_dtype(decoder).itemsize
-    states = slots * samples * tokens * decoder.hidden_size * size
+    states = slots * samples * tokens * model.hidden_size * model.state_dtype.itemsize
     chunk = max(min(max(rows // tokens, 1), slots * samples), SKINNY_ROWS // tokens + 1) * tokens
-    return states + chunk * _row_bytes(decoder, tokens, padded) + FIXED
+    return states + chunk * model.row_bytes(tokens, padded) + FIXED
 
 
 def fit_pass(
-    decoder: Decoder, shape: tuple[int, int], candidates: int, slots: int, limit: int | None, padded: bool = False
+    model: LayeredModel,
+    shape: tuple[int, int],
+    candidates: int,
+    slots: int,
+    limit: int | None,
+    padded: bool = False,
+    extra: Extra = NOTHING,
 ) -> PassSize:
     """The largest pass over samples `[S, T]` that fits in `limit` bytes (None: no limit).
 
-    candidates: how many there are; slots: how many different states they end in (`schedule.count_slots`). Samples are
-    split before candidates, which share prefixes. InputError with the least that is needed when even one candidate on
-    one sample does not fit.
+    candidates: how many there are; slots: how many different states they end in (`schedule.count_slots`); extra: what
+    measures and replacements take besides. Samples are split before candidates, which share prefixes. InputError with
+    the least that is needed when even one candidate on one sample does not fit.
     """
     samples, tokens = shape
-    weights = streamed_bytes(decoder)
-    rows = ROWS.get(decoder.device.type, ROWS["cuda"])
+    weights = model.streamed_bytes()
+    rows = ROWS.get(model.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:
-        return pass_bytes(decoder, slots, samples, tokens, rows, padded) + weights
+        return (
+            pass_bytes(model, slots, samples, tokens, rows, padded) + weights + extra.of(slots, samples, tokens, rows)
+        )
 
     if limit is None:
         return PassSize(samples, candidates, rows, needed(slots, samples, rows))
@@ -80,33 +110,25 @@ def fit_pass(
         if needed(min(part, slots), 1, tokens) <= limit:
             return PassSize(1, part, tokens, needed(min(part, slots), 1, tokens))
     raise InputError(
-        f"memory: {limit / 1e6:.1f} MB given; one sample of {tokens} tokens of {decoder.name} needs"
+        f"memory: {limit / 1e6:.1f} MB given; one sample of {tokens} tokens of {model.name} needs"
         f" {needed(1, 1, tokens) / 1e6 + 0.1:.1f} MB beyond the model"
     )
 
 
-def streamed_bytes(decoder: Decoder) -> int:
-    """Bytes of weights that a streamed decoder holds at once: its two largest blocks. 0 for any other."""
-    if not decoder.streamed:
-        return 0
-    sizes = (sum(t.numel() * t.element_size() for _, t in block.tensors()) for block in decoder.sizes().blocks)
-    return sum(sorted(sizes)[-2:])
+def measuring_bytes(model: LayeredModel, kinds: Iterable[type[Measure]], held: int = 0) -> Extra:
+    """What measures of these kinds take, and what replacements hold while they run (`Replacement.held_bytes`). What a
+    module of the user's takes inside is not in it."""
+    kinds = list(kinds)
+    by_logits = sum(issubclass(kind, LogitsMeasure) for kind in kinds)
+    per_row = tile_weights = 0
+    if any(issubclass(kind, StateMeasure) for kind in kinds):
+        per_row = 8 * 5 * model.hidden_size  # both states, their unit vectors, a difference: float64
+    if by_logits:
+        per_row = max(per_row, 8 * 5 * VOCABULARY_TILE)  # logits of both, both again in float64, exponentials
+        tile_weights = 4 * VOCABULARY_TILE * model.hidden_size
+    return Extra(held + tile_weights, per_row, 6 * 8 * by_logits)
 
 
 def _even_parts(count: int) -> list[int]:
     """Sizes of the largest part when `count` is cut into 1, 2, 3 .. parts as evenly as can be."""
     return list(dict.fromkeys(-(-count // parts) for parts in range(1, count + 1)))
-
-
-def _row_bytes(decoder: Decoder, tokens: int, padded: bool) -> int:
-    """Bytes of the widest moment of a row: gate, up and their product, or all that attention holds, in float32."""
-    hidden, widest = decoder.hidden_size, 0
-    for block in decoder.sizes().blocks:
-        if block.ffn is not None:
-            # With bfloat16 instructions one of the two products also stands in bfloat16 while it is widened.
-            widest = max(widest, 4 * (hidden + 3 * block.ffn.width) + 2 * (hidden + block.ffn.width))
-        if block.mha is not None:
-            heads, kv = (n * block.mha.head_dim for n in (block.mha.heads, block.mha.kv_heads))
-            widest = max(widest, 4 * (hidden + 5 * heads + 2 * kv))
-    mask = 5 * tokens if padded or any(b.mha is not None and b.mha.window for b in decoder.sizes().blocks) else 0
-    return widest + 4 * 2 * hidden + mask

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
+from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.runtime import memory
 from pyprune.runtime.differentiable import HEAD_ROWS, BlockGradients, block_gradients
 from pyprune.scoring.footprint import FIXED
+from pyprune.scoring.layer_gradients import layer_gradients
+from pyprune.scoring.layered_transformers import LayeredTransformers
 
 ROWS = 1280
 """Rows whose activations are in memory together in a backward pass (one sample, where that is longer)."""
@@ -60,7 +63,7 @@ def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def per_block(
-    decoder: Decoder, batches: list[Batch], differentiates: Callable[[str], bool]
+    decoder: AnyDecoder, batches: list[Batch], differentiates: Callable[[str], bool]
 ) -> Iterator[Iterator[BlockGradients]]:
     """For each block, last first, its gradients in every batch's backward pass.
 
@@ -69,12 +72,17 @@ def per_block(
     """
     needed = needed_bytes(decoder, batches, differentiates)
     memory.require(needed, decoder.device, f"gradients of {decoder.name}", "fewer or shorter samples need less")
-    backward_passes = [
-        block_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
-        for batch in batches
-    ]
+    backward_passes = [_backward_pass(decoder, batch, differentiates) for batch in batches]
     for _ in decoder.sizes().blocks:
         yield _next_block(backward_passes)
+
+
+def _backward_pass(
+    decoder: AnyDecoder, batch: Batch, differentiates: Callable[[str], bool]
+) -> Iterator[BlockGradients]:
+    if isinstance(decoder, TransformersDecoder):
+        return layer_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
+    return block_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
 
 
 def _next_block(backward_passes: list[Iterator[BlockGradients]]) -> Iterator[BlockGradients]:
@@ -84,7 +92,7 @@ def _next_block(backward_passes: list[Iterator[BlockGradients]]) -> Iterator[Blo
         gradients.weights.clear()  # the pass that waits for the next block would hold them
 
 
-def needed_bytes(decoder: Decoder, batches: list[Batch], differentiates: Callable[[str], bool]) -> int:
+def needed_bytes(decoder: AnyDecoder, batches: list[Batch], differentiates: Callable[[str], bool]) -> int:
     """About what the backward passes take beyond the model: a state a block, one block's weights and gradients, one
     batch's activations and its logits."""
     size = 8 if decoder.dtype == torch.float64 else 4
@@ -95,6 +103,10 @@ def needed_bytes(decoder: Decoder, batches: list[Batch], differentiates: Callabl
     # Widened weights; then the sum of the gradients, those of one batch, and their product with the weights.
     copies = 4 if any(differentiates(name) for name, _ in blocks[0].tensors()) else 1
     gradients = copies * max(sum(t.numel() for _, t in block.tensors()) for block in blocks) * size
+    if isinstance(decoder, TransformersDecoder):
+        # Twice what a forward pass holds of a row, for its gradients, and its states in float64.
+        row = 3 * LayeredTransformers(decoder).row_bytes(tokens, True) + 4 * decoder.hidden_size * 8
+        return states + gradients + rows * row + 4 * HEAD_ROWS * decoder.vocab_size * size + FIXED
     widest = max(
         max(0 if block.ffn is None else 6 * block.ffn.width,
             0 if block.mha is None else block.mha.heads * (6 * block.mha.head_dim + 3 * tokens))

@@ -17,20 +17,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import require_free_file
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.calibration import fingerprint
-from pyprune.scoring.removals import Removal
+from pyprune.scoring.edits import Edits
+from pyprune.scoring.layered_model import LayeredModel
 
-FORMAT = "pyprune scoring journal 1"
+FORMAT = "pyprune scoring journal 2"
 _START = f'{{"entry": {{"format": "{FORMAT}"'.encode()
 
 
 class Journal:
-    """Losses of candidates on samples, in a file at `path` that belongs to `subject`.
+    """What is summed up for candidates on samples, in a file at `path` that belongs to `subject`.
 
     InputError when the file is of another subject, which it names, is damaged before its last line, or is in use by
     another process.
@@ -40,7 +43,7 @@ class Journal:
         self.path = require_free_file(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write_lock = threading.Lock()
-        self._losses: dict[tuple[Removal, int], float] = {}
+        self._sums: dict[tuple[Edits, int], list[float]] = {}  # a value a measure
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
@@ -66,17 +69,17 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
-    def fill(self, removals: Sequence[Removal], losses: Tensor, pending: Tensor) -> None:
-        """Put the journaled losses into `losses [candidates, S]`, and False into `pending` there."""
-        for row, removal in enumerate(removals):
-            for sample in range(losses.shape[1]):
-                if (removal, sample) in self._losses:
-                    losses[row, sample] = self._losses[removal, sample]
+    def fill(self, candidates: Sequence[Edits], sums: Tensor, pending: Tensor) -> None:
+        """Put the journaled sums into `sums [measures, candidates, S]`, and False into `pending [candidates, S]`."""
+        for row, edits in enumerate(candidates):
+            for sample in range(sums.shape[2]):
+                if (edits, sample) in self._sums:
+                    sums[:, row, sample] = torch.tensor(self._sums[edits, sample], dtype=sums.dtype)
                     pending[row, sample] = False
 
-    def add(self, removals: Sequence[Removal], first_sample: int, losses: Tensor) -> None:
-        """Keep `losses [candidates, N]` of the samples from `first_sample` on; they are on the disk on return."""
-        self.add_entry(make_entry(removals, first_sample, losses))
+    def add(self, candidates: Sequence[Edits], first_sample: int, sums: Tensor) -> None:
+        """Keep `sums [measures, candidates, N]` of the samples from `first_sample` on: on the disk on return."""
+        self.add_entry(make_entry(candidates, first_sample, sums))
 
     def add_entry(self, entry: dict[str, Any]) -> None:
         """Keep what `make_entry` made, here or in another process; may be called from any thread."""
@@ -85,9 +88,9 @@ class Journal:
             self._remember(entry)
 
     def _remember(self, entry: dict[str, Any]) -> None:
-        for removal, row in zip(entry["without"], entry["nll"], strict=True):
-            for sample, value in enumerate(row, start=entry["first"]):
-                self._losses[frozenset(removal), sample] = float(value)
+        for edits, by_sample in zip(entry["edits"], entry["sums"], strict=True):
+            for sample, values in enumerate(by_sample, start=entry["first"]):
+                self._sums[frozenset(edits), sample] = values
 
     def _lock(self) -> None:
         try:
@@ -133,32 +136,39 @@ class Journal:
         os.fsync(self._file)
 
 
-def make_entry(removals: Sequence[Removal], first_sample: int, losses: Tensor) -> dict[str, Any]:
-    """The entry that keeps `losses [candidates, N]` of the samples from `first_sample` on."""
-    return {"first": first_sample, "without": [sorted(removal) for removal in removals], "nll": losses.tolist()}
+def make_entry(candidates: Sequence[Edits], first_sample: int, sums: Tensor) -> dict[str, Any]:
+    """The entry that keeps `sums [measures, candidates, N]` of the samples from `first_sample` on."""
+    by_candidate = sums.permute(1, 2, 0).tolist()
+    return {"first": first_sample, "edits": [sorted(edits) for edits in candidates], "sums": by_candidate}
 
 
 def journal_subject(
-    decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str, targets: Tensor | None = None
+    model: AnyDecoder | LayeredModel, input_ids: Tensor, mask: Tensor | None, work: str, **settings: Any
 ) -> dict[str, Any]:
     """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype, tokens and
-    which of them count."""
-    subject = {
+    the given settings."""
+    layered = as_layered(model)
+    return {
         "work": work,
-        "model": decoder.name,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "device": decoder.device.type,
+        "model": layered.name,
+        "dtype": str(layered.dtype).removeprefix("torch."),
+        "device": layered.device.type,
         "calibration": fingerprint(input_ids)["sha256"],
-        "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
-        "weights": _weights_digest(decoder),
+        "mask": None if mask is None else tensor_digest(mask),
+        "weights": _weights_digest(layered),
+        **settings,
     }
-    return subject if targets is None else {**subject, "targets": fingerprint(targets)["sha256"]}
 
 
-def _weights_digest(decoder: Decoder) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's values."""
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _weights_digest(model: LayeredModel) -> str:
     """SHA-256 of the names and sizes of all tensors, and of the first values of those that are in memory."""
     digest = hashlib.sha256()
-    for name, tensor in decoder.sizes().tensors():
+    for name, tensor in model.tensors():
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         if not tensor.is_meta:
             digest.update(tensor[:256].reshape(-1)[:256].float().cpu().numpy().tobytes())

@@ -1,38 +1,14 @@
-"""Losses of candidates as data, and the formulas around them."""
+"""The formulas around the loss of predicted tokens."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 IGNORED = -100
 """The target of a position that predicts nothing."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Summed negative log-likelihood of each candidate on each sample in nats, float64 `[candidates, S]`, and the
-    number of predicted positions of all samples."""
-
-    by_sample: Tensor
-    positions: int
-
-    @property
-    def totals(self) -> list[float]:
-        """Each candidate's sum over all samples."""
-        return self.by_sample.sum(1).tolist()
-
-    def __add__(self, other: Losses) -> Losses:
-        """The losses of the same candidates on the samples of both."""
-        return Losses(torch.cat([self.by_sample, other.by_sample], 1), self.positions + other.positions)
-
-
-def predicted_positions(targets: Tensor) -> int:
-    """How many of the `targets [S, T-1]` are tokens."""
-    return int((targets != IGNORED).sum())
 
 
 def targets_of(input_ids: Tensor, mask: Tensor | None) -> Tensor:

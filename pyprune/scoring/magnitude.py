@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
 from pyprune.scoring.aggregation import neuron_sums, unit_values, weights_of
 from pyprune.scoring.measurement import Measurement, Unit
@@ -12,7 +12,7 @@ from pyprune.scoring.progress import StepProgress
 
 
 def magnitude(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor | None,
     mask: Tensor | None,
     unit: str,
@@ -36,7 +36,7 @@ def magnitude(
 
 
 def weight_norm(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor | None,
     mask: Tensor | None,
     unit: str,

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.scoring.distributed import process_group
-from pyprune.scoring.evaluator import Evaluator, LossJournal
+from pyprune.scoring.edits import Edits
+from pyprune.scoring.evaluator import Evaluator, SumsJournal
 from pyprune.scoring.journal import Journal, journal_subject, make_entry
+from pyprune.scoring.layered_model import LayeredModel
+from pyprune.scoring.measures import Measure
 from pyprune.scoring.process_group import ProcessGroup, WorkerLost
-from pyprune.scoring.removals import Removal
+from pyprune.scoring.replacements import Replacement
 
 
 @contextmanager
 def open_evaluator(
-    decoder: Decoder,
+    model: AnyDecoder | LayeredModel,
     input_ids: Tensor,
     mask: Tensor | None,
     work: str,
     *,
-    targets: Tensor | None = None,
+    measures: Sequence[Measure] | None = None,
+    replacements: Mapping[int, Replacement] | None = None,
+    settings: Mapping[str, Any] | None = None,
     memory: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     distributed: bool | None = None,
@@ -34,20 +39,21 @@ def open_evaluator(
 ) -> Iterator[Evaluator]:
     """The evaluator of checked samples, as long as the work lasts.
 
-    work: what is done, for the journal. resume: the journal's file: finished parts are kept in it, and those that are
-    in it already are not computed again. distributed: as in `process_group`. targets, memory, search: as in
-    `Evaluator`.
+    work: what is done, and settings: what else its results depend on, for the journal. resume: the journal's file:
+    finished parts are kept in it, and those that are in it already are not computed again. distributed: as in
+    `process_group`. The others as in `Evaluator`.
     """
-    group = process_group(decoder.device, distributed)
+    group = process_group(model.device, distributed)
     try:
-        subject = journal_subject(decoder, input_ids, mask, work, targets)
+        subject = journal_subject(model, input_ids, mask, work, **(settings or {}))
         group.require_same_call(json.dumps([subject, resume is not None]))
         with _open_journal(resume, subject, group) as journal:
             yield Evaluator(
-                decoder,
+                model,
                 input_ids,
                 mask,
-                targets=targets,
+                measures=measures,
+                replacements=replacements,
                 memory=memory,
                 journal=journal,
                 group=group,
@@ -66,18 +72,18 @@ class _RankZeroJournal:
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
 
-    def fill(self, removals: Sequence[Removal], losses: Tensor, pending: Tensor) -> None:
+    def fill(self, candidates: Sequence[Edits], sums: Tensor, pending: Tensor) -> None:
         """Nothing: rank 0 broadcasts what it has read."""
 
-    def add(self, removals: Sequence[Removal], first_sample: int, losses: Tensor) -> None:
-        """Send the losses to rank 0."""
-        self._group.send_to_rank_zero(make_entry(removals, first_sample, losses))
+    def add(self, candidates: Sequence[Edits], first_sample: int, sums: Tensor) -> None:
+        """Send the sums to rank 0."""
+        self._group.send_to_rank_zero(make_entry(candidates, first_sample, sums))
 
 
 @contextmanager
 def _open_journal(
     path: str | os.PathLike[str] | None, subject: dict[str, Any], group: ProcessGroup
-) -> Iterator[LossJournal | None]:
+) -> Iterator[SumsJournal | None]:
     if path is None:
         yield None
     elif group.rank > 0:

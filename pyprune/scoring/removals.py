@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.pruning.budget import unit_parameters
+from pyprune.scoring.edits import NO_EDITS, Edits
 
-Removal = frozenset[int]
-"""Indices of sublayers that do not run."""
+Removal = Edits
+"""Indices of sublayers that do not run, which are the edits that leave them out."""
 
-NO_REMOVAL: Removal = frozenset()
+NO_REMOVAL: Removal = NO_EDITS
 """The unpruned model."""
 
 UNIT_KINDS = {"block": ("block",), "mha": ("mha",), "ffn": ("ffn",), "mha+ffn": ("mha", "ffn")}
@@ -34,7 +36,7 @@ def present_sublayers(decoder: Decoder) -> Removal:
     return frozenset(indices)
 
 
-def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
+def units_of(decoder: AnyDecoder, unit: str) -> dict[tuple[str, int], int]:
     """Every candidate of a ranking, `(kind, original block index)`, in order of depth, with its parameters.
 
     InputError for an unknown ranking, or one that the decoder has no candidate for.
@@ -54,7 +56,7 @@ def units_of(decoder: Decoder, unit: str) -> dict[tuple[str, int], int]:
     return units
 
 
-def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
+def removal_of(decoder: AnyDecoder, units: Iterable[tuple[str, int]]) -> Removal:
     """The sublayers of these units, `(kind, original block index)`; InputError for a block that the decoder lacks."""
     positions = {block.index: position for position, block in enumerate(decoder.sizes().blocks)}
     sublayers: set[int] = set()
@@ -63,11 +65,6 @@ def removal_of(decoder: Decoder, units: Iterable[tuple[str, int]]) -> Removal:
             raise InputError(f"{kind} {index}: {decoder.name} has blocks {_spans(sorted(positions))}")
         sublayers.update(2 * positions[index] + sublayer for sublayer in _SUBLAYERS[kind])
     return frozenset(sublayers)
-
-
-def removed_before(removal: Removal, block: int) -> Removal:
-    """The sublayers of a removal that come before a block."""
-    return frozenset(sublayer for sublayer in removal if sublayer < 2 * block)
 
 
 def _spans(indices: Sequence[int]) -> str:

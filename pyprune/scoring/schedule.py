@@ -1,36 +1,44 @@
 """Which states run through which sublayer when many candidates run together. Numbers only: no weights, no torch.
 
-Candidates that lack the same sublayers so far share one state, so a shared prefix runs once. The state splits at the
-first sublayer that only some of its candidates lack; after the last block every different candidate has its own.
+Candidates with the same edits so far share one state, so a shared prefix runs once. The state splits at the first
+sublayer that its candidates do not treat alike; after the last block every different candidate has its own. Two that
+make the same edit at the same place split behind it, if at all: what stands in the sublayer's place runs once for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pyprune.scoring.removals import Removal, removed_before
+from pyprune.scoring.edits import Edits, edit_at, edits_before, effective, is_replacement
 
-IsStored = Callable[[int, Removal], bool]
-"""Whether the state before a block, of candidates that lack these earlier sublayers, is kept from an earlier pass."""
+IsStored = Callable[[int, Edits], bool]
+"""Whether the state before a block, of candidates with these earlier edits, is kept from an earlier pass."""
 
 
 @dataclass(frozen=True)
 class SublayerStep:
-    """One sublayer: the states to copy before it, `(source, target)` slots, then the slots that run through it."""
+    """One sublayer: the states to copy before it, `(source, target)` slots, then the slots that run through it, and by
+    edit those that run through what stands in its place."""
 
     splits: tuple[tuple[int, int], ...]
     slots: tuple[int, ...]
+    replaced: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> int:
+        """How many states run here."""
+        return len(self.slots) + sum(map(len, self.replaced.values()))
 
 
 @dataclass(frozen=True)
 class BlockStep:
-    """One block: the slots that start before it with what they lack so far, its MHA and FFN sublayers, and what each
-    slot in use lacks before the next block."""
+    """One block: the slots that start before it with their edits so far, its MHA and FFN sublayers, and the edits of
+    each slot in use before the next block."""
 
-    starts: tuple[tuple[int, Removal], ...]
+    starts: tuple[tuple[int, Edits], ...]
     sublayers: tuple[SublayerStep, SublayerStep]
-    removed_before_next: dict[int, Removal]
+    edits_before_next: dict[int, Edits]
 
 
 @dataclass(frozen=True)
@@ -50,56 +58,63 @@ class Schedule:
 
 
 def make_schedule(
-    blocks: int, present: Removal, removals: Sequence[Removal], is_stored: IsStored | None = None
+    blocks: int, present: frozenset[int], candidates: Sequence[Edits], is_stored: IsStored | None = None
 ) -> Schedule:
     """How to run all candidates through `blocks` blocks together, each different state once.
 
-    present: the sublayers that there are; removals: what each candidate lacks. A state starts before block 0, or at the
+    present: the sublayers that there are; candidates: the edits of each. A state starts before block 0, or at the
     latest block before which it is stored.
     """
-    effective = [removal & present for removal in removals]
-    starts: dict[int, dict[Removal, list[Removal]]] = {}  # block -> what the state lacks -> the candidates it serves
-    for removal in dict.fromkeys(effective):
-        start = _latest_stored(removal, blocks, is_stored)
-        starts.setdefault(start, {}).setdefault(removed_before(removal, start), []).append(removal)
-    served: dict[int, list[Removal]] = {}  # slot -> the candidates that its state serves
+    distinct = [effective(edits, present) for edits in candidates]
+    starts: dict[int, dict[Edits, list[Edits]]] = {}  # block -> the state's edits -> the candidates it serves
+    for edits in dict.fromkeys(distinct):
+        start = _latest_stored(edits, blocks, is_stored)
+        starts.setdefault(start, {}).setdefault(edits_before(edits, start), []).append(edits)
+    served: dict[int, list[Edits]] = {}  # slot -> the candidates that its state serves
     steps, sublayer_passes = [], 0
     for block in range(blocks):
         started = []
-        for lacking, candidates in starts.get(block, {}).items():
-            started.append((len(served), lacking))
-            served[len(served)] = candidates
+        for edits, served_candidates in starts.get(block, {}).items():
+            started.append((len(served), edits))
+            served[len(served)] = served_candidates
         sublayers = _sublayer_step(2 * block, present, served), _sublayer_step(2 * block + 1, present, served)
-        sublayer_passes += sum(len(step.slots) for step in sublayers)
-        lacking_next = {slot: removed_before(candidates[0], block + 1) for slot, candidates in served.items()}
-        steps.append(BlockStep(tuple(started), sublayers, lacking_next))
-    slots = {removal: slot for slot, candidates in served.items() for removal in candidates}
-    return Schedule(tuple(steps), tuple(slots[removal] for removal in effective), len(served), sublayer_passes)
+        sublayer_passes += sum(step.passes for step in sublayers)
+        before_next = {slot: edits_before(alike[0], block + 1) for slot, alike in served.items()}
+        steps.append(BlockStep(tuple(started), sublayers, before_next))
+    slots = {edits: slot for slot, alike in served.items() for edits in alike}
+    return Schedule(tuple(steps), tuple(slots[edits] for edits in distinct), len(served), sublayer_passes)
 
 
-def count_slots(present: Removal, removals: Iterable[Removal]) -> int:
-    """The slots that a schedule of these candidates has: one for each that differs in the sublayers that there are."""
-    return len({removal & present for removal in removals})
+def count_slots(present: frozenset[int], candidates: Iterable[Edits]) -> int:
+    """The slots that a schedule of these candidates has: one for each that differs in what it does."""
+    return len({effective(edits, present) for edits in candidates})
 
 
-def _sublayer_step(sublayer: int, present: Removal, served: dict[int, list[Removal]]) -> SublayerStep:
-    """The step of one sublayer; a state that splits gets a new slot in `served` for the candidates that lack it."""
-    if sublayer not in present:
-        return SublayerStep((), ())
-    splits, running = [], []
+def _sublayer_step(sublayer: int, present: frozenset[int], served: dict[int, list[Edits]]) -> SublayerStep:
+    """The step of one sublayer; a state that splits gets a new slot in `served` for each edit but the first way."""
+    splits: list[tuple[int, int]] = []
+    running: list[int] = []
+    replaced: dict[int, list[int]] = {}
     for slot, candidates in list(served.items()):
-        lacking = [removal for removal in candidates if sublayer in removal]
-        having = [removal for removal in candidates if sublayer not in removal]
-        if having:
-            running.append(slot)
-        if having and lacking:
-            splits.append((slot, len(served)))
-            served[slot], served[len(served)] = having, lacking
-    return SublayerStep(tuple(splits), tuple(running))
+        ways: dict[int | None, list[Edits]] = {}  # the edit, None for the sublayer itself -> the candidates
+        for edits in candidates:
+            ways.setdefault(edit_at(edits, sublayer), []).append(edits)
+        # The sublayer itself keeps the slot: those that it runs for lie side by side.
+        for place, (edit, alike) in enumerate(sorted(ways.items(), key=lambda way: way[0] is not None)):
+            target = slot
+            if place:
+                target = len(served)
+                splits.append((slot, target))
+            served[target] = alike
+            if edit is None and sublayer in present:
+                running.append(target)
+            elif edit is not None and is_replacement(edit):
+                replaced.setdefault(edit, []).append(target)
+    return SublayerStep(tuple(splits), tuple(running), {edit: tuple(slots) for edit, slots in replaced.items()})
 
 
-def _latest_stored(removal: Removal, blocks: int, is_stored: IsStored | None) -> int:
+def _latest_stored(edits: Edits, blocks: int, is_stored: IsStored | None) -> int:
     """The last block before which this candidate's state is stored, else 0."""
     if is_stored is None:
         return 0
-    return next((block for block in range(blocks - 1, 0, -1) if is_stored(block, removed_before(removal, block))), 0)
+    return next((block for block in range(blocks - 1, 0, -1) if is_stored(block, edits_before(edits, block))), 0)

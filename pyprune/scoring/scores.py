@@ -16,20 +16,33 @@ from pyprune.files import read_json, write_json
 
 FORMAT = "pyprune-scores/1"
 UNITS = ("block", "mha", "ffn")
+CANDIDATE = "candidate"
+"""The unit of scores of candidates that the caller gave; its index is the place in the list."""
+
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One measure's values, in the order of the units, and its value of the unpruned model."""
+
+    baseline: float
+    values: list[float]
+
+
+@dataclass(frozen=True)
 class Scores:
-    """One score per prunable unit; the unit with the lowest score is the most removable.
+    """One score per prunable unit, or candidate; the lowest is the most removable.
 
     `units`: `(unit, index)` pairs, `unit` one of "block", "mha", "ffn" and `index` the block's index in the original
     model; `values`: one score each, in the same order (for criterion "ppl": the perplexity without that unit, Shortened
     LLaMA section 3.1); `baseline`: the same measure of the unpruned model, None where the criterion has none. `unit`:
     what was ranked; one of the three, or another name where kinds are ranked together. `parameters` (of the unpruned
     model, a tied head once) and `unit_parameters` (of each unit) let a ratio be turned into a count without the model.
-    `options`: those of the criterion. `protected`: units that must stay, last in the order. InputError for anything
-    that cannot be ranked: no units, a NaN, lengths that differ, a unit twice.
+    `options`: those of the criterion. `protected`: units that must stay, last in the order. `measures`: by name, where
+    several were asked for; `values` and `baseline` are those of the first. `candidates`: of unit "candidate" what each
+    changes, with its name. InputError for anything that cannot be ranked: no units, a NaN, lengths that differ, a unit
+    twice.
     """
 
     model: str
@@ -43,6 +56,8 @@ class Scores:
     unit_parameters: list[int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     protected: list[tuple[str, int]] = field(default_factory=list)
+    measures: dict[str, Measured] = field(default_factory=dict)
+    candidates: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "criterion", "unit"):
@@ -56,7 +71,7 @@ class Scores:
         if len(set(units)) != len(units):
             kind, index = next(unit for unit in units if units.count(unit) > 1)
             raise InputError(f"scores: {kind} {index} is scored twice; each unit is expected once")
-        if self.unit in UNITS:
+        if self.unit in (*UNITS, CANDIDATE) or self.candidates is not None:
             for kind, index in units:
                 if kind != self.unit:
                     raise InputError(f"scores: {kind} {index} among scores of unit {self.unit!r}; one kind is expected")
@@ -72,6 +87,7 @@ class Scores:
             sizes = [_size(size, f"parameters of {unit}") for size, unit in _paired(sizes, units, "unit_parameters")]
         if self.parameters is not None:
             object.__setattr__(self, "parameters", _size(self.parameters, "parameters"))
+        self._check_candidates(units)
         # A frozen dataclass is normalised through object.__setattr__: callers may hand in tuples or NumPy scalars.
         object.__setattr__(self, "units", units)
         object.__setattr__(self, "values", values)
@@ -79,6 +95,29 @@ class Scores:
         object.__setattr__(self, "protected", protected)
         if self.baseline is not None:
             object.__setattr__(self, "baseline", read_number(self.baseline, "baseline"))
+
+    def _check_candidates(self, units: list[tuple[str, int]]) -> None:
+        if not isinstance(self.measures, dict):
+            raise InputError(f"scores: measures {self.measures!r}: an object from a name to its values is expected")
+        measures = {}
+        for name, measured in self.measures.items():
+            values = [read_number(v, f"{name} of {unit}") for v, unit in _paired(measured.values, units, name)]
+            measures[name] = Measured(read_number(measured.baseline, f"baseline of {name}"), values)
+        object.__setattr__(self, "measures", measures)
+        described = self.candidates
+        if described is None:
+            return
+        for entry, _ in _paired(described, units, "candidates"):
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                raise InputError(f"scores: candidate {entry!r}: an object with a name is expected")
+        if [index for _, index in units] != list(range(len(units))):
+            raise InputError("scores: units of candidates: their places 0, 1, 2 ... are expected")
+
+    def names(self) -> list[str]:
+        """What each unit is called: "block 3", or the name of a candidate."""
+        if self.candidates is not None:
+            return [entry["name"] for entry in self.candidates]
+        return [f"{kind} {index}" for kind, index in self.units]
 
     def order(self) -> list[tuple[str, int]]:
         """The units from the most to the least removable: ascending score, equal scores by block index; protected ones
@@ -113,6 +152,13 @@ class Scores:
             data["options"] = self.options
         if self.protected:
             data["protected"] = [list(unit) for unit in self.protected]
+        if self.measures:
+            data["measures"] = {
+                name: {"baseline": json_number(measured.baseline), "values": list(map(json_number, measured.values))}
+                for name, measured in self.measures.items()
+            }
+        if self.candidates is not None:
+            data["candidates"] = self.candidates
         return data
 
     @classmethod
@@ -142,6 +188,8 @@ class Scores:
             unit_parameters=data.get("unit_parameters"),
             options=data.get("options", {}),
             protected=data.get("protected", []),
+            measures=_read_measures(data.get("measures", {})),
+            candidates=data.get("candidates"),
         )
         # An order edited by hand would otherwise be ignored in silence.
         if "order" in data and data["order"] != [list(unit) for unit in scores.order()]:
@@ -162,6 +210,15 @@ class Scores:
             raise InputError(f"{Path(path)}: {error}") from None
 
 
+def _read_measures(data: object) -> dict[str, Measured]:
+    if not isinstance(data, dict):
+        raise InputError(f"scores: measures {data!r}: an object from a name to its values is expected")
+    for name, measured in data.items():
+        if not isinstance(measured, dict) or not {"baseline", "values"} <= measured.keys():
+            raise InputError(f"scores: measure {name} {measured!r}: an object with baseline and values is expected")
+    return {name: Measured(measured["baseline"], measured["values"]) for name, measured in data.items()}
+
+
 def _sequence(value: object, name: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise InputError(f"scores: {name} {value!r}: a list is expected")
@@ -176,7 +233,7 @@ def _paired(values: object, units: list[tuple[str, int]], name: str) -> list[tup
 
 
 def read_unit(entry: object) -> tuple[str, int]:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] not in UNITS:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2 or entry[0] not in (*UNITS, CANDIDATE):
         raise InputError(f"scores: unit {entry!r}: a pair of {', '.join(UNITS)} and a block index is expected")
     return entry[0], _size(entry[1], f"index of {entry[0]}")
 

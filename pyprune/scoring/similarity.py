@@ -14,30 +14,30 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyprune.checks import is_int
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
-from pyprune.models.decoder import Block, Decoder
-from pyprune.ops.reference import rms_norm
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.progress import Progress
 from pyprune.runtime import memory as device_memory
-from pyprune.runtime.sequence import add_ffn, add_mha, embed
+from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.footprint import ROWS, pass_bytes
+from pyprune.scoring.layered_model import BlockPass, SamplesPass
 from pyprune.scoring.measurement import Measurement, Unit
 from pyprune.scoring.perplexity import check_samples
 from pyprune.scoring.progress import StepProgress
-from pyprune.scoring.removals import UNIT_KINDS
+from pyprune.scoring.removals import UNIT_KINDS, units_of
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of states before and behind, `[N, T, hidden]` float64, token by token: `[N, T]`."""
 
 
 def block_influence(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -65,7 +65,7 @@ def block_influence(
 
 
 def angular(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -91,7 +91,7 @@ def angular(
 
 
 def relative_magnitude(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -112,7 +112,7 @@ def relative_magnitude(
 
 
 def window_distances(
-    model: Decoder,
+    model: Any,
     input_ids: Tensor,
     size: int,
     attention_mask: Tensor | None = None,
@@ -132,7 +132,7 @@ def window_distances(
     InputError for a size that leaves no block, and as in `score`.
     Source: Gromov et al. 2024, section 3, algorithm 1.
     """
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     input_ids, mask = check_samples(decoder, input_ids, attention_mask)
     indices = [block.index for block in decoder.sizes().blocks]
     for name, value, accepted in (
@@ -205,7 +205,7 @@ def _unit_means(sums: dict[Unit, Tensor], weights: Tensor, batch: int) -> dict[U
 
 @torch.inference_mode()
 def _unit_sums(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -221,19 +221,19 @@ def _unit_sums(
     """
     run = _Forward(decoder, input_ids, mask, 1, memory)
     steps = StepProgress(progress, len(decoder.blocks) * len(run.parts))
-    last = len(decoder.blocks) - 1
+    last, units = len(decoder.blocks) - 1, units_of(decoder, unit)
     sums: dict[Unit, Tensor] = {}
     for samples in run.parts:
-        x = run.start(samples)
-        for position, block in enumerate(decoder.blocks):
+        on_samples, x = run.start(samples)
+        for position, block in enumerate(on_samples.blocks(0)):
             for chunk, before, between, behind in run.sublayers(block, x, samples):
                 states = {"block": (before, behind), "mha": (before, between), "ffn": (between, behind)}
                 for kind in UNIT_KINDS[unit]:
-                    if kind != "block" and getattr(block, kind) is None:
+                    if (kind, block.index) not in units:
                         continue
                     start, end = states[kind]
                     if final_norm and position == last:
-                        end = rms_norm(end, decoder.norm, decoder.eps)
+                        end = on_samples.final(end)
                     by_sample = sums.setdefault((kind, block.index), weights.new_zeros(len(input_ids)))
                     by_sample[chunk] = _weighted_sum(distance, start, end, weights[chunk])
             steps.advance()
@@ -242,7 +242,7 @@ def _unit_sums(
 
 @torch.inference_mode()
 def _window_sums(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     length: int,
@@ -258,13 +258,13 @@ def _window_sums(
     blocks = len(decoder.blocks)
     sums: dict[int, Tensor] = {}
     for samples in run.parts:
-        x = run.start(samples)
+        on_samples, x = run.start(samples)
         states = deque([x.clone()], maxlen=length + 1)  # before the last `length` blocks and behind them
-        for position, block in enumerate(decoder.blocks):
+        for position, block in enumerate(on_samples.blocks(0)):
             for _ in run.sublayers(block, x, samples):
                 pass
             normed = final_norm and position == blocks - 1
-            states.append(rms_norm(x, decoder.norm, decoder.eps) if normed else x.clone())
+            states.append(on_samples.final(x) if normed else x.clone())
             if len(states) == length + 1:
                 by_sample = sums.setdefault(position + 1 - length, weights.new_zeros(len(input_ids)))
                 by_sample[samples] = torch.cat(
@@ -290,15 +290,15 @@ class _Forward:
     """
 
     def __init__(
-        self, decoder: Decoder, input_ids: Tensor, mask: Tensor | None, slots: int, memory: int | None
+        self, decoder: AnyDecoder, input_ids: Tensor, mask: Tensor | None, slots: int, memory: int | None
     ) -> None:
         samples, tokens = input_ids.shape
-        rows = ROWS.get(decoder.device.type, ROWS["cuda"])
+        rows, layered = ROWS.get(decoder.device.type, ROWS["cuda"]), as_layered(decoder)
         limit = device_memory.available(decoder.device) if memory is None else memory
 
         def needed(part: int, rows: int) -> int:
             distances = min(max(rows, tokens), part * tokens) * decoder.hidden_size * (4 * 8 + 2 * 4)
-            return pass_bytes(decoder, slots, part, tokens, rows, mask is not None) + distances
+            return pass_bytes(layered, slots, part, tokens, rows, mask is not None) + distances
 
         part = samples
         while limit is not None and needed(part, rows) > limit:
@@ -312,24 +312,26 @@ class _Forward:
                     f" {(needed(1, tokens) >> 20) + 1} MiB beyond the model"
                 )
         self.parts = [slice(start, min(start + part, samples)) for start in range(0, samples, part)]
-        self._decoder, self._ids, self._mask = decoder, input_ids, mask
+        self._model, self._ids, self._mask = layered, input_ids, mask
         self._chunk_samples = max(1, rows // tokens)
-        self._cos, self._sin = decoder.rope.tables(tokens, prompt=tokens)
 
-    def start(self, samples: slice) -> Tensor:
-        """The embedding of these samples, `[N, T, hidden]`."""
-        return embed(self._decoder, self._ids[samples])
+    def start(self, samples: slice) -> tuple[SamplesPass, Tensor]:
+        """The model on these samples, and their embedding `[N, T, hidden]`."""
+        mask = None if self._mask is None else self._mask[samples]
+        on_samples = self._model.on(self._ids[samples], mask)
+        return on_samples, on_samples.embed().clone()
 
-    def sublayers(self, block: Block, x: Tensor, samples: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    def sublayers(self, block: BlockPass, x: Tensor, samples: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Run x, the states of these samples, through a block in place, a chunk at a time: which of all samples, and
         their states before the block, between its sublayers and behind it."""
-        eps = self._decoder.eps
+        runs = [block.sublayer(offset) for offset in range(2)]
         for first in range(samples.start, samples.stop, self._chunk_samples):
             chunk = slice(first, min(first + self._chunk_samples, samples.stop))
-            states = x[chunk.start - samples.start : chunk.stop - samples.start]
-            mask = None if self._mask is None else self._mask[chunk]
-            before = states.clone()
-            between = before if block.mha is None else add_mha(block.mha, before, self._cos, self._sin, eps, mask)
-            behind = between if block.ffn is None else add_ffn(block.ffn, between, eps)
+            members = range(chunk.start - samples.start, chunk.stop - samples.start)
+            states = x[members.start : members.stop]
+            before = between = states.clone()
+            if runs[0] is not None:
+                between = runs[0](before, members)
+            behind = between if runs[1] is None else runs[1](between, members)
             states.copy_(behind)
             yield chunk, before, between, behind

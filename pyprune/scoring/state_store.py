@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyprune.scoring.removals import NO_REMOVAL, Removal, removed_before
+from pyprune.scoring.edits import NO_EDITS, Edits, edits_before
 
 
 class StateStore:
-    """Residual streams `[S, T, hidden]` before a block, by the block and what they lack so far, within `limit` bytes.
-    What does not fit is not kept: it is computed again.
+    """Residual streams `[S, T, hidden]` before a block, by the block and their edits so far, within `limit` bytes. What
+    does not fit is not kept: it is computed again.
 
     States of the shared prefix (all candidates begin with it) are kept before every `prefix_stride`-th block and have
     `prefix_reserve` bytes of the limit to themselves. States of single candidates are kept before every
@@ -29,8 +29,8 @@ class StateStore:
     ) -> None:
         self._limit, self._prefix_reserve, self._last_block = limit, prefix_reserve, last_block
         self._candidate_stride, self._prefix_stride = candidate_stride, prefix_stride
-        self._removed: Removal = NO_REMOVAL
-        self._states: dict[tuple[int, Removal], Tensor] = {}
+        self._removed: Edits = NO_EDITS
+        self._states: dict[tuple[int, Edits], Tensor] = {}
         self._prefix_bytes = self._candidate_bytes = 0
 
     @classmethod
@@ -68,43 +68,43 @@ class StateStore:
         """Bytes of all states that are kept."""
         return self._prefix_bytes + self._candidate_bytes
 
-    def has(self, block: int, lacking: Removal) -> bool:
-        """Whether the state before `block`, without the sublayers `lacking`, is kept."""
-        return (block, lacking) in self._states
+    def has(self, block: int, edits: Edits) -> bool:
+        """Whether the state before `block` with these edits is kept."""
+        return (block, edits) in self._states
 
-    def get(self, block: int, lacking: Removal) -> Tensor:
-        """The state before `block` without the sublayers `lacking`."""
-        return self._states[block, lacking]
+    def get(self, block: int, edits: Edits) -> Tensor:
+        """The state before `block` with these edits."""
+        return self._states[block, edits]
 
-    def offer(self, block: int, lacking: Removal, state: Tensor) -> None:
+    def offer(self, block: int, edits: Edits, state: Tensor) -> None:
         """Keep a copy of a state if it is due, fits, and is not kept yet."""
         size = state.numel() * state.element_size()
-        in_prefix = self._in_shared_prefix(block, lacking)
-        if self.has(block, lacking) or block % (self._prefix_stride if in_prefix else self._candidate_stride):
+        in_prefix = self._in_shared_prefix(block, edits)
+        if self.has(block, edits) or block % (self._prefix_stride if in_prefix else self._candidate_stride):
             return
         if self._last_block is not None and block > self._last_block:
             return
         reserved = 0 if in_prefix else max(0, self._prefix_reserve - self._prefix_bytes)
         if self.bytes + size + reserved > self._limit:
             return
-        self._states[block, lacking] = state.clone()
+        self._states[block, edits] = state.clone()
         if in_prefix:
             self._prefix_bytes += size
         else:
             self._candidate_bytes += size
 
-    def set_removed(self, removed: Removal) -> None:
+    def set_removed(self, removed: Edits) -> None:
         """All candidates lack `removed` from now on, which makes the model without it their shared prefix. States that
         none of them can start from are forgotten."""
         self._removed = removed
         self._states = {
-            (block, lacking): state
-            for (block, lacking), state in self._states.items()
-            if removed_before(removed, block) <= lacking
+            (block, edits): state
+            for (block, edits), state in self._states.items()
+            if edits_before(removed, block) <= edits
         }
         sizes = {key: state.numel() * state.element_size() for key, state in self._states.items()}
         self._prefix_bytes = sum(size for key, size in sizes.items() if self._in_shared_prefix(*key))
         self._candidate_bytes = sum(sizes.values()) - self._prefix_bytes
 
-    def _in_shared_prefix(self, block: int, lacking: Removal) -> bool:
-        return lacking == removed_before(self._removed, block)
+    def _in_shared_prefix(self, block: int, edits: Edits) -> bool:
+        return edits == edits_before(self._removed, block)

@@ -7,35 +7,35 @@ from collections.abc import Callable, Sequence
 import numpy
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
 from pyprune.scoring.measurement import Measurement
 from pyprune.scoring.removals import units_of
 
 
 def first(
-    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+    decoder: AnyDecoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
 ) -> Measurement:
     """The first units go first: the n-th of L scores n."""
     return _ranked(decoder, unit, lambda count: range(count))
 
 
 def last(
-    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+    decoder: AnyDecoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
 ) -> Measurement:
     """The last units go first: the n-th of L scores L-1-n."""
     return _ranked(decoder, unit, lambda count: range(count - 1, -1, -1))
 
 
 def middle(
-    decoder: Decoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
+    decoder: AnyDecoder, input_ids: Tensor | None, mask: Tensor | None, unit: str, *, progress: Progress | None = None
 ) -> Measurement:
     """The middle ones go first: the n-th of L scores its distance from the middle, |n - (L-1)/2|."""
     return _ranked(decoder, unit, lambda count: [abs(n - (count - 1) / 2) for n in range(count)])
 
 
 def every(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor | None,
     mask: Tensor | None,
     unit: str,
@@ -48,7 +48,7 @@ def every(
 
 
 def random(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor | None,
     mask: Tensor | None,
     unit: str,
@@ -60,6 +60,6 @@ def random(
     return _ranked(decoder, unit, lambda count: numpy.random.default_rng(seed).permutation(count).tolist())
 
 
-def _ranked(decoder: Decoder, unit: str, scores: Callable[[int], Sequence[float]]) -> Measurement:
+def _ranked(decoder: AnyDecoder, unit: str, scores: Callable[[int], Sequence[float]]) -> Measurement:
     units = list(units_of(decoder, unit))
     return Measurement(dict(zip(units, map(float, scores(len(units))), strict=True)))

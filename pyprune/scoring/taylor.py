@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.progress import Progress
 from pyprune.runtime.differentiable import BlockGradients
 from pyprune.scoring.aggregation import is_weight, neuron_sums, unit_values, weights_of
@@ -24,7 +24,7 @@ SALIENCES = ("first", "per-sample", "vectorized", "second", "mixed")
 
 @torch.inference_mode(False)
 def taylor(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     input_ids: Tensor,
     mask: Tensor | None,
     unit: str,
@@ -54,10 +54,9 @@ def taylor(
     else:
         batch_limit = 1 if salience in ("per-sample", "second", "mixed") else None
         batches = make_batches(input_ids, mask, len(input_ids), lambda _: 1 / positions, batch_limit)
-    sublayers = {"mha", "ffn"} if unit == "block" else set(UNIT_KINDS[unit])
 
     def is_scored(name: str) -> bool:
-        return is_weight(name) and name.partition(".")[0] in sublayers
+        return is_weight(name) and (unit == "block" or name.partition(".")[0] in UNIT_KINDS[unit])
 
     steps = StepProgress(progress, len(decoder.blocks))
     values: dict[Unit, float] = {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
 
 KEPT, DROPPED, PROTECTED, BASELINE, OTHER = "#7FA8C9", "#D55E00", "#C8C8C8", "#222222", "#0072B2"
@@ -19,6 +20,8 @@ WIDEST = 17.0
 
 def kinds_of(scores: Scores) -> list[str]:
     """The kinds of units scored, in the order of a block's sublayers."""
+    if scores.candidates is not None:
+        raise InputError("plot: scores of candidates; scores of blocks or sublayers are expected")
     return sorted({kind for kind, _ in scores.units}, key=tuple(HATCHES).index)
 
 

@@ -14,7 +14,8 @@ from pyprune.cli import build_parser
 from tests.cli.command_line import run
 
 COMMANDS = (
-    "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate",
+    "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate", "eval",
+    "samples",
 )  # fmt: skip
 
 
@@ -104,9 +105,22 @@ def test_the_defaults_of_compare_are_those_of_its_configuration():
 
 def test_what_the_options_repeat_without_importing_torch_is_what_the_functions_take():
     from pyprune.commands.options import WIDTH_ROWS
+    from pyprune.evaluation.protocol import JOINS, PROTOCOLS
     from pyprune.scoring.calibration import BOS_RULES, PACKINGS
     from pyprune.study.width_advice import ROWS
 
     assert tuple(WIDTH_ROWS) == ROWS
     choices = {action.dest: action.choices for action in parser_of("score")._actions}
     assert (choices["packing"], choices["bos"]) == (PACKINGS, BOS_RULES)
+    choices = {action.dest: action.choices for action in parser_of("eval")._actions}
+    assert (choices["join"], choices["bos"], choices["protocol"]) == (JOINS, BOS_RULES, tuple(PROTOCOLS))
+
+
+def test_the_defaults_of_samples_are_those_of_its_function():
+    import inspect
+
+    from pyprune import samples
+
+    options = vars(build_parser().parse_args(["samples", "shape:tiny"]))
+    for name in ("draws", "max_new_tokens", "top_k", "top_p", "temperature", "seed"):
+        assert options[name] == inspect.signature(samples).parameters[name].default

@@ -33,7 +33,7 @@ def test_every_option_is_explained_with_its_default():
 
 def test_the_examples_can_be_pasted():
     examples = [line.strip() for line in parser().epilog.splitlines()[1:]]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert build_parser().parse_args(shlex.split(example)[1:]).command == "plan"
 

@@ -25,7 +25,7 @@ def unread(monkeypatch):
         raise AssertionError("the weights were read")
 
     module = importlib.import_module("pyprune.evaluation.evaluate")  # the package has a function of that name
-    monkeypatch.setattr(module, "load", fail)
+    monkeypatch.setattr(module, "load_any", fail)
 
 
 @pytest.mark.usefixtures("unread")
@@ -87,8 +87,8 @@ def test_a_bos_in_every_window_needs_a_tokenizer_that_has_one(capsys, tmp_path, 
     ("options", "told"),
     [
         ({}, "nothing to evaluate"),
-        ({"ppl": "x", "limit": 0}, "limit 0: a whole number from 1"),
-        ({"ppl": "x", "tokens": -1}, "tokens -1"),
+        ({"ppl": "x", "limit": 0}, "limit: 0 given; 1 or more"),
+        ({"ppl": "x", "tokens": -1}, "tokens: -1 given"),
         ({"ppl": "x", "window": 1}, "window 1"),
         ({"ppl": "x", "window": True}, "window True"),
         ({"ppl": "x", "bos": "last"}, "bos 'last'"),

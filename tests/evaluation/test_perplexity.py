@@ -19,7 +19,7 @@ from pyprune.scoring import calibration as texts
 from pyprune.scoring import cells, evaluator
 from pyprune.scoring.calibration.sources import Texts
 from tests import seeds
-from tests.evaluation.conftest import SIZES, TEXT, save_model
+from tests.evaluation.conftest import SIZES, TEXT, byte_level_tokenizer, save_model
 from tests.scoring.letters import LetterModel, LetterTokenizer, TokenizerWithStart
 
 VARIANTS = [
@@ -210,18 +210,18 @@ def test_streamed_blocks_and_little_memory_give_the_same(model_directory, text_f
 def test_an_interrupted_evaluation_goes_on(model_directory, text_file, tmp_path, monkeypatch):
     monkeypatch.setitem(cells.JOURNALED_MULTIPLICATIONS, "cpu", 1.0)
     monkeypatch.setattr("pyprune.scoring.footprint.ROWS", {"cpu": 64, "cuda": 64})
-    sizes, run = [], evaluator.candidate_losses
+    sizes, run = [], evaluator.candidate_sums
 
     def counted(decoder, ids, *rest, **options):
-        losses = run(decoder, ids, *rest, **options)
+        sums = run(decoder, ids, *rest, **options)
         sizes.append(len(ids))
-        return losses
+        return sums
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if done >= total // 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluator, "candidate_losses", counted)
+    monkeypatch.setattr(evaluator, "candidate_sums", counted)
     options = {"window": 32, "stride": 16, "resume": tmp_path / "journal"}
     whole = evaluate(model_directory, text_file, window=32, stride=16)
     windows = whole.text["windows"]
@@ -261,3 +261,20 @@ def test_padded_targets_count_as_the_shorter_text(model_directory):
     both = window_losses(decoder, ids, targets)
     assert both.tokens.tolist() == [8, 4]
     assert both.nll[1] == pytest.approx(float(shorter.nll[0]), rel=1e-5)
+
+
+def test_a_model_of_another_family_is_measured_too(tmp_path, text_file):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=300, n_embd=24, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer = byte_level_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    evaluation = evaluate(tmp_path / "gpt2", text_file, window=16, stride=9)
+    windows = plain_evaluation(model, tokenizer, text_file.read_text(encoding="utf-8"), 16, stride=9)
+    assert evaluation.perplexity == pytest.approx(means(windows)[0], rel=1e-5)
+    ids = torch.randint(0, 300, (48,), generator=seeds.generator(2))
+    assert evaluate(model, ids, window=16).perplexity == pytest.approx(
+        means(plain_losses(model, ids.tolist(), 16, None, None))[0], rel=1e-5
+    )

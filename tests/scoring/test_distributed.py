@@ -141,9 +141,9 @@ from pyprune.scoring import evaluator
 
 rank = sys.argv[1]
 os.environ.update(RANK=rank, WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT="%d")
-run = evaluator.candidate_losses
+run = evaluator.candidate_sums
 
-def candidate_losses(*inputs, advance, **options):
+def candidate_sums(*inputs, advance, **options):
     def slowly(sequences, sublayer):
         if rank == "1" and sublayer == 4:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -153,7 +153,7 @@ def candidate_losses(*inputs, advance, **options):
         advance(sequences, sublayer)
     return run(*inputs, advance=slowly, **options)
 
-evaluator.candidate_losses = candidate_losses
+evaluator.candidate_sums = candidate_sums
 code = main(["score", %r, "--samples", "60", "--seq-len", "13", "--json"])
 print("ended", time.time(), file=sys.stderr)
 sys.exit(code)

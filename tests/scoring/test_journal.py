@@ -41,14 +41,14 @@ def small_parts(monkeypatch):
 @pytest.fixture
 def computed(monkeypatch):
     """How many candidates ran on how many samples, part by part."""
-    sizes, run = [], evaluator.candidate_losses
+    sizes, run = [], evaluator.candidate_sums
 
-    def counted(decoder, ids, mask, schedule, **options):
-        losses = run(decoder, ids, mask, schedule, **options)
+    def counted(model, ids, mask, schedule, measures, **options):
+        losses = run(model, ids, mask, schedule, measures, **options)
         sizes.append((len(schedule.slot_of), len(ids)))
         return losses
 
-    monkeypatch.setattr(evaluator, "candidate_losses", counted)
+    monkeypatch.setattr(evaluator, "candidate_sums", counted)
     return sizes
 
 
@@ -104,7 +104,7 @@ def test_parts_share_the_states_that_they_begin_with(decoder, samples, tmp_path,
     few = samples[:3]
     found = search(decoder, few, "window", count=1, resume=tmp_path / "journal")
     lines = (tmp_path / "journal").read_text().splitlines()
-    assert {len(json.loads(line)["entry"]["without"]) for line in lines[1:]} <= {1, 2}  # candidates were cut
+    assert {len(json.loads(line)["entry"]["edits"]) for line in lines[1:]} <= {1, 2}  # candidates were cut
     assert found.cost == search(decoder, few, "window", count=1).cost
     assert found.scores == pytest.approx(search(decoder, few, "window", count=1).scores, rel=1e-6)
 
@@ -116,16 +116,18 @@ def written(decoder, samples, tmp_path) -> Path:
     with Journal(path, journal_subject(decoder, samples, None, "score ppl block")) as journal:
         for first in range(3):
             journal.add(
-                [frozenset(), frozenset({0, 1})], first, torch.tensor([[1 / 3 + first], [2e-300]], dtype=torch.float64)
+                [frozenset(), frozenset({0, 1})],
+                first,
+                torch.tensor([[[1 / 3 + first], [2e-300]]], dtype=torch.float64),
             )
     return path
 
 
 def read(path: Path, decoder, samples, work: str = "score ppl block"):
-    losses, pending = torch.zeros(2, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
+    losses, pending = torch.zeros(1, 2, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
     with Journal(path, journal_subject(decoder, samples, None, work)) as journal:
         journal.fill([frozenset({0, 1}), frozenset()], losses, pending)
-    return losses, pending
+    return losses[0], pending
 
 
 def test_what_is_read_is_what_was_written_to_the_bit(decoder, samples, written):
@@ -143,7 +145,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(decoder, samples, written,
     assert pending.tolist() == [[False, False, True, True]] * 2
     assert written.read_bytes() == b"".join(lines[:-1])
     with Journal(written, journal_subject(decoder, samples, None, "score ppl block")) as journal:
-        journal.add([frozenset()], 3, torch.ones(1, 1).double())
+        journal.add([frozenset()], 3, torch.ones(1, 1, 1).double())
     assert read(written, decoder, samples)[1].tolist() == [[False, False, True, True], [False, False, True, False]]
 
 
@@ -188,7 +190,7 @@ def test_other_weights_of_the_same_name_are_refused(decoder, samples, written):
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(decoder, samples, tmp_path, content: str):
     path = tmp_path / "notes"
     path.write_text(content)
-    with pytest.raises(InputError, match="notes: not a pyprune scoring journal 1; another file name"):
+    with pytest.raises(InputError, match="notes: not a pyprune scoring journal 2; another file name"):
         read(path, decoder, samples)
     assert path.read_text() == content
 
@@ -199,15 +201,21 @@ def test_one_process_at_a_time_writes_a_journal(decoder, samples, written):
         Journal(written, subject)
 
 
-SLOW = """
+WAITS_AFTER_ENTRIES = """
 import sys, time
+from pathlib import Path
 from pyprune.scoring import cells
 from pyprune.scoring.journal import Journal
 from pyprune.cli import main
 cells.JOURNALED_MULTIPLICATIONS["cpu"] = 1.0
 add = Journal.add
-Journal.add = lambda *given: (add(*given), time.sleep(0.5))
-sys.exit(main(sys.argv[1:]))
+journal, entries = Path(sys.argv[1]), int(sys.argv[2])
+def add_and_wait(*arguments):
+    add(*arguments)
+    if len(journal.read_text().splitlines()) >= 1 + entries:
+        time.sleep(600)
+Journal.add = add_and_wait
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -220,7 +228,8 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
     command = ["score", SHAPE, "--samples", str(S), "--seq-len", str(T), "--out", str(out), "--resume"]
 
     def stopped(by: signal.Signals, entries: int) -> int:
-        process = subprocess.Popen([sys.executable, "-c", SLOW, *command], stderr=subprocess.DEVNULL)
+        arguments = [sys.executable, "-c", WAITS_AFTER_ENTRIES, str(journal), str(entries), *command]
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not journal.exists() or len(journal.read_text().splitlines()) < 1 + entries:
             assert time.monotonic() < until
@@ -234,9 +243,9 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
     assert stopped(signal.SIGKILL, 3) == -signal.SIGKILL
     kept = [json.loads(line)["entry"] for line in journal.read_text().splitlines()[1:]]
     with journal.open("a") as file:
-        file.write('{"entry": {"first": 58, "wi')  # as if the power had gone
+        file.write('{"entry": {"first": 58, "ed')  # as if the power had gone
     assert main(command) == 0
-    finished = sum(len(entry["without"]) * len(entry["nll"][0]) for entry in kept)
+    finished = sum(len(entry["edits"]) * len(entry["sums"][0]) for entry in kept)
     assert sum(candidates * count for candidates, count in computed) == S * 5 - finished
     assert os.listdir(tmp_path) == [out.name]
     capsys.readouterr()

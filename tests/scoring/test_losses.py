@@ -10,8 +10,11 @@ import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
 from pyprune.scoring.footprint import chunk_size, fit_pass, pass_bytes
-from pyprune.scoring.layer_major import candidate_losses
-from pyprune.scoring.losses import Losses, exp_mean
+from pyprune.scoring.layer_major import candidate_sums
+from pyprune.scoring.layered_decoder import LayeredDecoder
+from pyprune.scoring.losses import exp_mean
+from pyprune.scoring.measures import Samples
+from pyprune.scoring.measures.perplexity import Perplexity
 from pyprune.scoring.perplexity import perplexities
 from pyprune.scoring.removals import NO_REMOVAL, present_sublayers, removal_of
 from pyprune.scoring.schedule import count_slots, make_schedule
@@ -36,11 +39,12 @@ def samples() -> torch.Tensor:
     return torch.randint(0, 131, (S, T), generator=seeds.generator(5))
 
 
-def losses(decoder, ids, mask, removals, rows: int, store: StateStore | None = None) -> Losses:
-    """The losses of candidates in one pass."""
+def losses(decoder, ids, mask, removals, rows: int, store: StateStore | None = None) -> torch.Tensor:
+    """The losses of candidates in one pass, `[candidates, S]`."""
     stored = None if store is None else store.has
     schedule = make_schedule(len(decoder.blocks), present_sublayers(decoder), removals, stored)
-    return candidate_losses(decoder, ids, mask, schedule, rows=rows, store=store)
+    ppl = Perplexity(Samples(ids, mask))
+    return candidate_sums(LayeredDecoder(decoder), ids, mask, schedule, [ppl], rows=rows, store=store)[0]
 
 
 def one_by_one(decoder, ids) -> list[float]:
@@ -74,7 +78,7 @@ def test_every_state_runs_through_what_its_candidates_have():
     present = frozenset(range(10))
     schedule = make_schedule(5, present, CANDIDATES)
     for removal, slot in zip(CANDIDATES, schedule.slot_of, strict=True):
-        assert schedule.steps[-1].removed_before_next[slot] == removal
+        assert schedule.steps[-1].edits_before_next[slot] == removal
     runs = [slot for step in schedule.steps for sublayer in step.sublayers for slot in sublayer.slots]
     assert len(runs) == schedule.sublayer_passes
     prefixes = {(p, frozenset(q for q in r if q < p)) for r in CANDIDATES for p in present - r}
@@ -84,22 +88,23 @@ def test_every_state_runs_through_what_its_candidates_have():
 @pytest.mark.parametrize("rows", [T, 3 * T + 1, 10_000])
 def test_chunks_do_not_change_the_sums(tiny, samples, rows: int):
     result = losses(tiny, samples, None, CANDIDATES, rows=rows)
-    assert result.positions == S * (T - 1)
-    assert [exp_mean(t, result.positions) for t in result.totals] == pytest.approx(one_by_one(tiny, samples), rel=1e-6)
+    assert [exp_mean(float(t), S * (T - 1)) for t in result.sum(1)] == pytest.approx(
+        one_by_one(tiny, samples), rel=1e-6
+    )
 
 
 def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny, samples):
     count, slots = len(CANDIDATES), count_slots(present_sublayers(tiny), CANDIDATES)
-    unlimited = fit_pass(tiny, (S, T), count, slots, None)
+    unlimited = fit_pass(LayeredDecoder(tiny), (S, T), count, slots, None)
     assert (unlimited.samples, unlimited.candidates) == (S, count)
     expected = perplexities(tiny, samples, None, CANDIDATES)
-    two_samples = pass_bytes(tiny, 7, 2, T, unlimited.rows)
-    two_candidates = pass_bytes(tiny, 2, 1, T, T)
-    assert fit_pass(tiny, (S, T), count, slots, two_samples).samples == 2
-    size = fit_pass(tiny, (S, T), count, slots, two_candidates)
+    two_samples = pass_bytes(LayeredDecoder(tiny), 7, 2, T, unlimited.rows)
+    two_candidates = pass_bytes(LayeredDecoder(tiny), 2, 1, T, T)
+    assert fit_pass(LayeredDecoder(tiny), (S, T), count, slots, two_samples).samples == 2
+    size = fit_pass(LayeredDecoder(tiny), (S, T), count, slots, two_candidates)
     assert (size.samples, size.candidates) == (1, 2)
-    for limit in (two_samples, two_candidates, pass_bytes(tiny, 1, 1, T, T)):
-        assert fit_pass(tiny, (S, T), count, slots, limit).bytes <= limit
+    for limit in (two_samples, two_candidates, pass_bytes(LayeredDecoder(tiny), 1, 1, T, T)):
+        assert fit_pass(LayeredDecoder(tiny), (S, T), count, slots, limit).bytes <= limit
         assert perplexities(tiny, samples, None, CANDIDATES, memory=limit) == pytest.approx(expected, rel=1e-6)
 
 
@@ -112,7 +117,7 @@ def test_padding_stays_with_its_sample_in_every_split(tiny, samples):
     mask = torch.ones_like(samples)
     mask[1, :6] = 0
     mask[3, 9:] = 0
-    few = pass_bytes(tiny, 2, 1, T, T, padded=True)
+    few = pass_bytes(LayeredDecoder(tiny), 2, 1, T, T, padded=True)
     whole = score(tiny, samples, attention_mask=mask)
     parts = score(tiny, samples, attention_mask=mask, memory=few)
     assert parts.values == pytest.approx(whole.values, rel=1e-6)
@@ -131,7 +136,7 @@ def test_stored_states_begin_later_passes_where_they_agree(tiny, samples, stride
     resumed = make_schedule(5, present_sublayers(tiny), second, store.has)
     assert resumed.sublayer_passes < fresh.sublayer_passes
     result = losses(tiny, samples, None, second, rows=1000, store=store)
-    values = [exp_mean(total, result.positions) for total in result.totals]
+    values = [exp_mean(float(total), S * (T - 1)) for total in result.sum(1)]
     assert values == pytest.approx(perplexities(tiny, samples, None, second), rel=1e-6)
 
 
@@ -161,9 +166,8 @@ def test_every_family_and_every_unit_equal_the_loop(family: str):
 
 def test_sums_over_parts_are_over_all_positions(tiny, samples):
     parts = [losses(tiny, part, None, [NO_REMOVAL], rows=1000) for part in samples.split(3)]
-    joined = parts[0] + parts[1]
-    assert joined.positions == S * (T - 1)
-    assert math.exp(joined.totals[0] / joined.positions) == pytest.approx(perplexity(tiny, samples), rel=1e-6)
+    total = float(torch.cat(parts, 1).sum())
+    assert math.exp(total / (S * (T - 1))) == pytest.approx(perplexity(tiny, samples), rel=1e-6)
 
 
 def test_windows_of_blocks_keep_shared_beginnings(tiny, samples):
@@ -192,7 +196,7 @@ def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     ids = torch.randint(0, 131, (8, tokens), generator=seeds.generator(tokens))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[5, 0] = False
-    together = losses(tiny, ids, mask, CANDIDATES, rows=10_000).by_sample
+    together = losses(tiny, ids, mask, CANDIDATES, rows=10_000)
     for sample in range(len(ids)):
-        alone = losses(tiny, ids[sample : sample + 1], mask[sample : sample + 1], CANDIDATES, rows=1).by_sample
+        alone = losses(tiny, ids[sample : sample + 1], mask[sample : sample + 1], CANDIDATES, rows=1)
         assert alone[:, 0].tolist() == pytest.approx(together[:, sample].tolist(), rel=1e-7)

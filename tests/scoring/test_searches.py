@@ -9,6 +9,7 @@ import torch
 
 from pyprune import InputError, Pruning, SearchResult, apply, load, perplexity, score, search
 from pyprune.scoring.footprint import FIXED, pass_bytes
+from pyprune.scoring.layered_decoder import LayeredDecoder
 from pyprune.scoring.removals import NO_REMOVAL, removal_of, units_of
 from pyprune.scoring.similarity import window_distances
 from pyprune.scoring.state_store import StateStore
@@ -85,7 +86,7 @@ def test_memory_for_states_changes_the_cost_and_nothing_else(seven, samples, sta
     unlimited = search(seven, samples, "greedy", count=4, unit=unit)
     slots = len(units_of(seven, unit)) + 1
     # The pass takes what it needs of the limit; the states get the rest.
-    limit = pass_bytes(seven, slots, S, T, 10_000) + states * STATE
+    limit = pass_bytes(LayeredDecoder(seven), slots, S, T, 10_000) + states * STATE
     result = search(seven, samples, "greedy", count=4, unit=unit, memory=limit)
     assert result.order == unlimited.order
     assert result.scores == pytest.approx(unlimited.scores, rel=1e-6)
@@ -95,7 +96,7 @@ def test_memory_for_states_changes_the_cost_and_nothing_else(seven, samples, sta
 
 def test_samples_and_candidates_in_parts_change_the_cost_and_nothing_else(seven, samples):
     unlimited = search(seven, samples, "greedy", count=4)
-    for limit in (pass_bytes(seven, 8, 1, T, T), pass_bytes(seven, 3, 1, T, T)):
+    for limit in (pass_bytes(LayeredDecoder(seven), 8, 1, T, T), pass_bytes(LayeredDecoder(seven), 3, 1, T, T)):
         result = search(seven, samples, "greedy", count=4, memory=limit)
         assert result.order == unlimited.order
         assert result.scores == pytest.approx(unlimited.scores, rel=1e-6)

@@ -12,6 +12,7 @@ from plain import FAMILIES, SIZES, constant_updates, ids, kinds_of, model_of, pa
 from pyprune import InputError, Pruning, apply, load, score
 from pyprune.runtime.sequence import activation_dtype
 from pyprune.scoring.footprint import pass_bytes
+from pyprune.scoring.layered_decoder import LayeredDecoder
 from pyprune.scoring.similarity import mean_of_means, token_weights, window_distances
 
 NEAR = 2e-5
@@ -203,7 +204,7 @@ def test_less_memory_means_more_parts_and_the_same_scores():
     assert activation_dtype(decoder) == torch.float32
     expected = {name: score(decoder, input_ids, name).values for name in ("block-influence", "relative-magnitude")}
     windows = window_distances(decoder, input_ids, 2)
-    tight = pass_bytes(decoder, 1, 1, 9, 9) + 40 * 9 * 24
+    tight = pass_bytes(LayeredDecoder(decoder), 1, 1, 9, 9) + 40 * 9 * 24
     steps = []
     for name, values in expected.items():
         result = score(decoder, input_ids, name, memory=tight, progress=lambda done, total: steps.append((done, total)))

@@ -3,6 +3,7 @@
 from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION
 from pyprune.scoring.calibration.fingerprint import fingerprint
 from pyprune.scoring.calibration.sources import public_name, require_text, same_text
+from pyprune.scoring.calibration.token_files import LabelledSamples, read_labelled
 from pyprune.scoring.calibration.windows import (
     BOS_RULES,
     PACKINGS,
@@ -19,6 +20,7 @@ __all__ = [
     "CALIBRATION",
     "EVALUATION",
     "PACKINGS",
+    "LabelledSamples",
     "Windows",
     "calibration",
     "check_window_options",
@@ -27,6 +29,7 @@ __all__ = [
     "is_random",
     "public_name",
     "random_windows",
+    "read_labelled",
     "require_text",
     "same_text",
 ]

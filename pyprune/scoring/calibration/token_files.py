@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models.tensors import one_line
+from pyprune.scoring.calibration.fingerprint import fingerprint
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -51,6 +53,47 @@ def read_token_file(path: str) -> list[numpy.ndarray]:
     if "input_ids" not in tensors and len(tensors) != 1:
         raise InputError(f"{path}: holds {', '.join(tensors) or 'nothing'}; a tensor named input_ids is expected")
     return token_rows(tensors.get("input_ids", next(iter(tensors.values()))), Path(path).name, mask)
+
+
+@dataclass(frozen=True)
+class LabelledSamples:
+    """Samples `[S, T]` with their mask (bool, None where nothing is padding), labels, and fingerprint."""
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor | None
+    labels: torch.Tensor
+    fingerprint: dict[str, Any]
+
+
+def read_labelled(path: str) -> LabelledSamples:
+    """The tensors `input_ids`, `labels` and, where there is one, `attention_mask` of a safetensors file, each `[S, T]`.
+
+    InputError when the file cannot be read or holds anything else.
+    """
+    if not path.endswith(".safetensors"):
+        raise InputError(f"{path}: a .safetensors file of input_ids and labels is expected")
+    try:
+        tensors = _safetensors(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; a readable safetensors file is expected") from None
+    except Exception as error:  # the format has errors of its own
+        raise InputError(f"{path}: not a safetensors file ({one_line(error)[:200]})") from None
+    for name in ("input_ids", "labels"):
+        if name not in tensors:
+            raise InputError(f"{path}: holds {', '.join(tensors) or 'nothing'}; input_ids and labels are expected")
+    ids = tensors["input_ids"]
+    for name, array in tensors.items():
+        if array.ndim != 2 or array.shape != ids.shape or array.dtype.kind not in "iub":
+            given = f"{name} {array.dtype} {list(array.shape)}"
+            raise InputError(f"{path}: {given}; whole numbers [samples, tokens] of one shape are expected")
+    mask = tensors.get("attention_mask")
+    input_ids = torch.from_numpy(ids.astype(numpy.int64))
+    return LabelledSamples(
+        input_ids,
+        None if mask is None else torch.from_numpy(mask != 0),
+        torch.from_numpy(tensors["labels"].astype(numpy.int64)),
+        fingerprint(input_ids, source=Path(path).name),
+    )
 
 
 def _safetensors(path: str) -> dict[str, numpy.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio
 from pyprune.pruning.depth import protected_blocks
@@ -23,7 +23,7 @@ class Candidates:
     """The units of a decoder that may be removed, with their parameters, in order of depth, and the amount to remove: a
     count of units, or a ratio of all `parameters`."""
 
-    decoder: Decoder
+    decoder: AnyDecoder
     units: dict[Unit, int]
     parameters: int
     count: int | None
@@ -32,7 +32,7 @@ class Candidates:
     @classmethod
     def of(
         cls,
-        decoder: Decoder,
+        decoder: AnyDecoder,
         unit: str,
         protect: Iterable[int] | str | None,
         count: int | None,

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models import as_decoder
-from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.models.pruning import original_name
 from pyprune.progress import Progress
 from pyprune.scoring.calibration import fingerprint
@@ -62,7 +61,7 @@ def search(
     Raises InputError for an unknown method, unit or criterion, an amount that cannot be had, and as `score` does.
     """
     _check(method, criterion, unit, options)
-    decoder = as_decoder(model)
+    decoder = as_any_decoder(model)
     candidates = Candidates.of(decoder, unit, protect, count, ratio)
     if method == "window":
         windows_of(candidates)
@@ -103,7 +102,7 @@ def _check(method: str, criterion: str, unit: str, options: dict[str, Any]) -> N
 
 
 def _score_units(
-    decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
+    decoder: AnyDecoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
     choices: Sequence[tuple[Unit, ...]],
 ) -> list[float]:  # fmt: skip
     """The scores of single units by any criterion."""
@@ -113,7 +112,7 @@ def _score_units(
 
 
 def _score_windows(
-    decoder: Decoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
+    decoder: AnyDecoder, ids: Tensor, mask: Tensor | None, criterion: str, unit: str, options: dict[str, Any],
     choices: Sequence[tuple[Unit, ...]],
 ) -> list[float]:  # fmt: skip
     """The distances over windows of blocks."""
