@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from pyprune.commands.inputs import (
@@ -102,7 +103,7 @@ def add_options(commands: Any) -> None:
     add_option(parser, "--limit", "documents a task", shown="all", type=at_least(1), metavar="N")
     add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
                metavar="DIR")  # fmt: skip
-    add_option(parser, "--log-samples", "file for every document's requests and answers, JSON lines; an old one is replaced",
+    add_option(parser, "--log-samples", "JSON lines: every document's requests and answers; an old file is replaced",
                metavar="FILE")  # fmt: skip
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
@@ -161,6 +162,8 @@ def check_options(options: argparse.Namespace) -> None:
 
     if options.ppl is None and options.tasks is None:
         raise InputError("eval: --ppl TEXT or --tasks NAMES is expected")
+    if options.tasks is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"--tasks: torchrun has started {os.environ['WORLD_SIZE']} processes; one is accepted")
     belongs = {"ppl": ("protocol", *PROTOCOL_OPTIONS, "tokens", "field"), "tasks": ("limit", "data", "log_samples")}
     for what, names in belongs.items():
         for name in names:

@@ -7,6 +7,7 @@ prefix's keys and values.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def families(sequences: Sequence[Sequence[int]], most_tokens: int, most_branches
     has a family to itself. `members` are positions in `sequences`.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-    shared = [0, *(_shared(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False))]
+    shared = [0, *(_shared(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     saved, start = [0] * (len(order) + 1), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         saved[end], start[end] = saved[end - 1], end - 1
@@ -172,7 +173,9 @@ def _rows(keys: Sequence[Sequence[int]], after: Sequence[int], device: torch.dev
 def _attend(rows: _Rows, q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
     heads, head_dim = q.shape[1:]
     queries = F.embedding(rows.queries, q.flatten(1)).unflatten(2, (heads, head_dim))
-    k, v = (x.index_select(1, rows.keys.flatten()).unflatten(1, rows.keys.shape).transpose(0, 1) for x in (keys, values))
+    k, v = (
+        x.index_select(1, rows.keys.flatten()).unflatten(1, rows.keys.shape).transpose(0, 1) for x in (keys, values)
+    )
     tokens = queries.shape[1]
     if runs_operator(tokens, q.device):
         context = ops.decode_attention(queries, k, v, rows.positions, head_dim**-0.5, None, 0, None, window)

@@ -190,7 +190,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
     from pyprune.lm_eval import PyPruneLM
 
     with pytest.raises(InputError, match="290 tokens; the model knows 131"):
-        PyPruneLM("shape:hidden=24,blocks=1,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=131", tokenizer=byte_level_tokenizer())
+        PyPruneLM(
+            "shape:hidden=24,blocks=1,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=131", tokenizer=byte_level_tokenizer()
+        )
 
 
 def test_without_lm_eval_one_line_says_what_to_install(monkeypatch, capsys):

@@ -62,14 +62,14 @@ def test_a_certain_ending_is_greedy_without_its_logits(tiny):
     """With more than half of the probability a token is the likeliest: a sharp head has many such."""
     sharp = dataclasses.replace(tiny, head=dataclasses.replace(tiny.head, weight=tiny.head.weight * 40))
     likely = greedy_ending(sharp, [5, 6, 7], 8)
-    (_, answer), = answers(sharp, [likely], skip_plan(sharp), 100)
+    ((_, answer),) = answers(sharp, [likely], skip_plan(sharp), 100)
     assert answer.log_likelihood > 8 * math.log(0.5)
     assert answer.is_greedy
 
 
 def test_a_loss_that_is_not_a_number_is_not_greedy(tiny):
     broken = dataclasses.replace(tiny, norm=tiny.norm * math.nan)
-    (_, answer), = answers(broken, [ending([1, 2], [3], 10)], skip_plan(broken), 100)
+    ((_, answer),) = answers(broken, [ending([1, 2], [3], 10)], skip_plan(broken), 100)
     assert math.isnan(answer.log_likelihood)
     assert not answer.is_greedy
 
