@@ -30,8 +30,8 @@ def puzzletron_candidates(decoder: Decoder, library: str | os.PathLike[str]) -> 
     replacements that change nothing are left out.
 
     decoder: the parent model, of one of our families; weights are put in its dtype and on its device. Paths that are
-    not absolute are read beside the library. InputError for a library of another form, a replacement of several blocks, a
-    mixture of experts, a linear or state-space sublayer, or weights that are missing.
+    not absolute are read beside the library. InputError for a library of another form, a replacement of several blocks,
+    a mixture of experts, a linear or state-space sublayer, or weights that are missing.
     """
     path = Path(library)
     entries = read_json(path)
