@@ -6,10 +6,10 @@ import json
 
 import numpy
 import pytest
-from command_line import run
 from transformers import AutoModelForCausalLM
 
 from pyprune import score
+from tests.cli.command_line import run
 from tests.families.models import ids, naive_perplexity, random_model
 
 

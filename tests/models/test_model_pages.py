@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs"
     ("page", "printed"),
     [
         ("models.md", r"\[0, 0, 8, 8\]\n\[\(0, 0\), \(2, 8\), \(3, 8\)\]\n\d+\.\d+\n"),
-        ("families.md", "3 heads, 3 blocks\n"),
+        ("families.md", r"3 heads, 3 blocks\n4 (\[.*\])\ntorch\.Size\(\[1, 36\]\)\n"),
         ("checkpoints.md", "pyprune_llama 1 KV head in layer 0\n4 blocks in torch.bfloat16\n"),
     ],
 )
