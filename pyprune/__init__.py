@@ -18,6 +18,7 @@ from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     # Functions from the modules that have their name: else mypy takes the one for the other.
+    from pyprune.evaluation import Evaluation, evaluate
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
     from pyprune.pruning import Pruning
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decoder",
     "Engine",
+    "Evaluation",
     "InputError",
     "MemoryPlan",
     "NativeLibraryWarning",
@@ -49,6 +51,7 @@ __all__ = [
     "accelerate",
     "apply",
     "depth",
+    "evaluate",
     "index_map",
     "load",
     "pad",
@@ -63,6 +66,7 @@ __all__ = [
 
 # Imported when first asked for: torch takes seconds, and `pyprune --help` needs none of it.
 _PACKAGES = {
+    "evaluation": ("Evaluation", "evaluate"),
     "models": ("Decoder", "load", "to_transformers"),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "runtime": ("Engine", "SamplingParams"),

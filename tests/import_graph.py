@@ -22,6 +22,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("study",),
+    ("evaluation",),
     ("scoring",),
     ("pruning",),
     ("runtime",),

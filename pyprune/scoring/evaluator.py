@@ -28,7 +28,7 @@ from pyprune.scoring.cells import CellBlock, cell_blocks, cells_of_rank, journal
 from pyprune.scoring.cost import Costs, Passes, naive_passes
 from pyprune.scoring.footprint import PassSize
 from pyprune.scoring.layer_major import candidate_losses
-from pyprune.scoring.losses import Losses, exp_mean, predicted_positions
+from pyprune.scoring.losses import Losses, exp_mean, predicted_positions, targets_of
 from pyprune.scoring.memory_budget import MemoryBudget
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
 from pyprune.scoring.progress import WorkProgress
@@ -50,7 +50,8 @@ class LossJournal(Protocol):
 class Evaluator:
     """The losses of candidates, `decoder` without some sublayers, on checked `input_ids [S, T]`.
 
-    mask: bool `[S, T]` or None. memory: bytes that may be taken beyond the model; what is free when None. journal:
+    mask: bool `[S, T]` or None. targets: int64 `[S, T-1]`, what each position predicts, IGNORED where its loss does not
+    count; the next token when None. memory: bytes that may be taken beyond the model; what is free when None. journal:
     where finished parts are kept and looked up. group: the processes that share the work; all of them make the same
     calls and get the same results. search: the calls are rounds of a search, so states are kept between them in what
     memory leaves.
@@ -65,6 +66,7 @@ class Evaluator:
         input_ids: Tensor,
         mask: Tensor | None,
         *,
+        targets: Tensor | None = None,
         memory: int | None = None,
         journal: LossJournal | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
@@ -72,6 +74,7 @@ class Evaluator:
     ) -> None:
         self.passes, self.naive = Passes(), Passes()
         self._decoder, self._ids, self._mask = decoder, input_ids, mask
+        self._targets = targets_of(input_ids, mask) if targets is None else targets
         self._samples, self._tokens = input_ids.shape
         self._journal, self._group, self._search = journal, group, search
         self._budget = MemoryBudget(decoder, self._tokens, mask is not None, memory)
@@ -114,7 +117,7 @@ class Evaluator:
         self.passes += Passes(*(all_passes / self._samples).tolist())
         self.naive += naive_passes(self._decoder, removals)
         work.finish()
-        return Losses(journaled + computed, predicted_positions(self._ids, self._mask))
+        return Losses(journaled + computed, predicted_positions(self._targets))
 
     def _parts(self, local_cells: numpy.ndarray, removals: Sequence[Removal], costs: numpy.ndarray) -> list[_Part]:
         """The cells, bool `[S, candidates]`, as parts that fit in memory. Parts of the same samples share a store."""
@@ -191,6 +194,7 @@ class Evaluator:
             rows=part.rows,
             store=part.store,
             advance=advance,
+            targets=self._targets[samples],
         )
         computed[indices, samples] = losses.by_sample
         if self._journal is not None:

@@ -138,9 +138,12 @@ def make_entry(removals: Sequence[Removal], first_sample: int, losses: Tensor) -
     return {"first": first_sample, "without": [sorted(removal) for removal in removals], "nll": losses.tolist()}
 
 
-def journal_subject(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str) -> dict[str, Any]:
-    """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype and tokens."""
-    return {
+def journal_subject(
+    decoder: Decoder, input_ids: Tensor, mask: Tensor | None, work: str, targets: Tensor | None = None
+) -> dict[str, Any]:
+    """What a journal's results depend on: the work, the model's sizes and a sample of its weights, dtype, tokens and
+    which of them count."""
+    subject = {
         "work": work,
         "model": decoder.name,
         "dtype": str(decoder.dtype).removeprefix("torch."),
@@ -149,6 +152,7 @@ def journal_subject(decoder: Decoder, input_ids: Tensor, mask: Tensor | None, wo
         "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
         "weights": _weights_digest(decoder),
     }
+    return subject if targets is None else {**subject, "targets": fingerprint(targets)["sha256"]}
 
 
 def _weights_digest(decoder: Decoder) -> str:

@@ -36,15 +36,19 @@ def candidate_losses(
     rows: int,
     store: StateStore | None = None,
     advance: Advance | None = None,
+    targets: Tensor | None = None,
 ) -> Losses:
     """The loss of each candidate of the schedule on checked `input_ids [S, T]`.
 
     mask: bool `[S, T]`, False where a token is padding, or None. rows: how many go through a block together, at least
     one sample's T. store: states of earlier passes over the same samples, by which the schedule was made; states of
-    this pass are added.
+    this pass are added. targets: `[S, T-1]`, what each position predicts, IGNORED where that does not count; the next
+    token when None.
     """
+    targets = targets_of(input_ids, mask) if targets is None else targets
     blocks, first = decoder.blocks, schedule.first_block
-    states = _States(decoder, input_ids, mask, schedule.slots, rows, advance or (lambda sequences, sublayer: None))
+    advance = advance or (lambda sequences, sublayer: None)
+    states = _States(decoder, input_ids, mask, targets, schedule.slots, rows, advance)
     # A streamed decoder reads a block from its file when the loop comes to it, and only those of the slice.
     for position, block in enumerate(blocks[first:] if first else blocks, start=first):
         step = schedule.steps[position]
@@ -61,21 +65,28 @@ def candidate_losses(
         if store is not None and position + 1 < len(blocks):
             for slot, lacking in step.removed_before_next.items():
                 store.offer(position + 1, lacking, states.values[slot])
-    return Losses(states.losses()[list(schedule.slot_of)], predicted_positions(input_ids, mask))
+    return Losses(states.losses()[list(schedule.slot_of)], predicted_positions(targets))
 
 
 class _States:
     """The states of one pass, and how chunks of them go through a sublayer or the head."""
 
     def __init__(
-        self, decoder: Decoder, input_ids: Tensor, mask: Tensor | None, slots: int, rows: int, advance: Advance
+        self,
+        decoder: Decoder,
+        input_ids: Tensor,
+        mask: Tensor | None,
+        targets: Tensor,
+        slots: int,
+        rows: int,
+        advance: Advance,
     ) -> None:
         samples, tokens = input_ids.shape
         self._decoder, self._ids, self._advance = decoder, input_ids, advance
         self._mask = None if mask is None else mask.to(decoder.device)
         self._chunk_limit = max(1, rows // tokens)
         self._cos, self._sin = decoder.rope.tables(tokens, prompt=tokens)
-        self._targets = targets_of(input_ids, mask).to(decoder.device)
+        self._targets = targets.to(decoder.device)
         self.values = torch.empty(
             slots, samples, tokens, decoder.hidden_size, dtype=activation_dtype(decoder), device=decoder.device
         )

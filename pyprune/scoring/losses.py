@@ -30,9 +30,9 @@ class Losses:
         return Losses(torch.cat([self.by_sample, other.by_sample], 1), self.positions + other.positions)
 
 
-def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> int:
-    """How many positions of `input_ids [S, T]` predict a token."""
-    return int((targets_of(input_ids, mask) != IGNORED).sum())
+def predicted_positions(targets: Tensor) -> int:
+    """How many of the `targets [S, T-1]` are tokens."""
+    return int((targets != IGNORED).sum())
 
 
 def targets_of(input_ids: Tensor, mask: Tensor | None) -> Tensor:

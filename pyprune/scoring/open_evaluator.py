@@ -26,6 +26,7 @@ def open_evaluator(
     mask: Tensor | None,
     work: str,
     *,
+    targets: Tensor | None = None,
     memory: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     distributed: bool | None = None,
@@ -34,14 +35,24 @@ def open_evaluator(
     """The evaluator of checked samples, as long as the work lasts.
 
     work: what is done, for the journal. resume: the journal's file: finished parts are kept in it, and those that are
-    in it already are not computed again. distributed: as in `process_group`. memory, search: as in `Evaluator`.
+    in it already are not computed again. distributed: as in `process_group`. targets, memory, search: as in
+    `Evaluator`.
     """
     group = process_group(decoder.device, distributed)
     try:
-        subject = journal_subject(decoder, input_ids, mask, work)
+        subject = journal_subject(decoder, input_ids, mask, work, targets)
         group.require_same_call(json.dumps([subject, resume is not None]))
         with _open_journal(resume, subject, group) as journal:
-            yield Evaluator(decoder, input_ids, mask, memory=memory, journal=journal, group=group, search=search)
+            yield Evaluator(
+                decoder,
+                input_ids,
+                mask,
+                targets=targets,
+                memory=memory,
+                journal=journal,
+                group=group,
+                search=search,
+            )
     except WorkerLost:
         raise
     except BaseException as error:

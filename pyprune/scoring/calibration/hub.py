@@ -17,27 +17,34 @@ SPLIT = "train"
 
 
 class DatasetName(NamedTuple):
-    """A dataset as its library names it; `split` may be a slice such as "train[:1000]"."""
+    """A dataset as its library names it; `split` may be a slice such as "train[:1000]"; `revision`: a branch or commit
+    of the hub's repository, its main branch where None."""
 
     name: str
     config: str | None
     split: str
+    revision: str | None = None
 
     def __str__(self) -> str:
         """The name as it is published: of a folder on this machine only the last part."""
         name = os.path.basename(self.name.rstrip(os.sep)) if os.path.isabs(self.name) else self.name
+        name += "" if self.revision is None else f"@{self.revision}"
         return PREFIX + ":".join(part for part in (name, self.config, self.split) if part is not None)
 
 
 def parse_name(text: str) -> DatasetName:
-    """Read `hf:NAME[:CONFIG][:SPLIT]`: a single part after the name is a split if it is called like one, else a
-    configuration; `hf:NAME::SPLIT` is a split by any name. InputError for anything else."""
+    """Read `hf:NAME[@REVISION][:CONFIG][:SPLIT]`: a single part after the name is a split if it is called like one,
+    else a configuration; `hf:NAME::SPLIT` is a split by any name. InputError for anything else."""
     name, *rest = re.split(r":(?![^\[]*\])", text.removeprefix(PREFIX))  # no parting inside a slice, train[:1000]
+    revision = None
+    if not os.path.isabs(name):  # a folder's name may hold an @, a hub's may not
+        name, _, after = name.partition("@")
+        revision = after or None
     if not name or len(rest) > 2 or (rest and not rest[-1]):
         raise InputError(f"{text}: {PREFIX}NAME[:CONFIG][:SPLIT] is expected, such as {PREFIX}org/name:train[:1000]")
     if len(rest) == 1 and not re.match(r"(train|validation|valid|dev|test)\b", rest[0]):
-        return DatasetName(name, rest[0], SPLIT)
-    return DatasetName(name, rest[0] or None if len(rest) == 2 else None, rest[-1] if rest else SPLIT)
+        return DatasetName(name, rest[0], SPLIT, revision)
+    return DatasetName(name, rest[0] or None if len(rest) == 2 else None, rest[-1] if rest else SPLIT, revision)
 
 
 def require_library(text: str) -> None:
@@ -49,8 +56,8 @@ def require_library(text: str) -> None:
         )
 
 
-def read_dataset(text: str, field: str = "text") -> list[str]:
-    """The strings in the column `field` of a dataset, blank ones left out.
+def read_dataset(text: str, field: str = "text", *, keep_blank: bool = False) -> list[str]:
+    """The strings in the column `field` of a dataset, blank ones left out unless they are kept.
 
     InputError when the library is missing, the dataset cannot be had, or it has no such column of strings.
     """
@@ -58,7 +65,8 @@ def read_dataset(text: str, field: str = "text") -> list[str]:
     parsed = parse_name(text)
     library: Any = importlib.import_module("datasets")
     try:
-        dataset = library.load_dataset(parsed.name, parsed.config, split=parsed.split)
+        revision = {} if parsed.revision is None else {"revision": parsed.revision}
+        dataset = library.load_dataset(parsed.name, parsed.config, split=parsed.split, **revision)
     except Exception as error:  # network, cache and name errors come as many types
         reason = one_line(error)[:200] or type(error).__name__
         raise InputError(
@@ -69,7 +77,7 @@ def read_dataset(text: str, field: str = "text") -> list[str]:
     documents = list(dataset[field])
     if not all(isinstance(document, str) for document in documents):
         raise InputError(f"{text}: field {field!r} does not hold text; a column of strings is expected")
-    documents = [document for document in documents if document.strip()]
-    if not documents:
+    worded = [document for document in documents if document.strip()]
+    if not worded:
         raise InputError(f"{text}: holds no text in field {field!r}; documents with words are expected")
-    return documents
+    return documents if keep_blank else worded

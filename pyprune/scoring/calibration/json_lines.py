@@ -12,8 +12,9 @@ from pyprune.errors import InputError
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def read_json_lines(path: str, field: str = "text") -> list[str]:
-    """The string under `field` of every object, in file order; blank lines and blank strings are left out.
+def read_json_lines(path: str, field: str = "text", *, keep_blank: bool = False) -> list[str]:
+    """The string under `field` of every object, in file order; blank lines are left out, and blank strings unless they
+    are kept.
 
     InputError naming the line where it is no object, lacks the field or holds something else there.
     """
@@ -30,10 +31,10 @@ def read_json_lines(path: str, field: str = "text") -> list[str]:
         raise InputError(f"{path}: not a whole gzip file ({error}); JSON lines are expected") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a readable file of JSON lines is expected") from None
-    documents = [document for document in documents if document.strip()]
-    if not documents:
+    worded = [document for document in documents if document.strip()]
+    if not worded:
         raise InputError(f"{path}: holds no text; JSON lines with words in the field {field!r} are expected")
-    return documents
+    return documents if keep_blank else worded
 
 
 def _document(line: str, field: str, where: str) -> str:

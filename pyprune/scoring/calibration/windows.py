@@ -132,17 +132,17 @@ class Encoder:
     def stream(self) -> numpy.ndarray:
         """All documents one after another `[tokens]`; text is tokenised whole, without special tokens."""
         if isinstance(self.source, Tokens):
-            return self._in_vocabulary(numpy.concatenate(self.source.documents))
+            return self.in_vocabulary(numpy.concatenate(self.source.documents))
         return self.ids(self.source.packed())
 
     def ids(self, document: str | numpy.ndarray) -> numpy.ndarray:
         """One document's ids `[tokens]` int64, without special tokens."""
         if isinstance(document, numpy.ndarray):
-            return self._in_vocabulary(document)
+            return self.in_vocabulary(document)
         ids = self.tokenizer()(document, add_special_tokens=False, verbose=False)["input_ids"]
-        return self._in_vocabulary(numpy.asarray(ids, dtype=numpy.int64))
+        return self.in_vocabulary(numpy.asarray(ids, dtype=numpy.int64))
 
-    def _in_vocabulary(self, ids: numpy.ndarray) -> numpy.ndarray:
+    def in_vocabulary(self, ids: numpy.ndarray) -> numpy.ndarray:
         """The ids, if the model has embeddings for all of them; else InputError."""
         if not ids.size:
             return ids

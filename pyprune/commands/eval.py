@@ -1,0 +1,204 @@
+"""`pyprune eval`: a model's quality on a text and on tasks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyprune.commands.inputs import chosen_device, init_distributed, journal_beside, remove_journal
+from pyprune.commands.options import (
+    MODEL_HELP,
+    SCORED_DTYPE,
+    add_device,
+    add_json,
+    add_memory,
+    add_option,
+    add_resume,
+    add_stored_dtype,
+    add_stream,
+    at_least,
+    comma_separated,
+    command,
+)
+from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
+from pyprune.errors import InputError
+
+PROTOCOL_OPTIONS = ("window", "stride", "join", "bos")
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "eval",
+        "measure a model's perplexity on a text and its accuracy on tasks",
+        "Measure the perplexity of a model on a whole text, with its standard error over windows and the bits per byte "
+        "that compare models of different tokenizers, and its accuracy on tasks. --protocol paper is what the code of "
+        "Shortened LLaMA does; --window, --stride, --join and --bos say otherwise.",
+        "pyprune eval smollm2-135m --ppl demo:sms --tokens 4096",
+        "pyprune eval pruned-135m --ppl wikitext2 --protocol paper --out wikitext2.json --resume",
+        "pyprune eval smollm2-135m --ppl novel.txt --window full --stride 512 --bos none --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_option(
+        parser,
+        "--ppl",
+        "the text for the perplexity: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), wikitext2 (raw, test) or ptb "
+        "(validation) from the Hugging Face hub, hf:NAME[@REVISION][:CONFIG][:SPLIT], demo:lambada, demo:boolq, "
+        "demo:sms, or token ids (.npy, .safetensors)",
+        metavar="TEXT",
+    )
+    add_option(parser, "--field", "the field of JSON lines or of a data set that holds the text", shown="text",
+               metavar="NAME")  # fmt: skip
+    add_option(
+        parser,
+        "--protocol",
+        "paper: rows joined by blank lines, windows of 128 tokens, one BOS token before the first; the options below "
+        "change it",
+        choices=("paper",),
+    )
+    add_option(parser, "--window", "tokens in each window, a BOS token included, or full: the model's context",
+               shown="128", type=_window, metavar="N")  # fmt: skip
+    add_option(
+        parser,
+        "--stride",
+        "begin the next window N tokens after the last one: every token counts once, with the tokens before it as "
+        "context",
+        shown="where the last one ends; a partial last window is dropped",
+        type=at_least(1),
+        metavar="N",
+    )
+    add_option(
+        parser,
+        "--join",
+        "raw: a file as it stands, documents parted by blank lines; rows: all rows, blank ones too, with a blank line "
+        "between every two",
+        shown="raw",
+        choices=("raw", "rows"),
+    )
+    add_option(
+        parser,
+        "--bos",
+        "beginning-of-sequence token: none, one before all of the text where the tokenizer has one, or one in each "
+        "window",
+        shown="first",
+        choices=("none", "first", "each"),
+    )
+    add_option(parser, "--tokens", "at most N tokens from the beginning of the text", shown="all of it",
+               type=at_least(2), metavar="N")  # fmt: skip
+    add_option(
+        parser,
+        "--tasks",
+        "tasks of lm-eval, or paper for the seven of the paper: accuracies beside the perplexity, or alone",
+        type=comma_separated,
+        metavar="NAME,NAME",
+    )
+    add_option(parser, "--limit", "documents a task", shown="all", type=at_least(1), metavar="N")
+    add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
+               metavar="DIR")  # fmt: skip
+    add_option(parser, "--log-samples", "new or empty directory for every document's answers", metavar="DIR")
+    add_stored_dtype(parser, SCORED_DTYPE)
+    add_device(parser)
+    add_option(parser, "--out", "JSON file for the result; an old one is replaced", metavar="FILE")
+    add_memory(parser)
+    add_stream(parser)
+    add_resume(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure a model's perplexity on a text and its accuracy on tasks."""
+    check_options(options)
+    from pyprune.commands.inputs import torch_dtype
+    from pyprune.evaluation import evaluate
+    from pyprune.evaluation.protocol import PROTOCOLS, PerplexityProtocol
+
+    protocol = PerplexityProtocol() if options.protocol is None else PROTOCOLS[options.protocol]
+    chosen = {name: getattr(options, name) for name in PROTOCOL_OPTIONS if getattr(options, name) is not None}
+    device = chosen_device(options)
+    init_distributed(device)
+    quiet_transformers()
+    with Bar() as bar:
+        evaluation = evaluate(
+            options.model,
+            options.ppl,
+            options.tasks,
+            options.limit,
+            options.data,
+            **{**protocol.to_dict(), **chosen},
+            tokens=options.tokens,
+            field=options.field,
+            log_samples=options.log_samples,
+            dtype=None if options.dtype is None else torch_dtype(options.dtype),
+            device=device,
+            stream=options.stream,
+            memory=options.memory,
+            resume=journal_beside(options),
+            progress=bar,
+        )
+    if not is_rank_zero():
+        return None
+    if options.out is not None:
+        evaluation.to_json(options.out)
+        remove_journal(options)
+    if options.json:
+        return print_json(evaluation.to_dict())
+    print_evaluation(evaluation)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together, and for files that cannot be written."""
+    from pyprune.study.destination import require_directory, require_file
+
+    if options.ppl is None and options.tasks is None:
+        raise InputError("eval: --ppl TEXT or --tasks NAMES is expected")
+    belongs = {"ppl": ("protocol", *PROTOCOL_OPTIONS, "tokens", "field"), "tasks": ("limit", "data", "log_samples")}
+    for what, names in belongs.items():
+        for name in names:
+            if getattr(options, what) is None and getattr(options, name) is not None:
+                option = f"--{name.replace('_', '-')} {getattr(options, name)}"
+                raise InputError(f"{option}: belongs to --{what}, which was not given")
+    if options.out is not None:
+        require_file(options.out)
+    if options.log_samples is not None:
+        require_directory(options.log_samples)
+    journal_beside(options)
+
+
+def quiet_transformers() -> None:
+    """Without what transformers says while it loads a model."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def print_evaluation(evaluation: Any) -> None:
+    """The result as tables."""
+    if evaluation.perplexity is not None:
+        text = evaluation.text
+        error = "" if evaluation.stderr is None else f" +- {evaluation.stderr:.2g}"
+        windows = f"{text['windows']} of {text['window']} tokens"
+        windows += "" if text["stride"] is None else f", every {text['stride']}"
+        facts = [
+            ["perplexity", f"{evaluation.perplexity:.4f}{error}"],
+            ["bits per byte", "none: token ids" if evaluation.bits_per_byte is None else
+             f"{evaluation.bits_per_byte:.4f}"],
+            ["text", text["source"]],
+            ["windows", windows],
+            ["tokens that count", str(text["tokens"])],
+            ["rows", text["join"]],
+            ["BOS", text["bos"]],
+        ]  # fmt: skip
+        print_table(["", ""], facts, f"{evaluation.model}, {evaluation.dtype}: perplexity")
+    if evaluation.tasks:
+        heads = ["task", "acc", "+-", "acc_norm", "+-", "documents"]
+        keys = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+        rows = [
+            [name, *("" if row.get(key) is None else f"{row[key]:.4f}" for key in keys), str(row["documents"])]
+            for name, row in evaluation.tasks.items()
+        ]
+        print_table(heads, rows, f"{evaluation.model}, {evaluation.dtype}: tasks")
+
+
+def _window(text: str) -> int | str:
+    return text if text == "full" else at_least(2)(text)

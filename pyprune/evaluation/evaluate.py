@@ -1,0 +1,138 @@
+"""`evaluate`: a model's quality on a text and on tasks, by one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+
+from pyprune.checks import is_whole
+from pyprune.errors import InputError
+from pyprune.evaluation.perplexity import window_losses
+from pyprune.evaluation.protocol import PerplexityProtocol
+from pyprune.evaluation.result import Evaluation
+from pyprune.evaluation.tasks import evaluate_tasks, require_tasks
+from pyprune.evaluation.texts import read_text_of
+from pyprune.evaluation.windows import TextWindows, windows_of
+from pyprune.models import as_decoder, load, load_sizes
+from pyprune.models.decoder import Decoder
+from pyprune.models.demo import DEMO_MODEL
+from pyprune.models.shapes import PREFIX
+from pyprune.models.tensors import as_dtype
+from pyprune.models.tokenizers import load_tokenizer
+from pyprune.scoring.calibration.sources import Source
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all)."""
+
+
+def evaluate(
+    model: Any,
+    ppl: str | os.PathLike[str] | torch.Tensor | numpy.ndarray | Source | None = None,
+    tasks: str | Sequence[str] | None = None,
+    limit: int | None = None,
+    data: str | os.PathLike[str] | None = None,
+    window: int | Literal["full"] = 128,
+    bos: str = "first",
+    join: str = "raw",
+    *,
+    stride: int | None = None,
+    tokens: int | None = None,
+    field: str | None = None,
+    log_samples: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    stream: bool = False,
+    memory: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: StageProgress | None = None,
+) -> Evaluation:
+    """The perplexity of a whole text, and accuracies on tasks.
+
+    model: what `pyprune.load` takes. ppl: a text file, `wikitext2`, `ptb`, `hf:NAME[:CONFIG][:SPLIT]`, `demo:NAME`, or
+    token ids (a tensor, .npy, .safetensors). window: tokens in each, or "full", the model's context. stride: how many
+    tokens after one window the next begins (`PerplexityProtocol`). bos: "none", "first" (where the tokenizer has one)
+    or "each". join: "raw", the text as it stands, or "rows", its rows joined by blank lines; with "rows", window 128
+    and bos "first" it is the protocol of the paper's code. tokens: at most so many from the beginning of the text.
+    field: the key or column that holds the text. tasks: lm-eval's names, or "paper" for all seven of the paper. limit:
+    documents a task. data: a folder of local data for tasks. log_samples: a folder for each document's answers. dtype,
+    device, stream: as in `pyprune.load`; a loaded model stays on its device. memory: bytes that the perplexity may take
+    beyond the model. resume: the perplexity's journal: finished windows are kept in it, and not computed again.
+
+    Raises InputError, before the model's weights are read where that can be known: nothing to evaluate, a text that is
+    missing or shorter than a window, a tokenizer that is missing or does not fit the vocabulary, a limit below 1.
+    Source: Shortened LLaMA, section 4, Evaluation.
+    """
+    if ppl is None and tasks is None:
+        raise InputError("evaluate: nothing to evaluate; a text for the perplexity, or tasks, are expected")
+    protocol = PerplexityProtocol(window, stride, join, bos)
+    for name, value in (("limit", limit), ("tokens", tokens)):
+        if value is not None and (not is_whole(value) or value < 1):
+            raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
+    if tasks is not None:
+        require_tasks(tasks, data=data)
+    source = None if ppl is None else read_text_of(ppl, join, field)
+
+    windows = None
+    if is_local(model):  # what its configuration and tokenizer tell comes before its weights
+        sizes = load_sizes(model, dtype)
+        windows = None if source is None else windows_of(sizes, source, protocol, tokens=tokens)
+        if tasks is not None:
+            load_tokenizer(sizes.tokenizer_source, sizes.name)
+    decoder = loaded(model, dtype, device, stream)
+    tokenizer = None
+    if tasks is not None or (source is not None and windows is None and decoder.tokenizer_source is not None):
+        tokenizer = decoder.tokenizer()
+    if source is not None and windows is None:
+        windows = windows_of(decoder, source, protocol, tokens=tokens, tokenizer=tokenizer)
+    del source  # a long text need not stay in memory
+
+    measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
+    if tasks is not None:
+        measured["tasks"] = evaluate_tasks(
+            decoder, tokenizer, tasks, limit=limit, data=data, log_samples=log_samples,
+            progress=None if progress is None else partial(progress, "tasks"),
+        )  # fmt: skip
+    return Evaluation(model=decoder.name, dtype=str(decoder.dtype).removeprefix("torch."), **measured)
+
+
+def perplexity_of(
+    decoder: Decoder,
+    windows: TextWindows,
+    memory: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: StageProgress | None = None,
+) -> dict[str, Any]:
+    """The fields of an `Evaluation` that a text gives."""
+    losses = window_losses(
+        decoder, windows.input_ids, windows.targets, windows.bytes, memory=memory, resume=resume,
+        progress=None if progress is None else partial(progress, "perplexity"),
+    )  # fmt: skip
+    return {
+        "perplexity": losses.perplexity,
+        "stderr": losses.stderr,
+        "bits_per_byte": losses.bits_per_byte,
+        "text": windows.description(),
+    }
+
+
+def is_local(model: Any) -> bool:
+    """Whether `model` names something of this machine, whose configuration and tokenizer are read without its
+    weights. Of a hub name the configuration alone would be downloaded first, and no tokenizer."""
+    if not isinstance(model, (str, os.PathLike)):
+        return False
+    name = os.fspath(model)
+    return name == DEMO_MODEL or name.startswith(PREFIX) or Path(name).exists()
+
+
+def loaded(model: Any, dtype: torch.dtype | str | None, device: torch.device | str, stream: bool) -> Decoder:
+    """The decoder: loaded by its name; a loaded model stays where it is."""
+    if isinstance(model, (str, os.PathLike)) or stream:
+        return load(model, dtype=dtype, device=device, stream=stream)
+    decoder = as_decoder(model)
+    return decoder if dtype is None else decoder.to(as_dtype(dtype))
