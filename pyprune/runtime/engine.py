@@ -118,8 +118,8 @@ class Engine:
         return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
 
     def _new_fused_steps(self) -> list[FusedStep]:
-        """A step for each SKINNY_ROWS sequences, the most that one takes: the weights are read once for them. Arithmetic
-        bounds so many rows, and in these parts a sequence has the same bits as alone."""
+        """A step for each SKINNY_ROWS sequences, the most that one takes: the weights are read once for them. So many
+        rows are bound by arithmetic anyway, and in such parts a sequence has the same bits as alone."""
         return [
             FusedStep(self._running, [_some(pair, first) for pair in self._caches], self.cos, self.sin)
             for first in range(0, self.max_batch, SKINNY_ROWS)

@@ -228,8 +228,8 @@ def _partial(mha: MHA, rows: int, length: int) -> int:
 
 
 def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:
-    """A step's scratch memory, for SKINNY_ROWS sequences at a time, and two sets of logits: the last ones are held while
-    the next are made. Those of more sequences than that are there once more while they are put together."""
+    """A step's scratch memory, for SKINNY_ROWS sequences at a time, and two sets of logits: the last ones are held
+    while the next are made. Of more sequences than that they are there once more while they are put together."""
     mhas, ffns = _running_mhas(decoder, plan), _running_ffns(decoder, plan)
     query = max((mha.heads * mha.head_dim for mha in mhas), default=0)
     width = max((ffn.width for ffn in ffns), default=0)

@@ -150,12 +150,12 @@ def journal_subject(
         "device": decoder.device.type,
         "calibration": fingerprint(input_ids)["sha256"],
         "mask": None if mask is None else hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest(),
-        "weights": _weights_digest(decoder),
+        "weights": weights_digest(decoder),
     }
     return subject if targets is None else {**subject, "targets": fingerprint(targets)["sha256"]}
 
 
-def _weights_digest(decoder: Decoder) -> str:
+def weights_digest(decoder: Decoder) -> str:
     """SHA-256 of the names and sizes of all tensors, and of the first values of those that are in memory."""
     digest = hashlib.sha256()
     for name, tensor in decoder.sizes().tensors():
