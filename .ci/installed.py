@@ -32,6 +32,8 @@ def modules() -> None:
     names = [module.name for module in pkgutil.walk_packages(pyprune.__path__, "pyprune.")]
     if importlib.util.find_spec("triton") is None:
         names = [name for name in names if not name.startswith(NEED_TRITON)]
+    if importlib.util.find_spec("lm_eval") is None:
+        names = [name for name in names if not name.startswith("pyprune.lm_eval")]
     names = [name for name in names if not name.rpartition(".")[2].startswith("_")]  # __main__; native libraries
     for name in names:
         importlib.import_module(name)

@@ -23,6 +23,7 @@ TABLES = pytest.StashKey[dict[str, list[dict[str, str]]]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=None, help="rounds of every benchmark, in place of its own number")
+    parser.addoption("--documents", type=int, default=100, help="documents of every task (bench/test_tasks.py)")
 
 
 @pytest.fixture

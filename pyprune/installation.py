@@ -1,10 +1,12 @@
-"""A folder of sources named `pyprune` in the current directory hides the installed package: that is said at once."""
+"""What is installed: a folder of sources that hides the installed package is named at once, and a missing extra."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+
+from pyprune.errors import InputError
 
 
 def require_not_hiding() -> None:
@@ -23,3 +25,9 @@ def require_not_hiding() -> None:
                 f"{here} hides the installed pyprune ({installed}): start Python in another folder, or install these "
                 f"sources in its place: pip install --editable {here.parent}"
             )
+
+
+def require_lm_eval() -> None:
+    """InputError, with what installs it, where lm-eval is missing."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("lm-eval is not installed, which tasks need: pip install pyprune[eval]")

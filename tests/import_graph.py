@@ -23,6 +23,7 @@ LAYERS = (
     ("commands",),
     ("study",),
     ("evaluation",),
+    ("lm_eval",),
     ("scoring",),
     ("pruning",),
     ("runtime",),

@@ -15,6 +15,7 @@ LATE = {
     "pyprune": "`import pyprune` and `pyprune --help` take no torch, which costs seconds",
     "pyprune.registration": "waits until transformers is imported",
     "pyprune.commands.*": "a command imports what it runs; the help of all of them needs none of it",
+    "pyprune.evaluation.tasks": "lm-eval is an extra",
     "pyprune.study.config": "the command line takes its defaults, and `pyprune --help` takes no torch",
     "pyprune.study.linears": "its timer needs Triton, which CPUs do without",
     "pyprune.study.sweep": "its plot needs matplotlib",

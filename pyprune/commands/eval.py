@@ -95,7 +95,8 @@ def add_options(commands: Any) -> None:
     add_option(parser, "--limit", "documents a task", shown="all", type=at_least(1), metavar="N")
     add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
                metavar="DIR")  # fmt: skip
-    add_option(parser, "--log-samples", "new or empty directory for every document's answers", metavar="DIR")
+    add_option(parser, "--log-samples", "file for every document's requests and answers, JSON lines; an old one is replaced",
+               metavar="FILE")  # fmt: skip
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
     add_option(parser, "--out", "JSON file for the result; an old one is replaced", metavar="FILE")
@@ -111,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.commands.inputs import torch_dtype
     from pyprune.evaluation import evaluate
     from pyprune.evaluation.protocol import PROTOCOLS, PerplexityProtocol
+    from pyprune.evaluation.tasks import tasks_journal
 
     protocol = PerplexityProtocol() if options.protocol is None else PROTOCOLS[options.protocol]
     chosen = {name: getattr(options, name) for name in PROTOCOL_OPTIONS if getattr(options, name) is not None}
@@ -140,6 +142,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         evaluation.to_json(options.out)
         remove_journal(options)
+        if options.resume:
+            tasks_journal(journal_beside(options)).unlink(missing_ok=True)
     if options.json:
         return print_json(evaluation.to_dict())
     print_evaluation(evaluation)
@@ -147,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together, and for files that cannot be written."""
-    from pyprune.study.destination import require_directory, require_file
+    from pyprune.study.destination import require_file
 
     if options.ppl is None and options.tasks is None:
         raise InputError("eval: --ppl TEXT or --tasks NAMES is expected")
@@ -160,7 +164,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.out is not None:
         require_file(options.out)
     if options.log_samples is not None:
-        require_directory(options.log_samples)
+        require_file(options.log_samples)
     journal_beside(options)
 
 
@@ -191,13 +195,25 @@ def print_evaluation(evaluation: Any) -> None:
         ]  # fmt: skip
         print_table(["", ""], facts, f"{evaluation.model}, {evaluation.dtype}: perplexity")
     if evaluation.tasks:
-        heads = ["task", "acc", "+-", "acc_norm", "+-", "documents"]
-        keys = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
-        rows = [
-            [name, *("" if row.get(key) is None else f"{row[key]:.4f}" for key in keys), str(row["documents"])]
-            for name, row in evaluation.tasks.items()
-        ]
-        print_table(heads, rows, f"{evaluation.model}, {evaluation.dtype}: tasks")
+        print_tasks(evaluation)
+
+
+def print_tasks(evaluation: Any) -> None:
+    """Both metrics of each task with their standard errors, the documents and the split; and the paper's average."""
+    heads = ["task", "acc", "+-", "acc_norm", "+-", "documents", "split"]
+    keys = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+    rows = [
+        [name, *("" if row[key] is None else f"{row[key]:.4f}" for key in keys), str(row["documents"]), row["split"]]
+        for name, row in evaluation.tasks.items()
+    ]
+    print_table(heads, rows, f"{evaluation.model}, {evaluation.dtype}: tasks")
+    for name, row in evaluation.tasks.items():  # those with metrics of their own
+        others = {key: value for key, value in row.items() if key not in (*keys, "documents", "split", "source")}
+        if any(value is not None for value in others.values()):
+            print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in others.items() if value is not None))
+    if evaluation.average is not None:
+        value, stderr, mix = (evaluation.average[key] for key in ("value", "stderr", "mix"))
+        print(f"average {value:.4f}" + ("" if stderr is None else f" +- {stderr:.4f}") + f": {mix}")
 
 
 def _window(text: str) -> int | str:

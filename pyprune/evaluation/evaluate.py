@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from pyprune.errors import InputError
 from pyprune.evaluation.perplexity import window_losses
 from pyprune.evaluation.protocol import PerplexityProtocol
 from pyprune.evaluation.result import Evaluation
-from pyprune.evaluation.tasks import evaluate_tasks, require_tasks
+from pyprune.evaluation.tasks import StageProgress, Tasks, evaluate_tasks, require_tasks, tasks_journal
 from pyprune.evaluation.texts import read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.models import as_decoder, load, load_sizes
@@ -27,14 +27,11 @@ from pyprune.models.tensors import as_dtype
 from pyprune.models.tokenizers import load_tokenizer
 from pyprune.scoring.calibration.sources import Source
 
-StageProgress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all)."""
-
 
 def evaluate(
     model: Any,
     ppl: str | os.PathLike[str] | torch.Tensor | numpy.ndarray | Source | None = None,
-    tasks: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | Tasks | None = None,
     limit: int | None = None,
     data: str | os.PathLike[str] | None = None,
     window: int | Literal["full"] = 128,
@@ -60,12 +57,15 @@ def evaluate(
     or "each". join: "raw", the text as it stands, or "rows", its rows joined by blank lines; with "rows", window 128
     and bos "first" it is the protocol of the paper's code. tokens: at most so many from the beginning of the text.
     field: the key or column that holds the text. tasks: lm-eval's names, or "paper" for all seven of the paper. limit:
-    documents a task. data: a folder of local data for tasks. log_samples: a folder for each document's answers. dtype,
+    documents a task. data: a folder of local data for tasks. log_samples: a file for each
+    document's answers, JSON lines. dtype,
     device, stream: as in `pyprune.load`; a loaded model stays on its device. memory: bytes that the perplexity may take
-    beyond the model. resume: the perplexity's journal: finished windows are kept in it, and not computed again.
+    beyond the model. resume: the perplexity's journal: finished windows are kept in it, and not computed again; the tasks' answers
+    stand in a second file beside it (`tasks_journal`).
 
     Raises InputError, before the model's weights are read where that can be known: nothing to evaluate, a text that is
-    missing or shorter than a window, a tokenizer that is missing or does not fit the vocabulary, a limit below 1.
+    missing or shorter than a window, a tokenizer that is missing or does not fit the vocabulary, a limit below 1, a
+    task that does not exist, data of a task that lacks a field.
     Source: Shortened LLaMA, section 4, Evaluation.
     """
     if ppl is None and tasks is None:
@@ -75,7 +75,7 @@ def evaluate(
         if value is not None and (not is_whole(value) or value < 1):
             raise InputError(f"{name} {value!r}: a whole number from 1 is expected")
     if tasks is not None:
-        require_tasks(tasks, data=data)
+        tasks = require_tasks(tasks, data=data, limit=limit)
     source = None if ppl is None else read_text_of(ppl, join, field)
 
     windows = None
@@ -95,8 +95,8 @@ def evaluate(
     measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
     if tasks is not None:
         measured["tasks"] = evaluate_tasks(
-            decoder, tokenizer, tasks, limit=limit, data=data, log_samples=log_samples,
-            progress=None if progress is None else partial(progress, "tasks"),
+            decoder, tokenizer, tasks, log_samples=log_samples,
+            resume=None if resume is None else tasks_journal(resume), progress=progress,
         )  # fmt: skip
     return Evaluation(model=decoder.name, dtype=str(decoder.dtype).removeprefix("torch."), **measured)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
+from pyprune.evaluation.paper_tasks import paper_average
 from pyprune.files import read_json, write_json
 from pyprune.scoring.scores import json_number, read_number
 
@@ -43,6 +44,11 @@ class Evaluation:
             if not isinstance(getattr(self, name), dict):
                 raise InputError(f"evaluation: {name} {getattr(self, name)!r}: an object is expected")
 
+    @property
+    def average(self) -> dict[str, Any] | None:
+        """The paper's average over its seven tasks, `{"value", "stderr", "mix"}`; None where not all were taken."""
+        return paper_average(self.tasks)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form. An infinite perplexity is written as the string "inf"."""
         numbers = {name: getattr(self, name) for name in ("perplexity", "stderr", "bits_per_byte")}
@@ -53,6 +59,7 @@ class Evaluation:
             **{name: None if value is None else json_number(value) for name, value in numbers.items()},
             "text": self.text,
             "tasks": self.tasks,
+            "average": self.average,
         }
 
     @classmethod

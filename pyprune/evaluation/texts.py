@@ -16,7 +16,6 @@ from pyprune.scoring.calibration import demonstrations, hub
 from pyprune.scoring.calibration.json_lines import SUFFIXES as JSON_LINES
 from pyprune.scoring.calibration.json_lines import read_json_lines
 from pyprune.scoring.calibration.sources import GAP, Source, Text, Texts, Tokens, read_source
-from pyprune.scoring.calibration.token_files import SUFFIXES as TOKEN_FILES
 
 
 class Dataset(NamedTuple):
@@ -63,13 +62,6 @@ def read_text_of(
     if join == "rows" and isinstance(source, Texts) and source.content is not None:
         return _joined(source.name, re.findall(r"[^\n]*\n|[^\n]+", source.content))
     return _one_text(source, join)
-
-
-def is_token_ids(ppl: object) -> bool:
-    """Whether `ppl` holds or names token ids, for which no tokenizer is needed."""
-    if isinstance(ppl, (str, os.PathLike)):
-        return os.fspath(ppl).endswith(TOKEN_FILES)
-    return not isinstance(ppl, Texts)
 
 
 def _joined(name: str, rows: list[str]) -> Texts:

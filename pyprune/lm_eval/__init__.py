@@ -8,7 +8,7 @@ lm-eval (the EleutherAI evaluation harness) is an extra: `pip install pyprune[ev
 
 from __future__ import annotations
 
-from pyprune.lm_eval.installed import require_lm_eval
+from pyprune.installation import require_lm_eval
 
 require_lm_eval()
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
-from pyprune.lm_eval.endings import TOKENS, Answer, answers, ending
 from pyprune.lm_eval.generation import continued, sampling
 from pyprune.models.load import load
+from pyprune.runtime.endings import TOKENS, Answer, answers, ending
 from pyprune.runtime.engine import MAX_BATCH, Engine
 from pyprune.runtime.skip import skip_plan
 
@@ -147,6 +147,10 @@ class PyPruneLM(TemplateLM):
             "model_dtype": str(self.decoder.dtype),
             "skip": self.skip if self.skip is None or isinstance(self.skip, (list, str)) else str(self.skip),
         }
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy decoding gives it) of each request's continuation behind its context."""
+        return super().loglikelihood(requests, disable_tqdm or self.progress is not None)
 
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = False, **_: Any

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from pyprune import scoring
+from pyprune.evaluation.perplexity import window_losses
 from pyprune.models.decoder import Decoder
-from pyprune.study.columns import Column, ModelLine, Table, entry, perplexity, times
+from pyprune.study.columns import Column, ModelLine, Table, entry, perplexity, significant, times
 from pyprune.study.evaluations.evaluation import Material, Need
 
 
@@ -21,12 +21,14 @@ def _over_original(line: ModelLine) -> float | None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`ppl`, None where it is not finite, and over the original's."""
+    """`ppl`, None where it is not finite, `ppl_stderr`, its standard error over windows, and `ppl` over the
+    original's: what `pyprune.evaluate` measures."""
 
     name: ClassVar[str] = "perplexity"
     needs: ClassVar[frozenset[Need]] = frozenset({"windows"})
     columns: ClassVar[tuple[Column[ModelLine], ...]] = (
         Column("ppl", "PPL", perplexity, entry("ppl"), Table.CSV | Table.MODELS),
+        Column("ppl_stderr", "+-", significant, entry("ppl_stderr"), Table.CSV),
         Column("ppl_ratio", "of orig.", times, _over_original, Table.CSV | Table.MODELS),
     )
 
@@ -35,8 +37,9 @@ class Perplexity:
 
     def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
         progress = partial(material.progress, f"perplexity, {name}")
-        value = scoring.perplexity(decoder, material.windows.input_ids, progress=progress)
-        return {"ppl": value if math.isfinite(value) else None}
+        losses = window_losses(decoder, material.windows.input_ids, distributed=False, progress=progress)
+        value = losses.perplexity
+        return {"ppl": value if math.isfinite(value) else None, "ppl_stderr": losses.stderr}
 
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Which row keeps the lowest perplexity, before any retraining."""

@@ -1,0 +1,53 @@
+"""`pyprune lm-eval`: lm-eval's own command line, with our model in it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pyprune.commands.options import command
+
+SKIP = re.compile(r"(^|,)skip=(\d+(?:,\d+)+)")
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "lm-eval",
+        "lm-eval's command line, with the model pyprune in it",
+        "Everything behind `lm-eval` goes to the command line of the EleutherAI evaluation harness, in which the model "
+        "`pyprune` is registered: pretrained=MODEL is what pyprune loads, a pruned directory too; skip=10,11 leaves "
+        "blocks out; dtype, device, max_length, add_bos_token, tokenizer; tokens=N are read at once. Each document's "
+        "context is read once for all its endings. `pyprune lm-eval run --help` shows lm-eval's own options.",
+        "pyprune lm-eval run --model pyprune --model_args pretrained=smollm2-135m,skip=10,11 --tasks piqa --limit 100",
+        "pyprune lm-eval ls tasks",
+    )
+    parser.add_argument("arguments", nargs="*", metavar="ARGS", help="arguments of lm-eval (default: this help)")
+    _take_all(parser)
+
+
+def _take_all(parser: argparse.ArgumentParser) -> None:
+    """Let the command's parser take whatever follows as it stands, options too."""
+
+    def parse(arguments: Sequence[str], namespace: argparse.Namespace | None = None) -> Any:
+        rest = [argument for argument in arguments if argument != "--debug"]  # `main` has seen it
+        if not rest or rest in (["-h"], ["--help"]):
+            parser.print_help()
+            parser.exit()
+        return argparse.Namespace(arguments=rest), []
+
+    parser.parse_known_args = parse  # type: ignore[method-assign,assignment]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Hand the arguments to lm-eval, with our model registered."""
+    importlib.import_module("pyprune.lm_eval")
+    from lm_eval.__main__ import cli_evaluate
+
+    # lm-eval wants brackets around a list: without them the next argument begins at a comma.
+    sys.argv = ["lm-eval", *(SKIP.sub(r"\1skip=[\2]", argument) for argument in options.arguments)]
+    cli_evaluate()
