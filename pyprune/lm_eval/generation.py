@@ -35,7 +35,12 @@ def sampling(options: Mapping[str, Any], new_tokens: int, stops: Sequence[int]) 
 
 
 def continued(
-    engine: Engine, tokenizer: Any, prompts: Sequence[Sequence[int]], until: Sequence[str], params: SamplingParams, skip: Skip
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    until: Sequence[str],
+    params: SamplingParams,
+    skip: Skip,
 ) -> list[str]:
     """What follows each prompt, up to the end of text or the first of the stop strings, which is left out.
 

@@ -172,7 +172,9 @@ def _rows(keys: Sequence[Sequence[int]], after: Sequence[int], device: torch.dev
 def _attend(rows: _Rows, q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
     heads, head_dim = q.shape[1:]
     queries = F.embedding(rows.queries, q.flatten(1)).unflatten(2, (heads, head_dim))
-    k, v = (x.index_select(1, rows.keys.flatten()).unflatten(1, rows.keys.shape).transpose(0, 1) for x in (keys, values))
+    k, v = (
+        x.index_select(1, rows.keys.flatten()).unflatten(1, rows.keys.shape).transpose(0, 1) for x in (keys, values)
+    )
     tokens = queries.shape[1]
     if runs_operator(tokens, q.device):
         context = ops.decode_attention(queries, k, v, rows.positions, head_dim**-0.5, None, 0, None, window)

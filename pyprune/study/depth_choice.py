@@ -111,5 +111,3 @@ def choices_of(results: Mapping[str, Any]) -> tuple[DepthChoice, ...]:
         )
         for name in criteria
     )  # fmt: skip
-
-

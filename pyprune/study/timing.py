@@ -89,9 +89,7 @@ def _time_setting(
     runnables = {key: partial(engines[key], prompts, length) for key in _in_order(rows) if key in engines}
     # A collection in the middle of a run would be charged to whoever happens to allocate then.
     with _no_collection():
-        samples = interleave(
-            runnables, protocol.runs, protocol.warmups, done=done, synchronise=synchroniser(device)
-        )
+        samples = interleave(runnables, protocol.runs, protocol.warmups, done=done, synchronise=synchroniser(device))
 
     def setting(name: str, engine: str) -> dict[str, Any]:
         return {"row": name, "engine": engine, "batch": batch, "output_tokens": length}
@@ -106,9 +104,7 @@ def _in_order(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(row.name, engine) for row in rows for engine in (HF, OURS)]
 
 
-def _out_of_memory(
-    room: Room, decoder: Decoder, generate: Generate, prompts: Tensor, length: int
-) -> Shortage | None:
+def _out_of_memory(room: Room, decoder: Decoder, generate: Generate, prompts: Tensor, length: int) -> Shortage | None:
     """Run once on a GPU, whose workspace is planned by an estimate: what is short there, if anything is."""
     if prompts.device.type != "cuda":
         return None
