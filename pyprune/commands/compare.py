@@ -77,8 +77,8 @@ def add_options(commands: Any) -> None:
           metavar="A,B")  # fmt: skip
     depth("unit", "what is removed: whole blocks, or attention or FFN sublayers", choices=UNITS)
     depth("protect", "blocks that stay: first=N, last=N and indices, with commas", metavar="WHICH")
-    depth("search", "one-shot: from the front of one ranking; greedy: ranked again after each removal; window: blocks in "
-          "a row", choices=SEARCHES)  # fmt: skip
+    depth("search", "one-shot: from the front of one ranking; greedy: ranked again after each removal; window: blocks "
+          "in a row", choices=SEARCHES)  # fmt: skip
     group = parser.add_argument_group("further rows and measures")
     group.add_argument(
         "--with",

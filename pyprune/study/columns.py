@@ -208,8 +208,8 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
 )  # fmt: skip
 """What is measured of a row under an engine. Latency is that of the whole batch; `speedup` is over the original under
 the same engine, paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6
-runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row. Where a row did not fit into memory there is
-nothing but `oom_planned_bytes`, the planner's figure."""
+runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row. Where a row did not fit into memory there
+is nothing but `oom_planned_bytes`, the planner's figure."""
 
 
 def shown(columns: Sequence[Column[LineT]], table: Table) -> list[Column[LineT]]:

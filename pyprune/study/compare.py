@@ -113,7 +113,7 @@ def compare(
 
 
 def _settled(spec: Any, config: CompareConfig, here: dict[str, Any]) -> dict[str, Any]:
-    """What results depend on, as far as it is known before the model is loaded: of interrupted ones the same is asked."""
+    """What results depend on, as far as it is known before the model is loaded: what is resumed must have the same."""
     return {
         "model": _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__,
         "settings": config.to_json(),

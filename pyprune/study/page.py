@@ -116,8 +116,8 @@ def _task_part(results: dict[str, Any]) -> list[str]:
         return []
     return [
         "<h2>Accuracy by task</h2>",
-        "<p>In percent, zero-shot, with its standard error over documents: acc_norm for HellaSwag, ARC-c and OBQA, else "
-        "acc. The mean over the tasks stands in the table above.</p>",
+        "<p>In percent, zero-shot, with its standard error over documents: acc_norm for HellaSwag, ARC-c and OBQA, "
+        "else acc. The mean over the tasks stands in the table above.</p>",
         html_table(*tasks),
     ]
 

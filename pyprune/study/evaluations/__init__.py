@@ -29,4 +29,4 @@ def evaluations_of(results: Mapping[str, Any]) -> list[Evaluation]:
     return evaluations
 
 
-__all__ = ["Accuracy", "DEFAULT", "EVALUATIONS", "Evaluation", "Material", "Need", "Perplexity", "evaluations_of"]
+__all__ = ["DEFAULT", "EVALUATIONS", "Accuracy", "Evaluation", "Material", "Need", "Perplexity", "evaluations_of"]
