@@ -90,8 +90,8 @@ def introduction(results: dict[str, Any]) -> str:
     given = [line.row["name"] for line in model_lines(results) if is_checkpoint(line.row["method"])]
     others = f" Beside them stand the checkpoints {', '.join(given)}." if given else ""
     return (
-        f"The model, the same with {depths}, and with its FFN and heads narrowed by {methods} to the same number of parameters, as it comes and with the FFN "
-        f"width padded to a multiple of {options['pad_multiple']}.{others} Protocol {protocol['name']}: "
+        f"The model, the same with {depths}, and with its FFN and heads narrowed by {methods} to the same number of "
+        f"parameters, as it comes and with the FFN width padded to a multiple of {options['pad_multiple']}.{others} Protocol {protocol['name']}: "
         f"{protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in {options['dtype']}, Hugging "
         f"Face transformers (sdpa attention, not compiled) and pyprune in turn."
     )
