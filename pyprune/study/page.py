@@ -91,9 +91,9 @@ def introduction(results: dict[str, Any]) -> str:
     others = f" Beside them stand the checkpoints {', '.join(given)}." if given else ""
     return (
         f"The model, the same with {depths}, and with its FFN and heads narrowed by {methods} to the same number of "
-        f"parameters, as it comes and with the FFN width padded to a multiple of {options['pad_multiple']}.{others} Protocol {protocol['name']}: "
-        f"{protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in {options['dtype']}, Hugging "
-        f"Face transformers (sdpa attention, not compiled) and pyprune in turn."
+        f"parameters, as it comes and with the FFN width padded to a multiple of {options['pad_multiple']}.{others} "
+        f"Protocol {protocol['name']}: {protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in "
+        f"{options['dtype']}, Hugging Face transformers (sdpa attention, not compiled) and pyprune in turn."
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows beyond the usual ones: several depth criteria, checkpoints, accuracy, what memory has no room for, and resuming."""
+"""Further rows and columns: depth criteria, checkpoints, accuracy, what memory has no room for; and resuming."""
 
 from __future__ import annotations
 
