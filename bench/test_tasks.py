@@ -51,7 +51,6 @@ def models(request: pytest.FixtureRequest, smollm2) -> dict[str, Any]:
 def requests_of(name: str, documents: int) -> list[Instance]:
     """The requests of a task's first documents, as lm-eval makes them."""
     (task,) = load_task(name, require_tasks([name], limit=documents))
-    task.set_config(key="num_fewshot", value=0)
     task.build_all_requests(limit=documents, rank=0, world_size=1)
     return task.instances
 

@@ -29,5 +29,9 @@ def require_not_hiding() -> None:
 
 def require_lm_eval() -> None:
     """InputError, with what installs it, where lm-eval is missing."""
-    if importlib.util.find_spec("lm_eval") is None:
+    try:
+        missing = importlib.util.find_spec("lm_eval") is None
+    except ValueError:  # it is None in sys.modules: kept out
+        missing = True
+    if missing:
         raise InputError("lm-eval is not installed, which tasks need: pip install pyprune[eval]")

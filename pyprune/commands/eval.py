@@ -95,7 +95,7 @@ def add_options(commands: Any) -> None:
     add_option(parser, "--limit", "documents a task", shown="all", type=at_least(1), metavar="N")
     add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
                metavar="DIR")  # fmt: skip
-    add_option(parser, "--log-samples", "file for every document's requests and answers, JSON lines; an old one is replaced",
+    add_option(parser, "--log-samples", "JSON lines: every document's requests and answers; an old file is replaced",
                metavar="FILE")  # fmt: skip
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyprune.commands.options import command
+from pyprune.errors import InputError
 
 SKIP = re.compile(r"(^|,)skip=(\d+(?:,\d+)+)")
 
@@ -50,4 +51,9 @@ def run(options: argparse.Namespace) -> None:
 
     # lm-eval wants brackets around a list: without them the next argument begins at a comma.
     sys.argv = ["lm-eval", *(SKIP.sub(r"\1skip=[\2]", argument) for argument in options.arguments)]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if str(error).startswith("Tasks not found"):
+            raise InputError(f"lm-eval: {error}; pyprune lm-eval ls tasks lists them") from None
+        raise

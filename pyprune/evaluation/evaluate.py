@@ -57,11 +57,10 @@ def evaluate(
     or "each". join: "raw", the text as it stands, or "rows", its rows joined by blank lines; with "rows", window 128
     and bos "first" it is the protocol of the paper's code. tokens: at most so many from the beginning of the text.
     field: the key or column that holds the text. tasks: lm-eval's names, or "paper" for all seven of the paper. limit:
-    documents a task. data: a folder of local data for tasks. log_samples: a file for each
-    document's answers, JSON lines. dtype,
-    device, stream: as in `pyprune.load`; a loaded model stays on its device. memory: bytes that the perplexity may take
-    beyond the model. resume: the perplexity's journal: finished windows are kept in it, and not computed again; the tasks' answers
-    stand in a second file beside it (`tasks_journal`).
+    documents a task. data: a folder of local data for tasks. log_samples: a file for each document's answers, JSON
+    lines. dtype, device, stream: as in `pyprune.load`; a loaded model stays on its device. memory: bytes that the
+    perplexity may take beyond the model. resume: the perplexity's journal: finished windows are kept in it, and not
+    computed again; the tasks' answers stand in a second file beside it (`tasks_journal`).
 
     Raises InputError, before the model's weights are read where that can be known: nothing to evaluate, a text that is
     missing or shorter than a window, a tokenizer that is missing or does not fit the vocabulary, a limit below 1, a

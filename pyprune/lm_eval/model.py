@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -19,6 +18,7 @@ from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.lm_eval.generation import continued, sampling
 from pyprune.models.load import load
+from pyprune.models.tokenizers import TokenizerSource, load_tokenizer
 from pyprune.runtime.endings import TOKENS, Answer, answers, ending
 from pyprune.runtime.engine import MAX_BATCH, Engine
 from pyprune.runtime.skip import skip_plan
@@ -38,7 +38,8 @@ class PyPruneLM(TemplateLM):
     pretrained: what `pyprune.load` takes: a path or name, a pruned directory, a Decoder, a PreTrainedModel.
     tokenizer: a transformers tokenizer, or where one is; the model's own when None. skip: blocks to leave out at run
     time ("10,11", a list, a `Pruning`). dtype, device: as in `load`. max_length: tokens that the model reads at most;
-    its context when None. add_bos_token, prefix_token_id: as in lm-eval's `hf` model. tokens: how many are read at
+    its context when None. add_bos_token, prefix_token_id: as in lm-eval's `hf` model
+    (a tokenizer object is taken as it is). tokens: how many are read at
     once; `batch_size` and `max_batch_size` bound the texts that are generated at once, and nothing else.
 
     InputError for what cannot be loaded, and for an unknown argument.
@@ -83,18 +84,16 @@ class PyPruneLM(TemplateLM):
         self.progress: Callable[[int, int], None] | None = None
 
     def _tokenizer(self, tokenizer: Any, add_bos_token: bool | None) -> Any:
-        if tokenizer is None:
-            tokenizer = self.decoder.tokenizer()
-        elif isinstance(tokenizer, (str, os.PathLike)):
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = tokenizer is None or isinstance(tokenizer, (str, os.PathLike))
+        if loaded:
+            source = self.decoder.tokenizer_source if tokenizer is None else TokenizerSource(os.fspath(tokenizer))
+            tokenizer = load_tokenizer(source, self.decoder.name)
         if len(tokenizer) > self.decoder.vocab_size:
             raise InputError(
                 f"{self.decoder.name}: its tokenizer has {len(tokenizer)} tokens; the model knows"
                 f" {self.decoder.vocab_size}"
             )
-        if add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
+        if loaded and add_bos_token is not None and hasattr(tokenizer, "add_bos_token"):
             tokenizer.add_bos_token = add_bos_token
         return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,9 +101,7 @@ def _greedy(decoder: Decoder, h: Tensor, targets: Tensor, losses: Tensor, length
     places = torch.bucketize(torch.tensor(unsure, dtype=torch.int64), torch.tensor(starts[1:]), right=True).tolist()
     for row, place in zip(unsure, places, strict=True):
         open_rows[place].append(row)
-    greedy = [
-        not any(math.isnan(loss) for loss in losses[a:b].tolist()) for a, b in zip(starts, starts[1:], strict=False)
-    ]
+    greedy = [not any(math.isnan(loss) for loss in losses[a:b].tolist()) for a, b in itertools.pairwise(starts)]
     worst = {max(rows, key=lambda row: float(losses[row])): place for place, rows in enumerate(open_rows) if rows}
     for row, likeliest in _are_likeliest(decoder, h, targets, list(worst)):
         greedy[worst[row]] &= likeliest

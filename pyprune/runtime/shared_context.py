@@ -7,6 +7,7 @@ prefix's keys and values.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def families(sequences: Sequence[Sequence[int]], most_tokens: int, most_branches
     has a family to itself. `members` are positions in `sequences`.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-    shared = [0, *(_shared(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False))]
+    shared = [0, *(_shared(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     saved, start = [0] * (len(order) + 1), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         saved[end], start[end] = saved[end - 1], end - 1
