@@ -9,6 +9,8 @@ from typing import Any
 
 from pyprune.commands.options import (
     MODEL_HELP,
+    SEARCHES,
+    UNITS,
     WIDTH_METHODS,
     add_device,
     add_dtype,
@@ -31,12 +33,16 @@ def add_options(commands: Any) -> None:
         commands,
         "compare",
         "measure depth and width pruning of one model side by side",
-        "Prune one model in depth (by perplexity) and in width (by --methods, as it comes and padded) to the same "
-        "number of parameters, and measure perplexity on held-out text, latency and throughput of all of them under "
-        "Hugging Face transformers and under pyprune, interleaved. Latency is the time for M prompts to become M*L "
-        "new tokens, in seconds; throughput is M*L divided by it. --out writes raw samples, CSV, figures and a page.",
+        "Prune one model in depth (by perplexity, or by --criterion) and in width (by --methods, as it comes and "
+        "padded) to the same number of parameters, and measure perplexity on held-out text, accuracy on --tasks, "
+        "latency and throughput of all of them, and of the checkpoints of --with, under Hugging Face transformers and "
+        "under pyprune, interleaved. Latency is the time for M prompts to become M*L new tokens, in seconds; "
+        "throughput is M*L divided by it. A row that does not fit into memory says OOM. --out writes raw samples, CSV, "
+        "figures and a page.",
         "pyprune compare smollm2-135m --ratios 20% --batch 1,8 --out compare-135m",
         "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt",
+        "pyprune compare smollm2-135m --depth-criteria ppl,taylor+ --with repaired=repaired-135m --tasks boolq,piqa "
+        "--limit 100",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     option = partial(add_option_of, parser, CompareConfig)
@@ -63,8 +69,46 @@ def add_options(commands: Any) -> None:
         shown="demo:boolq",
         metavar="FILE",
     )
+    group = parser.add_argument_group("depth rows")
+    depth = partial(add_option_of, group, CompareConfig)
+    depth("criterion", "what ranks the units, as in pyprune score; a name with + keeps the first four and the last two "
+          "blocks (the paper's Taylor+ and Mag+: taylor+, magnitude+)", metavar="NAME")  # fmt: skip
+    depth("depth_criteria", "a depth row for each of these criteria, in place of --criterion", type=comma_separated,
+          metavar="A,B")  # fmt: skip
+    depth("unit", "what is removed: whole blocks, or attention or FFN sublayers", choices=UNITS)
+    depth("protect", "blocks that stay: first=N, last=N and indices, with commas", metavar="WHICH")
+    depth("search", "one-shot: from the front of one ranking; greedy: ranked again after each removal; window: blocks "
+          "in a row", choices=SEARCHES)  # fmt: skip
+    group = parser.add_argument_group("further rows and measures")
+    group.add_argument(
+        "--with",
+        type=named_checkpoint,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a checkpoint as a row of that name: pruned, repaired or retrained, here or elsewhere, with the same "
+        "vocabulary; given again, this one too (default: none)",
+    )
+    more = partial(add_option_of, group, CompareConfig)
+    more("tasks", "tasks of lm-eval, or paper for the paper's seven: accuracy of each row, zero-shot",
+         type=comma_separated, metavar="NAME,NAME")  # fmt: skip
+    more("limit", "documents a task, the first ones", shown="all", type=at_least(1), metavar="N")
+    more("data", "directory of the tasks' data", shown="installed packages, else the hub", metavar="DIR")
     add_option(parser, "--out", "new or empty directory for the report", metavar="DIR")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from what an interrupted run left in DIR.unfinished beside --out: its scores, the rows evaluated, "
+        "and the batches and output lengths timed are not done again (default: off)",
+    )
     add_json(parser)
+
+
+def named_checkpoint(text: str) -> tuple[str, str]:
+    name, equals, spec = text.partition("=")
+    if not (name.strip() and equals and spec):
+        raise argparse.ArgumentTypeError(f"{text!r}: NAME=DIR, such as repaired=repaired-135m, is expected")
+    return name.strip(), spec
 
 
 def run(options: argparse.Namespace) -> None:
@@ -73,7 +117,13 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.report import terminal
 
     with Bar() as bar:
-        comparison = compare(options.model, CompareConfig.from_options(options), out=options.out, progress=bar)
+        comparison = compare(
+            options.model,
+            CompareConfig.from_options(options),
+            out=options.out,
+            resume=options.resume,
+            progress=bar,
+        )
     if options.json:
         return print_json({**comparison.results, "table": comparison.table()})
     screen = console()

@@ -17,6 +17,8 @@ DTYPES = {
     "float16": "float16", "fp16": "float16", "f16": "float16",
 }  # fmt: skip
 
+UNITS = ("block", "mha", "ffn", "mha+ffn")
+
 MOST = 2**31 - 1
 """The greatest whole number that an option takes, unless it says otherwise."""
 
@@ -67,7 +69,7 @@ def add_option_of(
 
 
 def add_unit(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--unit", choices=("block", "mha", "ffn", "mha+ffn"), help=f"{about} (default: block)")
+    parser.add_argument("--unit", choices=UNITS, help=f"{about} (default: block)")
 
 
 def add_amount(parser: argparse.ArgumentParser, about: str) -> None:

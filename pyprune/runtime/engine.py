@@ -23,6 +23,7 @@ from pyprune.runtime.chunks import Chunk, chunks
 from pyprune.runtime.footprint import require_engine
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
 from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor
+from pyprune.runtime.rows import SKINNY_ROWS
 from pyprune.runtime.sampling import choose, log_probability, uniforms
 from pyprune.runtime.sampling_params import SamplingOptions, SamplingParams, sampling_params
 from pyprune.runtime.sequence import activation_dtype, embed
@@ -31,7 +32,7 @@ from pyprune.runtime.step import FusedStep
 from pyprune.runtime.stopping import stop_ids, token_limits
 from pyprune.runtime.weight_formats import converted, require_format, sizes_of
 
-MAX_BATCH = 64
+MAX_BATCH = 256
 DEFAULT_LENGTH = 4096  # unless the model's context is shorter
 PREFILL_CHUNK = 512
 MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size and mask (device masks share one)
@@ -40,7 +41,7 @@ MAX_GRAPHS = 8  # recorded decode steps kept on a GPU, one for each batch size a
 class Engine:
     """Prefill and decode with a static KV cache, leaving out the blocks and sublayers that `skip` names.
 
-    decoder: the model; its weights are used in place. max_batch: sequences at a time, 1 to 64. max_len: cache rows a
+    decoder: the model; its weights are used in place. max_batch: sequences at a time, 1 to 256. max_len: cache rows a
     sequence may use, prompt and new tokens together (default: the model's context, at most 4096; beyond the context it
     runs on as transformers does). prefill_chunk: prompt tokens, over the whole batch, that run at once; it bounds the
     memory of prefill. The cache has Hugging Face's layout, `[max_batch, kv_heads, max_len, head_dim]` a block, in the
@@ -92,9 +93,7 @@ class Engine:
         # Where the frequencies change with the length, each row has those of the length at which it is decoded.
         self.cos, self.sin = decoder.rope.tables(max_len)
         self._caches = [None if b.mha is None else self._new_cache(b.mha) for b in decoder.blocks]
-        self._fused_step = (
-            FusedStep(self._running, self._caches, self.cos, self.sin) if decoder.device.type == "cpu" else None
-        )
+        self._fused_steps = self._new_fused_steps() if decoder.device.type == "cpu" else []
         self._skip_plan = skip_plan(decoder)
         # Where a device mask lies while its batch runs: recorded steps read it there.
         self._mask_buffer = torch.zeros(2 * len(decoder.blocks), dtype=torch.bool, device=decoder.device)
@@ -117,6 +116,14 @@ class Engine:
         shape = (self.max_batch, mha.kv_heads, self.max_len, mha.head_dim)
         dtype, device = self.decoder.dtype, self._device
         return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+
+    def _new_fused_steps(self) -> list[FusedStep]:
+        """A step for each SKINNY_ROWS sequences, the most that one takes: the weights are read once for them. So many
+        rows are bound by arithmetic anyway, and in such parts a sequence has the same bits as alone."""
+        return [
+            FusedStep(self._running, [_some(pair, first) for pair in self._caches], self.cos, self.sin)
+            for first in range(0, self.max_batch, SKINNY_ROWS)
+        ]
 
     @property
     def lengths(self) -> Tensor:
@@ -196,8 +203,10 @@ class Engine:
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens `[B]` at cache rows positions `[B]`, under the current plan: the next logits `[B, V]`."""
-        if self._fused_step is not None:
-            return self._fused_step(tokens, positions, self._skip_plan.mask)
+        if self._fused_steps:
+            parts = zip(self._fused_steps, tokens.split(SKINNY_ROWS), positions.split(SKINNY_ROWS), strict=False)
+            logits = [step(some, places, self._skip_plan.mask) for step, some, places in parts]
+            return logits[0] if len(logits) == 1 else torch.cat(logits)
         positions = positions.unsqueeze(1)
         x = embed(self._running, tokens.unsqueeze(1))
         return self._logits(self._blocks(x, positions, Attention(positions), self._caches, self.cos, self.sin)[:, 0])
@@ -387,3 +396,8 @@ class Engine:
     def _logits(self, x: Tensor) -> Tensor:
         head = self._running.head
         return ops.norm_head(x, self._running.norm, self._running.eps, head.weight, head.bias)
+
+
+def _some(pair: tuple[Tensor, Tensor] | None, first: int) -> tuple[Tensor, Tensor] | None:
+    """The cache of the SKINNY_ROWS sequences from `first` on."""
+    return None if pair is None else (pair[0][first : first + SKINNY_ROWS], pair[1][first : first + SKINNY_ROWS])

@@ -228,11 +228,14 @@ def _partial(mha: MHA, rows: int, length: int) -> int:
 
 
 def _decode(decoder: Decoder, batch: int, length: int, plan: SkipPlan) -> int:
-    """A step's scratch memory, and two sets of logits: the last ones are held while the next are made."""
+    """A step's scratch memory, for SKINNY_ROWS sequences at a time, and two sets of logits: the last ones are held
+    while the next are made. Of more sequences than that they are there once more while they are put together."""
     mhas, ffns = _running_mhas(decoder, plan), _running_ffns(decoder, plan)
     query = max((mha.heads * mha.head_dim for mha in mhas), default=0)
     width = max((ffn.width for ffn in ffns), default=0)
-    partial = max((_partial(mha, batch, length) for mha in mhas), default=0)
+    some = min(batch, SKINNY_ROWS)
+    partial = max((_partial(mha, some, length) for mha in mhas), default=0)
     hidden = decoder.hidden_size
     rows = hidden + 2 * query + width + max(hidden, query, width)  # states, q, context, activation; packed
-    return batch * FLOAT * (rows + 2 * decoder.vocab_size) + partial
+    sets = 2 if batch <= SKINNY_ROWS else 3
+    return FLOAT * (some * rows + sets * batch * decoder.vocab_size) + partial

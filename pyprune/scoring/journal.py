@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -155,7 +155,7 @@ def journal_subject(
         "device": layered.device.type,
         "calibration": fingerprint(input_ids)["sha256"],
         "mask": None if mask is None else tensor_digest(mask),
-        "weights": _weights_digest(layered),
+        "weights": weights_digest(layered.tensors()),
         **settings,
     }
 
@@ -165,10 +165,10 @@ def tensor_digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _weights_digest(model: LayeredModel) -> str:
+def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 of the names and sizes of all tensors, and of the first values of those that are in memory."""
     digest = hashlib.sha256()
-    for name, tensor in model.tensors():
+    for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         if not tensor.is_meta:
             digest.update(tensor[:256].reshape(-1)[:256].float().cpu().numpy().tobytes())

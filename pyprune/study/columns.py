@@ -16,6 +16,7 @@ class Table(Flag):
 
     CSV = auto()
     MODELS = auto()
+    TASKS = auto()
     TIMINGS = auto()
     SCREEN = auto()
     SCREEN_ENGINE = auto()
@@ -33,26 +34,28 @@ class ModelLine:
 class TimingLine(ModelLine):
     """A model's runs under one engine, at one batch size and output length, and those it is compared with.
 
-    Seconds of the whole batch, a run each; `hf_seconds`: the same row under Hugging Face where this is pyprune's, or
-    None.
+    Seconds of the whole batch, a run each, none where it did not fit into memory (`oom` has the figures);
+    `original_seconds`: None where that is so of the original; `hf_seconds`: the same row under Hugging Face where this
+    is pyprune's, or None.
     """
 
     engine: str
     batch: int
     output_tokens: int
     seconds: Sequence[float]
-    original_seconds: Sequence[float]
+    original_seconds: Sequence[float] | None
     hf_seconds: Sequence[float] | None
+    oom: Mapping[str, Any] | None = None
 
     @cached_property
-    def latency(self) -> Spread:
-        """`measure.spread` of the seconds."""
-        return spread(self.seconds)
+    def latency(self) -> Spread | None:
+        """`measure.spread` of the seconds; None where there are none."""
+        return spread(self.seconds) if self.seconds else None
 
     @cached_property
-    def gain(self) -> Speedup:
-        """`measure.speedup` over the original under the same engine."""
-        return speedup(self.original_seconds, self.seconds)
+    def gain(self) -> Speedup | None:
+        """`measure.speedup` over the original under the same engine; None where one of them has no seconds."""
+        return speedup(self.original_seconds, self.seconds) if self.original_seconds and self.seconds else None
 
 
 LineT = TypeVar("LineT", bound=ModelLine)
@@ -76,11 +79,11 @@ def entry(name: str) -> Callable[[ModelLine], Any]:
 
 
 def latency(name: SpreadKey) -> Callable[[TimingLine], Any]:
-    return lambda line: line.latency[name]
+    return lambda line: None if line.latency is None else line.latency[name]
 
 
 def gain(name: SpeedupKey) -> Callable[[TimingLine], Any]:
-    return lambda line: line.gain[name]
+    return lambda line: None if line.gain is None else line.gain[name]
 
 
 def times(value: float | None) -> str:
@@ -88,16 +91,18 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
 
-def significant(value: float) -> str:
-    return f"{value:.4g}"
+def significant(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def millions(value: float) -> str:
     return f"{value / 1e6:.2f}"
 
 
-def short(value: float) -> str:
+def short(value: float | None) -> str:
     """Four digits where there are that many before the point, else up to one after it."""
+    if value is None:
+        return ""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -107,14 +112,45 @@ def perplexity(value: float | None) -> str:
     return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
 
 
-def _half_range(line: TimingLine) -> tuple[float, float]:
-    """Median latency in milliseconds, and half of the runs' range in percent of it."""
+OOM = "OOM"
+"""Stands where a row, or a batch of it, did not fit into memory."""
+
+
+def planned(bytes_: float) -> str:
+    """Out of memory, with what the planner says was asked for."""
+    return f"{OOM} {bytes_ / 2**30:.3g} GiB"
+
+
+def _half_range(line: TimingLine) -> tuple[float, float] | float:
+    """Median latency in milliseconds, and half of the runs' range in percent of it; the planned bytes without any."""
     spread_ = line.latency
+    if spread_ is None:
+        return _planned_bytes(line) or 0
     return 1000 * spread_["median"], 50 * (spread_["max"] - spread_["min"]) / spread_["median"]
 
 
+def _latency_cell(pair: tuple[float, float] | float) -> str:
+    return f"{short(pair[0])} ±{pair[1]:.0f}%" if isinstance(pair, tuple) else planned(pair)
+
+
+def _planned_bytes(line: TimingLine) -> int | None:
+    return None if line.oom is None else line.oom["planned_bytes"]
+
+
+def _range(line: TimingLine) -> tuple[float, float] | float:
+    return (line.latency["min"], line.latency["max"]) if line.latency else _planned_bytes(line) or 0
+
+
+def _range_cell(ends: tuple[float, float] | float) -> str:
+    return f"{ends[0]:.4g} to {ends[1]:.4g}" if isinstance(ends, tuple) else planned(ends)
+
+
+def _rate(line: TimingLine) -> float | None:
+    return line.batch * line.output_tokens / line.latency["median"] if line.latency else None
+
+
 def _over_hf(line: TimingLine) -> float | None:
-    return None if line.hf_seconds is None else speedup(line.hf_seconds, line.seconds)["median"]
+    return speedup(line.hf_seconds, line.seconds)["median"] if line.hf_seconds and line.seconds else None
 
 
 MODEL_COLUMNS: tuple[Column[ModelLine], ...] = (
@@ -131,6 +167,7 @@ MODEL_COLUMNS: tuple[Column[ModelLine], ...] = (
         "heads_and_kv", "heads (KV)", str, lambda line: f"{line.row['heads']} ({line.row['kv_heads']})", Table.MODELS
     ),
     Column("bytes_per_token", "MB/token", millions, entry("bytes_per_token"), Table.CSV | Table.MODELS),
+    Column("bytes", "MB", millions, entry("bytes"), Table.CSV),
     Column("kv_bytes_per_position", "KV bytes/position", str, entry("kv_bytes_per_position"), Table.CSV),
 )
 """What is known of a model before any evaluation. The evaluations' own columns follow."""
@@ -142,11 +179,10 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
     Column("runs", "runs", str, latency("runs"), Table.CSV | Table.TIMINGS),
     Column("latency_s", "latency (s)", significant, latency("median"), Table.CSV | Table.TIMINGS),
     Column(
-        "range", "range (s)", lambda ends: f"{ends[0]:.4g} to {ends[1]:.4g}",
-        lambda line: (line.latency["min"], line.latency["max"]), Table.TIMINGS,
+        "range", "range (s)", _range_cell, _range, Table.TIMINGS,
     ),
     Column(
-        "latency_ms", "{engine} ms", lambda pair: f"{short(pair[0])} ±{pair[1]:.0f}%", _half_range, Table.SCREEN_ENGINE
+        "latency_ms", "{engine} ms", _latency_cell, _half_range, Table.SCREEN_ENGINE
     ),
     Column("latency_q1_s", "q1 (s)", significant, latency("q1"), Table.CSV),
     Column("latency_q3_s", "q3 (s)", significant, latency("q3"), Table.CSV),
@@ -154,7 +190,7 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
     Column("latency_max_s", "max (s)", significant, latency("max"), Table.CSV),
     Column("latency_mean_s", "mean (s)", significant, latency("mean"), Table.CSV),
     Column(
-        "tokens_per_s", "tok/s", short, lambda line: line.batch * line.output_tokens / line.latency["median"],
+        "tokens_per_s", "tok/s", short, _rate,
         Table.CSV | Table.TIMINGS | Table.SCREEN_ENGINE,
     ),
     Column("speedup", "speed-up", times, gain("median"), Table.CSV | Table.TIMINGS | Table.SCREEN_ENGINE),
@@ -167,11 +203,13 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
         lambda line: line.original["bytes_per_token"] / line.row["bytes_per_token"],
         Table.CSV | Table.TIMINGS | Table.SCREEN,
     ),
+    Column("oom_planned_bytes", "planned", significant, _planned_bytes, Table.CSV),
     Column("pyprune_vs_hf", "ours/hf", times, _over_hf, Table.CSV | Table.TIMINGS | Table.SCREEN),
 )  # fmt: skip
 """What is measured of a row under an engine. Latency is that of the whole batch; `speedup` is over the original under
 the same engine, paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6
-runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row."""
+runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row. Where a row did not fit into memory there
+is nothing but `oom_planned_bytes`, the planner's figure."""
 
 
 def shown(columns: Sequence[Column[LineT]], table: Table) -> list[Column[LineT]]:
@@ -182,4 +220,11 @@ def shown(columns: Sequence[Column[LineT]], table: Table) -> list[Column[LineT]]
 def cells(columns: Sequence[Column[LineT]], lines: Sequence[LineT]) -> tuple[list[str], list[list[str]]]:
     """Header and cells, as text."""
     header = [column.header for column in columns]
-    return header, [[column.format(column.value(line)) for column in columns] for line in lines]
+    return header, [[_cell(column, line) for column in columns] for line in lines]
+
+
+def _cell(column: Column[LineT], line: LineT) -> str:
+    value = column.value(line)
+    if value is None and "oom" in line.row:  # of such a model nothing was measured
+        return OOM
+    return column.format(value)

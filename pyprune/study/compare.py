@@ -11,17 +11,19 @@ from pyprune.models import load
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import require_device
 from pyprune.scoring import calibration as texts
-from pyprune.scoring.scores import Scores
+from pyprune.scoring.journal import weights_digest
 from pyprune.study import machine
 from pyprune.study.config import CompareConfig
 from pyprune.study.destination import require_directory
 from pyprune.study.evaluations import Material
 from pyprune.study.progress import Progress, silent
 from pyprune.study.report import FORMAT, save
-from pyprune.study.requirements import ReadTexts, check_model, check_texts, prompts_from
+from pyprune.study.requirements import ReadTexts, check_checkpoints, check_model, check_texts, prompts_from
+from pyprune.study.room import Room
 from pyprune.study.rows import choose_prunings, evaluated, make_rows
 from pyprune.study.table import table
 from pyprune.study.timing import time_rows
+from pyprune.study.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,23 @@ def compare(
     config: CompareConfig | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> Comparison:
     """Compare the model with its depth-pruned, width-pruned and padded forms, in quality, latency and throughput.
 
     `spec` as in `pyprune.load`. What is measured is said by a `CompareConfig`, or by its `options` (and those of its
-    `CalibrationConfig`) as keywords. For each ratio: blocks removed by PPL; for each width method (its default variant)
-    FFN width and heads narrowed to the depth row's parameter count, and the same padded. Scores and the methods'
-    statistics are taken in the checkpoint's dtype on the calibration text, evaluations on held-out text and all timings
-    in the configured dtype, each row under Hugging Face transformers and under pyprune, interleaved. With `out`, the
-    report is written there. On a GPU every run is timed from an idle device to an idle one.
-    Raises InputError for any bad option before the model is loaded, and when the rows do not fit into memory.
+    `CalibrationConfig`) as keywords. For each ratio: units removed by each depth criterion; for each width method (its
+    default variant) FFN width and heads narrowed to the first depth row's parameter count, and the same padded; then
+    the checkpoints. Scores and the methods' statistics are taken in the checkpoint's dtype on the calibration text,
+    evaluations on held-out text and all timings in the configured dtype, each row under Hugging Face transformers and
+    under pyprune, interleaved. On a GPU every run is timed from an idle device to an idle one. A row that does not fit
+    into memory beside those before it says so in the results.
+    With `out`, the report is written there, and until then what is finished is kept beside it, in OUT.unfinished: the
+    scores, each row's evaluation, and each batch and output length. With `resume` that is not done again.
+    Raises InputError for any bad option before the model is loaded, when not even the original fits into memory, and
+    for what an interrupted comparison left, without `resume` or of other settings, texts, weights or another machine.
     Source: the paper's Table 2 and Figures 1 and 2.
     """
     if config is not None and options:
@@ -65,6 +72,11 @@ def compare(
         require_directory(out)
     config = replace(config, device=str(require_device(config.device)))
     sources = check_texts(spec, config)
+    check_checkpoints(config)
+    for evaluation in config.evaluations:
+        evaluation.check()
+    here = machine.describe()
+    kept = Unfinished.open(out, _settled(spec, config, here), resume)
 
     progress("loading", 0, 1)
     decoder = load(spec, device=config.device)
@@ -72,22 +84,47 @@ def compare(
     check_model(decoder, config)
     calibration, material = tokenised(decoder, config, sources, progress)
     del sources  # a long text need not stay in memory while rows are timed
+    kept.require(
+        weights=weights_digest(decoder.sizes().tensors()),
+        calibration=calibration.fingerprint,
+        evaluation=material.windows.fingerprint,
+    )
     prompts = prompts_from(material.windows.input_ids, max(config.batches), config.timing.input_tokens)
 
-    prunings, scores = choose_prunings(decoder, config, calibration, progress)
-    rows = make_rows(decoder, prunings, config.torch_dtype)
+    prunings, scores = choose_prunings(decoder, config, calibration, kept, progress)
+    shortest = config.timing.input_tokens + min(config.timing.output_tokens)
+    room = Room(decoder.device, min(config.batches), shortest)
+    rows = make_rows(decoder, prunings, config.torch_dtype, config.checkpoints, room)
+    kept.require(
+        checkpoints={row.name: weights_digest(row.decoder.sizes().tensors()) for row in rows if row.source is not None}
+    )
+    entries = evaluated(rows, config.evaluations, material, kept)
+    timings, shortages = time_rows(rows, prompts, config.batches, config.timing, progress, kept)
     results = {
         **subject(spec, decoder, config, scores),
         "calibration": calibration.fingerprint,
         "evaluation": material.windows.fingerprint,
-        "machine": machine.describe(),
-        "rows": evaluated(rows, config.evaluations, material),
-        "timings": time_rows(rows, prompts, config.batches, config.timing, progress),
+        "machine": here,
+        "rows": entries,
+        "timings": timings,
+        "oom": shortages,
     }
     comparison = Comparison(results)
     if out is not None:
         comparison.save(out)
+        kept.remove()
     return comparison
+
+
+def _settled(spec: Any, config: CompareConfig, here: dict[str, Any]) -> dict[str, Any]:
+    """What results depend on, as far as it is known before the model is loaded: what is resumed must have the same."""
+    return {
+        "model": _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__,
+        "settings": config.to_json(),
+        "protocol": config.timing.to_json(),
+        "evaluations": {evaluation.name: evaluation.settings() for evaluation in config.evaluations},
+        "machine": machine.lasting(here),
+    }
 
 
 def tokenised(
@@ -115,9 +152,11 @@ def tokenised(
     return calibration, Material(held_out, tokenizer, progress)
 
 
-def subject(spec: Any, decoder: Decoder, config: CompareConfig, scores: Scores) -> dict[str, Any]:
+def subject(spec: Any, decoder: Decoder, config: CompareConfig, scores: dict[str, Any]) -> dict[str, Any]:
     """What is compared, and how, as JSON data; without the folders of an absolute path."""
     name = _public(decoder.name)
+    (_, first), *more = ((method, {**record, "model": name}) for method, record in scores.items())
+    others = dict(more)
     named = _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else name
     return {
         "format": FORMAT,
@@ -133,7 +172,8 @@ def subject(spec: Any, decoder: Decoder, config: CompareConfig, scores: Scores) 
         "settings": config.to_json(),
         "evaluations": {evaluation.name: evaluation.settings() for evaluation in config.evaluations},
         "protocol": config.timing.to_json(),
-        "scores": {**scores.to_dict(), "model": name},
+        "scores": first,
+        "other_scores": others,
     }
 
 

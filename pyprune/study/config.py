@@ -18,12 +18,17 @@ from pyprune.study.protocols import Protocol, protocol_named
 if TYPE_CHECKING:
     import torch
 
+    from pyprune.study.depth_choice import DepthChoice
     from pyprune.study.evaluations import Evaluation
 
 Path = str | os.PathLike[str]
 
 
-_RENAMED = {"batches": "--batch", "pad_multiple": "--pad-to"}
+_RENAMED = {"batches": "--batch", "pad_multiple": "--pad-to", "checkpoints": "--with"}
+
+
+_OF_AN_EVALUATION = ("tasks", "limit", "data")
+"""Fields that an evaluation holds, which gives their options itself."""
 
 
 def options_of(config: type) -> dict[str, str]:
@@ -82,7 +87,11 @@ class CompareConfig:
     or a Protocol, kept as the latter. `dtype`: of all rows when they are timed and evaluated, a torch dtype or its
     name, kept as the latter. `pad_multiple`: of neurons, for the padded rows. `methods`: width methods
     (`pyprune.width`). `device`: where all of it runs. `eval_text`: held-out text, None for the demonstration's.
-    `evaluations`: what is measured of quality.
+    `criterion`, `unit`, `protect`, `search`: how the depth row's units are chosen, as in `pyprune.score`,
+    `pyprune.depth` and `pyprune.search`; `depth_criteria` in place of `criterion`: a depth row for each, "taylor+" and
+    the like with the first four and the last two blocks protected. `checkpoints`: further rows, a mapping or pairs of a
+    name and whatever `pyprune.load` takes. `tasks`, `limit`, `data`: accuracy on tasks, as in `pyprune.evaluate`.
+    `evaluations`: what is measured of quality; that of the tasks is added to it.
     InputError for any value that is not accepted.
     """
 
@@ -95,22 +104,35 @@ class CompareConfig:
     methods: Sequence[str] = ("wanda-sp",)
     device: str | torch.device = "cpu"
     eval_text: Path | None = None
+    criterion: str = "ppl"
+    depth_criteria: Sequence[str] | None = None
+    unit: str = "block"
+    protect: str | None = None
+    search: str = "one-shot"
+    checkpoints: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
+    tasks: Sequence[str] | None = None
+    limit: int | None = None
+    data: Path | None = None
     evaluations: tuple[Evaluation, ...] = dataclasses.field(default_factory=_default_evaluations)
 
     def __post_init__(self) -> None:
-        normal = {
+        normal: dict[str, Any] = {
             "protocol": protocol_named(self.protocol),
             "ratios": ratio_names(self.ratios),
             "batches": tuple(self.batches),
             "methods": tuple(self.methods),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
-            "evaluations": tuple(self.evaluations),
+            "depth_criteria": None if self.depth_criteria is None else tuple(self.depth_criteria),
+            "checkpoints": checkpoint_pairs(self.checkpoints),
+            "tasks": None if self.tasks is None else tuple(self.tasks),
+            "evaluations": with_tasks(self.evaluations, self.tasks, self.limit, self.data),
         }
         for name, value in normal.items():
             object.__setattr__(self, name, value)
-        check_batches(self.batches, self.timing)
+        check_batches(self.batches)
         check_methods(self.methods)
+        _require_different("rows", self._row_names())
         check_evaluations(self.evaluations)
         _ = self.torch_dtype
         if self.pad_multiple < 2:
@@ -128,6 +150,29 @@ class CompareConfig:
     def from_options(cls, options: object) -> CompareConfig:
         """From the command line's options."""
         return cls(calibration=CalibrationConfig.from_options(options), **_values(cls, options))
+
+    @property
+    def depth_choices(self) -> tuple[DepthChoice, ...]:
+        """What chooses the units of each depth row; InputError for what there is not."""
+        from pyprune.study.depth_choice import depth_choices
+
+        if self.depth_criteria is not None and self.criterion != CompareConfig.criterion:
+            raise InputError(
+                f"criterion {self.criterion} and depth criteria {','.join(self.depth_criteria)}: one or the other is"
+                " expected"
+            )
+        criteria = (self.criterion,) if self.depth_criteria is None else self.depth_criteria
+        _require_different("depth criteria", criteria)
+        return depth_choices(criteria, self.unit, self.protect, self.search)
+
+    def _row_names(self) -> list[str]:
+        """The names of all rows."""
+        from pyprune.study.labels import ORIGINAL, padded
+
+        methods = [choice.method for choice in self.depth_choices]
+        methods += [form for method in self.methods for form in (method, padded(method))]
+        pruned = [f"{method} {ratio}" for ratio in self.ratios for method in methods]
+        return [ORIGINAL, *pruned, *(name for name, _ in checkpoint_pairs(self.checkpoints))]
 
     @property
     def timing(self) -> Protocol:
@@ -155,16 +200,25 @@ class CompareConfig:
             "pad_multiple": self.pad_multiple,
             "methods": list(self.methods),
             "device": self.device,
+            "criteria": [choice.criterion_name for choice in self.depth_choices],
+            "unit": self.unit,
+            "protect": self.protect,
+            "search": self.search,
+            "checkpoints": {name: checkpoint_name(spec) for name, spec in checkpoint_pairs(self.checkpoints)},
         }
 
     def argv(self, spec: str) -> list[str]:
-        """The command that measures this again: every option that has a value, and texts by the last part of their
-        paths, as folders are not published."""
+        """The command that measures this again: every option that has a value; texts and checkpoints by the last part
+        of their paths, as folders are not published."""
         arguments = ["pyprune", "compare", spec]
         for config in (self, self.calibration):
             for name, option in options_of(type(config)).items():
                 value = getattr(config, name)
-                arguments += [] if value is None else [option, _word(name, value)]
+                if name == "checkpoints":
+                    for row, spec_of_row in value:
+                        arguments += [option, f"{row}={checkpoint_name(spec_of_row)}"]
+                elif value is not None and name not in _OF_AN_EVALUATION:
+                    arguments += [option, _word(name, value)]
         for evaluation in self.evaluations:
             arguments += evaluation.argv()
         return [*arguments, "--out", "compare"]
@@ -183,15 +237,46 @@ def ratio_names(ratios: Sequence[str | float]) -> tuple[str, ...]:
     return names
 
 
-def check_batches(batches: Sequence[int], protocol: Protocol) -> None:
-    """Raise InputError for no or repeated batch sizes, one below 1, or one the evaluation text has no prompts for."""
+def check_batches(batches: Sequence[int]) -> None:
+    """Raise InputError for no or repeated batch sizes, and for one that the engine does not take."""
     from pyprune.runtime.engine import MAX_BATCH
 
     _require_different("batch", batches)
-    prompts = min(MAX_BATCH, protocol.evaluation_tokens // protocol.input_tokens)
     for batch in batches:
-        if not 1 <= batch <= prompts:
-            raise InputError(f"batch {batch}: 1 to {prompts} prompts are accepted under the protocol {protocol.name}")
+        if not 1 <= batch <= MAX_BATCH:
+            raise InputError(f"batch {batch}: 1 to {MAX_BATCH} prompts are accepted")
+
+
+def checkpoint_pairs(checkpoints: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """Name and model of each further row; InputError for a name that cannot be one."""
+    pairs = tuple(checkpoints.items() if isinstance(checkpoints, Mapping) else map(tuple, checkpoints))
+    for name, _ in pairs:
+        if not isinstance(name, str) or not name.strip() or "=" in name or not name.isprintable():
+            raise InputError(f"checkpoint {name!r}: a name without = is expected")
+    return pairs
+
+
+def checkpoint_name(spec: Any) -> str:
+    """What a further row's model is called in results: the last part of a path, or the model's own name."""
+    if isinstance(spec, (str, os.PathLike)):
+        text = os.fspath(spec)
+        return os.path.basename(os.path.abspath(text)) if os.path.exists(text) else text
+    return str(getattr(spec, "name", type(spec).__name__))
+
+
+def with_tasks(
+    evaluations: Sequence[Evaluation], tasks: Sequence[str] | None, limit: int | None, data: Path | None
+) -> tuple[Evaluation, ...]:
+    """The evaluations with that of these tasks; InputError for a limit or data without any."""
+    from pyprune.study.evaluations import Accuracy
+
+    if tasks is None:
+        for name, value in (("limit", limit), ("data", data)):
+            if value is not None:
+                raise InputError(f"{name} {value}: belongs to tasks, and none were named")
+        return tuple(evaluations)
+    accuracy = Accuracy(tuple(tasks), limit, None if data is None else os.fspath(data))
+    return (*(evaluation for evaluation in evaluations if evaluation != accuracy), accuracy)
 
 
 def check_methods(methods: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyprune.study.columns import MODEL_COLUMNS, Table, shown
 from pyprune.study.config import CompareConfig
 from pyprune.study.evaluations import evaluations_of
-from pyprune.study.labels import ORIGINAL, label_of
-from pyprune.study.table import engines, ratios, table
+from pyprune.study.labels import ORIGINAL, is_checkpoint, label_of
+from pyprune.study.table import engines, measured, model_columns, model_lines, ratios
 
 FEW_RUNS = 6
 """Fewer have no 95 % interval of their median."""
@@ -17,17 +18,57 @@ FEW_RUNS = 6
 def findings(results: dict[str, Any]) -> list[str]:
     """Sentences on the sample, on each pruned row's speed against the original and against its bytes, on the paper's
     statement about width pruning, and what the evaluations say. `results` as `compare` gives them."""
-    lines = [line for line in table(results) if line["row"] != ORIGINAL]
-    sentences = [sample_sentence(results)]
+    lines = [line for line in measured(results) if line["row"] != ORIGINAL and line["speedup"] is not None]
+    sentences = [sample_sentence(results)] if results["timings"] else []
+    sentences += memory_sentences(results)
     for row in dict.fromkeys(line["row"] for line in lines):
         for engine in engines(results):
-            sentences.append(speed_sentence([line for line in lines if (line["row"], line["engine"]) == (row, engine)]))
+            own = [line for line in lines if (line["row"], line["engine"]) == (row, engine)]
+            sentences += [speed_sentence(own)] if own else []
     for method in methods_of(results):
         sentences.extend(paper_sentence(lines, engine, method) for engine in engines(results))
     for ratio in ratios(results):
-        rows = [row for row in results["rows"] if row["ratio"] == ratio]
+        rows = [row for row in results["rows"] if row["ratio"] == ratio and "oom" not in row]
         for evaluation in evaluations_of(results):
             sentences.extend(evaluation.findings(rows))
+    return sentences + checkpoint_sentences(results)
+
+
+def memory_sentences(results: dict[str, Any]) -> list[str]:
+    """Which rows did not fit into memory, and by how much."""
+    sentences = []
+    for row in results["rows"]:
+        if "oom" in row:
+            sentences.append(f"{row['name']} was not run: out of memory. {_shortage(row['oom'])}")
+    whole = {row["name"] for row in results["rows"] if "oom" in row}
+    for entry in results.get("oom", []):
+        if entry["row"] not in whole:
+            sentences.append(
+                f"{entry['row']} under {entry['engine']} at batch {entry['batch']} with {entry['output_tokens']} new "
+                f"tokens was not run: out of memory. {_shortage(entry)}"
+            )
+    return sentences
+
+
+def _shortage(entry: Mapping[str, Any]) -> str:
+    planned, needed, left = (entry[f"{name}_bytes"] / 2**30 for name in ("planned", "needed", "available"))
+    return (
+        f"It is planned at {planned:.3g} GiB, of which {needed:.3g} GiB were still to be allocated, and {left:.3g} GiB "
+        "were available beside the rows before it."
+    )
+
+
+def checkpoint_sentences(results: dict[str, Any]) -> list[str]:
+    """The quality of each checkpoint that was given, beside the original's."""
+    columns = [c for c in shown(model_columns(results), Table.MODELS) if c not in MODEL_COLUMNS]
+    sentences = []
+    for line in model_lines(results):
+        if is_checkpoint(line.row["method"]) and "oom" not in line.row:
+            measures = ", ".join(f"{column.header} {column.format(column.value(line))}" for column in columns)
+            sentences.append(
+                f"{line.row['name']} ({line.row['source']}) has {line.row['parameters'] / 1e6:.2f} M parameters, "
+                f"{line.row['removed_share']:.1%} fewer than the original: {measures}."
+            )
     return sentences
 
 
@@ -56,7 +97,7 @@ def _against(line: dict[str, Any], value: float, below: str, within: str, above:
 
 def sample_sentence(results: dict[str, Any]) -> str:
     """How many runs each number stands on and how far they spread."""
-    lines = table(results)
+    lines = measured(results)
     runs = min(line["runs"] for line in lines)
     widest = max(lines, key=lambda line: line["latency_max_s"] / line["latency_min_s"])
     sentence = (

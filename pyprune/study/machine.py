@@ -48,6 +48,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def lasting(here: dict[str, Any]) -> dict[str, Any]:
+    """What of a machine (`describe`) must be the same for times to be comparable."""
+    names = ("cpu", "cpu_flags", "usable_cores", "threads", "gpus", "versions", "commit")
+    clocks = {"sm_clock_mhz", "memory_clock_mhz"}  # of this moment
+    kept = {name: here[name] for name in names}
+    kept["gpus"] = [{name: value for name, value in gpu.items() if name not in clocks} for gpu in here["gpus"]]
+    return kept
+
+
 def commit(folder: Path) -> str | None:
     """The git commit of the checkout that holds this package, "-dirty" added when files differ; None outside of one."""
     root = folder.parent

@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from pyprune.study.columns import Table, cells, shown
+from pyprune.study.depth_choice import choices_of
 from pyprune.study.findings import findings, methods_of
-from pyprune.study.labels import label_of
+from pyprune.study.labels import is_checkpoint, label_of
 from pyprune.study.table import model_columns, model_lines, timing_columns, timing_lines
 
 STYLE = """
@@ -37,6 +38,7 @@ def page(results: dict[str, Any], figures: dict[str, bytes]) -> str:
         "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(results)) + "</ul>",
         "<h2>The models</h2>",
         html_table(*model_cells(results)),
+        *_task_part(results),
         "<h2>Latency and throughput</h2>",
         "<p>Latency T is the time for a batch of M prompts to become M·L new tokens; throughput is M·L/T. "
         "Medians; the range is that of the runs kept. The speed-up is over the original under the same engine, paired "
@@ -84,18 +86,40 @@ def introduction(results: dict[str, Any]) -> str:
     protocol, options = results["protocol"], results["settings"]
     lengths = " and ".join(str(length) for length in protocol["output_tokens"])
     methods = " and by ".join(label_of(method) for method in methods_of(results))
+    depths = "; with ".join(str(choice) for choice in choices_of(results))
+    given = [line.row["name"] for line in model_lines(results) if is_checkpoint(line.row["method"])]
+    others = f" Beside them stand the checkpoints {', '.join(given)}." if given else ""
     return (
-        f"The model, the same with whole blocks removed (least perplexity on the calibration text without them), and "
-        f"with its FFN and heads narrowed by {methods} to the same number of parameters, as it comes and with the FFN "
-        f"width padded to a multiple of {options['pad_multiple']}. Protocol {protocol['name']}: "
-        f"{protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in {options['dtype']}, Hugging "
-        f"Face transformers (sdpa attention, not compiled) and pyprune in turn."
+        f"The model, the same with {depths}, and with its FFN and heads narrowed by {methods} to the same number of "
+        f"parameters, as it comes and with the FFN width padded to a multiple of {options['pad_multiple']}.{others} "
+        f"Protocol {protocol['name']}: {protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in "
+        f"{options['dtype']}, Hugging Face transformers (sdpa attention, not compiled) and pyprune in turn."
     )
 
 
 def model_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of models."""
     return cells(shown(model_columns(results), Table.MODELS), model_lines(results))
+
+
+def task_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Header and cells of the table of tasks; None where no accuracy was taken."""
+    columns = shown(model_columns(results), Table.TASKS)
+    if not columns:
+        return None
+    return cells([*shown(model_columns(results), Table.MODELS)[:1], *columns], model_lines(results))
+
+
+def _task_part(results: dict[str, Any]) -> list[str]:
+    tasks = task_cells(results)
+    if tasks is None:
+        return []
+    return [
+        "<h2>Accuracy by task</h2>",
+        "<p>In percent, zero-shot, with its standard error over documents: acc_norm for HellaSwag, ARC-c and OBQA, "
+        "else acc. The mean over the tasks stands in the table above.</p>",
+        html_table(*tasks),
+    ]
 
 
 def timing_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyprune.pruning.method import Style
 from pyprune.study.figure import add_grid, new_figure, png
-from pyprune.study.labels import ORIGINAL, style_of
-from pyprune.study.table import engines, ratios, settings, table
+from pyprune.study.labels import ORIGINAL, is_checkpoint, shown_method, styles
+from pyprune.study.table import engines, measured, ratios, settings, table
 
 LINES = {"hf": (0, (4, 2)), "pyprune": "solid"}
 RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
@@ -15,13 +16,16 @@ RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
 def quality_and_throughput(results: dict[str, Any]) -> bytes:
     """PNG after Figure 1, a line of two panels a ratio: perplexity against speed-up at the smallest batch, and
     throughput against latency over the batch sizes. Open markers and dashes: hf; filled and solid: pyprune."""
-    lines, groups = table(results), ratios(results)
+    lines, groups = measured(results), ratios(results)
+    looks = styles(line["method"] for line in table(results))
     figure = new_figure(11.0, 4.6 * len(groups))
     grid = figure.subplots(len(groups), 2, squeeze=False)
     for (left, right), ratio in zip(grid, groups, strict=True):
-        shown = [line for line in lines if line["row"] == ORIGINAL or line["ratio"] == ratio]
-        _quality_panel(left, shown, ratio)
-        _throughput_panel(right, shown, ratio)
+        shown = [
+            line for line in lines if line["row"] == ORIGINAL or line["ratio"] == ratio or is_checkpoint(line["method"])
+        ]
+        _quality_panel(left, shown, ratio, looks)
+        _throughput_panel(right, shown, ratio, looks)
     _legend(figure, right)
     return png(figure)
 
@@ -29,7 +33,8 @@ def quality_and_throughput(results: dict[str, Any]) -> bytes:
 def latency_by_batch(results: dict[str, Any]) -> bytes:
     """PNG after the lower half of Figure 2: latency against batch size, a column of panels for each output length and
     a row of them for each engine."""
-    lines, groups = table(results), ratios(results)
+    lines, groups = measured(results), ratios(results)
+    looks = styles(line["method"] for line in table(results))
     lengths = list(dict.fromkeys(length for _, length in settings(results)))
     names = engines(results)
     # Panels of one output length share their axis, so that the engines can be compared by eye.
@@ -41,8 +46,10 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
             row_lines = [
                 line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
             ]
+            if not row_lines:  # no batch of it fitted into memory
+                continue
             row_lines.sort(key=lambda line: line["batch"])
-            colour, marker = style_of(row_lines[0]["method"])
+            colour, marker = looks[row_lines[0]["method"]]
             dashes = (
                 RATIO_LINES[groups.index(row_lines[0]["ratio"]) % len(RATIO_LINES)]
                 if row_lines[0]["ratio"]
@@ -64,18 +71,18 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
     return png(figure)
 
 
-def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
-    batch = min(line["batch"] for line in lines)
-    length = min(line["output_tokens"] for line in lines)
+def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str, looks: dict[str, Style]) -> None:
+    batch = min((line["batch"] for line in lines), default=0)
+    length = min((line["output_tokens"] for line in lines), default=0)
     shown = [line for line in lines if (line["batch"], line["output_tokens"]) == (batch, length)]
     for line in shown:
-        if line.get("ppl") is not None:
-            colour, marker = style_of(line["method"])
+        if line.get("ppl") is not None and line["speedup"] is not None:
+            colour, marker = looks[line["method"]]
             face = colour if line["engine"] == "pyprune" else "none"
             panel.plot(
                 line["speedup"], line["ppl"], marker=marker, markersize=10, markerfacecolor=face,
                 markeredgecolor=colour, markeredgewidth=1.8, linestyle="none",
-                label=f"{line['method']}, {line['engine']}",
+                label=f"{shown_method(line['method'])}, {line['engine']}",
             )  # fmt: skip
     finite = [line["ppl"] for line in shown if line.get("ppl") is not None]
     if finite and max(finite) > 8 * min(finite):
@@ -89,19 +96,21 @@ def _quality_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
     add_grid(panel)
 
 
-def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str) -> None:
-    length = min(line["output_tokens"] for line in lines)
+def _throughput_panel(panel: Any, lines: list[dict[str, Any]], ratio: str, looks: dict[str, Style]) -> None:
+    length = min((line["output_tokens"] for line in lines), default=0)
     for row, engine in dict.fromkeys((line["row"], line["engine"]) for line in lines):
         row_lines = [
             line for line in lines if (line["row"], line["engine"], line["output_tokens"]) == (row, engine, length)
         ]
+        if not row_lines:
+            continue
         row_lines.sort(key=lambda line: line["batch"])
-        colour, marker = style_of(row_lines[0]["method"])
+        colour, marker = looks[row_lines[0]["method"]]
         panel.plot(
             [line["latency_s"] for line in row_lines], [line["tokens_per_s"] for line in row_lines], color=colour,
             marker=marker, linestyle=LINES.get(engine, "solid"),
             markerfacecolor=colour if engine == "pyprune" else "none", markersize=7, linewidth=1.4,
-            label=f"{row_lines[0]['method']}, {engine}",
+            label=f"{shown_method(row_lines[0]['method'])}, {engine}",
         )  # fmt: skip
         if row == ORIGINAL:
             for line in row_lines:

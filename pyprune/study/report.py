@@ -12,7 +12,7 @@ from pyprune.errors import InputError
 from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
 from pyprune.study.columns import Table, cells, shown
 from pyprune.study.findings import findings
-from pyprune.study.page import model_cells, page
+from pyprune.study.page import model_cells, page, task_cells
 from pyprune.study.plots import latency_by_batch, quality_and_throughput
 from pyprune.study.table import engines, settings, table, timing_columns, timing_lines
 
@@ -89,6 +89,8 @@ def terminal(results: dict[str, Any]) -> list[Any]:
     from rich.text import Text
 
     parts: list[Any] = [_grid(f"Models: {results['model']['name']}", *model_cells(results))]
+    tasks = task_cells(results)
+    parts += [_grid("Accuracy by task, % (± standard error)", *tasks)] if tasks else []
     parts += [_timings(results, batch, length) for batch, length in settings(results)]
     return parts + [Padding(Text("- " + sentence), (0, 0, 0, 1)) for sentence in findings(results)]
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from pyprune import pruning
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.models.sizes import kv_bytes_per_position
-from pyprune.pruning.budget import depth_count
+from pyprune.models.load import load_sizes
 from pyprune.pruning.width import dry_run
 from pyprune.runtime import memory
 from pyprune.scoring import calibration as texts
@@ -50,6 +49,7 @@ def check_model(decoder: Decoder, config: CompareConfig) -> None:
     """Raise InputError when the model cannot be compared so: context, ratios, evaluations or memory."""
     check_positions(decoder, config)
     check_ratios(decoder, config)
+    check_alike(decoder, config)
     for evaluation in config.evaluations:
         if "tokenizer" in evaluation.needs and decoder.tokenizer_source is None:
             raise InputError(f"{decoder.name}: has no tokenizer, which the evaluation {evaluation.name} needs")
@@ -72,45 +72,54 @@ def check_ratios(decoder: Decoder, config: CompareConfig) -> None:
     """Raise InputError when some ratio has no depth-pruned form of this model, or no width of the same size."""
     for name in config.ratios:
         ratio = pruning.parse_ratio(str(name))
-        depth_count(decoder, ratio)
+        for choice in config.depth_choices:
+            choice.check_model(decoder, ratio)
         for method in config.methods:
             dry_run(decoder, method, ratio=ratio)
 
 
+def check_checkpoints(config: CompareConfig) -> None:
+    """Raise InputError for a checkpoint that cannot be read, as far as its configuration tells."""
+    for name, spec in config.checkpoints:
+        try:
+            load_sizes(spec)
+        except InputError as error:
+            raise InputError(f"--with {name}: {error}") from None
+
+
+def check_alike(decoder: Decoder, config: CompareConfig) -> None:
+    """Raise InputError for a checkpoint that cannot take the same tokens, or as many of them."""
+    for name, spec in config.checkpoints:
+        sizes = load_sizes(spec)
+        if sizes.vocab_size != decoder.vocab_size:
+            raise InputError(
+                f"--with {name}: a vocabulary of {sizes.vocab_size}; the {decoder.vocab_size} of {decoder.name} are"
+                " expected, for all rows read the same tokens"
+            )
+        check_positions(sizes, config)
+
+
 def check_memory(decoder: Decoder, config: CompareConfig) -> None:
-    """Raise InputError, with both numbers, when all rows and their caches together will not fit into free memory."""
+    """Raise InputError, with both numbers, when not even the original in the timed dtype will fit into free memory.
+    What else does not fit is a row that says so."""
     needed = needed_bytes(decoder, config)
     available = memory.available(decoder.device)
     if available is not None and needed > available:
         raise InputError(
-            f"{decoder.name}: the comparison needs about {needed} bytes more and {available} are available on "
-            f"{decoder.device}; "
-            "fewer ratios, a smaller batch or a smaller model is expected"
+            f"{decoder.name}: the comparison needs about {needed} bytes more for the original in {config.dtype} alone "
+            f"and {available} are available on {decoder.device}; a smaller model is expected"
         )
 
 
 def needed_bytes(decoder: Decoder, config: CompareConfig) -> int:
-    """An upper estimate of what the comparison allocates beyond the loaded model.
-
-    For timing: the model in the timed dtype, two narrowed copies a ratio and width method, and for all rows a cache and
-    logits; the depth row shares the original's weights. Scoring plans its own memory.
-    """
-    protocol, dtype, batch = config.timing, config.torch_dtype, max(config.batches)
-    narrowed = 2 * len(config.ratios) * len(config.methods)
-    rows = 1 + len(config.ratios) + narrowed
-    length = protocol.input_tokens + max(protocol.output_tokens)
-    caches = rows * batch * length * kv_bytes_per_position(decoder) // decoder.dtype.itemsize * dtype.itemsize
-    logits = 2 * max(batch, 8) * protocol.evaluation_window * decoder.vocab_size * 4
-    copies = (0 if decoder.dtype == dtype else 1) + narrowed
-    return copies * decoder.parameters() * dtype.itemsize + caches + logits
+    """What the original takes beyond the loaded model: a copy in the timed dtype, if that is another one, and the
+    logits of an evaluation. Scoring plans its own memory."""
+    copy = 0 if decoder.dtype == config.torch_dtype else decoder.parameters() * config.torch_dtype.itemsize
+    return copy + 16 * config.timing.evaluation_window * decoder.vocab_size * 4
 
 
 def prompts_from(evaluation: Tensor, batch: int, tokens: int) -> Tensor:
-    """`[batch, tokens]` prompts, one after the other from the evaluation text."""
+    """`[batch, tokens]` prompts, one after the other from the evaluation text, which begins again where it ends."""
     ids = evaluation.flatten()
-    if len(ids) < batch * tokens:
-        raise InputError(
-            f"batch {batch}: the evaluation text has {len(ids)} tokens, and {batch} prompts of {tokens} need "
-            f"{batch * tokens}"
-        )
-    return ids[: batch * tokens].view(batch, tokens)
+    times = -(-batch * tokens // len(ids))
+    return ids.repeat(times)[: batch * tokens].view(batch, tokens)

@@ -205,7 +205,7 @@ class Kept:
     def open(cls, target: Path, settings: Settings, here: dict[str, Any]) -> Kept:
         """What was kept for `target`, checked against these settings and this machine; a new file where nothing was."""
         path = target.with_name(f".{target.name}.sweep.jsonl")
-        header = {"format": FORMAT, "settings": settings.to_json(), "machine": _lasting(here)}
+        header = {"format": FORMAT, "settings": settings.to_json(), "machine": machine.lasting(here)}
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(header) + "\n", encoding="utf-8")
@@ -240,15 +240,6 @@ def _json_lines(lines: Sequence[str]) -> Iterator[Any]:
             yield json.loads(line)
         except ValueError:
             return
-
-
-def _lasting(here: dict[str, Any]) -> dict[str, Any]:
-    """What of a machine must be the same for points to be comparable."""
-    names = ("cpu", "cpu_flags", "usable_cores", "threads", "gpus", "versions", "commit")
-    clocks = {"sm_clock_mhz", "memory_clock_mhz"}  # of this moment
-    kept = {name: here[name] for name in names}
-    kept["gpus"] = [{name: value for name, value in gpu.items() if name not in clocks} for gpu in here["gpus"]]
-    return kept
 
 
 def _expect_whole(name: str, value: object) -> None:

@@ -18,41 +18,101 @@ from pyprune.study.device import synchroniser
 from pyprune.study.measure import interleave
 from pyprune.study.progress import Progress, silent
 from pyprune.study.protocols import Protocol
+from pyprune.study.room import Room, Shortage
 from pyprune.study.rows import Row
+from pyprune.study.unfinished import Unfinished
+
+HF, OURS = "hf", "pyprune"
 
 Generate = Callable[[Tensor, int], object]
 """Prompts `[batch, tokens]` and the number of new tokens for each."""
 
 
 def time_rows(
-    rows: Sequence[Row], prompts: Tensor, batches: Sequence[int], protocol: Protocol, progress: Progress = silent
-) -> list[dict[str, Any]]:
-    """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round.
+    rows: Sequence[Row],
+    prompts: Tensor,
+    batches: Sequence[int],
+    protocol: Protocol,
+    progress: Progress = silent,
+    kept: Unfinished | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round; and
+    what did not fit into memory, with the planner's figures.
 
-    The prompts are moved to the rows' device; both engines get them there.
+    The prompts are moved to the rows' device; both engines get them there. What `kept` holds is not timed again: a
+    batch and an output length is finished, or begins anew, because its rows are compared round by round.
     """
-    device = rows[0].decoder.device
-    prompts, synchronise = prompts.to(device), synchroniser(device)
-    longest = protocol.input_tokens + max(protocol.output_tokens)
+    kept = kept or Unfinished.nowhere()
+    theirs: dict[str, Generate] = {}
+    prompts = prompts.to(rows[0].decoder.device)
+    settings = [(batch, length) for batch in batches for length in protocol.output_tokens]
+    timings: list[dict[str, Any]] = []
+    shortages: list[dict[str, Any]] = []
+    for turn, (batch, length) in enumerate(settings):
+        stage = f"timing {turn + 1} of {len(settings)}, batch {batch}, {length} tokens"
+        part = kept.part(
+            f"timings, batch {batch}, {length} tokens",
+            partial(_time_setting, rows, theirs, prompts[:batch], length, protocol, partial(progress, stage)),
+        )
+        timings += part["timings"]
+        shortages += part["oom"]
+    return timings, shortages
+
+
+def _time_setting(
+    rows: Sequence[Row],
+    theirs: dict[str, Generate],
+    prompts: Tensor,
+    length: int,
+    protocol: Protocol,
+    done: Callable[[int, int], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """One batch and output length. `theirs`: Hugging Face's models by row, made when first needed."""
+    device, batch = rows[0].decoder.device, len(prompts)
+    longest = protocol.input_tokens + length
+    room, short = Room(device, batch, longest), dict[tuple[str, str], Shortage]()
     engines: dict[tuple[str, str], Generate] = {}
-    for row in rows:
-        engines[row.name, "hf"] = hugging_face(row.decoder)
-        engines[row.name, "pyprune"] = ours(row.decoder, max(batches), longest)
-    timings = []
-    total = len(batches) * len(protocol.output_tokens)
-    for turn, (batch, length) in enumerate((b, n) for b in batches for n in protocol.output_tokens):
-        runnables = {key: partial(generate, prompts[:batch], length) for key, generate in engines.items()}
-        stage = f"timing {turn + 1} of {total}, batch {batch}, {length} tokens"
-        # A collection in the middle of a run would be charged to whoever happens to allocate then.
-        with _no_collection():
-            samples = interleave(
-                runnables, protocol.runs, protocol.warmups, done=partial(progress, stage), synchronise=synchronise
-            )
-        timings += [
-            {"row": name, "engine": engine, "batch": batch, "output_tokens": length, "seconds": seconds}
-            for (name, engine), seconds in samples.items()
-        ]
-    return timings
+    # Our engines keep their caches. Hugging Face's is made anew for every call, and no two calls run at the same time.
+    for engine in (OURS, HF):
+        for row in rows:
+            shortage = row.shortage or room.admit(row.decoder, keeps_cache=engine == OURS)
+            if shortage is None:
+                if engine == OURS:
+                    generate = ours(row.decoder, batch, longest)
+                else:
+                    generate = theirs[row.name] = theirs.get(row.name) or hugging_face(row.decoder)
+                engines[row.name, engine] = generate
+                shortage = _out_of_memory(room, row.decoder, generate, prompts, length)
+            if shortage is not None:
+                engines.pop((row.name, engine), None)
+                short[row.name, engine] = shortage
+    runnables = {key: partial(engines[key], prompts, length) for key in _in_order(rows) if key in engines}
+    # A collection in the middle of a run would be charged to whoever happens to allocate then.
+    with _no_collection():
+        samples = interleave(runnables, protocol.runs, protocol.warmups, done=done, synchronise=synchroniser(device))
+
+    def setting(name: str, engine: str) -> dict[str, Any]:
+        return {"row": name, "engine": engine, "batch": batch, "output_tokens": length}
+
+    return {
+        "timings": [{**setting(*key), "seconds": seconds} for key, seconds in samples.items()],
+        "oom": [{**setting(*key), **short[key].to_json()} for key in _in_order(rows) if key in short],
+    }
+
+
+def _in_order(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(row.name, engine) for row in rows for engine in (HF, OURS)]
+
+
+def _out_of_memory(room: Room, decoder: Decoder, generate: Generate, prompts: Tensor, length: int) -> Shortage | None:
+    """Run once on a GPU, whose workspace is planned by an estimate: what is short there, if anything is."""
+    if prompts.device.type != "cuda":
+        return None
+    try:
+        generate(prompts, length)
+    except torch.OutOfMemoryError:
+        return room.shortage(decoder)
+    return None
 
 
 def hugging_face(decoder: Decoder) -> Generate:

@@ -81,7 +81,9 @@ def main() -> int:
     for model_type, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
         if not options.families or model_type in options.families:
             rows.append(examined(model_type, name))
-            print(f"{model_type}: {rows[-1].kind}; {rows[-1].scores}; {rows[-1].checkpoint}", file=sys.stderr, flush=True)
+            print(
+                f"{model_type}: {rows[-1].kind}; {rows[-1].scores}; {rows[-1].checkpoint}", file=sys.stderr, flush=True
+            )
     text = page(rows)
     if options.out is None:
         print(text, end="")

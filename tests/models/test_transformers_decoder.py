@@ -157,9 +157,7 @@ def test_an_encoder_decoder_is_refused():
 
 
 def test_a_model_that_sees_later_tokens_is_refused():
-    config = BertConfig(
-        vocab_size=67, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=67, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     refused(BertLMHeadModel(config).eval(), "its logits at a token depend on later tokens")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pyprune import Decoder, Engine, InputError, Pruning, apply, load, to_transformers
 from pyprune.runtime import engine as module
+from pyprune.runtime.engine import MAX_BATCH
 from tests import seeds
 from tests.judge import assert_as_near_as
 
@@ -133,18 +134,44 @@ def test_a_seed_reproduces_and_another_one_does_not(tiny):
     assert not torch.equal(draw[0], draw[2])
 
 
-def test_the_largest_batch_runs(tiny):
-    prompt = ids(64, 3)
-    out = Engine(tiny, max_batch=64, max_len=8).generate(prompt, max_new_tokens=5)
-    alone = Engine(tiny, max_len=8)
-    assert torch.equal(out[:1], alone.generate(prompt[:1], max_new_tokens=5))
+@pytest.mark.parametrize(("batch", "skip"), [(65, None), (MAX_BATCH, SKIPS[-1])], ids=str)
+def test_logits_equal_hugging_face_beyond_the_rows_of_one_step(tiny, batch: int, skip: dict | None):
+    engine, sequence = Engine(tiny, max_batch=batch, max_len=9), ids(batch, 9)
+    logits = [engine.prefill(sequence[:, :5], skip=skip)]
+    logits += [engine.decode(sequence[:, 5 + step]) for step in range(4)]
+    assert_as_near_as(torch.stack(logits, dim=1), reference(tiny, skip), lambda model: model(sequence).logits[:, 4:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_batch_gives_the_tokens_of_each_prompt_alone(tiny, dtype):
+    """Prompts of different lengths, ends, and blocks left out, at every place of the batch."""
+    decoder, prompt = tiny.to(dtype), ids(MAX_BATCH, 4)
+    mask = torch.ones_like(prompt)
+    mask[1::3, :2] = 0
+    skip = {"blocks": [1], "ffn": [3]}
+    # 64 prompt tokens at a time: then a prompt has the same bits in every batch, whatever multiplies many rows.
+    together = Engine(decoder, max_batch=MAX_BATCH, max_len=9, prefill_chunk=64)
+    end = int(together.generate(prompt[:1], mask[:1], skip=skip, max_new_tokens=3)[0, 2])
+    options = {"skip": skip, "max_new_tokens": 5, "eos_token_id": end}
+    tokens = together.generate(prompt, mask, **options)
+    alone = Engine(decoder, max_len=9, prefill_chunk=64)
+    for row in (0, 1, 63, 64, 127, 128, 191, 200, MAX_BATCH - 1):
+        expected = alone.generate(prompt[row : row + 1], mask[row : row + 1], **options)[0]
+        assert torch.equal(tokens[row, : len(expected)], expected), row
+
+
+def test_any_batch_up_to_the_largest_may_follow_another(tiny):
+    engine, prompt = Engine(tiny, max_batch=130, max_len=9, prefill_chunk=64), ids(130, 4)
+    expected = engine.generate(prompt, max_new_tokens=5)
+    for batch in (1, 64, 65, 129, 130):
+        assert torch.equal(engine.generate(prompt[:batch], max_new_tokens=5), expected[:batch]), batch
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (dict(max_batch=0), "max_batch: 0"),
-        (dict(max_batch=65), "max_batch: 65"),
+        (dict(max_batch=257), "max_batch: 257"),
         (dict(max_len=0), "max_len: 0"),
         (dict(prefill_chunk=0), "prefill_chunk: 0"),
         (dict(max_batch=1.5), "max_batch: 1.5 given; a whole number"),

@@ -138,6 +138,7 @@ WORK = [
     (SHAPE, "fp32", Pruning(), 3, 700),  # nothing is widened
     (SHAPE, "bf16", Pruning(), 1, 90),  # one piece
     (SHAPE, "bf16", Pruning(), 40, 100),  # pieces of few tokens
+    (SHAPE.replace("vocab=301", "vocab=9001"), "bf16", Pruning(), 200, 6),  # logits of several steps, put together
     (GQA_NONE, "bf16", Pruning(), 8, 900),  # the cache rows seen, in float32, outweigh the FFN
     ("shape:hidden=1024,blocks=2,heads=8,kv_heads=8,head_dim=128,ffn=5000,vocab=301", "bf16", Pruning(), 2, 300),
     ("shape:hidden=256,blocks=4,heads=8,kv_heads=2,head_dim=32,ffn=701,vocab=301", "bf16", CUT, 8, 300),
@@ -249,10 +250,10 @@ def test_a_plan_takes_what_the_engine_takes_unless_told_otherwise(tiny):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"batch": 0}, "batch 0: 1 to 64"),
-        ({"batch": 65}, "batch 65: 1 to 64"),
-        ({"batch": 1.5}, "batch 1.5: 1 to 64"),
-        ({"batch": True}, "batch True: 1 to 64"),
+        ({"batch": 0}, "batch 0: 1 to 256"),
+        ({"batch": 257}, "batch 257: 1 to 256"),
+        ({"batch": 1.5}, "batch 1.5: 1 to 256"),
+        ({"batch": True}, "batch True: 1 to 256"),
         ({"length": "12"}, "length 12: 1 to 2048"),
         ({"length": 0}, "length 0: 1 to 2048"),
         ({"length": 2049}, "length 2049: 1 to 2048, the context of shape:tiny"),

@@ -36,6 +36,9 @@ class BlockCount:
         Column("counted", "counted", "{:d} counted".format, entry("counted"), Table.CSV | Table.MODELS),
     )
 
+    def check(self) -> None:
+        pass
+
     def evaluate(self, name: str, decoder: Any, material: Material) -> dict[str, Any]:
         return {"counted": self.factor * len(decoder.blocks)}
 
@@ -86,7 +89,7 @@ def test_a_new_evaluation_reaches_results_command_csv_page_and_screen(tmp_path):
 
 
 def test_results_of_an_evaluation_that_is_not_known_are_refused_by_name(results, tmp_path):
-    with pytest.raises(InputError, match="the evaluation 'magic': perplexity are accepted"):
+    with pytest.raises(InputError, match="the evaluation 'magic': perplexity, accuracy are accepted"):
         render({**results, "evaluations": {"magic": {}}}, tmp_path / "report")
 
 

@@ -87,7 +87,9 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     hidden = _first_hidden(calls[0].output)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise InputError(f"{label(model)}: it names no head (get_output_embeddings); a causal language model is expected")
+        raise InputError(
+            f"{label(model)}: it names no head (get_output_embeddings); a causal language model is expected"
+        )
     head_calls = [call for call in trace.calls if call.module is head]
     if len(head_calls) != 1:
         raise InputError(f"{label(model)}: its head runs {len(head_calls)} times in one forward pass; once is expected")
@@ -147,7 +149,9 @@ def ordinary_logits(model: nn.Module, input_ids: Tensor, mask: Tensor | None = N
     output = model(**forward_arguments(model, input_ids, mask))
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != input_ids.shape:
-        raise InputError(f"{label(model)}: its forward pass returns no logits for each token; a causal model is expected")
+        raise InputError(
+            f"{label(model)}: its forward pass returns no logits for each token; a causal model is expected"
+        )
     return logits
 
 

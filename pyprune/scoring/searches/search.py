@@ -60,7 +60,7 @@ def search(
 
     Raises InputError for an unknown method, unit or criterion, an amount that cannot be had, and as `score` does.
     """
-    _check(method, criterion, unit, options)
+    check_search(method, criterion, unit, options)
     decoder = as_any_decoder(model)
     candidates = Candidates.of(decoder, unit, protect, count, ratio)
     if method == "window":
@@ -90,7 +90,8 @@ def search(
     )
 
 
-def _check(method: str, criterion: str, unit: str, options: dict[str, Any]) -> None:
+def check_search(method: str, criterion: str, unit: str, options: dict[str, Any]) -> None:
+    """Raise InputError for a search, criterion, unit or option that there is not, or that do not go together."""
     if method not in METHODS:
         raise InputError(f"method: {method!r} given; {', '.join(METHODS)} are accepted")
     accepted = METHODS[method]

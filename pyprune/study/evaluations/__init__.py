@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyprune.errors import InputError
+from pyprune.study.evaluations.accuracy import Accuracy
 from pyprune.study.evaluations.evaluation import Evaluation, Material, Need
 from pyprune.study.evaluations.perplexity import Perplexity
 
 EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
     Perplexity.name: Perplexity,
+    Accuracy.name: Accuracy.of,
 }
 """Name -> what makes one of its settings."""
 
@@ -27,4 +29,4 @@ def evaluations_of(results: Mapping[str, Any]) -> list[Evaluation]:
     return evaluations
 
 
-__all__ = ["DEFAULT", "EVALUATIONS", "Evaluation", "Material", "Need", "Perplexity", "evaluations_of"]
+__all__ = ["DEFAULT", "EVALUATIONS", "Accuracy", "Evaluation", "Material", "Need", "Perplexity", "evaluations_of"]

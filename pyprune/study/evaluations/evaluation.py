@@ -42,6 +42,9 @@ class Evaluation(Protocol):
     @property
     def columns(self) -> tuple[Column[ModelLine], ...]: ...
 
+    def check(self) -> None:
+        """Raise InputError for what cannot be had, whatever the model."""
+
     def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
         """JSON data for the entry of the row of this name in the results; keys that no other evaluation has."""
 

@@ -32,6 +32,9 @@ class Perplexity:
         Column("ppl_ratio", "of orig.", times, _over_original, Table.CSV | Table.MODELS),
     )
 
+    def check(self) -> None:
+        """Nothing: texts are checked for all."""
+
     def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
         progress = partial(material.progress, f"perplexity, {name}")
         losses = window_losses(decoder, material.windows.input_ids, distributed=False, progress=progress)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.study import report
+from pyprune.study.labels import unpadded
 from pyprune.study.measure import Speedup, speedup
 from pyprune.study.paper import facts
 
@@ -236,8 +237,9 @@ def _comparison(results: dict[str, Any], source: str, by_model: dict[str, Eviden
     evidence.sources.append(source)
     rows = {}
     for entry in results["rows"]:
-        method, _, padded = entry["method"].partition(" ")
-        if method in facts.NAMES:
+        method = unpadded(entry["method"])
+        padded = method != entry["method"]
+        if method in facts.NAMES and "oom" not in entry:
             row = Row(
                 method, entry["ratio"], "64" if padded else "packed", entry["bytes_per_token"],
                 entry.get("kv_bytes_per_position") or 0, entry["blocks"],
