@@ -81,7 +81,9 @@ def main() -> int:
     for model_type, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
         if not options.families or model_type in options.families:
             rows.append(examined(model_type, name))
-            print(f"{model_type}: {rows[-1].kind}; {rows[-1].scores}; {rows[-1].checkpoint}", file=sys.stderr, flush=True)
+            print(
+                f"{model_type}: {rows[-1].kind}; {rows[-1].scores}; {rows[-1].checkpoint}", file=sys.stderr, flush=True
+            )
     text = page(rows)
     if options.out is None:
         print(text, end="")
@@ -182,7 +184,7 @@ def _score(row: Row, model: Any) -> None:
 
 def _returning_its_input(call: Any) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        where, key, *rest = call.hidden
+        where, key = call.hidden
         x = (args, kwargs)[where][key]
         return (x, *[None] * (call.returned - 1)) if call.returned else x
 

@@ -39,7 +39,12 @@ FAMILIES = {
     },
     "mixtral": {"num_local_experts": 4},
     "olmo2": {},
-    "stablelm": {"num_key_value_heads": 4, "use_parallel_residual": True, "head_dim": None, "partial_rotary_factor": 0.5},
+    "stablelm": {
+        "num_key_value_heads": 4,
+        "use_parallel_residual": True,
+        "head_dim": None,
+        "partial_rotary_factor": 0.5,
+    },
     "gpt_neox": {"use_parallel_residual": True, "head_dim": None, "attention_bias": True},
     "gpt2": {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 64},
     "cohere": {"logit_scale": 0.25, "head_dim": None},
@@ -139,5 +144,6 @@ def smallest_router_margin(model, input_ids, mask, chosen):
     finally:
         for hook in hooks:
             hook.remove()
-    assert routers and len(margins) >= len(routers)
+    assert routers
+    assert len(margins) >= len(routers)
     return min(margins)

@@ -31,9 +31,7 @@ _NAMES = {
     "chosen": "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k moe_top_k num_selected_experts",
 }
 _SIZE_OF = {name: size for size, names in _NAMES.items() for name in names.split()}
-_LAYER_COUNTS = (
-    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers".split()
-)
+_LAYER_COUNTS = "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers".split()
 _DIVIDED = ("hidden", "inner", "heads", "kv_heads")
 
 

@@ -65,15 +65,20 @@ def load_model(directory: Path, dtype: torch.dtype | None, device: torch.device)
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
+        model, info = loaded
     except Exception as error:  # each file format and each family has exceptions of its own
-        raise InputError(f"{directory}: transformers cannot load it as a causal model ({one_line(error)[:300]})") from None
+        raise InputError(
+            f"{directory}: transformers cannot load it as a causal model ({one_line(error)[:300]})"
+        ) from None
     for what in ("missing_keys", "mismatched_keys"):
         if info.get(what):
             names = sorted(map(str, info[what]))
-            raise InputError(f"{directory}: {what.replace('_', ' ')} {', '.join(names[:3])}; a whole checkpoint is expected")
+            raise InputError(
+                f"{directory}: {what.replace('_', ' ')} {', '.join(names[:3])}; a whole checkpoint is expected"
+            )
     return model.to(device).eval()
 
 
@@ -92,7 +97,9 @@ def read_record(directory: Path, layers: int) -> tuple[Pruning, dict[str, Any], 
     pruning = Pruning.from_json(file)
     total = layers + len(pruning.blocks)
     if not _states(original, total) or (pruning.blocks and pruning.blocks[-1] >= total):
-        raise InputError(f"{file}: removes {len(pruning.blocks)} blocks, but the checkpoint holds {layers} of another number")
+        raise InputError(
+            f"{file}: removes {len(pruning.blocks)} blocks, but the checkpoint holds {layers} of another number"
+        )
     return pruning, original, total
 
 

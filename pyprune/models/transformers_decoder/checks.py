@@ -65,9 +65,7 @@ def _require_causal(model: Any, ids: Tensor, expected: Tensor) -> None:
     changed[:, -1] = ids.flip(0)[:, -1] if (ids[0, -1] != ids[1, -1]) else (ids[:, -1] + 1) % int(ids.max() + 1)
     apart = difference(ordinary_logits(model, changed)[:, :-1], expected[:, :-1])
     if not apart <= TOLERANCE[expected.dtype]:
-        raise InputError(
-            f"{label(model)}: its logits at a token depend on later tokens; a causal decoder is expected"
-        )
+        raise InputError(f"{label(model)}: its logits at a token depend on later tokens; a causal decoder is expected")
 
 
 def sample_ids(model: Any, tokens: int = TOKENS) -> Tensor:

@@ -88,7 +88,9 @@ def hidden_of(arguments: Arguments, call: LayerCall) -> Tensor:
     return next(leaf for path, leaf in leaves(arguments) if path == call.hidden)
 
 
-def require_independent(model: nn.Module, structure: Structure, arguments: list[Arguments], real: list[Arguments]) -> None:
+def require_independent(
+    model: nn.Module, structure: Structure, arguments: list[Arguments], real: list[Arguments]
+) -> None:
     """InputError where a layer is given, beside the hidden state, what the layers before it have computed.
 
     arguments: with layers that return what they are given; real: of an ordinary forward pass.

@@ -38,9 +38,14 @@ def pruned_configs(config: Any, layers: int, kept: Sequence[int]) -> Iterator[di
 def _choices(fields: dict[str, Any], layers: int, kept: Sequence[int], count: str) -> dict[str, list[Any]]:
     """What each field that may speak of layers can become."""
     counts = [name for name, value in fields.items() if value == layers and _is_int(value) and "layer" in name]
-    by_layer = [name for name, value in fields.items() if isinstance(value, (list, tuple, str)) and len(value) == layers]
+    by_layer = [
+        name for name, value in fields.items() if isinstance(value, (list, tuple, str)) and len(value) == layers
+    ]
     if count not in fields and not counts and not by_layer:
-        raise InputError(f"{fields.get('model_type')}: no field of its configuration is {layers}, the number of layers, or has as many entries")
+        raise InputError(
+            f"{fields.get('model_type')}: no field of its configuration is {layers}, the number of layers, or has as"
+            " many entries"
+        )
     choices: dict[str, list[Any]] = {}
     for name, value in fields.items():
         options: list[Any] = []
@@ -50,7 +55,12 @@ def _choices(fields: dict[str, Any], layers: int, kept: Sequence[int], count: st
         elif isinstance(value, (list, tuple)) and not name.endswith(("_token_id", "_token_ids", "architectures")):
             if len(value) == layers:
                 options.append([value[layer] for layer in kept])
-            if value and all(map(_is_int, value)) and sorted(set(value)) == list(value) and 0 <= value[0] <= value[-1] < layers:
+            if (
+                value
+                and all(map(_is_int, value))
+                and sorted(set(value)) == list(value)
+                and 0 <= value[0] <= value[-1] < layers
+            ):
                 options.append([place for place, layer in enumerate(kept) if layer in value])
         elif isinstance(value, str) and len(value) == layers and "pattern" in name:
             options = ["".join(value[layer] for layer in kept)]  # a letter for each layer

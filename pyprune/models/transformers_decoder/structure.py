@@ -36,8 +36,8 @@ class Structure:
     """The parts of a model, all of them the model's own modules.
 
     `layers_name`: the name of the list of layers. `tail`: what follows the last layer, each on the output of the one
-    before, and `tail_scale` a factor behind them (MiniCPM). `head`: from there to logits, of `vocab_size` ids, which `logits` turns into the model's. Hidden states have
-    `hidden_size` values of `state_dtype`.
+    before, and `tail_scale` a factor behind them (MiniCPM). `head`: from there to logits of `vocab_size` ids, which
+    `logits` turns into the model's. Hidden states have `hidden_size` values of `state_dtype`.
     """
 
     layers_name: str
@@ -76,7 +76,7 @@ class Trace:
     logits: Tensor
 
 
-def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> Structure:
+def find_structure(model: Any, trace: Trace, shape: tuple[int, int]) -> Structure:
     """The structure of a model, from a trace of it over ids of `shape` (batch and tokens, which differ from each other
     and from the hidden size).
 
@@ -87,7 +87,9 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     hidden = _first_hidden(calls[0].output)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise InputError(f"{label(model)}: it names no head (get_output_embeddings); a causal language model is expected")
+        raise InputError(
+            f"{label(model)}: it names no head (get_output_embeddings); a causal language model is expected"
+        )
     head_calls = [call for call in trace.calls if call.module is head]
     if len(head_calls) != 1:
         raise InputError(f"{label(model)}: its head runs {len(head_calls)} times in one forward pass; once is expected")
@@ -126,7 +128,7 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
 
 
 @torch.no_grad()
-def traced(model: nn.Module, input_ids: Tensor) -> Trace:
+def traced(model: Any, input_ids: Tensor) -> Trace:
     """One ordinary forward pass over `input_ids [N, T]` with every call of every module noted."""
     calls: list[_Call] = []
     names = {module: name for name, module in model.named_modules()}
@@ -142,16 +144,18 @@ def traced(model: nn.Module, input_ids: Tensor) -> Trace:
             hook.remove()
 
 
-def ordinary_logits(model: nn.Module, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+def ordinary_logits(model: Any, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """The logits `[N, T, vocabulary]` of one forward pass as the model's users make it, without a cache."""
     output = model(**forward_arguments(model, input_ids, mask))
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != input_ids.shape:
-        raise InputError(f"{label(model)}: its forward pass returns no logits for each token; a causal model is expected")
+        raise InputError(
+            f"{label(model)}: its forward pass returns no logits for each token; a causal model is expected"
+        )
     return logits
 
 
-def forward_arguments(model: nn.Module, input_ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
+def forward_arguments(model: Any, input_ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
     """What a model's `forward` is given: ids, the mask where there is one, and that no cache is wanted."""
     accepted = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {"input_ids": input_ids}
@@ -164,12 +168,12 @@ def forward_arguments(model: nn.Module, input_ids: Tensor, mask: Tensor | None) 
     return arguments
 
 
-def label(model: nn.Module) -> str:
+def label(model: Any) -> str:
     """The class of a model, as errors name it."""
     return type(model).__name__
 
 
-def _layers(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> tuple[str, nn.ModuleList, list[_Call]]:
+def _layers(model: Any, trace: Trace, shape: tuple[int, int]) -> tuple[str, nn.ModuleList, list[_Call]]:
     """The list of layers with its name and the layers' calls: the longest that fits."""
     reasons: dict[int, str] = {}  # by how many layers they speak of
     best: tuple[str, nn.ModuleList, list[_Call]] | None = None
@@ -266,9 +270,9 @@ def _calls_on(trace: Trace, tensor: Tensor | None) -> Iterator[_Call]:
     """The calls on a tensor and nothing else that give a tensor of as many rows."""
     for call in trace.calls:
         args, kwargs = call.inputs
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and same_tensor(args[0], tensor):
-            if isinstance(call.output, Tensor) and call.output.shape[:2] == args[0].shape[:2]:
-                yield call
+        alone = len(args) == 1 and not kwargs and same_tensor(args[0], tensor)
+        if alone and isinstance(call.output, Tensor) and call.output.shape[:2] == args[0].shape[:2]:
+            yield call
 
 
 def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
