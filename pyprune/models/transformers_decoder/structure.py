@@ -84,7 +84,7 @@ def find_structure(model: Any, trace: Trace, shape: tuple[int, int]) -> Structur
     where something other than modules stands between the last layer and the head.
     """
     name, layers, calls = _layers(model, trace, shape)
-    hidden = _first_hidden(calls[0].output)
+    states = [state for call in calls if (state := _first_hidden(call.output)) is not None]
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise InputError(
@@ -94,19 +94,16 @@ def find_structure(model: Any, trace: Trace, shape: tuple[int, int]) -> Structur
     if len(head_calls) != 1:
         raise InputError(f"{label(model)}: its head runs {len(head_calls)} times in one forward pass; once is expected")
     head_input = next((leaf for _, leaf in leaves(head_calls[0].inputs) if isinstance(leaf, Tensor)), None)
-    chain = _chain(trace, _first_hidden(calls[-1].output), head_input)
-    if chain is None:
+    chain = None if head_input is None else _chain(trace, states[-1], head_input)
+    if chain is None or head_input is None:
         raise InputError(
             f"{label(model)}: between its last layer and its head is more than modules that map the hidden state;"
             " a final norm is expected there"
         )
-    first_outputs = [_first_hidden(call.output) for call in calls]
     layer_calls = tuple(
-        LayerCall(
-            _hidden_path(call, first_outputs[position - 1] if position else None),
-            len(call.output) if isinstance(call.output, (tuple, list)) else 0,
-        )
-        for position, call in enumerate(calls)
+        LayerCall(path, len(call.output) if isinstance(call.output, (tuple, list)) else 0)
+        for call, before in zip(calls, [None, *states[:-1]], strict=True)
+        if (path := _hidden_path(call, before)) is not None
     )
     raw = head_calls[0].output
     if not isinstance(raw, Tensor) or raw.shape != trace.logits.shape:
@@ -120,9 +117,9 @@ def find_structure(model: Any, trace: Trace, shape: tuple[int, int]) -> Structur
         tail=chain[0],
         head=head,
         logits=LogitMap.between(raw, trace.logits, model),
-        hidden_size=hidden.shape[-1],
+        hidden_size=states[0].shape[-1],
         vocab_size=head.weight.shape[0],
-        state_dtype=hidden.dtype,
+        state_dtype=states[0].dtype,
         tail_scale=chain[1],
     )
 
@@ -220,7 +217,8 @@ def _hidden_path(call: _Call, previous: Tensor | None) -> Path | None:
     first that has the output's shape."""
     output = _first_hidden(call.output)
     for path, leaf in leaves(call.inputs):
-        if previous is None and isinstance(leaf, Tensor) and leaf.shape == output.shape and leaf.is_floating_point():
+        is_state = isinstance(leaf, Tensor) and output is not None and leaf.shape == output.shape
+        if previous is None and is_state and leaf.is_floating_point():
             return path
         if previous is not None and same_tensor(leaf, previous):
             return path
