@@ -59,8 +59,8 @@ def nvcc() -> str | None:
     return shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("nvcc", path=os.pathsep.join(places))
 
 
-def python(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], check=True)
+def python(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 def require_complete(wheel: Path, with_cuda: bool) -> None:

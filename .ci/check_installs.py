@@ -103,10 +103,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def call(*words: object, at: Path | str) -> None:
-    done = subprocess.run([str(word) for word in words], cwd=at, env=environment(), check=False)
+def call(*command: object, at: Path | str) -> None:
+    done = subprocess.run([str(argument) for argument in command], cwd=at, env=environment(), check=False)
     if done.returncode:
-        sys.exit(f"failed: {' '.join(map(str, words))}")
+        sys.exit(f"failed: {' '.join(map(str, command))}")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def write() -> None:
     for name, pruning in prunings.items():
         smaller = pyprune.apply(model, pruning)
         smaller.save(name)
-        whole = pyprune.to_transformers(smaller).eval()
+        hf_model = pyprune.to_transformers(smaller).eval()
         with torch.no_grad():
-            torch.save(whole(ids).logits, f"{name}.pt")
+            torch.save(hf_model(ids).logits, f"{name}.pt")
     engine = pyprune.Engine(model, max_batch=2, max_len=32)
     skipped = engine.generate(ids, max_new_tokens=4, skip=prunings["depth"])
     pruned = pyprune.Engine(pyprune.apply(model, prunings["depth"]), max_batch=2, max_len=32).generate(

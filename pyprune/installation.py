@@ -15,11 +15,11 @@ def require_not_hiding() -> None:
     """
     if importlib.util.find_spec("pyprune.triton_kernels") is not None:
         return
-    here = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent
     for distribution in importlib.metadata.distributions(name="pyprune"):
         installed = Path(str(distribution.locate_file("pyprune"))).resolve()
-        if installed != here and (installed / "triton_kernels").is_dir():
+        if installed != package and (installed / "triton_kernels").is_dir():
             raise ImportError(
-                f"{here} hides the installed pyprune ({installed}): start Python in another folder, or install these "
-                f"sources in its place: pip install --editable {here.parent}"
+                f"{package} hides the installed pyprune ({installed}): start Python in another folder, or install "
+                f"these sources in its place: pip install --editable {package.parent}"
             )

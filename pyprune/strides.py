@@ -89,8 +89,8 @@ def mark_zero_gap(rows: Tensor) -> Tensor:
 
 def has_zero_gap(rows: Tensor) -> bool:
     """Whether zeros are known to lie behind every row of `rows [M, K]` up to the next one's start."""
-    known = getattr(rows.untyped_storage(), _MARK, None)
-    return known == (rows.shape[1], rows.stride(0)) and rows.storage_offset() % rows.stride(0) == 0
+    mark = getattr(rows.untyped_storage(), _MARK, None)
+    return mark == (rows.shape[1], rows.stride(0)) and rows.storage_offset() % rows.stride(0) == 0
 
 
 def widened(rows: Tensor, width: int) -> Tensor:

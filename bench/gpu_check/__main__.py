@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         print(listing())
         return 0
     try:
-        stages, again = _chosen(options)
-        here = this_machine(options.commit or _commit())
-        known = earlier(options.resume, here, options.dry_run, options.force_resume)
-        seed = next((number for number in (options.seed, known.seed) if number is not None), None)
+        stages, repeated = _chosen(options)
+        machine = this_machine(options.commit or _commit())
+        earlier_results = earlier(options.resume, machine, options.dry_run, options.force_resume)
+        seed = next((number for number in (options.seed, earlier_results.seed) if number is not None), None)
         seed = random.SystemRandom().randrange(2**31) if seed is None else seed
         if not 0 <= seed < 2**31:
             raise InputError(f"--seed {seed}: 0 to {2**31 - 1} are expected")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     settings = Settings(kind="", out="", seed=seed, dry_run=options.dry_run, model=weights)
     gpu = (lambda: True) if options.dry_run else gpu_question()
-    check = Check(folder, settings, options.limit, gpu, _tell, here, known, again)
+    check = Check(folder, settings, options.limit, gpu, _tell, machine, earlier_results, repeated)
     print(summary(check.run(stages)))
     return 0
 
@@ -79,15 +79,15 @@ def _chosen(options: argparse.Namespace) -> tuple[list[Stage], Sequence[str]]:
     stages = plan(options.scripts, options.dry_run, options.model, options.weights)
     if options.only is None:
         return stages, ()
-    wanted, known = (
+    names, accepted = (
         options.only.split(","),
         {name for stage in stages for part in stage for name in (part.name, part.group)},
     )
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"--only {name}: some of {', '.join(sorted(known))} are expected")
-    kept = [[part for part in stage if {part.name, part.group} & set(wanted)] for stage in stages]
-    return [stage for stage in kept if stage], wanted
+    for name in names:
+        if name not in accepted:
+            raise InputError(f"--only {name}: some of {', '.join(sorted(accepted))} are expected")
+    kept = [[part for part in stage if {part.name, part.group} & set(names)] for stage in stages]
+    return [stage for stage in kept if stage], names
 
 
 def _folder(path: str | None) -> Path:

@@ -37,21 +37,21 @@ def memory_rates(size: int, device: torch.device) -> dict[str, Any]:
         # The quickest of three reductions: a slow one is the reduction's limit and not the memory's.
         "read_bandwidth": source.nbytes / min(map(statistics.median, read.values())),
     }
-    found = {"bytes": source.nbytes, "copy_seconds": copy, "read_seconds": read, **rates}
-    return {**found, "bandwidth": max(rates.values())}
+    timings = {"bytes": source.nbytes, "copy_seconds": copy, "read_seconds": read, **rates}
+    return {**timings, "bandwidth": max(rates.values())}
 
 
 def product_rate(size: int, device: torch.device) -> dict[str, Any]:
     """A square bf16 product: raw seconds, and operations per second from their median."""
     # Random values: on zeros a GPU draws less power and runs faster than it will on weights.
     a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
-    taken = seconds(lambda: a @ b, device)
-    return {"gemm_size": size, "gemm_seconds": taken, "gemm_flops": 2 * size**3 / statistics.median(taken)}
+    samples = seconds(lambda: a @ b, device)
+    return {"gemm_size": size, "gemm_seconds": samples, "gemm_flops": 2 * size**3 / statistics.median(samples)}
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> list[float]:
     """Seconds of each of ROUNDS calls after three: by device events, or by the clock on a CPU."""
-    taken = []
+    samples = []
     for turn in range(3 + ROUNDS):
         if device.type == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -65,5 +65,5 @@ def seconds(function: Callable[[], object], device: torch.device) -> list[float]
             function()
             elapsed = time.perf_counter() - before
         if turn >= 3:
-            taken.append(elapsed)
-    return taken
+            samples.append(elapsed)
+    return samples

@@ -57,8 +57,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
             judge(line, decoder, settings)
             save(result)
             if length == profiled:
-                told = {"batch": batch, "cache": length, **timeline(step, device, 3)}
-                result["timelines"].append(told)
+                profile = {"batch": batch, "cache": length, **timeline(step, device, 3)}
+                result["timelines"].append(profile)
             del engine, step
         except Exception as error:  # every kind: the text is the finding
             line["error"] = f"{type(error).__name__}: {error}"[:1500]
@@ -97,8 +97,8 @@ def prompts(decoder: Decoder, batches: tuple[int, ...], settings: Settings, roun
     fit(passes, decoder.device)  # twice: what is recorded at its second use is recorded before it is timed
     samples, errors = race(passes, decoder.device, rounds)
     lines: list[dict[str, Any]] = [
-        {"batch": batch, "seconds": taken, "median_seconds": statistics.median(taken)}
-        for batch, taken in samples.items()
+        {"batch": batch, "seconds": seconds, "median_seconds": statistics.median(seconds)}
+        for batch, seconds in samples.items()
     ]
     if settings.bandwidth:
         machine = predict.measured_machine(settings, decoder.device)

@@ -71,10 +71,10 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
 
 def timed_rows(name: str, original: Decoder) -> list[Sizes]:
     """The original and the rows of the smallest ratio, packed as a pruned checkpoint is."""
-    first = facts.ratios(name)[0]
+    smallest_ratio = facts.ratios(name)[0]
     return [
         paper_rows.sizes(name, facts.ORIGINAL, None, original),
-        *(paper_rows.sizes(name, method, first, original) for method in facts.METHODS),
+        *(paper_rows.sizes(name, method, smallest_ratio, original) for method in facts.METHODS),
     ]
 
 
@@ -88,21 +88,23 @@ def _generations(
 ) -> None:
     device = prompt.device
     engines = {"pyprune": lambda model: ours(model, 1, PROMPT + new), "hf": hugging_face}
-    made = {(row, name): make(model) for row, model in models.items() for name, make in engines.items()}
+    generators = {(row, name): make(model) for row, model in models.items() for name, make in engines.items()}
     # The peer's first run is short: nothing of it is compiled, and a whole one takes seconds.
-    first = {key: partial(generate, prompt, new if key[1] == "pyprune" else 4) for key, generate in made.items()}
-    ready, errors = fit(first, device)
+    first_runs = {
+        key: partial(generate, prompt, new if key[1] == "pyprune" else 4) for key, generate in generators.items()
+    }
+    ready, errors = fit(first_runs, device)
     result["errors"] |= {f"{row}, {engine}": text for (row, engine), text in errors.items()}
     budget = settings.options.get("seconds", 1.0 if settings.dry_run else TIMING_SECONDS)
-    least, most, short = (1, 2, DRY_SHORT) if settings.dry_run else (LEAST_ROUNDS, MOST_ROUNDS, SHORT)
+    min_rounds, max_rounds, short = (1, 2, DRY_SHORT) if settings.dry_run else (LEAST_ROUNDS, MOST_ROUNDS, SHORT)
     began = time.perf_counter()
-    for tokens, fewest, rounds in ((new, 1, 1), (short, least, most)):
-        runs = {key: partial(made[key], prompt, tokens) for key in ready}
+    for tokens, fewest, rounds in ((new, 1, 1), (short, min_rounds, max_rounds)):
+        runs = {key: partial(generators[key], prompt, tokens) for key in ready}
         seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
         before = list(result["timings"])
 
         def keep(tokens: int = tokens, seconds: Any = seconds, before: Any = before) -> None:
-            lines = [_line(key, seconds, tokens) for key, taken in seconds.items() if taken]
+            lines = [_line(key, seconds, tokens) for key, samples in seconds.items() if samples]
             result["timings"] = [*before, *lines]
             save(result)
 
@@ -114,17 +116,17 @@ def rounds_within(
     runs: dict[Any, Callable[[], object]],
     seconds: dict[Any, list[float]],
     budget: float,
-    least: int,
-    most: int,
+    min_rounds: int,
+    max_rounds: int,
     device: torch.device,
     keep: Callable[[], None],
 ) -> None:
     """Time every run once a round, in shuffled order, until the next round would pass the budget."""
     synchronise = synchroniser(device) or (lambda: None)
     names, shuffle, began, longest = list(runs), random.Random(0).shuffle, time.perf_counter(), 0.0
-    for turn in range(most):
+    for turn in range(max_rounds):
         start = time.perf_counter()
-        if turn >= least and start - began + longest > budget:
+        if turn >= min_rounds and start - began + longest > budget:
             return
         if turn:  # the first in the order of importance: a part that is stopped has the first rows
             shuffle(names)
@@ -139,13 +141,13 @@ def rounds_within(
 
 
 def _line(key: tuple[str, str], seconds: dict[tuple[str, str], list[float]], tokens: int) -> dict[str, Any]:
-    (row, engine), taken = key, seconds[key]
-    line: dict[str, Any] = {"row": row, "engine": engine, "batch": 1, "new_tokens": tokens, "seconds": list(taken)}
-    line["latency_s"] = statistics.median(taken)
-    for name, other in (("speedup", (facts.ORIGINAL, engine)), ("over_hf", (row, "hf"))):
-        pairs = min(len(taken), len(seconds.get(other, [])))
+    (row, engine), samples = key, seconds[key]
+    line: dict[str, Any] = {"row": row, "engine": engine, "batch": 1, "new_tokens": tokens, "seconds": list(samples)}
+    line["latency_s"] = statistics.median(samples)
+    for name, baseline in (("speedup", (facts.ORIGINAL, engine)), ("over_hf", (row, "hf"))):
+        pairs = min(len(samples), len(seconds.get(baseline, [])))
         if pairs and not (name == "over_hf" and engine == "hf"):
-            line[name] = speedup(seconds[other][:pairs], taken[:pairs])
+            line[name] = speedup(seconds[baseline][:pairs], samples[:pairs])
     return line
 
 

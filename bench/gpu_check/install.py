@@ -22,8 +22,8 @@ TAIL = 3000
 def run(settings: Settings, save: Save) -> dict[str, Any]:
     """Install; where pip cannot, build the CPU library in place, so that the other parts can run from the checkout."""
     result: dict[str, Any] = {"steps": []}
-    for words, cuda in ATTEMPTS:
-        result["steps"].append(attempt([sys.executable, *words], cuda))
+    for arguments, cuda in ATTEMPTS:
+        result["steps"].append(attempt([sys.executable, *arguments], cuda))
         result["libraries"] = sorted(path.name for path in (ROOT / "pyprune").glob("_*.so"))
         save(result)
         if result["steps"][-1]["returncode"] == 0:

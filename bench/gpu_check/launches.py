@@ -30,7 +30,7 @@ def block_launches(decoder: Decoder, block: Block, batch: int, cache: int, capab
     """Kernels of one block: products with a second kernel where K is split, attention with one where the cache is."""
     from pyprune.triton_kernels import configs
 
-    hidden, found = decoder.hidden_size, 0
+    hidden, launches = decoder.hidden_size, 0
     if block.mha is not None:
         mha = block.mha
         arch = configs.nearest(capability)
@@ -38,14 +38,14 @@ def block_launches(decoder: Decoder, block: Block, batch: int, cache: int, capab
         columns = min(tile.block_n, max(mha.head_dim // 2, 1))
         tiles = (mha.heads + 2 * mha.kv_heads) * -(-(mha.head_dim // 2) // columns)
         appended = configs.splits_for(arch, tiles, hidden, tile)[0] > 1 or mha.q_norm is not None
-        found += 1 + (appended and batch > configs.GEMV_ROWS)  # the CUDA library never splits K
-        found += 1 + (cache > arch.kv_split)
-        found += _products(hidden, mha.heads * mha.head_dim, batch, capability, pair=False)
+        launches += 1 + (appended and batch > configs.GEMV_ROWS)  # the CUDA library never splits K
+        launches += 1 + (cache > arch.kv_split)
+        launches += _products(hidden, mha.heads * mha.head_dim, batch, capability, pair=False)
     if block.ffn is not None:
         width = block.ffn.width
-        found += _products(width, hidden, batch, capability, pair=True)
-        found += _products(hidden, width, batch, capability, pair=False)
-    return found
+        launches += _products(width, hidden, batch, capability, pair=True)
+        launches += _products(hidden, width, batch, capability, pair=False)
+    return launches
 
 
 def _products(out: int, inner: int, rows: int, capability: int, pair: bool) -> int:

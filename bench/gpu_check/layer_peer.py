@@ -48,9 +48,9 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     name = MODELS[settings.options.get("model", "7b")]
     layers, rounds = (DRY_LAYERS, DRY_ROUNDS) if dry else (LAYERS, ROUNDS)
     spec = DRY_SPEC if dry else f"shape:{name},blocks=1,vocab=256"
-    one = pyprune.load(spec, dtype=torch.bfloat16, device=device)
-    ours = replace(one, blocks=tuple(replace(one.blocks[0], index=place) for place in range(layers)))
-    size = layers * sum(tensor.numel() * tensor.element_size() for _, tensor in one.blocks[0].tensors())
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=device)
+    ours = replace(decoder, blocks=tuple(replace(decoder.blocks[0], index=place) for place in range(layers)))
+    size = layers * sum(tensor.numel() * tensor.element_size() for _, tensor in decoder.blocks[0].tensors())
     result: dict[str, Any] = {
         "what": "layer-peer", "gpu": gpu_report(), "device": paper_rows.name_of_device(device), "model": name,
         "dtype": "bfloat16", "layers": layers, "position": PROMPT + NEW // 2, "bytes": size,
@@ -67,7 +67,7 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
             steps: dict[str, Callable[[], object]] = {}
             before = time.perf_counter()
             try:
-                steps["peer"] = peer(one, layers, batch, result["position"], options)
+                steps["peer"] = peer(decoder, layers, batch, result["position"], options)
             except Absent as reason:
                 result["absent"][key] = str(reason)
             result["compile_seconds"][key] = time.perf_counter() - before
@@ -81,7 +81,7 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
 
 
 def _line(seconds: dict[str, list[float]], batch: int, mode: str, size: int, bandwidth: float | None) -> dict[str, Any]:
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
     line: dict[str, Any] = {"batch": batch, "mode": mode, "seconds": seconds, "median_seconds": medians}
     if bandwidth:
         line["share"] = {name: size / median / bandwidth for name, median in medians.items()}
@@ -149,7 +149,7 @@ def warm(settings: Settings) -> str:
     """Compile the peer's layer by the default mode, which torch keeps on disk."""
     name, dry = MODELS[settings.options.get("model", "7b")], settings.dry_run
     spec = DRY_SPEC if dry else f"shape:{name},blocks=1,vocab=256"
-    one = pyprune.load(spec, dtype=torch.bfloat16, device=torch.device(settings.device))
+    decoder = pyprune.load(spec, dtype=torch.bfloat16, device=torch.device(settings.device))
     for batch in BATCHES:
-        peer(one, 1, batch, PROMPT + NEW // 2, (DRY_MODES if dry else MODES)[0])
+        peer(decoder, 1, batch, PROMPT + NEW // 2, (DRY_MODES if dry else MODES)[0])
     return f"{name}: a layer compiled at batch {', '.join(map(str, BATCHES))}"

@@ -64,7 +64,7 @@ def step_of(decoder: Decoder, batch: int, length: int, skip: Skip) -> Any:
 
 def shares(seconds: dict[str, list[float]], gone: int) -> dict[str, Any]:
     """What the medians say of one block that runs, one that is masked, and of a clear mask over the whole step."""
-    step = {name: statistics.median(taken) for name, taken in seconds.items()}
+    step = {name: statistics.median(samples) for name, samples in seconds.items()}
     block, masked = ((step[name] - step["host"]) / gone for name in ("nothing", "mask"))
     return {
         "step_seconds": step,

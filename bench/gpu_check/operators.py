@@ -30,9 +30,9 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
         todo = [(dtype, case) for dtype, case in todo if case.operator in options["operators"]]
     if options.get("direct") and not settings.dry_run:
         todo += [(dtype, twin) for dtype, case in todo for twin in direct(case)]
-    first = options.get("first", 0)
-    result: dict[str, Any] = {"gpu": gpu_report(), "cases": _kept(settings) if first else [], "of": len(todo)}
-    for number, (dtype, case) in enumerate(todo[first:], start=first + 1):
+    start = options.get("first", 0)
+    result: dict[str, Any] = {"gpu": gpu_report(), "cases": _kept(settings) if start else [], "of": len(todo)}
+    for number, (dtype, case) in enumerate(todo[start:], start=start + 1):
         # Kept before every case: if one hangs, the part is stopped, and this names it.
         save({**result, "trying": f"{dtype} {case.operator}{' (direct)' * case.direct} {case.label}"})
         result["cases"].append(check(case, getattr(torch, dtype), settings.device, settings.seed))
@@ -60,10 +60,10 @@ def _kept(settings: Settings) -> list[dict[str, Any]]:
         return []
 
 
-def _begin_again(settings: Settings, first: int) -> None:
+def _begin_again(settings: Settings, start: int) -> None:
     """Go on with the next case in a fresh image of this process: after a bad access a CUDA context serves no more."""
     restarts = settings.options.get("restarts", 0) + 1
     if restarts > MOST_RESTARTS:
-        raise RuntimeError(f"the device failed {restarts} times; the cases from {first} on were not tried")
-    told = replace(settings, options={**settings.options, "first": first, "restarts": restarts})
-    os.execv(sys.executable, [sys.executable, "-m", "bench.gpu_check.child", told.to_json()])
+        raise RuntimeError(f"the device failed {restarts} times; the cases from {start} on were not tried")
+    restarted = replace(settings, options={**settings.options, "first": start, "restarts": restarts})
+    os.execv(sys.executable, [sys.executable, "-m", "bench.gpu_check.child", restarted.to_json()])

@@ -43,8 +43,8 @@ class Sizes:
 
     @property
     def name(self) -> str:
-        words = [self.method, self.ratio or ""] if self.ratio else [self.method]
-        return " ".join([*words, self.layout]) if self.layout != PACKED else " ".join(words)
+        parts = [self.method, self.ratio or ""] if self.ratio else [self.method]
+        return " ".join([*parts, self.layout]) if self.layout != PACKED else " ".join(parts)
 
 
 def sizes(model: str, method: str, ratio: str | None, original: Decoder) -> Sizes:
@@ -54,49 +54,49 @@ def sizes(model: str, method: str, ratio: str | None, original: Decoder) -> Size
     means times the blocks. LLM-Pruner's first four and last two blocks are whole.
     """
     shapes = {(shape.method, shape.ratio): shape for shape in facts.shapes() if shape.model == model}
-    shape, whole = shapes[method, ratio], shapes[facts.ORIGINAL, None]
+    shape, original_shape = shapes[method, ratio], shapes[facts.ORIGINAL, None]
     full = original.blocks[0]
     assert full.mha is not None
     assert full.ffn is not None
-    blocks = max(1, round(shape.blocks * len(original.blocks) / whole.blocks))
-    heads = _drawn(shape.heads, shape.heads_deviation, whole.heads, full.mha.heads, blocks, SEED)
-    widths = _drawn(shape.width, shape.width_deviation, whole.width, full.ffn.width, blocks, SEED + 1)
+    blocks = max(1, round(shape.blocks * len(original.blocks) / original_shape.blocks))
+    heads = _drawn(shape.heads, shape.heads_deviation, original_shape.heads, full.mha.heads, blocks, SEED)
+    widths = _drawn(shape.width, shape.width_deviation, original_shape.width, full.ffn.width, blocks, SEED + 1)
     if method == "llm-pruner" and blocks > WHOLE_FIRST + WHOLE_LAST:
         for place in (*range(WHOLE_FIRST), *range(blocks - WHOLE_LAST, blocks)):
             heads[place], widths[place] = full.mha.heads, full.ffn.width
     return Sizes(method, ratio, tuple(heads), tuple(widths))
 
 
-def _drawn(mean: float, deviation: float, whole: float, full: int, count: int, seed: int) -> list[int]:
+def _drawn(mean: float, deviation: float, table_full: float, full: int, count: int, seed: int) -> list[int]:
     """`count` whole numbers from 1 to `full` whose mean and deviation are the table's times full / whole."""
-    mean, deviation = mean * full / whole, deviation * full / whole
+    mean, deviation = mean * full / table_full, deviation * full / table_full
     if not deviation:
         return [max(1, int(mean))] * count
     return ragged(mean, deviation, full, count, seed)
 
 
-def ragged(mean: float, deviation: float, most: int, count: int, seed: int) -> list[int]:
+def ragged(mean: float, deviation: float, limit: int, count: int, seed: int) -> list[int]:
     """`count` whole numbers from 1 to `most`, normally distributed before they are cut off at the ends, with the sum
     round(mean * count) and a deviation as near to `deviation` as the ends allow."""
     draw = random.Random(seed)
     normal = [draw.gauss(0, 1) for _ in range(count)]
     centre, scale = mean, deviation
     for _ in range(200):  # what is cut off moves mean and deviation: move the distribution until they are right
-        values = [min(max(centre + scale * one, 1.0), float(most)) for one in normal]
+        values = [min(max(centre + scale * deviate, 1.0), float(limit)) for deviate in normal]
         centre += mean - statistics.fmean(values)
         scale *= min(2.0, deviation / max(statistics.pstdev(values), 1e-9))
         scale = min(scale, 100 * deviation)
-    whole = [min(max(round(value), 1), most) for value in values]
-    left = round(mean * count) - sum(whole)
+    numbers = [min(max(round(value), 1), limit) for value in values]
+    left = round(mean * count) - sum(numbers)
     step = 1 if left > 0 else -1
     while left:
-        movable = [place for place, value in enumerate(whole) if 1 <= value + step <= most]
+        movable = [place for place, value in enumerate(numbers) if 1 <= value + step <= limit]
         for place in movable[: abs(left)]:
-            whole[place] += step
+            numbers[place] += step
             left -= step
         if not movable:
             break
-    return whole
+    return numbers
 
 
 def layouts(row: Sizes) -> list[Sizes]:

@@ -89,15 +89,15 @@ def script(name: str, dry_run: bool = False, model: str = "7b", weights: str | N
 
 def plan(names: Sequence[str], dry_run: bool = False, model: str = "7b", weights: str | None = None) -> list[Stage]:
     """The stages of several scripts, in the order of their names, no part twice. InputError for an unknown name."""
-    found: list[Stage] = []
-    known: set[str] = set()
+    stages: list[Stage] = []
+    names_so_far: set[str] = set()
     for name in names:
         for stage in script(name, dry_run, model, weights):
-            new = [part for part in stage if part.name not in known]
-            known |= {part.name for part in new}
+            new = [part for part in stage if part.name not in names_so_far]
+            names_so_far |= {part.name for part in new}
             if new:
-                found.append(new)
-    return found
+                stages.append(new)
+    return stages
 
 
 def expected_seconds(stages: Sequence[Stage]) -> float:
@@ -117,13 +117,13 @@ def _correct(dry_run: bool, weights: str | None) -> list[Stage]:
     no_weights = None if weights else "no --weights were given"
     # On a CPU all modes are the same: one of them tries the program.
     twin = "a dry run has no GPU, so the other mode's part was the same" if dry_run else None
-    other = "a dry run tries the shares in one dtype" if dry_run else None
+    why_skipped = "a dry run tries the shares in one dtype" if dry_run else None
     return [
         [
             *(_operators("cuda", dtype) for dtype in HALVES),
             *(_steps("cuda", dtype) for dtype in HALVES),
             *(_operators("triton", "bfloat16", *share) for share in SHARES.items()),
-            *(_operators("triton", "float16", *share, skip=other) for share in SHARES.items()),
+            *(_operators("triton", "float16", *share, skip=why_skipped) for share in SHARES.items()),
             # What the sanitizers will run, so that it is compiled.
             Part("tiny-cases", "operators", 80, "operators", 30, mode=BEST, options=SANITIZED, everywhere=True),
             _machine()[0],
@@ -182,8 +182,8 @@ def _warm() -> Stage:
 
 
 def _warmed(name: str, kind: str, expected_s: float, options: dict[str, Any] | None = None) -> Part:
-    told = {"of": kind, **(options or {})}
-    return Part(f"warm-{name}", "warm", 60, "warm", expected_s, mode=BEST, options=told, everywhere=True)
+    warm_options = {"of": kind, **(options or {})}
+    return Part(f"warm-{name}", "warm", 60, "warm", expected_s, mode=BEST, options=warm_options, everywhere=True)
 
 
 def _operators(
@@ -219,8 +219,8 @@ def _beside_nvcc(name: str) -> str | None:
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     nvcc = shutil.which("nvcc")
     homes += [str(Path(nvcc).resolve().parents[1])] if nvcc else []
-    found = (Path(home) / "bin" / name for home in homes if home)
-    return next((str(path) for path in found if path.is_file()), None)
+    candidates = (Path(home) / "bin" / name for home in homes if home)
+    return next((str(path) for path in candidates if path.is_file()), None)
 
 
 def best_mode(done: Sequence[dict[str, Any]]) -> str:
@@ -229,8 +229,8 @@ def best_mode(done: Sequence[dict[str, Any]]) -> str:
     for mode in ("cuda", "triton"):
         tried = [part for part in decoded if part["mode"] == mode]
         timed = [part for part in tried if any("seconds" in line for line in part["result"].get("timings", ()))]
-        there = mode == "triton" or any((ROOT / "pyprune").glob("_cuda_*.so"))
-        if timed or (there and not tried):
+        available = mode == "triton" or any((ROOT / "pyprune").glob("_cuda_*.so"))
+        if timed or (available and not tried):
             return mode
     return "reference"
 

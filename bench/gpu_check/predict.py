@@ -81,10 +81,10 @@ def h100() -> Machine:
 
 def machines() -> list[Machine]:
     """H200 and H100 with rates that were read on such cards; RTX 3090 with the H100's shares of its datasheet's."""
-    known = h100()
-    share, gemm_share = known.bandwidth / H100_DATASHEET, known.gemm / H100_DATASHEET_FLOPS
+    h100_machine = h100()
+    share, gemm_share = h100_machine.bandwidth / H100_DATASHEET, h100_machine.gemm / H100_DATASHEET_FLOPS
     rtx = Machine("RTX 3090", share * RTX_3090_DATASHEET, gemm_share * RTX_3090_DATASHEET_FLOPS, 86)
-    return [Machine("H200", H200_COPY, H200_FLOPS, 90), known, rtx]
+    return [Machine("H200", H200_COPY, H200_FLOPS, 90), h100_machine, rtx]
 
 
 def measured_machine(settings: Settings, device: torch.device) -> Machine:
@@ -115,16 +115,16 @@ def left() -> Left:
     host: dict[bool, list[float]] = {False: [], True: []}
     for (model, batch), (line, bandwidth) in decoded.items():
         decoder = meta(model)
-        own = line["pyprune_step_seconds"] - step_bytes(decoder, batch, middle(RUN_CACHE)) / bandwidth
+        cost = line["pyprune_step_seconds"] - step_bytes(decoder, batch, middle(RUN_CACHE)) / bandwidth
         key = decoder.hidden_size <= SMALL_HIDDEN, batch > 2
-        costs.setdefault(key, []).append(own / step_launches(decoder, batch, RUN_CACHE, 90))
+        costs.setdefault(key, []).append(cost / step_launches(decoder, batch, RUN_CACHE, 90))
     for line in _part(RUN_2, "decode-cuda")["timings"]:  # run 3's processor was slower
         seconds = statistics.median(line["seconds"]["pyprune, 1 new"])
         launches = prompt_launches(meta(line["model"]), line["batch"], PROMPT)
         host[line["batch"] * PROMPT > SKINNY_ROWS].append(seconds / launches)
     return Left(
-        {key: statistics.fmean(own) for key, own in costs.items()},
-        {key: statistics.fmean(own) for key, own in host.items()},
+        {key: statistics.fmean(cost) for key, cost in costs.items()},
+        {key: statistics.fmean(cost) for key, cost in host.items()},
         *_scoring_left(),
     )
 
@@ -133,11 +133,11 @@ def _scoring_left() -> tuple[float, float, float]:
     """Of run 2's scoring: the products' share of the GEMM rate, other kernels as bytes, seconds without a kernel."""
     ceilings, scored = _part(RUN_2, "ceilings"), _part(RUN_2, "scoring-triton")
     [run] = [run for run in _part(RUN_2, "profile")["runs"] if run["what"].startswith("scores")]
-    products = sum(one["seconds"] for one in run["kernels"] if one["kernel"].startswith("nvjet"))
+    products = sum(kernel["seconds"] for kernel in run["kernels"] if kernel["kernel"].startswith("nvjet"))
     flops = scoring_flops(meta("shape:llama-7b"), scored["samples"], scored["tokens"])
-    others = run["seconds"] - products
+    other_seconds = run["seconds"] - products
     share = flops / products / ceilings["gemm_flops"]
-    return share, others * ceilings["bandwidth"], scored["median_seconds"] - run["seconds"]
+    return share, other_seconds * ceilings["bandwidth"], scored["median_seconds"] - run["seconds"]
 
 
 def _part(file: str, name: str) -> dict[str, Any]:
@@ -172,9 +172,9 @@ def scoring_flops(decoder: Decoder, samples: int, tokens: int) -> float:
 
 def scoring_seconds(decoder: Decoder, samples: int, tokens: int, machine: Machine) -> float:
     """Products at their share of the GEMM rate, the other kernels' bytes, and the seconds without a kernel."""
-    rest, flops = left(), scoring_flops(decoder, samples, tokens)
-    others = rest.other_bytes * flops / scoring_flops(meta("shape:llama-7b"), 10, 128)
-    return flops / (rest.gemm_share * machine.gemm) + others / machine.bandwidth + rest.idle
+    fitted, flops = left(), scoring_flops(decoder, samples, tokens)
+    other_bytes = fitted.other_bytes * flops / scoring_flops(meta("shape:llama-7b"), 10, 128)
+    return flops / (fitted.gemm_share * machine.gemm) + other_bytes / machine.bandwidth + fitted.idle
 
 
 def prompt_seconds(decoder: Decoder, batch: int, machine: Machine) -> float:
@@ -217,12 +217,14 @@ def table1_rows(machine: Machine) -> Iterator[tuple[str, str, str]]:
     """(row, a step at batch 1, at batch 16), each with the speed-up over the original; packed and padded are alike,
     for a gap between rows is not read."""
     original = meta("shape:llama-7b")
-    whole = {batch: decode_seconds(original, batch, CACHE, middle(CACHE), machine) for batch in (1, 16)}
+    original_seconds = {batch: decode_seconds(original, batch, CACHE, middle(CACHE), machine) for batch in (1, 16)}
     for ratio in facts.ratios("llama-7b"):
         for method in facts.METHODS:
             decoder = paper_rows.model_of(paper_rows.sizes("llama-7b", method, ratio, original), original)
-            steps = {batch: decode_seconds(decoder, batch, CACHE, middle(CACHE), machine) for batch in whole}
-            cells = [f"{_ms(steps[batch])}, {whole[batch] / steps[batch]:.2f}x" for batch in whole]
+            steps = {batch: decode_seconds(decoder, batch, CACHE, middle(CACHE), machine) for batch in original_seconds}
+            cells = [
+                f"{_ms(steps[batch])}, {original_seconds[batch] / steps[batch]:.2f}x" for batch in original_seconds
+            ]
             yield f"{method} {ratio}", cells[0], cells[1]
 
 
@@ -236,8 +238,8 @@ def tables() -> str:
     lines = ["| model, rows of activations | c |", "|---|---|"]
     for (small, cores), cost in sorted(costs.launch.items()):
         lines.append(f"| {'1B' if small else '7B'}, {'3 to 64' if cores else '1 and 2'} | {1e6 * cost:.1f} us |")
-    for many, cost in costs.host_launch.items():
-        lines.append(f"| any, {'more' if many else '1 to 64'}, started from Python | {1e6 * cost:.0f} us |")
+    for batch_16, cost in costs.host_launch.items():
+        lines.append(f"| any, {'more' if batch_16 else '1 to 64'}, started from Python | {1e6 * cost:.0f} us |")
     for machine in machines():
         lines += ["", f"### {machine.name}: {machine.bandwidth / 1e12:.2f} TB/s, {machine.gemm / 1e12:.0f} TFLOP/s", ""]
         lines += [
@@ -248,7 +250,8 @@ def tables() -> str:
         lines += ["", "| Table 1 | M = 1 | measured, packed and padded | M = 16 | measured, packed and padded |"]
         lines += ["|---|---|---|---|---|"]
         lines += [
-            f"| {what} | {one} | not measured | {many} | not measured |" for what, one, many in table1_rows(machine)
+            f"| {what} | {batch_1} | not measured | {batch_16} | not measured |"
+            for what, batch_1, batch_16 in table1_rows(machine)
         ]
     return "\n".join(lines)
 

@@ -26,23 +26,23 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     quiet()
     assert settings.model is not None
     device = torch.device(settings.device)
-    there = pyprune.load(settings.model, dtype=torch.bfloat16, device=device)
-    here = pyprune.load(settings.model, dtype=torch.bfloat16)
+    decoder = pyprune.load(settings.model, dtype=torch.bfloat16, device=device)
+    cpu_decoder = pyprune.load(settings.model, dtype=torch.bfloat16)
     peer = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.bfloat16).to(device).eval()
     exact = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32).eval()
     new = 4 if settings.dry_run else NEW
-    result: dict[str, Any] = {"gpu": gpu_report(), "model": there.name, "prompt_tokens": PROMPT, "prompts": []}
+    result: dict[str, Any] = {"gpu": gpu_report(), "model": decoder.name, "prompt_tokens": PROMPT, "prompts": []}
     generator = torch.Generator().manual_seed(settings.seed)
     for batch in BATCHES:
-        ids = torch.randint(0, there.vocab_size, (batch, PROMPT), generator=generator)
+        ids = torch.randint(0, decoder.vocab_size, (batch, PROMPT), generator=generator)
         with torch.inference_mode():
             true = exact(ids).logits[:, -1]
             theirs = peer(ids.to(device)).logits[:, -1].float().cpu()
-        engine = pyprune.Engine(there, max_batch=batch, max_len=PROMPT + new)
-        cpu_engine = pyprune.Engine(here, max_batch=batch, max_len=PROMPT + new)
+        engine = pyprune.Engine(decoder, max_batch=batch, max_len=PROMPT + new)
+        cpu_engine = pyprune.Engine(cpu_decoder, max_batch=batch, max_len=PROMPT + new)
         ours, on_cpu = engine.prefill(ids.to(device)).float().cpu(), cpu_engine.prefill(ids).float()
         tokens = engine.generate(ids.to(device), max_new_tokens=new).cpu()
-        again = engine.generate(ids.to(device), max_new_tokens=new).cpu()
+        repeated = engine.generate(ids.to(device), max_new_tokens=new).cpu()
         result["prompts"].append(
             {
                 "batch": batch,
@@ -50,15 +50,18 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
                     "pyprune": _error(ours, true), "hf": _error(theirs, true), "pyprune, CPU": _error(on_cpu, true),
                 },
                 "new_tokens": new,
-                "tokens_as_hf": _agreement(tokens, hugging_face(there)(ids.to(device), new).cpu()[:, PROMPT:]),
+                "tokens_as_hf": _agreement(tokens, hugging_face(decoder)(ids.to(device), new).cpu()[:, PROMPT:]),
                 "tokens_as_our_cpu_path": _agreement(tokens, cpu_engine.generate(ids, max_new_tokens=new)),
-                "same_tokens_twice": torch.equal(tokens, again),
+                "same_tokens_twice": torch.equal(tokens, repeated),
             }
         )  # fmt: skip
         save(result)
-    samples = torch.randint(0, there.vocab_size, (4, 32), generator=generator)
-    mine, reference = pyprune.score(there, samples).values, pyprune.score(here.to(torch.float32), samples).values
-    pairs = zip(mine, reference, strict=True)
+    samples = torch.randint(0, decoder.vocab_size, (4, 32), generator=generator)
+    values, reference = (
+        pyprune.score(decoder, samples).values,
+        pyprune.score(cpu_decoder.to(torch.float32), samples).values,
+    )
+    pairs = zip(values, reference, strict=True)
     result["scores_largest_relative_difference"] = max(abs(a - b) / b for a, b in pairs)
     return result
 
@@ -68,7 +71,7 @@ def _error(logits: Tensor, true: Tensor) -> float:
     return float((logits - true).abs().max() / true.abs().max())
 
 
-def _agreement(tokens: Tensor, others: Tensor) -> float:
+def _agreement(tokens: Tensor, reference: Tensor) -> float:
     """Mean share of each sequence up to its first different token: after that the two have different pasts."""
-    same = (tokens == others).int().cumprod(dim=1)
+    same = (tokens == reference).int().cumprod(dim=1)
     return float(same.float().mean())

@@ -31,19 +31,19 @@ class Earlier:
 
     def machine(self, record: dict[str, Any]) -> int:
         """The place of this machine with this code, added where it is new."""
-        for place, known in enumerate(self.machines):
-            if (known["id"], known["code"]) == (record["id"], record["code"]):
-                known.update({name: value for name, value in record.items() if value is not None})
+        for place, machine in enumerate(self.machines):
+            if (machine["id"], machine["code"]) == (record["id"], record["code"]):
+                machine.update({name: value for name, value in record.items() if value is not None})
                 return place
         self.machines.append(dict(record))
         return len(self.machines) - 1
 
     def add(self, part: dict[str, Any]) -> None:
         """Keep the part's record, in place of one of the same part that says no more."""
-        for place, known in enumerate(self.parts):
-            same_machine = known["machine"] == part["machine"] or not part.get("everywhere")
-            if known["name"] == part["name"] and same_machine:
-                if RANKS.index(part["status"]) >= RANKS.index(known["status"]):
+        for place, kept in enumerate(self.parts):
+            same_machine = kept["machine"] == part["machine"] or not part.get("everywhere")
+            if kept["name"] == part["name"] and same_machine:
+                if RANKS.index(part["status"]) >= RANKS.index(kept["status"]):
                     self.parts[place] = part
                 return
         self.parts.append(part)
@@ -56,10 +56,10 @@ class Earlier:
         )
 
 
-def earlier(files: Sequence[str], here: dict[str, Any], dry_run: bool, force: bool) -> Earlier:
+def earlier(files: Sequence[str], current: dict[str, Any], dry_run: bool, force: bool) -> Earlier:
     """What the files hold together, the first file first. InputError for one that is no result of this check, of a dry
     run where this is none (or the reverse), and, unless forced, of other code than `here`."""
-    found = Earlier()
+    collected = Earlier()
     for file in files:
         data = read_json(Path(file))
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -68,16 +68,16 @@ def earlier(files: Sequence[str], here: dict[str, Any], dry_run: bool, force: bo
         if data["dry_run"] != dry_run:
             raise InputError(f"--resume {file}: is of {'a' if data['dry_run'] else 'no'} dry run, and this is another")
         for machine in data["machines"]:
-            if machine["code"] != here["code"] and not force:
+            if machine["code"] != current["code"] and not force:
                 raise InputError(
                     f"--resume {file}: was made by other code (commit {machine['commit'] or 'unknown'}, here "
-                    f"{here['commit'] or 'unknown'}); the same checkout is expected, or --force-resume"
+                    f"{current['commit'] or 'unknown'}); the same checkout is expected, or --force-resume"
                 )
-        places = [found.machine(machine) for machine in data["machines"]]
+        places = [collected.machine(machine) for machine in data["machines"]]
         for part in data["parts"]:
-            found.add({**part, "machine": places[part["machine"]]})
-        found.seed = data["seed"] if found.seed is None else found.seed
-    return found
+            collected.add({**part, "machine": places[part["machine"]]})
+        collected.seed = data["seed"] if collected.seed is None else collected.seed
+    return collected
 
 
 def this_machine(commit: str | None) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class Check:
         self.began = time.monotonic()
         self.deadline = self.began + limit_s
         self.side_by_side = max(2, len(os.sched_getaffinity(0)))
-        self.known = earlier or Earlier()
-        self.machine = self.known.machine(machine or {"id": "", "commit": None, "code": ""})
+        self.earlier = earlier or Earlier()
+        self.machine = self.earlier.machine(machine or {"id": "", "commit": None, "code": ""})
         self.results: dict[str, Any] = {
             "format": FORMAT,
             "command": shlex.join(["python", "-m", "bench.gpu_check", *_without_folders(sys.argv[1:])]),
@@ -74,8 +74,8 @@ class Check:
             "seed": settings.seed,
             "limit_s": limit_s,
             "seconds": 0.0,
-            "machines": self.known.machines,
-            "parts": self.known.parts,
+            "machines": self.earlier.machines,
+            "parts": self.earlier.parts,
         }
         self._scratch = tempfile.TemporaryDirectory(prefix="gpu-check-")
 
@@ -89,14 +89,14 @@ class Check:
         return self.results
 
     def _not_done(self, stage: Sequence[Part]) -> list[Part]:
-        found = []
+        todo = []
         for part in stage:
-            there = self.known.done(part.name, self.machine if part.everywhere else None)
-            if there and not {part.name, part.group} & self.again:
+            done = self.earlier.done(part.name, self.machine if part.everywhere else None)
+            if done and not {part.name, part.group} & self.again:
                 self.tell(f"{part.name}: done before")
             else:
-                found.append(part)
-        return found
+                todo.append(part)
+        return todo
 
     def _run_stage(self, stage: Sequence[Part], reserved: float) -> None:
         """`reserved`: seconds that the stages after it should take, which this one may not use up."""
@@ -110,17 +110,17 @@ class Check:
                     if why is None:
                         running.append(self._start(part, reserved))
                     else:
-                        told = {"name": part.name, "group": part.group, "status": SKIPPED, "why": why, "result": {}}
-                        self._keep(part, told)
+                        record = {"name": part.name, "group": part.group, "status": SKIPPED, "why": why, "result": {}}
+                        self._keep(part, record)
                 time.sleep(0.05)
-                for one in list(running):
-                    late = time.monotonic() > one.started + one.limit_s
-                    if one.process.poll() is not None or late:
-                        running.remove(one)
-                        self._keep(one.part, self._finish(one, late and one.process.returncode is None))
+                for task in list(running):
+                    late = time.monotonic() > task.started + task.limit_s
+                    if task.process.poll() is not None or late:
+                        running.remove(task)
+                        self._keep(task.part, self._finish(task, late and task.process.returncode is None))
         finally:
-            for one in running:
-                kill_group(one.process)
+            for task in running:
+                kill_group(task.process)
 
     def _why_not(self, part: Part) -> str | None:
         if part.skip is not None:
@@ -134,7 +134,7 @@ class Check:
         out = Path(self._scratch.name) / f"{part.name}.json"
         log = Path(self._scratch.name) / f"{part.name}.log"
         mode = best_mode(self.results["parts"]) if part.mode == BEST else part.mode
-        told = Settings(
+        settings = Settings(
             kind=part.kind, out=str(out), seed=self.settings.seed, dry_run=self.settings.dry_run,
             model=self.settings.model, bandwidth=self._ceiling("bandwidth"), gemm_flops=self._ceiling("gemm_flops"),
             options=part.options,
@@ -151,45 +151,45 @@ class Check:
         self.tell(f"{part.name} ...")
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [*part.prefix, sys.executable, "-m", "bench.gpu_check.child", told.to_json()],
+                [*part.prefix, sys.executable, "-m", "bench.gpu_check.child", settings.to_json()],
                 cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, process_group=0,
             )  # fmt: skip
         return _Running(part, mode, process, time.monotonic(), limit, out, log)
 
-    def _finish(self, one: _Running, late: bool) -> dict[str, Any]:
-        seconds = time.monotonic() - one.started
-        kill_group(one.process)
-        text = one.log.read_text(encoding="utf-8", errors="replace")
+    def _finish(self, task: _Running, late: bool) -> dict[str, Any]:
+        seconds = time.monotonic() - task.started
+        kill_group(task.process)
+        text = task.log.read_text(encoding="utf-8", errors="replace")
         written: Any = {}
         with contextlib.suppress(InputError):
-            written = read_json(one.out)
+            written = read_json(task.out)
         status, why = DONE, None
         if late:
-            status, why = STOPPED, f"at its limit of {one.limit_s:.0f} s; what it had by then is kept"
-        elif one.process.returncode != 0 or not written.get("complete"):
-            status, why = FAILED, written.get("error") or _last_line(text) or f"exit code {one.process.returncode}"
+            status, why = STOPPED, f"at its limit of {task.limit_s:.0f} s; what it had by then is kept"
+        elif task.process.returncode != 0 or not written.get("complete"):
+            status, why = FAILED, written.get("error") or _last_line(text) or f"exit code {task.process.returncode}"
         part = {
-            "name": one.part.name,
-            "group": one.part.group,
+            "name": task.part.name,
+            "group": task.part.group,
             "status": status,
             "why": why,
-            "mode": one.mode,
+            "mode": task.mode,
             "seconds": round(seconds, 2),
-            "expected_s": one.part.expected_s,
-            "limit_s": round(one.limit_s, 1),
+            "expected_s": task.part.expected_s,
+            "limit_s": round(task.limit_s, 1),
             "result": written.get("result", {}),
         }
         # A sanitizer speaks through its output alone; else only what went wrong is worth its length.
-        if status != DONE or one.part.prefix:
+        if status != DONE or task.part.prefix:
             part["output_tail"] = text[-TAIL:]
         return part
 
     def _keep(self, part: Part, record: dict[str, Any]) -> None:
         record = {**record, "machine": self.machine, "everywhere": part.everywhere}
-        self.known.add(_public(record))
+        self.earlier.add(_public(record))
         gpus = record["result"].get("machine", {}).get("gpus") if part.kind == "environment" else None
         if gpus:
-            self.known.machines[self.machine]["gpu"] = gpus[0]["name"]
+            self.earlier.machines[self.machine]["gpu"] = gpus[0]["name"]
         self._write()
         why = "" if record.get("why") is None else ": " + _line(record["why"])
         self.tell(f"{record['name']}: {record['status']}{why}")
@@ -199,7 +199,7 @@ class Check:
         write_json(self.folder / RESULT_FILE, self.results)
 
     def _ceiling(self, name: str) -> float | None:
-        for part in self.known.parts:
+        for part in self.earlier.parts:
             if (part["name"], part["status"], part["machine"]) == ("ceilings", DONE, self.machine):
                 return part["result"][name]
         return None
@@ -233,8 +233,10 @@ def _public(data: Any) -> Any:
     return [_public(value) for value in data] if isinstance(data, list) else data
 
 
-def _without_folders(words: Sequence[str]) -> list[str]:
-    return [os.path.basename(word.rstrip(os.sep)) if os.path.isabs(word) else word for word in words]
+def _without_folders(arguments: Sequence[str]) -> list[str]:
+    return [
+        os.path.basename(argument.rstrip(os.sep)) if os.path.isabs(argument) else argument for argument in arguments
+    ]
 
 
 def _last_line(text: str) -> str:

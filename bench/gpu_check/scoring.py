@@ -31,30 +31,30 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     model = to_transformers(decoder)
     generator = torch.Generator().manual_seed(settings.seed)
     ids = torch.randint(0, decoder.vocab_size, (samples, tokens), generator=generator)
-    there, found = ids.to(device), {}
+    device_ids, values = ids.to(device), {}
 
     def ours() -> None:
         scores = pyprune.score(decoder, ids)
-        found["pyprune"] = [scores.baseline, *scores.values]
+        values["pyprune"] = [scores.baseline, *scores.values]
 
     def naive() -> None:
-        found["naive"] = naive_scores(model, there)
+        values["naive"] = naive_scores(model, device_ids)
 
-    taken, errors = race({"pyprune": ours, "naive": naive}, device, runs)
+    seconds, errors = race({"pyprune": ours, "naive": naive}, device, runs)
     result: dict[str, Any] = {
         "gpu": gpu_report(), "model": spec, "dtype": "bfloat16", "samples": samples, "tokens": tokens,
-        "blocks": len(decoder.blocks), "seconds": taken, "errors": errors, "scores": found,
+        "blocks": len(decoder.blocks), "seconds": seconds, "errors": errors, "scores": values,
     }  # fmt: skip
-    if "pyprune" in taken:
-        result["median_seconds"] = spread(taken["pyprune"])["median"]
+    if "pyprune" in seconds:
+        result["median_seconds"] = spread(seconds["pyprune"])["median"]
         if settings.bandwidth:
             machine = predict.measured_machine(settings, device)
             result["predicted_seconds"] = predict.scoring_seconds(decoder, samples, tokens, machine)
         result["timeline"] = timeline(ours, device, 1)
         save(result)
-    if len(taken) == 2:
-        result["speedup"] = speedup(taken["naive"], taken["pyprune"])
-        pairs = zip(found["pyprune"], found["naive"], strict=True)
+    if len(seconds) == 2:
+        result["speedup"] = speedup(seconds["naive"], seconds["pyprune"])
+        pairs = zip(values["pyprune"], values["naive"], strict=True)
         result["largest_relative_difference"] = max(abs(a - b) / b for a, b in pairs)
     return result
 

@@ -43,8 +43,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
             decoder = pyprune.load(f"shape:{sizes}", dtype=getattr(torch, dtype), device=settings.device)
             for batch in batches:
                 save({**result, "trying": f"{name}, {dtype}, batch {batch}"})
-                told = {"shape": name, "dtype": dtype, "batch": batch}
-                result["cases"] += [{**told, **case} for case in compared(decoder, batch, settings)]
+                labels = {"shape": name, "dtype": dtype, "batch": batch}
+                result["cases"] += [{**labels, **case} for case in compared(decoder, batch, settings)]
                 result.update(count(result["cases"]))
     # The operators decide on their implementation when they first run.
     return {**result, "gpu": gpu_report()}
@@ -54,15 +54,15 @@ def ways(blocks: int, device: torch.device | str) -> dict[str, tuple[Skip, Tenso
     """What is left out, as `skip` and as flags [blocks, 2]. All device masks share one recording; the last repeats the
     first set one, for which another has been in force meanwhile."""
     clear = torch.zeros(blocks, 2, dtype=torch.bool, device=device)
-    block, halves = clear.clone(), clear.clone()
+    block, sublayers = clear.clone(), clear.clone()
     block[1] = True
-    halves[0, 0] = halves[-1, 1] = True
+    sublayers[0, 0] = sublayers[-1, 1] = True
     return {
         "nothing": (None, clear),
         "a block, by the host": ([1], block),
         "a block, by a mask": (block, block),
         "a clear mask": (clear, clear),
-        "two halves, by a mask": (halves, halves),
+        "two halves, by a mask": (sublayers, sublayers),
         "a block, by a mask again": (block, block),
     }
 
@@ -79,31 +79,31 @@ def compared(decoder: Decoder, batch: int, settings: Settings) -> list[dict[str,
     engine = pyprune.Engine(decoder, max_batch=batch, max_len=PROMPT + STEPS)
     cases, before = [], {}
     for name, (skip, flags) in ways(count_, device).items():
-        told: dict[str, Any] = {"left_out": name, "passed": False, "error": None, "pytorch_error": None, "ratio": None}
+        case: dict[str, Any] = {"left_out": name, "passed": False, "error": None, "pytorch_error": None, "ratio": None}
         try:
-            mine = generated(engine, ids, lengths, skip)
+            logits = generated(engine, ids, lengths, skip)
             true, plain = (
                 at(plain_logits(decoder, ids, flags, dtype), places).double() for dtype in (torch.float64, None)
             )
             scale = true.abs().max()
-            error, error_plain = (float((one.double() - true).abs().max() / scale) for one in (mine, plain))
+            error, error_plain = (float((values.double() - true).abs().max() / scale) for values in (logits, plain))
             twin = before.get(name.removesuffix(" again"))
-            before[name] = mine
-            told.update(
+            before[name] = logits
+            case.update(
                 error=error,
                 pytorch_error=error_plain,
                 ratio=error / error_plain if error_plain else None,
-                same_bits_twice=None if twin is None else torch.equal(mine, twin),
+                same_bits_twice=None if twin is None else torch.equal(logits, twin),
                 recorded=bool(engine._graphs),
                 exception=None,
             )
             unrecorded = not engine._graphs and engine._record is not None
-            told["passed"] = (
-                error <= TIMES_PYTORCH * error_plain + TINY and told["same_bits_twice"] is not False and not unrecorded
+            case["passed"] = (
+                error <= TIMES_PYTORCH * error_plain + TINY and case["same_bits_twice"] is not False and not unrecorded
             )
         except Exception as problem:  # every kind: the text is the finding
-            told["exception"] = f"{type(problem).__name__}: {problem}"[:1500]
-        cases.append(told)
+            case["exception"] = f"{type(problem).__name__}: {problem}"[:1500]
+        cases.append(case)
     return cases
 
 

@@ -13,14 +13,14 @@ def summary(results: dict[str, Any]) -> str:
     several = len(results["machines"]) > 1
     for part in results["parts"]:
         seconds = "" if part.get("seconds") is None else f"{part['seconds']:.1f}"
-        said = list(_found(part))
+        report = list(_lines_of(part))
         if several:
-            said.insert(0, f"on machine {part['machine'] + 1}")
+            report.insert(0, f"on machine {part['machine'] + 1}")
         if part.get("why"):
-            said.append(_short(part["why"]))
-        first, *rest = said or [""]
-        rows.append((part["name"], part["status"], seconds, first))
-        rows += [("", "", "", line) for line in rest]
+            report.append(_short(part["why"]))
+        first_line, *more_lines = report or [""]
+        rows.append((part["name"], part["status"], seconds, first_line))
+        rows += [("", "", "", line) for line in more_lines]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -30,7 +30,7 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-def _found(part: dict[str, Any]) -> list[str]:
+def _lines_of(part: dict[str, Any]) -> list[str]:
     tell = _TELLERS.get(part["group"])
     if tell is None or not part.get("result"):
         return _sanitizer_lines(part)
@@ -84,11 +84,11 @@ def _ceilings(result: dict[str, Any]) -> list[str]:
 
 def _model(result: dict[str, Any]) -> list[str]:
     lines = []
-    for one in result["prompts"]:
-        errors = ", ".join(f"{name} {value:.1e}" for name, value in one["logits_error"].items())
+    for prompt in result["prompts"]:
+        errors = ", ".join(f"{name} {value:.1e}" for name, value in prompt["logits_error"].items())
         lines.append(
-            f"batch {one['batch']}: logits off by {errors}; tokens as HF {one['tokens_as_hf']:.0%}, "
-            f"as our CPU {one['tokens_as_our_cpu_path']:.0%}"
+            f"batch {prompt['batch']}: logits off by {errors}; tokens as HF {prompt['tokens_as_hf']:.0%}, "
+            f"as our CPU {prompt['tokens_as_our_cpu_path']:.0%}"
         )
     return lines
 
@@ -109,7 +109,7 @@ def _steps(result: dict[str, Any]) -> list[str]:
 def _self_check(result: dict[str, Any]) -> list[str]:
     word = "passed" if result["passed"] else "failed" if result["failures"] else "not finished"
     line = f"{word}: {result['kernels']}, {result['done']} of {result['of']} cases in {result['seconds']:.0f} s"
-    return [line, *(f"  {_short(str(one['case']), 90)}" for one in result["failures"][:3])]
+    return [line, *(f"  {_short(str(failure['case']), 90)}" for failure in result["failures"][:3])]
 
 
 def _choice(result: dict[str, Any]) -> str:
@@ -118,8 +118,8 @@ def _choice(result: dict[str, Any]) -> str:
 
 def _beside(line: dict[str, Any], name: str = "median_seconds") -> str:
     """The measured milliseconds, and the predicted ones where there are any."""
-    words = f"{1000 * line[name]:.3f} ms"
-    return words + (f" (predicted {1000 * line['predicted_seconds']:.3f})" if "predicted_seconds" in line else "")
+    text = f"{1000 * line[name]:.3f} ms"
+    return text + (f" (predicted {1000 * line['predicted_seconds']:.3f})" if "predicted_seconds" in line else "")
 
 
 def _decode(result: dict[str, Any]) -> list[str]:
@@ -142,40 +142,40 @@ def _decode(result: dict[str, Any]) -> list[str]:
 
 def _masked(result: dict[str, Any]) -> list[str]:
     lines = []
-    for one in result["timings"]:
-        share = "unknown" if one["masked_share"] is None else f"{one['masked_share']:.1%}"
+    for timing in result["timings"]:
+        share = "unknown" if timing["masked_share"] is None else f"{timing['masked_share']:.1%}"
         lines.append(
-            f"batch {one['batch']}: a masked block costs {share} of a block of {1e6 * one['block_seconds']:.0f} us, a "
-            f"clear mask {one['clear_mask_share']:+.1%} of a step"
+            f"batch {timing['batch']}: a masked block costs {share} of a block of "
+            f"{1e6 * timing['block_seconds']:.0f} us, a clear mask {timing['clear_mask_share']:+.1%} of a step"
         )
     return lines
 
 
 def _widths(result: dict[str, Any]) -> list[str]:
     lines = []
-    for one in result["timings"]:
-        cells = ", ".join(f"{name} {1e6 * taken:.1f}" for name, taken in one["median_seconds"].items())
-        predicted = f" (predicted {1e6 * one['predicted_seconds']:.1f})" if "predicted_seconds" in one else ""
-        lines.append(f"{one['rows']:5} rows, {one['role']} {one['width']}: us {cells}{predicted}")
-        lines += [f"  {name}: {_short(text, 80)}" for name, text in one["errors"].items()]
+    for timing in result["timings"]:
+        cells = ", ".join(f"{name} {1e6 * seconds:.1f}" for name, seconds in timing["median_seconds"].items())
+        predicted = f" (predicted {1e6 * timing['predicted_seconds']:.1f})" if "predicted_seconds" in timing else ""
+        lines.append(f"{timing['rows']:5} rows, {timing['role']} {timing['width']}: us {cells}{predicted}")
+        lines += [f"  {name}: {_short(text, 80)}" for name, text in timing["errors"].items()]
     return lines
 
 
 def _layer_peer(result: dict[str, Any]) -> list[str]:
     lines = []
-    for one in result["timings"]:
-        cells = ", ".join(f"{name} {1000 * taken:.3f} ms" for name, taken in one["median_seconds"].items())
-        ratio = f": ours {one['speedup']['median']:.2f}x" if "speedup" in one else ""
-        lines.append(f"{one['mode']}, batch {one['batch']}: {cells}{ratio}")
+    for timing in result["timings"]:
+        cells = ", ".join(f"{name} {1000 * seconds:.3f} ms" for name, seconds in timing["median_seconds"].items())
+        ratio = f": ours {timing['speedup']['median']:.2f}x" if "speedup" in timing else ""
+        lines.append(f"{timing['mode']}, batch {timing['batch']}: {cells}{ratio}")
     return [*lines, *(f"{name}: {_short(text, 90)}" for name, text in result["absent"].items())]
 
 
 def _generations(result: dict[str, Any]) -> list[str]:
     lines = []
-    for one in result["timings"]:
-        ratio = f", {one['speedup']['median']:.2f}x the original" if "speedup" in one else ""
-        over = f", {one['over_hf']['median']:.2f}x Hugging Face" if "over_hf" in one else ""
-        lines.append(f"{one['row']}, {one['engine']}: {one['latency_s']:.3f} s{ratio}{over}")
+    for timing in result["timings"]:
+        ratio = f", {timing['speedup']['median']:.2f}x the original" if "speedup" in timing else ""
+        over = f", {timing['over_hf']['median']:.2f}x Hugging Face" if "over_hf" in timing else ""
+        lines.append(f"{timing['row']}, {timing['engine']}: {timing['latency_s']:.3f} s{ratio}{over}")
     return [*lines, *_errors(result)]
 
 
@@ -188,20 +188,20 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 
 def _scoring(result: dict[str, Any]) -> list[str]:
-    words = [f"{result['blocks']} blocks, {result['samples']} x {result['tokens']} tokens:"]
-    words += [_beside(result)] if "median_seconds" in result else []
+    lines = [f"{result['blocks']} blocks, {result['samples']} x {result['tokens']} tokens:"]
+    lines += [_beside(result)] if "median_seconds" in result else []
     if "speedup" in result:
         difference = result["largest_relative_difference"]
-        words.append(f"{result['speedup']['median']:.2f}x the naive loop, scores differ by at most {difference:.1e}")
-    return [" ".join([*words, *(f"{name}: {_short(text, 80)}" for name, text in result["errors"].items())])]
+        lines.append(f"{result['speedup']['median']:.2f}x the naive loop, scores differ by at most {difference:.1e}")
+    return [" ".join([*lines, *(f"{name}: {_short(text, 80)}" for name, text in result["errors"].items())])]
 
 
 def _table1(result: dict[str, Any]) -> list[str]:
     lines = []
     for row in dict.fromkeys(line["row"] for line in result["timings"]):
         cells = []
-        first = {line["batch"]: line for line in reversed(result["timings"]) if line["row"] == row}
-        for line in sorted(first.values(), key=lambda one: one["batch"]):
+        by_batch = {line["batch"]: line for line in reversed(result["timings"]) if line["row"] == row}
+        for line in sorted(by_batch.values(), key=lambda timing: timing["batch"]):
             ratio = f", {line['speedup']['median']:.2f}x" if "speedup" in line else ""
             cells.append(f"M={line['batch']} {1000 * line['median_step_seconds']:.3f} ms{ratio}")
         lines.append(f"{row:24} {'; '.join(cells)}")
@@ -209,8 +209,8 @@ def _table1(result: dict[str, Any]) -> list[str]:
 
 
 def _sanitizer_lines(part: dict[str, Any]) -> list[str]:
-    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", part.get("output_tail", ""))
-    return found[-1:]
+    summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", part.get("output_tail", ""))
+    return summaries[-1:]
 
 
 _TELLERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

@@ -67,8 +67,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
         "bandwidth": settings.bandwidth, "notes": NOTES, "rows": [], "timings": [], "errors": {},
     }  # fmt: skip
     for group in groups(name, original):
-        for some in fitting(group, original, device):
-            _time(result, some, original, settings, batches, save)
+        for fitting_rows in fitting(group, original, device):
+            _time(result, fitting_rows, original, settings, batches, save)
     result["measuring_seconds"] = time.perf_counter() - began
     return result
 
@@ -90,14 +90,14 @@ def fitting(group: list[Sizes], original: Decoder, device: torch.device) -> Iter
     free_bytes = memory.available(device)
     limit = None if free_bytes is None else SHARE_OF_MEMORY * free_bytes
     part: list[Sizes] = []
-    taken = 0
+    used_bytes = 0
     for row in group:
         needed = paper_rows.own_bytes(row, original, max(BATCHES) * (PROMPT + NEW))
-        if part and limit is not None and taken + needed > limit:
+        if part and limit is not None and used_bytes + needed > limit:
             yield part
-            part, taken = [], 0
+            part, used_bytes = [], 0
         part.append(row)
-        taken += needed
+        used_bytes += needed
     if part:
         yield part
 
@@ -112,10 +112,10 @@ def _time(
 ) -> None:
     """Time the rows beside the original, at one batch after the other, and add what was found to the result."""
     device, dry = torch.device(settings.device), settings.dry_run
-    whole = paper_rows.sizes(result["model"], facts.ORIGINAL, None, original)
-    models = {row: paper_rows.model_of(row, original) for row in (whole, *rows)}
-    known = {row["name"] for row in result["rows"]}
-    result["rows"] += [paper_rows.described(r, model) for r, model in models.items() if r.name not in known]
+    original_row = paper_rows.sizes(result["model"], facts.ORIGINAL, None, original)
+    models = {row: paper_rows.model_of(row, original) for row in (original_row, *rows)}
+    row_names = {row["name"] for row in result["rows"]}
+    result["rows"] += [paper_rows.described(r, model) for r, model in models.items() if r.name not in row_names]
     generator = torch.Generator().manual_seed(settings.seed)
     for batch in batches:
         prompts = torch.randint(0, original.vocab_size, (batch, PROMPT), generator=generator).to(device)
@@ -130,19 +130,19 @@ def _time(
         seconds = interleaved_replays(steps, device, rounds, replays)
         for row in models:
             if row.name in seconds:
-                result["timings"].append(_line(row, batch, seconds, whole))
+                result["timings"].append(_line(row, batch, seconds, original_row))
         save(result)
         del steps
         free(device)
 
 
-def _line(row: Sizes, batch: int, seconds: dict[str, list[float]], whole: Sizes) -> dict[str, Any]:
-    own, reference = seconds[row.name], seconds.get(whole.name)
-    line = {"row": row.name, "engine": "pyprune", "batch": batch, "step_seconds": own}
-    line |= {"median_step_seconds": statistics.median(own), "beside": sorted(seconds)}
+def _line(row: Sizes, batch: int, seconds: dict[str, list[float]], original_row: Sizes) -> dict[str, Any]:
+    samples, reference = seconds[row.name], seconds.get(original_row.name)
+    line = {"row": row.name, "engine": "pyprune", "batch": batch, "step_seconds": samples}
+    line |= {"median_step_seconds": statistics.median(samples), "beside": sorted(seconds)}
     if reference is not None:
         line["original_step_seconds"] = reference
-        line["speedup"] = speedup(reference, own)
+        line["speedup"] = speedup(reference, samples)
     return line
 
 

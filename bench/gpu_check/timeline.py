@@ -29,18 +29,20 @@ def timeline(step: Callable[[], object], device: torch.device, steps: int) -> di
         for _ in range(steps):
             step()
         synchronise()
-    found = []
+    kernels = []
     for event in profiler.key_averages():
-        taken = event.self_device_time_total if on_device else event.self_cpu_time_total
-        if taken > 0:
-            found.append({"kernel": event.key[:120], "launches": event.count / steps, "seconds": taken / 1e6 / steps})
-    found.sort(key=lambda kernel: -kernel["seconds"])
-    rest = found[KERNELS:]
-    if rest:
-        summed = {name: sum(kernel[name] for kernel in rest) for name in ("launches", "seconds")}
-        found = [*found[:KERNELS], {"kernel": f"{len(rest)} others", **summed}]
+        microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
+        if microseconds > 0:
+            kernels.append(
+                {"kernel": event.key[:120], "launches": event.count / steps, "seconds": microseconds / 1e6 / steps}
+            )
+    kernels.sort(key=lambda kernel: -kernel["seconds"])
+    others = kernels[KERNELS:]
+    if others:
+        summed = {name: sum(kernel[name] for kernel in others) for name in ("launches", "seconds")}
+        kernels = [*kernels[:KERNELS], {"kernel": f"{len(others)} others", **summed}]
     return {
-        "launches": sum(kernel["launches"] for kernel in found),
-        "seconds": sum(kernel["seconds"] for kernel in found),
-        "kernels": found,
+        "launches": sum(kernel["launches"] for kernel in kernels),
+        "seconds": sum(kernel["seconds"] for kernel in kernels),
+        "kernels": kernels,
     }

@@ -58,7 +58,7 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     pool = Pool(hidden, padded_width(ranges[-1][1], 64), torch.bfloat16, device)
     result: dict[str, Any] = {
         "what": "width-sweep", "gpu": gpu_report(), "device": paper_rows.name_of_device(device), "dtype": "bfloat16",
-        "hidden": hidden, "ranges": [list(one) for one in ranges], "rows": list(rows), "rounds": rounds,
+        "hidden": hidden, "ranges": [list(alignment) for alignment in ranges], "rows": list(rows), "rounds": rounds,
         "sides": list(SIDES), "bandwidth": settings.bandwidth, "points": [], "errors": {}, "finished": False,
     }  # fmt: skip
     recorder = Recorder(device)
@@ -80,7 +80,7 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
     finally:
         gc.enable()
     result["measuring_seconds"] = time.perf_counter() - began
-    result["alignment"] = [asdict(one) for one in alignments(result["points"], hidden)]
+    result["alignment"] = [asdict(alignment) for alignment in alignments(result["points"], hidden)]
     return result
 
 
@@ -88,7 +88,7 @@ def order(ranges: Any, rows: tuple[int, ...], hidden: int) -> Iterator[tuple[int
     """Every point once: (width, role, rows). Stage by stage over all roles and rows: first widths of each alignment and
     the paper's own, then every fourth, every second, and the rest; each stage shuffled, so that no drift bends a
     line."""
-    inside = [width for first, last in ranges for width in range(first, last + 1)]
+    inside = [width for low, high in ranges for width in range(low, high + 1)]
     paper = set(TABLE_1.get(hidden, ()))
     stages: list[Callable[[int], bool]] = [
         lambda width: width % 128 in OFFSETS or width in paper,
@@ -127,7 +127,9 @@ def _point(
     seconds = recorder.rounds({side: step for side, (step, _) in steps.items()}, rounds)
     return {
         "role": role, "width": width, "rows": rows,
-        "seconds": {side: [round(one / steps[side][1], 10) for one in taken] for side, taken in seconds.items()},
+        "seconds": {
+            side: [round(value / steps[side][1], 10) for value in samples] for side, samples in seconds.items()
+        },
     }  # fmt: skip
 
 
@@ -197,7 +199,7 @@ class Recorder:
 
     def rounds(self, steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
         """Seconds of each step in each of `count` rounds of an order of their own, after one that does not count."""
-        taken: dict[str, list[float]] = {name: [] for name in steps}
+        samples: dict[str, list[float]] = {name: [] for name in steps}
         names = list(steps)
         if self._device.type != "cuda":
             for turn in range(count + 1):
@@ -206,8 +208,8 @@ class Recorder:
                     before = time.perf_counter()
                     steps[name]()
                     if turn:
-                        taken[name].append(time.perf_counter() - before)
-            return taken
+                        samples[name].append(time.perf_counter() - before)
+            return samples
         events = []
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             for turn in range(count + 1):
@@ -220,8 +222,8 @@ class Recorder:
                     events += [(name, start, stop)] if turn else []
             self._stream.synchronize()
         for name, start, stop in events:
-            taken[name].append(start.elapsed_time(stop) / 1000)
-        return taken
+            samples[name].append(start.elapsed_time(stop) / 1000)
+        return samples
 
 
 @torch.inference_mode()
@@ -230,8 +232,8 @@ def warm(settings: Settings) -> str:
     device = torch.device(settings.device)
     hidden, ranges, rows = (DRY_HIDDEN, DRY_RANGES, DRY_ROWS) if settings.dry_run else (HIDDEN, RANGES, ROWS)
     pool = Pool(hidden, padded_width(ranges[-1][1], 64), torch.bfloat16, device)
-    first = padded_width(ranges[0][0], 64)
-    widths = [first + offset for offset in (0, 1, 2, 4, 8, 16, 32)]
+    base = padded_width(ranges[0][0], 64)
+    widths = [base + offset for offset in (0, 1, 2, 4, 8, 16, 32)]
     for width in widths:
         for role in ROLES:
             for count in rows:

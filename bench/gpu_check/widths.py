@@ -55,8 +55,8 @@ def run(settings: Settings, save: Save) -> dict[str, Any]:
             except Exception as error:  # every kind: the text is the finding, and the other sides go on
                 line["errors"][name] = f"{type(error).__name__}: {error}"[:500]
         replays = interleaved_replays(chains, device, rounds, PER_ROUND)
-        line["seconds"] = {name: [taken / WEIGHTS for taken in samples] for name, samples in replays.items()}
-        line["median_seconds"] = {name: statistics.median(taken) for name, taken in line["seconds"].items()}
+        line["seconds"] = {name: [seconds / WEIGHTS for seconds in samples] for name, samples in replays.items()}
+        line["median_seconds"] = {name: statistics.median(seconds) for name, seconds in line["seconds"].items()}
         if settings.bandwidth:
             machine = predict.measured_machine(settings, device)
             shape = (width, hidden, count, machine, 2) if role == ROLES[0] else (hidden, width, count, machine)
@@ -103,9 +103,9 @@ class Turn:
 
 def _matrix(out: int, inner: int, stride: int, device: torch.device) -> Tensor:
     """Random values [out, inner], rows `stride` apart, zeros between: packed, or as weights are placed on a GPU."""
-    whole = torch.zeros(out, stride, dtype=torch.bfloat16, device=device)
-    whole[:, :inner] = torch.randn(out, inner, dtype=torch.bfloat16, device=device) * inner**-0.5
-    return whole if stride == inner else mark_zero_gap(whole[:, :inner])
+    store = torch.zeros(out, stride, dtype=torch.bfloat16, device=device)
+    store[:, :inner] = torch.randn(out, inner, dtype=torch.bfloat16, device=device) * inner**-0.5
+    return store if stride == inner else mark_zero_gap(store[:, :inner])
 
 
 def _gate_up(width: int, hidden: int, rows: int, device: torch.device) -> Callable[[], object]:

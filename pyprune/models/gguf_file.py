@@ -94,12 +94,12 @@ class GGUFFile:
             return
         if out.dim() == 1:
             out = out.unsqueeze(0)
-        each = stored.size // max(1, len(out))
-        step = max(1, _AT_ONCE // max(1, each))
-        for first in range(0, len(out), step):
-            part = out[first : first + step]
-            begin = stored.offset + first * each
-            end = begin + len(part) * each
+        row_bytes = stored.size // max(1, len(out))
+        step = max(1, _AT_ONCE // max(1, row_bytes))
+        for row in range(0, len(out), step):
+            part = out[row : row + step]
+            begin = stored.offset + row * row_bytes
+            end = begin + len(part) * row_bytes
             self._decode(stored, self._bytes[begin:end], part)
             release(self._mapped, begin, end)
 
@@ -121,13 +121,13 @@ class GGUFFile:
 
     def warn_of_slow_types(self) -> None:
         """Say once which types the C++ kernels do not dequantise (SlowTypeWarning), where there are any."""
-        known = GGUF_TYPES if ops.native.load() else ()
+        kernel_types = GGUF_TYPES if ops.native.load() else ()
         types = {tensor.type for tensor in self.tensors.values()}
-        slow = sorted(kind.name for kind in types if kind.name not in FLOATS and kind not in known)
+        slow = sorted(kind.name for kind in types if kind.name not in FLOATS and kind not in kernel_types)
         if slow:
             warnings.warn(
                 f"{self.path}: {', '.join(slow)}: dequantised by the gguf package, in NumPy, which takes longer: "
-                + ("the C++ library has no kernel for it" if known else "the C++ library is not in use"),
+                + ("the C++ library has no kernel for it" if kernel_types else "the C++ library is not in use"),
                 SlowTypeWarning,
                 stacklevel=5,
             )

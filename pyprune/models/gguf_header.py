@@ -121,13 +121,15 @@ class _Cursor:
         kind, item, count = self.number("I", what), None, 1
         if kind == _ARRAY:
             item, count = self.number("I", what), self.number("Q", what)
-        begin, each = self.at, kind if item is None else item
-        if each in _SCALARS:
-            self.skip(count * struct.calcsize("<" + _SCALARS[each]), what)
-        elif each == _STRING:
+        begin, scalar = self.at, kind if item is None else item
+        if scalar in _SCALARS:
+            self.skip(count * struct.calcsize("<" + _SCALARS[scalar]), what)
+        elif scalar == _STRING:
             self._skip_texts(count, what)
         else:
-            raise HeaderError(f"{what} is {'an array ' if item is not None else ''}of type {each}, which is not known")
+            raise HeaderError(
+                f"{what} is {'an array ' if item is not None else ''}of type {scalar}, which is not known"
+            )
         return MetadataValue(kind, item, begin, count)
 
     def _skip_texts(self, count: int, what: str) -> None:

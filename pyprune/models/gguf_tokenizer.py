@@ -26,10 +26,10 @@ NO_TOKENIZER = (Field("tokenizer.ggml.model", "no_vocab"),)
 
 # How llama.cpp's byte-level BPE splits text before it merges, by the pre-tokenizer of a tokenizer.json that does the
 # same. llama.cpp has these patterns in its code (src/llama-vocab.cpp), under these names.
-_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS_OR_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_OTHER_RUNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -37,10 +37,10 @@ def _split(pattern: str) -> dict[str, Any]:
 
 
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [_WORDS],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _WORDS],
-    "llama-bpe": [_split(_ENDS + r"\p{N}{1,3}" + _REST), _BYTES],
-    "qwen2": [_split(_ENDS + r"\p{N}" + _REST), _BYTES],
+    "gpt-2": [_GPT2_SPLIT],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2_SPLIT],
+    "llama-bpe": [_split(_CONTRACTIONS_OR_LETTERS + r"\p{N}{1,3}" + _OTHER_RUNS), _BYTES],
+    "qwen2": [_split(_CONTRACTIONS_OR_LETTERS + r"\p{N}" + _OTHER_RUNS), _BYTES],
 }
 # llama.cpp leaves text as it is; Qwen's tokenizers compose it first (NFC), which changes composed text not at all.
 _NORMALIZERS = {"qwen2": ({"type": "NFC"},)}
@@ -125,7 +125,9 @@ def _pre_tokenizer(data: dict[str, Any]) -> str | None:
     steps = splitting["pretokenizers"] if splitting.get("type") == "Sequence" else [splitting]
     # `trim_offsets` is about positions in the text, not about tokens.
     steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
-    for name, known in _PRE_TOKENIZERS.items():
-        if steps == known and (data.get("normalizer") is None or data["normalizer"] in _NORMALIZERS.get(name, ())):
+    for name, splitting_steps in _PRE_TOKENIZERS.items():
+        if steps == splitting_steps and (
+            data.get("normalizer") is None or data["normalizer"] in _NORMALIZERS.get(name, ())
+        ):
             return name
     return None

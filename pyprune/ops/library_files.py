@@ -33,13 +33,13 @@ def problem(library: Path) -> str | None:
     """Why this library may not be loaded, in one line; None where nothing in its file speaks against it."""
     if not library.exists():
         kind = library.stem.split("_")[1]
-        others = sorted(file.name for file in library.parent.glob(f"_{kind}*.so"))
-        if others:
-            verb = "was" if len(others) == 1 else "were"
-            return f"{', '.join(others)} {verb} built for another pyprune, {library.name} is expected"
+        other_libraries = sorted(file.name for file in library.parent.glob(f"_{kind}*.so"))
+        if other_libraries:
+            verb = "was" if len(other_libraries) == 1 else "were"
+            return f"{', '.join(other_libraries)} {verb} built for another pyprune, {library.name} is expected"
         return f"{library.name} was not built"
-    if other := _other_machine(library):
-        return f"{library.name} was built for {other}, and this machine is {platform.machine()}"
+    if machine := _other_machine(library):
+        return f"{library.name} was built for {machine}, and this machine is {platform.machine()}"
     if record(library).get("digest") != digest():
         return f"{library.name} was built for another pyprune: its digest is not {digest()}"
     return None
@@ -49,12 +49,12 @@ def _other_machine(library: Path) -> str | None:
     """The architecture of an ELF file where it is another one than this machine's."""
     with library.open("rb") as file:
         header = file.read(20)
-    here = ELF_MACHINES.get(platform.machine())
-    if header[:4] != b"\x7fELF" or here is None:
+    this_machine = ELF_MACHINES.get(platform.machine())
+    if header[:4] != b"\x7fELF" or this_machine is None:
         return None
     machine = int.from_bytes(header[18:20], "little")
     names = {number: name for name, number in ELF_MACHINES.items()}
-    return None if machine == here else names.get(machine, f"another processor (ELF machine {machine})")
+    return None if machine == this_machine else names.get(machine, f"another processor (ELF machine {machine})")
 
 
 def cuda_targets(library: Path) -> str | None:

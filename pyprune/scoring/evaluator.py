@@ -159,9 +159,7 @@ class Evaluator:
     def _fit_pass(self, samples: int, candidates: Sequence[Edits]) -> PassSize:
         """The largest pass over these candidates that fits in memory, of no more samples than earlier rounds ran."""
         samples = min(samples, self._part_samples or samples)
-        original = [NO_EDITS] if self._compares else []
-        slots = count_slots(self._present, [*candidates, *original])
-        return self._budget.fit_pass(samples, len(candidates), slots, self._search)
+        return self._budget.fit_pass(samples, len(candidates), count_slots(self._present, candidates), self._search)
 
     def _part_size(self, block: CellBlock, size: PassSize, cost: float) -> tuple[int, int]:
         """How many samples and candidates the parts of a block have; cost: of all its candidates on one sample."""

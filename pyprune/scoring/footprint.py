@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pyprune.errors import InputError
 from pyprune.ops import native
 from pyprune.scoring.layered_model import LayeredModel
-from pyprune.scoring.measures import LogitsMeasure, Measure, StateMeasure
+from pyprune.scoring.measures import ComparingMeasure, LogitsMeasure, Measure, StateMeasure
 
 ROWS = {"cpu": 1280, "cuda": 16384}
 """Rows that go through a block together: enough for GEMM to run at full speed, few enough for caches and memory."""
@@ -30,12 +30,13 @@ VOCABULARY_TILE = 512
 
 @dataclass(frozen=True)
 class Extra:
-    """Bytes beyond states and sublayers: fixed ones, for each row that is measured together, and for each row and slot
-    of those."""
+    """What a pass takes beyond its candidates' states and the sublayers: bytes that are fixed, for each row that is
+    measured together, and for each row and slot of those; and slots that every part has beside its candidates'."""
 
     fixed: int = 0
     per_row: int = 0
     per_slot_row: int = 0
+    slots: int = 0
 
     def of(self, slots: int, samples: int, tokens: int, rows: int) -> int:
         """Of a pass whose chunks have so many rows."""
@@ -96,9 +97,9 @@ def fit_pass(
     rows = ROWS.get(model.device.type, ROWS["cuda"])
 
     def needed(slots: int, samples: int, rows: int) -> int:
-        return (
-            pass_bytes(model, slots, samples, tokens, rows, padded) + weights + extra.of(slots, samples, tokens, rows)
-        )
+        slots += extra.slots
+        states = pass_bytes(model, slots, samples, tokens, rows, padded)
+        return states + weights + extra.of(slots, samples, tokens, rows)
 
     if limit is None:
         return PassSize(samples, candidates, rows, needed(slots, samples, rows))
@@ -126,7 +127,8 @@ def measuring_bytes(model: LayeredModel, kinds: Iterable[type[Measure]], held: i
     if by_logits:
         per_row = max(per_row, 8 * 5 * VOCABULARY_TILE)  # logits of both, both again in float64, exponentials
         tile_weights = 4 * VOCABULARY_TILE * model.hidden_size
-    return Extra(held + tile_weights, per_row, 6 * 8 * by_logits)
+    original = int(any(issubclass(kind, ComparingMeasure) for kind in kinds))
+    return Extra(held + tile_weights, per_row, 6 * 8 * by_logits, original)
 
 
 def _even_parts(count: int) -> list[int]:

@@ -17,6 +17,8 @@ from pyprune.scoring.losses import IGNORED
 from pyprune.scoring.measures import ComparingMeasure, LogitsMeasure, LossMeasure, Measure, StateMeasure
 
 Advance = Callable[[int, int | None], None]
+"""Called after each chunk: how many sequences went through which sublayer or edit, or through the head where that is
+None."""
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,18 @@ residual streams `[slots, S, T, hidden]` of all different candidates. `pyprune.s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pyprune.scoring.footprint import SKINNY_ROWS, chunk_size
-from pyprune.scoring.heads import Part, measured
+from pyprune.scoring.heads import Advance, Part, measured
 from pyprune.scoring.layered_model import BlockPass, LayeredModel, RunSublayer
 from pyprune.scoring.measures import Measure
 from pyprune.scoring.replacements import Replacement
 from pyprune.scoring.schedule import Schedule, SublayerStep
 from pyprune.scoring.state_store import StateStore
-
-Advance = Callable[[int, int | None], None]
-"""Called after each chunk: how many sequences went through which sublayer or edit, or through the head where that is
-None."""
 
 
 @torch.inference_mode()

@@ -110,8 +110,9 @@ def test_the_memory_of_scoring_is_planned_from_sizes(capsys):
     states, narrowed = 65 * 4 * 128 * 4096 * 4, 4 * 11008 * 4096 * 2  # an FFN, of which one matrix is there twice
     assert code == 0
     assert states + narrowed < planned < states + narrowed + 400e6
-    few = plan_scoring(load("shape:tiny"), 3, 2, 8)
-    assert plan_scoring(load("shape:tiny"), 6, 2, 8).bytes - few.bytes == 3 * 2 * 8 * load("shape:tiny").hidden_size * 4
+    few = plan_scoring(load("shape:tiny"), 3, 40, 64)
+    more = plan_scoring(load("shape:tiny"), 6, 40, 64)
+    assert more.bytes - few.bytes == 3 * 40 * 64 * load("shape:tiny").hidden_size * 4
     code, _, err = run(capsys, "plan", *words, "--len", "100")
     assert (code, "--len: belongs to an engine" in err) == (2, True)
     code, _, err = run(capsys, "plan", "shape:tiny", "--memory", "--measure", "kl")

@@ -201,15 +201,21 @@ def test_one_process_at_a_time_writes_a_journal(decoder, samples, written):
         Journal(written, subject)
 
 
-SLOW = """
+WAITS_AFTER_ENTRIES = """
 import sys, time
+from pathlib import Path
 from pyprune.scoring import cells
 from pyprune.scoring.journal import Journal
 from pyprune.cli import main
 cells.JOURNALED_MULTIPLICATIONS["cpu"] = 1.0
 add = Journal.add
-Journal.add = lambda *given: (add(*given), time.sleep(0.5))
-sys.exit(main(sys.argv[1:]))
+journal, entries = Path(sys.argv[1]), int(sys.argv[2])
+def add_and_wait(*arguments):
+    add(*arguments)
+    if len(journal.read_text().splitlines()) >= 1 + entries:
+        time.sleep(600)
+Journal.add = add_and_wait
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -222,7 +228,8 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
     command = ["score", SHAPE, "--samples", str(S), "--seq-len", str(T), "--out", str(out), "--resume"]
 
     def stopped(by: signal.Signals, entries: int) -> int:
-        process = subprocess.Popen([sys.executable, "-c", SLOW, *command], stderr=subprocess.DEVNULL)
+        arguments = [sys.executable, "-c", WAITS_AFTER_ENTRIES, str(journal), str(entries), *command]
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not journal.exists() or len(journal.read_text().splitlines()) < 1 + entries:
             assert time.monotonic() < until

@@ -13,7 +13,7 @@ from pyprune import load, search
 from pyprune.cli import build_parser
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "scoring.md").read_text("utf-8")
-THIRTY_BLOCKS = "shape:hidden=16,blocks=30,heads=2,kv_heads=1,head_dim=8,ffn=20,vocab=40"
+THIRTY_BLOCKS = "shape:hidden=16,blocks=30,heads=2,kv_heads=2,head_dim=8,ffn=20,vocab=40"
 
 
 def test_the_examples_can_be_pasted(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ class Draw:
         """float32 in [0, 1)."""
         return torch.rand(*shape, generator=self.generator, device=self.device)
 
-    def whole(self, low: int, high: int, *shape: int) -> Tensor:
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=self.generator, device=self.device)
 
     def order(self, size: int) -> Tensor:
@@ -177,7 +177,7 @@ def _attention(size: str) -> Iterator[Case]:
         yield _qkv(shape, biases=True, norms=True)
         yield _decode_attention(shape)
         for window in (0, 1, 30) if shape is shapes[0] or size == "full" else (30,):
-            yield _decode_attention(shape, window=window, first=True)
+            yield _decode_attention(shape, window=window, with_starts=True)
     for shape in shapes[:1] if size == "tiny" else shapes[:3]:
         yield _qkv(shape, slots=True)
     yield _qkv(shapes[0], biases=True, norms=True, skip=True)
@@ -198,7 +198,7 @@ def _few_qkv(size: str) -> Iterator[Case]:
 
 def _positions(d: Draw, shape: tuple[int, ...]) -> Tensor:
     batch, tokens, *_, length = shape
-    return d.whole(0, length - tokens + 1, batch, 1) + torch.arange(tokens, device=d.device)
+    return d.integers(0, length - tokens + 1, batch, 1) + torch.arange(tokens, device=d.device)
 
 
 def _qkv(
@@ -226,24 +226,26 @@ def _qkv(
     return Case("norm_qkv_rope", label, build, caches=(14, 15))
 
 
-def _decode_attention(shape: tuple[int, ...], skip: bool | None = None, window: int = 0, first: bool = False) -> Case:
+def _decode_attention(
+    shape: tuple[int, ...], skip: bool | None = None, window: int = 0, with_starts: bool = False
+) -> Case:
     batch, tokens, heads, kv_heads, head_dim, _, length = shape
 
     def build(d: Draw) -> list[Any]:
         positions = _positions(d, shape)
-        starts = d.whole(0, length, batch) if first else torch.zeros_like(positions[:, 0])
+        starts = d.integers(0, length, batch) if with_starts else torch.zeros_like(positions[:, 0])
         caches = [d.normal(batch, kv_heads, length, head_dim) for _ in range(2)]
         for b in range(batch):  # NaN in every row that no query of the sequence may see
-            own, start = positions[b, 0].item(), int(starts[b])
-            seen = min(own, max(start, own - window + 1 if window else 0))
+            position, start = positions[b, 0].item(), int(starts[b])
+            seen = min(position, max(start, position - window + 1 if window else 0))
             for cache in caches:
                 cache[b, :, :seen] = cache[b, :, int(positions[b, -1]) + 1 :] = float("nan")
         q = d.normal(batch, tokens, heads, head_dim, scale=2.0)
         fixed = [q, *caches, positions, head_dim**-0.5]
-        return [*fixed, None, 0, starts, window] if first else [*fixed, *_skip(d, skip)]
+        return [*fixed, None, 0, starts, window] if with_starts else [*fixed, *_skip(d, skip)]
 
-    more = f", first rows, window {window}" if first else ""
-    return Case("decode_attention", f"{shape}{more}{_suffix(False, skip)}", build)
+    suffix = f", first rows, window {window}" if with_starts else ""
+    return Case("decode_attention", f"{shape}{suffix}{_suffix(False, skip)}", build)
 
 
 def _losses(size: str) -> Iterator[Case]:
@@ -258,7 +260,7 @@ def _losses(size: str) -> Iterator[Case]:
             def build(
                 d: Draw, rows: int = rows, vocab: int = vocab, hidden: int = hidden, normed: bool = normed
             ) -> list:
-                targets = d.whole(0, vocab, rows)
+                targets = d.integers(0, vocab, rows)
                 targets[::5] = -100
                 scaled = d.normal(rows, hidden, scale=3.0)
                 return [scaled, d.weight(vocab, hidden), targets, *([d.norm(hidden), 1e-5] if normed else [])]

@@ -42,12 +42,12 @@ def check(case: Case, dtype: torch.dtype, device: str, seed: int) -> dict[str, A
     Passed: finite, of the right shape, at most twice PyTorch's error (plus `TINY`), the same bits twice, and nothing
     written in the caches but at the positions.
     """
-    told = blank(case.operator, case.label, dtype, case.direct)
+    result = blank(case.operator, case.label, dtype, case.direct)
     try:
-        told.update(_measure(case, Draw(seed, case.label, dtype, device)))
+        result.update(_measure(case, Draw(seed, case.label, dtype, device)))
     except Exception as error:  # every kind: the text is the finding
-        told["exception"] = f"{type(error).__name__}: {error}"[:1500]
-    return told
+        result["exception"] = f"{type(error).__name__}: {error}"[:1500]
+    return result
 
 
 def blank(operator: str, label: str, dtype: torch.dtype, direct: bool = False) -> dict[str, Any]:
@@ -68,33 +68,33 @@ def _measure(case: Case, draw: Draw) -> dict[str, Any]:
     poison(exact[0])
     ours = _outputs(case, operator, args)
     poison(exact[0])
-    again = _outputs(case, operator, args)
-    return verdict(ours, again, plain, exact, TINY.get(case.operator, 1e-6))
+    repeated = _outputs(case, operator, args)
+    return verdict(ours, repeated, plain, exact, TINY.get(case.operator, 1e-6))
 
 
 def verdict(
-    ours: list[Tensor], again: list[Tensor], plain: list[Tensor], exact: list[Tensor], tiny: float = 1e-6
+    ours: list[Tensor], repeated: list[Tensor], plain: list[Tensor], exact: list[Tensor], tiny: float = 1e-6
 ) -> dict[str, Any]:
     """Results of two runs against PyTorch's in the same dtype and the true ones: the errors, and whether they passed.
 
     AssertionError for another shape, and for NaN anywhere but where the true result has it.
     """
     worst, worst_plain, passed = 0.0, 0.0, True
-    for mine, theirs, true in zip(ours, plain, exact, strict=True):
+    for actual, pytorch, true in zip(ours, plain, exact, strict=True):
         untouched = torch.isnan(true)
-        if mine.shape != true.shape or not torch.equal(torch.isnan(mine), untouched):
+        if actual.shape != true.shape or not torch.equal(torch.isnan(actual), untouched):
             raise AssertionError(
-                f"shape {tuple(mine.shape)} for {tuple(true.shape)}, or NaN where a value belongs, or the reverse"
+                f"shape {tuple(actual.shape)} for {tuple(true.shape)}, or NaN where a value belongs, or the reverse"
             )
-        dtype = mine.dtype
-        mine, theirs, true = (t.double()[~untouched] for t in (mine, theirs, true))
+        dtype = actual.dtype
+        actual, pytorch, true = (t.double()[~untouched] for t in (actual, pytorch, true))
         if not true.numel():
             continue
         scale = float(true.abs().max()) or 1.0
-        error, error_plain = (float((t - true).abs().max()) / scale for t in (mine, theirs))
-        passed &= error <= TIMES_PYTORCH * max(error_plain, _least(dtype, true)) + tiny
+        error, error_plain = (float((t - true).abs().max()) / scale for t in (actual, pytorch))
+        passed &= error <= TIMES_PYTORCH * max(error_plain, _rounding_error(dtype, true)) + tiny
         worst, worst_plain = max(worst, error), max(worst_plain, error_plain)
-    same = all(_same_bits(one, other) for one, other in zip(ours, again, strict=True))
+    same = all(_same_bits(result, repetition) for result, repetition in zip(ours, repeated, strict=True))
     return {
         "error": worst,
         "pytorch_error": worst_plain,
@@ -104,7 +104,7 @@ def verdict(
     }
 
 
-def _least(dtype: torch.dtype, values: Tensor) -> float:
+def _rounding_error(dtype: torch.dtype, values: Tensor) -> float:
     """The least error that PyTorch is credited with, as a share of the largest value."""
     return torch.finfo(dtype).eps / 2 if values.numel() < FEW_VALUES else 0.0
 
@@ -120,14 +120,14 @@ def _operator(case: Case) -> Any:
     general = getattr(ops, case.operator)
     if not case.direct:
         return general
-    name, more = DIRECT[case.operator]
-    own = getattr(torch.ops.pyprune, name).default
+    name, extra = DIRECT[case.operator]
+    cuda_operator = getattr(torch.ops.pyprune, name).default
     names = [argument.name for argument in general._schema.arguments]
-    taken = {argument.name for argument in own._schema.arguments}
+    accepted = {argument.name for argument in cuda_operator._schema.arguments}
 
     def call(*args: Any) -> Any:
-        given = dict(zip(names, args, strict=False))
-        return own(**{name: value for name, value in given.items() if name in taken}, **more)
+        by_name = dict(zip(names, args, strict=False))
+        return cuda_operator(**{name: value for name, value in by_name.items() if name in accepted}, **extra)
 
     return call
 
@@ -149,6 +149,6 @@ def _double(args: list[Any]) -> list[Any]:
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in args]
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    gone = torch.isnan(one)
-    return torch.equal(gone, torch.isnan(other)) and torch.equal(one[~gone], other[~gone])
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    is_nan = torch.isnan(left)
+    return torch.equal(is_nan, torch.isnan(right)) and torch.equal(left[~is_nan], right[~is_nan])

@@ -70,7 +70,7 @@ def digest() -> str:
     return total.hexdigest()[:32]
 
 
-def standing(here: Identity) -> tuple[str | None, str]:
+def standing(current: Identity) -> tuple[str | None, str]:
     """The kernels that passed on this GPU (`cuda` or `triton`), or None and why there is no pass that holds."""
     path = location()
     if not path.exists():
@@ -80,37 +80,37 @@ def standing(here: Identity) -> tuple[str | None, str]:
     except InputError as error:
         return None, f"the record of self-checks was ignored: {error}"
     for entry in entries:
-        if _identity(entry) == here:
+        if _identity(entry) == current:
             return entry["mode"], ""
-    ours = [_identity(entry) for entry in entries if entry["gpu"] == here.gpu]
+    ours = [_identity(entry) for entry in entries if entry["gpu"] == current.gpu]
     if not ours:
         return None, "the kernels have not been checked on this GPU"
-    changed = [name for name in NAMES if getattr(ours[-1], name) != getattr(here, name)]
-    told = ", ".join(
+    changed = [name for name in NAMES if getattr(ours[-1], name) != getattr(current, name)]
+    changes = ", ".join(
         "version of the kernels"
         if name == "kernels"
-        else f"{NAMES[name]} {getattr(ours[-1], name)}, now {getattr(here, name)}"
+        else f"{NAMES[name]} {getattr(ours[-1], name)}, now {getattr(current, name)}"
         for name in changed
     )
-    return None, f"the self-check that passed on this GPU was of another {told}"
+    return None, f"the self-check that passed on this GPU was of another {changes}"
 
 
-def keep(here: Identity, mode: str, cases: int) -> None:
+def keep(current: Identity, mode: str, cases: int) -> None:
     """Enter a pass, in place of older ones of the same GPU."""
-    entry = {**asdict(here), "mode": mode, "cases": cases}
-    _write([*_others(here), {**entry, "seal": _seal(entry)}])
+    entry = {**asdict(current), "mode": mode, "cases": cases}
+    _write([*_other_entries(current), {**entry, "seal": _seal(entry)}])
 
 
-def forget(here: Identity) -> None:
+def forget(current: Identity) -> None:
     """Take back a pass of this GPU: its check failed, or did not come to its end."""
     if location().exists():
-        _write(_others(here))
+        _write(_other_entries(current))
 
 
-def _others(here: Identity) -> list[dict[str, Any]]:
+def _other_entries(current: Identity) -> list[dict[str, Any]]:
     """The entries of other GPUs; none where the file is not sound."""
     try:
-        return [entry for entry in _entries(location()) if entry["gpu"] != here.gpu]
+        return [entry for entry in _entries(location()) if entry["gpu"] != current.gpu]
     except InputError:
         return []
 
@@ -156,7 +156,7 @@ def _driver() -> str:
         return "unknown"
     text = ctypes.create_string_buffer(96)
     started = library.nvmlInit_v2() == 0
-    told = started and library.nvmlSystemGetDriverVersion(text, len(text)) == 0
+    succeeded = started and library.nvmlSystemGetDriverVersion(text, len(text)) == 0
     if started:
         library.nvmlShutdown()
-    return text.value.decode(errors="replace") if told else "unknown"
+    return text.value.decode(errors="replace") if succeeded else "unknown"

@@ -114,7 +114,7 @@ def self_check(
     orders = {"device": str(device), "small": small, "replaced": None if on_gpu else replaced}
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     env["PYPRUNE_GPU"] = kernels if on_gpu else "reference"
-    here = passes.identity(device.index) if on_gpu else None
+    gpu_identity = passes.identity(device.index) if on_gpu else None
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="pyprune-self-check-") as folder:
         lanes: list[_Lane] = []
@@ -137,14 +137,14 @@ def self_check(
     ]
     complete = len(results) == len(items)
     verdict = {
-        "device": str(device), "gpu": here.gpu if here else None, "kernels": kernels,
+        "device": str(device), "gpu": gpu_identity.gpu if gpu_identity else None, "kernels": kernels,
         "passed": complete and not failures, "complete": complete, "done": len(results), "of": len(items),
         "failures": failures, "seconds": round(time.monotonic() - began, 1), "limit_seconds": limit_s,
     }  # fmt: skip
-    if here is not None and verdict["passed"]:
-        passes.keep(here, kernels, len(items))
-    elif here is not None:
-        passes.forget(here)
+    if gpu_identity is not None and verdict["passed"]:
+        passes.keep(gpu_identity, kernels, len(items))
+    elif gpu_identity is not None:
+        passes.forget(gpu_identity)
     return verdict
 
 

@@ -11,7 +11,6 @@ from pyprune.scoring.measures.interface import StateMeasure
 
 class Cosine(StateMeasure):
     name = "cosine"
-    about = "1 - cosine of the last states"
 
     def distances(self, states: Tensor, original: Tensor) -> Tensor:
         """From unit vectors u, v as |u - v|^2 / 2, which keeps small distances exact."""

@@ -14,7 +14,6 @@ from pyprune.scoring.measures.interface import Comparison, LogitsMeasure, requir
 
 class FinerCut(LogitsMeasure):
     name = "finercut"
-    about = "distance of a sample's logits"
 
     def comparison(self, shape: torch.Size, device: torch.device) -> Comparison:
         return _SquaredDistance(shape, device)

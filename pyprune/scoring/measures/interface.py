@@ -32,10 +32,9 @@ class Samples:
 
 
 class Measure(ABC):
-    """A measure on fixed samples. `name`: what `measure=` calls it; `about`: what it is, for tables."""
+    """A measure on fixed samples. `name`: what `measure=` calls it."""
 
     name: ClassVar[str]
-    about: ClassVar[str]
 
     @abstractmethod
     def value(self, sums: Tensor) -> float:

@@ -18,7 +18,6 @@ from pyprune.scoring.measures.interface import Comparison, LogitsMeasure
 
 class KLDivergence(LogitsMeasure):
     name = "kl"
-    about = "KL divergence from the original, nats"
 
     def comparison(self, shape: torch.Size, device: torch.device) -> Comparison:
         return _Divergence(shape, device)

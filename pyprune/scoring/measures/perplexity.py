@@ -10,7 +10,6 @@ from pyprune.scoring.measures.interface import LossMeasure, Samples
 
 class Perplexity(LossMeasure):
     name = "ppl"
-    about = "perplexity"
 
     def __init__(self, samples: Samples) -> None:
         self.targets = targets_of(samples.input_ids, samples.mask)

@@ -11,7 +11,6 @@ from pyprune.scoring.measures.interface import LossMeasure, Samples, require_num
 
 class TaskLoss(LossMeasure):
     name = "task-loss"
-    about = "mean loss of the labels, nats"
 
     def __init__(self, samples: Samples) -> None:
         if samples.labels is None:

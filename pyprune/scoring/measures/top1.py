@@ -13,7 +13,6 @@ from pyprune.scoring.measures.interface import Comparison, LogitsMeasure
 
 class Top1(LogitsMeasure):
     name = "top1"
-    about = "share of tokens with another top-1 prediction"
 
     def comparison(self, shape: torch.Size, device: torch.device) -> Comparison:
         return _Disagreement(shape, device)

@@ -43,9 +43,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        words = [facts.NAMES[self.method], self.ratio or ""]
+        parts = [facts.NAMES[self.method], self.ratio or ""]
         layout = {"packed": "", "padded": ", padded strides", "64": ", widths of multiples of 64"}[self.layout]
-        return " ".join(filter(None, words)) + layout
+        return " ".join(filter(None, parts)) + layout
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ def _comparison(results: dict[str, Any], source: str, by_model: dict[str, Eviden
     model = results["model"]["name"].removeprefix("shape:")
     if model not in facts.MODELS:
         return
-    here = results["machine"]
+    machine = results["machine"]
     on_gpu = results["settings"].get("device", "cpu") != "cpu"
-    device = here["gpus"][0]["name"] if on_gpu and here["gpus"] else "cpu"
+    device = machine["gpus"][0]["name"] if on_gpu and machine["gpus"] else "cpu"
     devices[device] = source
     evidence = by_model.setdefault(model, Evidence(model, device, False, []))
     evidence.sources.append(source)

@@ -41,13 +41,13 @@ def latency(timing: Timing) -> float:
 
 def curve(evidence: Evidence, method: str, ratio: str | None, engine: str, kind: str) -> list[Timing]:
     """A packed row's timings over the batches, of the paper's number of new tokens where there are several."""
-    found = {
-        one.batch: one
-        for one in evidence.timings
-        if (one.row.key, one.engine, one.kind) == ((method, ratio, "packed"), engine, kind)
-        and (evidence.dry_run or one.new_tokens == facts.NEW_TOKENS)
+    by_batch = {
+        timing.batch: timing
+        for timing in evidence.timings
+        if (timing.row.key, timing.engine, timing.kind) == ((method, ratio, "packed"), engine, kind)
+        and (evidence.dry_run or timing.new_tokens == facts.NEW_TOKENS)
     }
-    return [found[batch] for batch in sorted(found)]
+    return [by_batch[batch] for batch in sorted(by_batch)]
 
 
 def figure_1(evidence: Evidence) -> bytes:
@@ -69,14 +69,14 @@ def figure_2(evidence: Evidence) -> bytes:
     shown = (facts.ORIGINAL, "depth", "llm-pruner")
     for method in shown:
         for (engine, kind), dashes in LINES.items():
-            own = curve(evidence, method, None if method == facts.ORIGINAL else ratio, engine, kind)
-            batches |= {one.batch for one in own}
+            timings = curve(evidence, method, None if method == facts.ORIGINAL else ratio, engine, kind)
+            batches |= {timing.batch for timing in timings}
             colour, marker = style_of(method)
-            if own:
+            if timings:
                 face = colour if kind == GENERATION and engine == "pyprune" else "none"
                 panel.plot(
-                    [one.batch for one in own], [latency(one) for one in own], color=colour, marker=marker,
-                    linestyle=dashes, markerfacecolor=face,
+                    [timing.batch for timing in timings], [latency(timing) for timing in timings], color=colour,
+                    marker=marker, linestyle=dashes, markerfacecolor=face,
                 )  # fmt: skip
         paper = facts.speed(evidence.model, None if method == facts.ORIGINAL else ratio, method, paper_gpu(evidence))
         if paper is not None and paper.latency_s is not None:
@@ -105,7 +105,7 @@ def figure_6(evidence: Evidence) -> bytes:
 def equal_bytes(evidence: Evidence) -> bytes:
     """Each row's speed-up against the one that its bytes predict, a panel for each batch; on the line is all that bytes
     can give. The paper's points lie where its row's bytes are."""
-    batches = sorted({one.batch for one in evidence.timings if one.kind == STEP}) or [1]
+    batches = sorted({timing.batch for timing in evidence.timings if timing.kind == STEP}) or [1]
     figure = new_figure(5.6 * len(batches), 5.2)
     panels = figure.subplots(1, len(batches), squeeze=False)[0]
     for panel, batch in zip(panels, batches, strict=True):
@@ -129,10 +129,10 @@ def _equal_panel(panel: Any, evidence: Evidence, batch: int) -> None:
             alpha=FAINT if timing.row.layout == "64" else 1.0,
         )  # fmt: skip
         values += [predicted, gain["median"]]
-        told = facts.speedup(evidence.model, timing.row.ratio, timing.row.method, paper_gpu(evidence))
-        if batch == 1 and timing.row.layout == "packed" and told is not None:
-            _paper_point(panel, predicted, told, timing.row.method)
-            values.append(told)
+        printed = facts.speedup(evidence.model, timing.row.ratio, timing.row.method, paper_gpu(evidence))
+        if batch == 1 and timing.row.layout == "packed" and printed is not None:
+            _paper_point(panel, predicted, printed, timing.row.method)
+            values.append(printed)
     low, high = min(values) - 0.05, max(values) + 0.05
     panel.plot([low, high], [low, high], color="#999999", linewidth=1.0)
     panel.fill_between(
@@ -184,23 +184,26 @@ def _bars(panel: Any, evidence: Evidence, ratio: str) -> None:
 def _trade_off(panel: Any, evidence: Evidence, ratio: str) -> None:
     gpu = paper_gpu(evidence)
     for method in ROWS:
-        own_ratio = None if method == facts.ORIGINAL else ratio
+        row_ratio = None if method == facts.ORIGINAL else ratio
         colour, marker = style_of(method)
         for (engine, kind), dashes in LINES.items():
-            own = curve(evidence, method, own_ratio, engine, kind)
-            if own:
-                x, y = [latency(one) for one in own], [one.batch * one.new_tokens / latency(one) for one in own]
+            timings = curve(evidence, method, row_ratio, engine, kind)
+            if timings:
+                x, y = (
+                    [latency(timing) for timing in timings],
+                    [timing.batch * timing.new_tokens / latency(timing) for timing in timings],
+                )
                 face = colour if kind == GENERATION and engine == "pyprune" else "none"
                 panel.plot(
                     x, y, color=colour, marker=marker, linestyle=dashes, markerfacecolor=face, markersize=6,
                     linewidth=1.3,
                 )  # fmt: skip
                 if method == facts.ORIGINAL and (kind == STEP or engine == "hf"):
-                    for one, a, b in zip(own, x, y, strict=True):
+                    for timing, a, b in zip(timings, x, y, strict=True):
                         panel.annotate(
-                            f"M={one.batch}", (a, b), xytext=(6, -11), textcoords="offset points", fontsize=8
+                            f"M={timing.batch}", (a, b), xytext=(6, -11), textcoords="offset points", fontsize=8
                         )
-        paper = facts.speed(evidence.model, own_ratio, method, gpu)
+        paper = facts.speed(evidence.model, row_ratio, method, gpu)
         if paper is not None and paper.latency_s is not None and paper.tokens_per_s is not None:
             _paper_point(panel, paper.latency_s, paper.tokens_per_s, method)
     panel.set_xscale("log")
@@ -231,13 +234,13 @@ def saw_tooth(sweep: dict[str, Any]) -> bytes:
     for line, rows in zip(grid, sweep["rows"], strict=True):
         for panel, role in zip(line, roles, strict=True):
             for side, colour in zip(sweep["sides"], SIDE_COLOURS, strict=False):
-                for place, (first, last) in enumerate(ranges):
+                for place, (low, high) in enumerate(ranges):
                     points = sorted(
-                        (one["width"], statistics.median(one["seconds"][side]))
-                        for one in sweep["points"]
-                        if (one["role"], one["rows"]) == (role, rows)
-                        and first <= one["width"] <= last
-                        and one["seconds"].get(side)
+                        (point["width"], statistics.median(point["seconds"][side]))
+                        for point in sweep["points"]
+                        if (point["role"], point["rows"]) == (role, rows)
+                        and low <= point["width"] <= high
+                        and point["seconds"].get(side)
                     )
                     rates = [work(role, width, sweep["hidden"], rows, 2) / seconds / 1e9 for width, seconds in points]
                     panel.plot(

@@ -40,23 +40,23 @@ def render(
 
     InputError as `evidence.collect`, and for a taken directory.
     """
-    found = collect(files, data)
+    evidences = collect(files, data)
     written: dict[str, bytes | str] = {}
     parts: list[str] = []
-    if found[0].dry_run:
+    if evidences[0].dry_run:
         parts.append(f'<p class="warning">{escape(BANNER)}</p>')
-    text = [f"**{BANNER}**\n"] if found[0].dry_run else []
-    for evidence in found:
-        prefix = "" if len(found) == 1 else f"{evidence.model}-"
+    text = [f"**{BANNER}**\n"] if evidences[0].dry_run else []
+    for evidence in evidences:
+        prefix = "" if len(evidences) == 1 else f"{evidence.model}-"
         html, lines = _model(evidence, prefix, written)
         parts += html
         text += lines
-    for place, sweep in enumerate(found[0].sweeps):
+    for place, sweep in enumerate(evidences[0].sweeps):
         name = f"saw-tooth{f'-{place + 1}' if place else ''}.png"
-        image = written[name] = saw_tooth({**sweep, "dry_run": found[0].dry_run})
+        image = written[name] = saw_tooth({**sweep, "dry_run": evidences[0].dry_run})
         parts.append(inline_figure("Time against width", image))
     parts += ["<h2>How to read it</h2>", *(f"<p>{escape(note)}</p>" for note in NOTES)]
-    title = "The paper's speed tables and figures" + (", from a dry run" if found[0].dry_run else "")
+    title = "The paper's speed tables and figures" + (", from a dry run" if evidences[0].dry_run else "")
     written = {"index.html": html_page(title, parts), "report.md": "\n".join([f"# {title}\n", *text]), **written}
     with whole_directory(directory) as scratch:
         for name, content in written.items():
@@ -84,10 +84,10 @@ def _model(evidence: Evidence, prefix: str, written: dict[str, bytes | str]) -> 
     }
     html = [f"<h2>{escape(name)}: where it agrees with the paper, where not, and why</h2>"]
     text = [f"## {name}\n"]
-    for heading, own in sentences.items():
+    for heading, lines in sentences.items():
         html.append(f"<h3>{escape(heading)}</h3>")
-        html.append("<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in own) + "</ul>")
-        text += [f"### {heading}\n", *(f"- {sentence}" for sentence in own), ""]
+        html.append("<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in lines) + "</ul>")
+        text += [f"### {heading}\n", *(f"- {sentence}" for sentence in lines), ""]
     for caption, (file, cells) in tables.items():
         if not cells[1]:
             continue

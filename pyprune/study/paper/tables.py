@@ -78,8 +78,8 @@ def _speed_row(evidence: Evidence, method: str, ratio: str | None, layout: str, 
     ]
 
 
-def _printed(value: float | None, there: bool) -> str:
-    return NONE if not there else "OOM" if value is None else f"{value:g}"
+def _printed(value: float | None, has_row: bool) -> str:
+    return NONE if not has_row else "OOM" if value is None else f"{value:g}"
 
 
 def _latency(timing: Timing | None) -> str:

@@ -21,14 +21,14 @@ MEMORY_TOLERANCE = 0.05
 WAYS = ((GENERATION, "hf"), (GENERATION, "pyprune"), (STEP, "pyprune"))
 """How speeds are reported, in this order: whole generations of both engines, and replayed steps."""
 
-WORDS = {
+WAY_NAMES = {
     (GENERATION, "hf"): "Hugging Face eager, generations",
     (GENERATION, "pyprune"): "pyprune, generations",
     (STEP, "pyprune"): "pyprune, replayed steps",
 }
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
 VERDICTS = {AGREES: "agree", DISAGREES: "disagree", UNDECIDED: "undecided"}
-SAYS = {
+VERDICT_NAMES = {
     AGREES: "as in the paper", DISAGREES: "other than in the paper", UNDECIDED: "too few runs to say",
 }  # fmt: skip
 SLOWER, SAME, FASTER = "slower", "as fast", "faster"
@@ -86,8 +86,8 @@ def by_bytes(evidence: Evidence, timing: Timing) -> float | None:
     original = evidence.rows.get((facts.ORIGINAL, None, "packed"))
     if original is None:
         return None
-    whole = original.bytes_per_token + timing.batch * timing.position * original.kv_bytes_per_position
-    return whole / step_bytes(timing)
+    original_bytes = original.bytes_per_token + timing.batch * timing.position * original.kv_bytes_per_position
+    return original_bytes / step_bytes(timing)
 
 
 def why(evidence: Evidence, timing: Timing) -> tuple[str, str]:
@@ -101,8 +101,8 @@ def why(evidence: Evidence, timing: Timing) -> tuple[str, str]:
     if gain is None or predicted is None:
         return "unknown", "the original was not timed beside it"
     share = gain["median"] / predicted
-    other = _other_layout(evidence, timing)
-    better = None if other is None else step_seconds(timing) / step_seconds(other)
+    padded = _other_layout(evidence, timing)
+    better = None if padded is None else step_seconds(timing) / step_seconds(padded)
     if better is not None and better > 1 + TOLERANCE:
         return "alignment", f"with rows that start on 64 bytes {better:.2f} times as fast, {predicted:.2f}x by bytes"
     over = None if floor is None else step_seconds(timing) / floor
@@ -159,15 +159,16 @@ def _sample(evidence: Evidence) -> Iterator[str]:
     rate = "" if not evidence.bandwidth else f", {evidence.bandwidth / 1e12:.2f} TB/s measured"
     model = facts.MODELS[evidence.model]
     beside = paper_gpu(evidence)
-    other = "" if beside in evidence.device else f" The paper's numbers are those of its {beside}, another GPU."
-    yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {', '.join(evidence.sources)}.{other}"
-    few = {(timing.kind, timing.engine) for timing in evidence.timings} - {
+    gpu_note = "" if beside in evidence.device else f" The paper's numbers are those of its {beside}, another GPU."
+    sources = ", ".join(evidence.sources)
+    yield f"{model}'s sizes with random weights on {evidence.device}{rate}; from {sources}.{gpu_note}"
+    too_few_runs = {(timing.kind, timing.engine) for timing in evidence.timings} - {
         (timing.kind, timing.engine) for timing in evidence.timings if len(timing.seconds) >= FEW_RUNS
     }
     for kind, engine in WAYS:
-        if (kind, engine) in few:
+        if (kind, engine) in too_few_runs:
             yield (
-                f"{WORDS[kind, engine]}: fewer than {FEW_RUNS} runs, too few for a 95 % interval, so what they say "
+                f"{WAY_NAMES[kind, engine]}: fewer than {FEW_RUNS} runs, too few for a 95 % interval, so what they say "
                 "about the paper is undecided."
             )
 
@@ -200,7 +201,7 @@ def _speeds(evidence: Evidence) -> Iterator[str]:
             f"{facts.NAMES[timing.row.method]} {gain_text(timing)}, paper {paper:.2f}x ({explanation})"
         )
     for (kind, engine, ratio, verdict, cause), rows in groups.items():
-        yield f"{WORDS[kind, engine]}, {ratio}, {SAYS[verdict]}: {'; '.join(rows)}. {REASONS[cause]}."
+        yield f"{WAY_NAMES[kind, engine]}, {ratio}, {VERDICT_NAMES[verdict]}: {'; '.join(rows)}. {REASONS[cause]}."
 
 
 def gain_text(timing: Timing) -> str:
@@ -224,17 +225,17 @@ def _equal_bytes(evidence: Evidence) -> Iterator[str]:
                         if depth is not None and depth.gain and width is not None and width.gain:
                             shares.setdefault(ratio, {})[method] = relative_speed(evidence, width, depth)
                 if shares:
-                    yield _equal_sentence(evidence, shares, batch, layout, WORDS[kind, engine])
+                    yield _equal_sentence(evidence, shares, batch, layout, WAY_NAMES[kind, engine])
 
 
 def relative_speed(evidence: Evidence, width: Timing, depth: Timing) -> float:
     """A width row's speed over the depth row's, each over what its bytes predict: 1 is as fast at equal bytes."""
     assert width.gain is not None
     assert depth.gain is not None
-    own, other = by_bytes(evidence, width), by_bytes(evidence, depth)
-    assert own is not None
-    assert other is not None
-    return (width.gain["median"] / own) / (depth.gain["median"] / other)
+    width_by_bytes, depth_by_bytes = by_bytes(evidence, width), by_bytes(evidence, depth)
+    assert width_by_bytes is not None
+    assert depth_by_bytes is not None
+    return (width.gain["median"] / width_by_bytes) / (depth.gain["median"] / depth_by_bytes)
 
 
 def _equal_sentence(evidence: Evidence, shares: dict[str, dict[str, float]], batch: int, layout: str, way: str) -> str:
@@ -332,13 +333,13 @@ def _alignment(evidence: Evidence) -> Iterator[str]:
 def _missing(evidence: Evidence) -> Iterator[str]:
     for kind, engine in WAYS:
         rows = [(None, facts.ORIGINAL), *((r, m) for r in facts.ratios(evidence.model) for m in facts.METHODS)]
-        gone = [
+        missing = [
             f"{facts.NAMES[method]}{f' {ratio}' if ratio else ''}"
             for ratio, method in rows
             if evidence.timing(method, ratio, engine, kind) is None
         ]
-        if len(gone) == len(rows):
-            yield f"{WORDS[kind, engine]}: no row was measured."
-        elif gone:
-            yield f"{WORDS[kind, engine]}: not measured: {', '.join(gone)}."
+        if len(missing) == len(rows):
+            yield f"{WAY_NAMES[kind, engine]}: no row was measured."
+        elif missing:
+            yield f"{WAY_NAMES[kind, engine]}: not measured: {', '.join(missing)}."
     yield from (f"Not whole: {line}." for line in evidence.incomplete)
