@@ -154,7 +154,8 @@ def last_losses(structure: Structure, x: Tensor, targets: Tensor) -> Tensor:
     made a tile of the vocabulary at a time, as the model makes them.
     """
     final, logits = structure.final(x), structure.logits
-    weight, bias = structure.head.weight.detach(), structure.head.bias
+    weight = structure.head.weight.detach()
+    bias: Tensor | None = structure.head.bias
     if logits.cap is None and final.dtype == torch.float32 == weight.dtype:
         if logits.scale != 1:
             final, bias = final * logits.scale, None if bias is None else bias * logits.scale

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Decoder
+from pyprune.models.decoder import Block, Decoder
 from pyprune.models.load_any import AnyDecoder
+from pyprune.models.transformers_decoder import LayerBlock
 from pyprune.pruning.budget import unit_parameters
 from pyprune.scoring.edits import NO_EDITS, Edits
 
@@ -58,7 +59,8 @@ def units_of(decoder: AnyDecoder, unit: str) -> dict[tuple[str, int], int]:
 
 def removal_of(decoder: AnyDecoder, units: Iterable[tuple[str, int]]) -> Removal:
     """The sublayers of these units, `(kind, original block index)`; InputError for a block that the decoder lacks."""
-    positions = {block.index: position for position, block in enumerate(decoder.sizes().blocks)}
+    blocks: Sequence[Block | LayerBlock] = decoder.sizes().blocks
+    positions = {block.index: position for position, block in enumerate(blocks)}
     sublayers: set[int] = set()
     for kind, index in units:
         if index not in positions:

@@ -60,13 +60,15 @@ def test_score_then_prune_by_the_scores(capsys, folder, directory, windows):
 def test_prune_scores_searches_and_names_blocks(capsys, folder, directory, windows):
     code, out, _ = run(capsys, "prune", directory, "--depth", "20%", *windows, "--out", folder / "share")
     assert code == 0
-    assert "parameters" in out and "MB" in out
+    assert "parameters" in out
+    assert "MB" in out
     search = ["--depth", "2", "--search", "greedy", *windows]
     assert run(capsys, "prune", directory, *search, "--out", folder / "greedy")[0] == 0
     assert len(AutoModelForCausalLM.from_pretrained(folder / "greedy").model.layers) == 2
     assert run(capsys, "prune", directory, "--blocks", "0,3", "--out", folder / "named")[0] == 0
     code, out, _ = run(capsys, "search", directory, "--depth", "2", "--method", "window", *windows, "--json")
-    assert code == 0 and len(json.loads(out)["steps"]) == 1
+    assert code == 0
+    assert len(json.loads(out)["steps"]) == 1
     for criterion in ("magnitude", "random"):
         assert run(capsys, "score", directory, "--criterion", criterion)[0] == 0
     for criterion in ("block-influence", "taylor"):
@@ -76,7 +78,8 @@ def test_prune_scores_searches_and_names_blocks(capsys, folder, directory, windo
 def test_an_interrupted_score_goes_on(capsys, folder, directory, windows):
     out = folder / "resumed.json"
     assert run(capsys, "score", directory, *windows, "--out", out, "--resume")[0] == 0
-    assert out.exists() and not (folder / "resumed.json.journal").exists()
+    assert out.exists()
+    assert not (folder / "resumed.json.journal").exists()
 
 
 @pytest.mark.parametrize(
@@ -96,5 +99,6 @@ def test_bad_input_is_one_line(capsys, folder, directory, windows, words, messag
     given = windows if command == "score" or "--depth" in rest else []
     code, _, err = run(capsys, command, directory, *rest, *given, *out)
     assert code == 2
-    assert message in err and err.count("\n") == 1
+    assert message in err
+    assert err.count("\n") == 1
     assert not (folder / "never").exists()

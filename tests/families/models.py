@@ -144,5 +144,6 @@ def smallest_router_margin(model, input_ids, mask, chosen):
     finally:
         for hook in hooks:
             hook.remove()
-    assert routers and len(margins) >= len(routers)
+    assert routers
+    assert len(margins) >= len(routers)
     return min(margins)

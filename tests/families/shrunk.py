@@ -23,7 +23,8 @@ _NAMES = {
     "model_dim hidden_dim lru_width",
     "inner": "intermediate_size n_inner ffn_dim d_ff dim_ff decoder_ffn_dim encoder_ffn_dim ffn_hidden_size "
     "moe_intermediate_size shared_expert_intermediate_size moe_ffn_hidden_size expert_ffn_hidden_size "
-    "shared_intermediate_size intermediate_size_mlp mlp_hidden_size feed_forward_proj_size moe_shared_expert_intermediate_size",
+    "shared_intermediate_size intermediate_size_mlp mlp_hidden_size feed_forward_proj_size "
+    "moe_shared_expert_intermediate_size",
     "heads": "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads",
     "kv_heads": "num_key_value_heads n_kv_heads num_kv_heads",
     "head_dim": "head_dim attention_head_dim attention_head_size kv_channels v_head_dim qk_nope_head_dim",
@@ -31,7 +32,7 @@ _NAMES = {
     "chosen": "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k moe_top_k num_selected_experts",
 }
 _SIZE_OF = {name: size for size, names in _NAMES.items() for name in names.split()}
-_LAYER_COUNTS = [
+_LAYER_COUNTS = (
     "num_hidden_layers",
     "n_layer",
     "n_layers",
@@ -39,7 +40,7 @@ _LAYER_COUNTS = [
     "decoder_layers",
     "encoder_layers",
     "num_decoder_layers",
-]
+)
 _DIVIDED = ("hidden", "inner", "heads", "kv_heads")
 
 

@@ -42,7 +42,8 @@ def test_a_depth_pruned_checkpoint_is_a_plain_one(family, tmp_path):
         plain.generate(input_ids, max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=None)
         for use_cache in (True, False)
     )
-    assert torch.equal(cached, whole) and cached.shape[1] == input_ids.shape[1] + 6
+    assert torch.equal(cached, whole)
+    assert cached.shape[1] == input_ids.shape[1] + 6
 
     again = load_any(tmp_path / "smaller")
     assert [block.index for block in again.blocks] == [0, 2, 3]

@@ -71,6 +71,12 @@ def test_a_greedy_search_is_that_of_the_naive_loop(name):
         removed.append(best)
 
 
+def test_all_blocks_but_the_protected_ones_can_go():
+    model = random_model("olmo2")
+    result = search(model, ids(2), "greedy", count=2, protect=[0, 1])
+    assert sorted(result.order) == [("block", 2), ("block", 3)]
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt2"])
 def test_work_in_parts_gives_the_same(name):
     model, input_ids = random_model(name), ids()

@@ -65,9 +65,10 @@ def load_model(directory: Path, dtype: torch.dtype | None, device: torch.device)
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
+        model, info = loaded
     except Exception as error:  # each file format and each family has exceptions of its own
         raise InputError(
             f"{directory}: transformers cannot load it as a causal model ({one_line(error)[:300]})"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyprune.errors import InputError
 
@@ -25,7 +26,7 @@ class LogitMap:
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
     @classmethod
-    def between(cls, z: Tensor, logits: Tensor, model: nn.Module) -> LogitMap:
+    def between(cls, z: Tensor, logits: Tensor, model: Any) -> LogitMap:
         """The map that a forward pass shows: z `[N, T, vocabulary]` from the head, logits from the model.
 
         Factors and caps are numbers of the configuration, as factors or divisors; the one that fits is taken.
@@ -38,12 +39,12 @@ class LogitMap:
             if float((candidate(z.double()) - logits.double()).abs().max()) <= tolerance:
                 return candidate
         raise InputError(
-            f"{type(model).__name__}: its logits are neither its head's output nor a scale or a soft cap of it by a number"
-            " of its configuration"
+            f"{type(model).__name__}: its logits are neither its head's output nor a scale or a soft cap of it by a"
+            " number of its configuration"
         )
 
 
-def _candidates(model: nn.Module) -> Iterator[LogitMap]:
+def _candidates(model: Any) -> Iterator[LogitMap]:
     config = model.config.get_text_config(decoder=True)
     numbers = {
         name: float(value)

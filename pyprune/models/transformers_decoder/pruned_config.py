@@ -43,7 +43,8 @@ def _choices(fields: dict[str, Any], layers: int, kept: Sequence[int], count: st
     ]
     if count not in fields and not counts and not by_layer:
         raise InputError(
-            f"{fields.get('model_type')}: no field of its configuration is {layers}, the number of layers, or has as many entries"
+            f"{fields.get('model_type')}: no field of its configuration is {layers}, the number of layers, or has as"
+            " many entries"
         )
     choices: dict[str, list[Any]] = {}
     for name, value in fields.items():

@@ -36,8 +36,8 @@ class Structure:
     """The parts of a model, all of them the model's own modules.
 
     `layers_name`: the name of the list of layers. `tail`: what follows the last layer, each on the output of the one
-    before, and `tail_scale` a factor behind them (MiniCPM). `head`: from there to logits, of `vocab_size` ids, which `logits` turns into the model's. Hidden states have
-    `hidden_size` values of `state_dtype`.
+    before, and `tail_scale` a factor behind them (MiniCPM). `head`: from there to logits of `vocab_size` ids, which
+    `logits` turns into the model's. Hidden states have `hidden_size` values of `state_dtype`.
     """
 
     layers_name: str
@@ -76,7 +76,7 @@ class Trace:
     logits: Tensor
 
 
-def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> Structure:
+def find_structure(model: Any, trace: Trace, shape: tuple[int, int]) -> Structure:
     """The structure of a model, from a trace of it over ids of `shape` (batch and tokens, which differ from each other
     and from the hidden size).
 
@@ -84,7 +84,7 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     where something other than modules stands between the last layer and the head.
     """
     name, layers, calls = _layers(model, trace, shape)
-    hidden = _first_hidden(calls[0].output)
+    states = [state for call in calls if (state := _first_hidden(call.output)) is not None]
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise InputError(
@@ -94,19 +94,16 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
     if len(head_calls) != 1:
         raise InputError(f"{label(model)}: its head runs {len(head_calls)} times in one forward pass; once is expected")
     head_input = next((leaf for _, leaf in leaves(head_calls[0].inputs) if isinstance(leaf, Tensor)), None)
-    chain = _chain(trace, _first_hidden(calls[-1].output), head_input)
-    if chain is None:
+    chain = None if head_input is None else _chain(trace, states[-1], head_input)
+    if chain is None or head_input is None:
         raise InputError(
             f"{label(model)}: between its last layer and its head is more than modules that map the hidden state;"
             " a final norm is expected there"
         )
-    first_outputs = [_first_hidden(call.output) for call in calls]
     layer_calls = tuple(
-        LayerCall(
-            _hidden_path(call, first_outputs[position - 1] if position else None),
-            len(call.output) if isinstance(call.output, (tuple, list)) else 0,
-        )
-        for position, call in enumerate(calls)
+        LayerCall(path, len(call.output) if isinstance(call.output, (tuple, list)) else 0)
+        for call, before in zip(calls, [None, *states[:-1]], strict=True)
+        if (path := _hidden_path(call, before)) is not None
     )
     raw = head_calls[0].output
     if not isinstance(raw, Tensor) or raw.shape != trace.logits.shape:
@@ -120,15 +117,15 @@ def find_structure(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> St
         tail=chain[0],
         head=head,
         logits=LogitMap.between(raw, trace.logits, model),
-        hidden_size=hidden.shape[-1],
+        hidden_size=states[0].shape[-1],
         vocab_size=head.weight.shape[0],
-        state_dtype=hidden.dtype,
+        state_dtype=states[0].dtype,
         tail_scale=chain[1],
     )
 
 
 @torch.no_grad()
-def traced(model: nn.Module, input_ids: Tensor) -> Trace:
+def traced(model: Any, input_ids: Tensor) -> Trace:
     """One ordinary forward pass over `input_ids [N, T]` with every call of every module noted."""
     calls: list[_Call] = []
     names = {module: name for name, module in model.named_modules()}
@@ -144,7 +141,7 @@ def traced(model: nn.Module, input_ids: Tensor) -> Trace:
             hook.remove()
 
 
-def ordinary_logits(model: nn.Module, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+def ordinary_logits(model: Any, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """The logits `[N, T, vocabulary]` of one forward pass as the model's users make it, without a cache."""
     output = model(**forward_arguments(model, input_ids, mask))
     logits = getattr(output, "logits", None)
@@ -155,7 +152,7 @@ def ordinary_logits(model: nn.Module, input_ids: Tensor, mask: Tensor | None = N
     return logits
 
 
-def forward_arguments(model: nn.Module, input_ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
+def forward_arguments(model: Any, input_ids: Tensor, mask: Tensor | None) -> dict[str, Any]:
     """What a model's `forward` is given: ids, the mask where there is one, and that no cache is wanted."""
     accepted = inspect.signature(model.forward).parameters
     arguments: dict[str, Any] = {"input_ids": input_ids}
@@ -168,12 +165,12 @@ def forward_arguments(model: nn.Module, input_ids: Tensor, mask: Tensor | None) 
     return arguments
 
 
-def label(model: nn.Module) -> str:
+def label(model: Any) -> str:
     """The class of a model, as errors name it."""
     return type(model).__name__
 
 
-def _layers(model: nn.Module, trace: Trace, shape: tuple[int, int]) -> tuple[str, nn.ModuleList, list[_Call]]:
+def _layers(model: Any, trace: Trace, shape: tuple[int, int]) -> tuple[str, nn.ModuleList, list[_Call]]:
     """The list of layers with its name and the layers' calls: the longest that fits."""
     reasons: dict[int, str] = {}  # by how many layers they speak of
     best: tuple[str, nn.ModuleList, list[_Call]] | None = None
@@ -220,7 +217,8 @@ def _hidden_path(call: _Call, previous: Tensor | None) -> Path | None:
     first that has the output's shape."""
     output = _first_hidden(call.output)
     for path, leaf in leaves(call.inputs):
-        if previous is None and isinstance(leaf, Tensor) and leaf.shape == output.shape and leaf.is_floating_point():
+        is_state = isinstance(leaf, Tensor) and output is not None and leaf.shape == output.shape
+        if previous is None and is_state and leaf.is_floating_point():
             return path
         if previous is not None and same_tensor(leaf, previous):
             return path
@@ -270,9 +268,9 @@ def _calls_on(trace: Trace, tensor: Tensor | None) -> Iterator[_Call]:
     """The calls on a tensor and nothing else that give a tensor of as many rows."""
     for call in trace.calls:
         args, kwargs = call.inputs
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and same_tensor(args[0], tensor):
-            if isinstance(call.output, Tensor) and call.output.shape[:2] == args[0].shape[:2]:
-                yield call
+        alone = len(args) == 1 and not kwargs and same_tensor(args[0], tensor)
+        if alone and isinstance(call.output, Tensor) and call.output.shape[:2] == args[0].shape[:2]:
+            yield call
 
 
 def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:

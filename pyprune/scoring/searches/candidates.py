@@ -11,7 +11,8 @@ from pyprune.models.load_any import AnyDecoder
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.budget import count_for_ratio
 from pyprune.pruning.depth import protected_blocks
-from pyprune.scoring.removals import present_sublayers, removal_of, units_of
+from pyprune.scoring.as_layered import as_layered
+from pyprune.scoring.removals import removal_of, units_of
 from pyprune.scoring.searches.result import Choice, Unit
 
 Ranker = Callable[[Sequence[tuple[Unit, ...]]], list[float]]
@@ -88,7 +89,7 @@ class Candidates:
             raise InputError(f"search: count {self.count}: 1 to {len(sizes)} units can be removed")
         if self.ratio is not None:
             count_for_ratio(self.ratio, self.parameters, sorted(sizes))
-        unprotected = removal_of(self.decoder, self.units) >= present_sublayers(self.decoder)
+        unprotected = removal_of(self.decoder, self.units) >= as_layered(self.decoder).present
         if unprotected and self.max_steps() >= len(sizes):
             raise InputError(f"search: all {len(sizes)} units would be removed; at least one must stay")
 
