@@ -66,10 +66,12 @@ class Accuracy:
         require_tasks(list(self.tasks), data=self.data, limit=self.limit)
 
     def evaluate(self, name: str, decoder: Decoder, material: Material) -> dict[str, Any]:
+        def progress(stage: str, done: int, total: int) -> None:
+            material.progress(f"{stage}, {name}", done, total)
+
         results = evaluate_tasks(
-            decoder, material.tokenizer, list(self.tasks), limit=self.limit, data=self.data,
-            progress=partial(material.progress, f"tasks, {name}"),
-        )  # fmt: skip
+            decoder, material.tokenizer, list(self.tasks), limit=self.limit, data=self.data, progress=progress
+        )
         return {"accuracy": results}
 
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
