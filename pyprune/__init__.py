@@ -18,7 +18,8 @@ from pyprune.registration import register_model_types
 
 if TYPE_CHECKING:
     # Functions from the modules that have their name: else mypy takes the one for the other.
-    from pyprune.evaluation import Evaluation, evaluate
+    from pyprune.evaluation import Evaluation
+    from pyprune.evaluation.evaluate import evaluate
     from pyprune.models import Decoder, to_transformers
     from pyprune.models.load import load
     from pyprune.models.load_any import load_any

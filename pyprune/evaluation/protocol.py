@@ -34,7 +34,7 @@ class PerplexityProtocol:
     def __post_init__(self) -> None:
         if self.window != FULL and (not is_whole(self.window) or int(self.window) < 2):
             raise InputError(f"window {self.window!r}: a whole number from 2, or {FULL}, is expected")
-        if self.stride is not None and (not is_whole(self.stride) or self.stride < 1):
+        if self.stride is not None and (not is_whole(self.stride) or int(self.stride) < 1):
             raise InputError(f"stride {self.stride!r}: a whole number from 1 is expected")
         for name, rule, accepted in (("join", self.join, JOINS), ("bos", self.bos, BOS_RULES)):
             if rule not in accepted:

@@ -112,7 +112,8 @@ def evaluate_tasks(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         if resume is not None:
-            journal = stack.enter_context(AnswerJournal(resume, model, lm.skip))
+            journal = AnswerJournal(resume, model, lm.skip)
+            stack.enter_context(journal)
             lm.answered, lm.keep = journal.answer, journal.keep
             stack.callback(journal.flush)
         samples = stack.enter_context(_sample_file(log_samples))

@@ -83,7 +83,7 @@ def windows_of(
     if ends is not None:
         sizes = numpy.diff(ends, prepend=0)[places.clip(max=len(ids) - 1)] * counted
         sizes = sizes.sum(1) if protocol.bos == "each" else sizes[:, 1:].sum(1)  # nothing predicts a first token
-    if protocol.bos == "each":
+    if protocol.bos == "each" and bos is not None:
         rows, counted = numpy.insert(rows, 0, bos, axis=1), numpy.insert(counted, 0, False, axis=1)
     targets = numpy.where(counted, rows, IGNORED)[:, 1:]
     predicting = (targets != IGNORED).any(1)  # a last window of one token predicts nothing

@@ -52,6 +52,7 @@ def continued(
     new: list[list[int]] = [[] for _ in prompts]
     open_texts = set(range(len(prompts)))
     for tokens in engine.stream(*_padded(prompts, engine.decoder.device), skip=skip, params=params):
+        assert isinstance(tokens, torch.Tensor)  # no log-probabilities were asked for
         for b, token in enumerate(tokens.tolist()):
             if b not in open_texts:
                 continue

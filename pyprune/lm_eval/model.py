@@ -259,7 +259,7 @@ def _max_length(config: dict[str, Any], tokenizer: Any, wanted: int | None) -> i
 
 def _batch(batch_size: int | str | None, most: int | None) -> int:
     """How many texts are generated at once."""
-    size = int(batch_size) if str(batch_size).isdigit() else GENERATED_AT_ONCE
+    size = int(str(batch_size)) if str(batch_size).isdigit() else GENERATED_AT_ONCE
     return max(1, min(max(size, GENERATED_AT_ONCE), most or MAX_BATCH, MAX_BATCH))
 
 

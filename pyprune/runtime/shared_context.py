@@ -51,7 +51,7 @@ def families(sequences: Sequence[Sequence[int]], most_tokens: int, most_branches
     for all but one. The best division into runs is found by dynamic programming. A sequence longer than `most_tokens`
     has a family to itself. `members` are positions in `sequences`.
     """
-    order = sorted(range(len(sequences)), key=lambda index: sequences[index])
+    order = sorted(range(len(sequences)), key=lambda index: tuple(sequences[index]))
     shared = [0, *(_shared(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     saved, start = [0] * (len(order) + 1), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):

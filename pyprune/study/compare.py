@@ -13,7 +13,7 @@ from pyprune.models.load import require_device
 from pyprune.scoring import calibration as texts
 from pyprune.scoring.journal import weights_digest
 from pyprune.study import machine
-from pyprune.study.config import CompareConfig
+from pyprune.study.config import CompareConfig, checkpoint_pairs
 from pyprune.study.destination import require_directory
 from pyprune.study.evaluations import Material
 from pyprune.study.progress import Progress, silent
@@ -94,7 +94,7 @@ def compare(
     prunings, scores = choose_prunings(decoder, config, calibration, kept, progress)
     shortest = config.timing.input_tokens + min(config.timing.output_tokens)
     room = Room(decoder.device, min(config.batches), shortest)
-    rows = make_rows(decoder, prunings, config.torch_dtype, config.checkpoints, room)
+    rows = make_rows(decoder, prunings, config.torch_dtype, checkpoint_pairs(config.checkpoints), room)
     kept.require(
         checkpoints={row.name: weights_digest(row.decoder.sizes().tensors()) for row in rows if row.source is not None}
     )

@@ -62,7 +62,7 @@ class DepthChoice:
     ) -> tuple[dict[str, Pruning], dict[str, Any]]:
         """What is removed at each ratio (by its name), and the scores or searches that say so, as JSON data."""
         ids, fingerprint = calibration.input_ids, calibration.fingerprint
-        options = {"criterion": self.criterion, "unit": self.unit, "protect": self.protected}
+        options: dict[str, Any] = {"criterion": self.criterion, "unit": self.unit, "protect": self.protected}
         if self.search == ONE_SHOT:
             scores = scoring.score(
                 decoder, ids, calibration=fingerprint, progress=partial(progress, f"scoring, {self.method}"), **options

@@ -15,7 +15,7 @@ from pyprune.pruning.width import dry_run
 from pyprune.runtime import memory
 from pyprune.scoring import calibration as texts
 from pyprune.scoring.calibration.sources import Source
-from pyprune.study.config import CompareConfig
+from pyprune.study.config import CompareConfig, checkpoint_pairs
 
 
 class ReadTexts(NamedTuple):
@@ -80,7 +80,7 @@ def check_ratios(decoder: Decoder, config: CompareConfig) -> None:
 
 def check_checkpoints(config: CompareConfig) -> None:
     """Raise InputError for a checkpoint that cannot be read, as far as its configuration tells."""
-    for name, spec in config.checkpoints:
+    for name, spec in checkpoint_pairs(config.checkpoints):
         try:
             load_sizes(spec)
         except InputError as error:
@@ -89,7 +89,7 @@ def check_checkpoints(config: CompareConfig) -> None:
 
 def check_alike(decoder: Decoder, config: CompareConfig) -> None:
     """Raise InputError for a checkpoint that cannot take the same tokens, or as many of them."""
-    for name, spec in config.checkpoints:
+    for name, spec in checkpoint_pairs(config.checkpoints):
         sizes = load_sizes(spec)
         if sizes.vocab_size != decoder.vocab_size:
             raise InputError(

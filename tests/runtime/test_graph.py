@@ -23,7 +23,7 @@ def replayed(engine: Engine) -> list[int]:
         return run
 
     engine._record = record
-    engine._fused_step = None  # the step of single operators, which is what a GPU records
+    engine._fused_steps = []  # the step of single operators, which is what a GPU records
     return recordings
 
 

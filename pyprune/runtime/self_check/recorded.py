@@ -63,7 +63,7 @@ def _measure(batch: int, dtype: torch.dtype, device: torch.device, seed: int) ->
 def _engine(decoder: Decoder, batch: int, records: bool) -> Engine:
     """An engine whose step is of single operators, recorded or not."""
     engine = Engine(decoder, max_batch=batch, max_len=ROWS)
-    engine._fused_step = None
+    engine._fused_steps = []
     if records and engine._record is None:
         raise AssertionError("the engine does not record its steps here")
     if not records:

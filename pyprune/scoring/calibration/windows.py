@@ -14,6 +14,7 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
 from pyprune.scoring.calibration import demonstrations
 from pyprune.scoring.calibration.fingerprint import DEFAULTS, fingerprint
 from pyprune.scoring.calibration.sources import Source, Text, Tokens, read_source
@@ -112,7 +113,7 @@ class Encoder:
     """Documents to token ids of a decoder's vocabulary. The tokenizer is loaded when first needed; token ids need
     none."""
 
-    def __init__(self, decoder: Decoder, source: Source, tokenizer: Any = None) -> None:
+    def __init__(self, decoder: AnyDecoder, source: Source, tokenizer: Any = None) -> None:
         self.source = source
         self._decoder = decoder
         self._tokenizer = tokenizer

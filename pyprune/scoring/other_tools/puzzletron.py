@@ -102,7 +102,7 @@ def _mha(weights: _Weights, own: MHA, index: int) -> MHA:
     norm = weights.get(index, "input_layernorm.weight")
     if q is None or k is None or v is None or o is None:
         return own if norm is None else replace(own, norm=norm)
-    norms = {name: weights.get(index, f"self_attn.{name}.weight") for name in ("q_norm", "k_norm")}
+    norms: dict[str, Any] = {name: weights.get(index, f"self_attn.{name}.weight") for name in ("q_norm", "k_norm")}
     return replace(
         own,
         norm=own.norm if norm is None else norm,
