@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class MissingExtraError(InputError, ImportError):
+    """A package that an extra of pyprune brings is not installed. The message says what to type."""
+
+
 class NativeLibraryWarning(UserWarning):
     """The compiled kernels are missing, so the reference implementations run: the same results, slowly."""
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-from pyprune.errors import InputError
+from pyprune.errors import MissingExtraError
 
 
 def require_not_hiding() -> None:
@@ -28,10 +28,10 @@ def require_not_hiding() -> None:
 
 
 def require_lm_eval() -> None:
-    """InputError, with what installs it, where lm-eval is missing."""
+    """MissingExtraError, with what installs it, where lm-eval is missing."""
     try:
         missing = importlib.util.find_spec("lm_eval") is None
     except ValueError:  # it is None in sys.modules: kept out
         missing = True
     if missing:
-        raise InputError("lm-eval is not installed, which tasks need: pip install pyprune[eval]")
+        raise MissingExtraError("lm-eval is not installed, which tasks need: pip install pyprune[eval]")
