@@ -3,7 +3,8 @@
     import pyprune.lm_eval
     lm_eval.simple_evaluate("pyprune", "pretrained=smollm2-135m,skip=10,11", tasks=["piqa"])
 
-lm-eval (the EleutherAI evaluation harness) is an extra: `pip install pyprune[eval]`. MissingExtraError, an ImportError, where it is missing.
+lm-eval (the EleutherAI evaluation harness) is an extra: `pip install pyprune[eval]`.
+MissingExtraError, an ImportError, where it is missing.
 """
 
 from __future__ import annotations
