@@ -138,8 +138,8 @@ def sentence(front: Frontier) -> str:
         return f"Nothing measured stays within {limit}; the nearest is {_described(smallest, front)}."
     within = sum(_within(point, front.latency_ms, front.size_mb) for point in front.points)
     text = (
-        f"Within {limit}, take {_described(front.choice, front)}: the best {_NAMES[front.quality]} of "
-        f"{within} of {len(front.points)} models that stay within it."
+        f"Within {limit}, take {_described(front.choice, front)}: the best {_NAMES[front.quality]} of the {within} "
+        f"that stay within it, of {len(front.points)} measured."
     )
     if front.latency_ms is not None and front.choice.latency_q3_ms > front.latency_ms:
         text += f" A quarter of its runs took {front.choice.latency_q3_ms:.4g} ms or more, which is beyond the limit."

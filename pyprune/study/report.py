@@ -90,7 +90,7 @@ def terminal(results: dict[str, Any]) -> list[Any]:
 
     parts: list[Any] = [_grid(f"Models: {results['model']['name']}", *model_cells(results))]
     tasks = task_cells(results)
-    parts += [_grid("Accuracy by task, % (± standard error)", *tasks)] if tasks else []
+    parts += [_grid("Accuracy by task, %", *tasks)] if tasks else []
     parts += [_timings(results, batch, length) for batch, length in settings(results)]
     return parts + [Padding(Text("- " + sentence), (0, 0, 0, 1)) for sentence in findings(results)]
 

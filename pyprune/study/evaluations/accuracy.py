@@ -80,22 +80,18 @@ class Accuracy:
         known = {name: mean for name, mean in means.items() if mean is not None}
         if len(known) < 2:
             return []
-        best = max(known, key=lambda name: known[name][0])
-        others = ", ".join(f"{name} {100 * mean:.1f}" for name, (mean, _) in known.items() if name != best)
-        mean, error = known[best]
-        near = [
-            name
-            for name, (other, others_error) in known.items()
-            if name != best and mean - other <= 2 * (error**2 + others_error**2) ** 0.5
-        ]
-        sentence = (
-            f"At {rows[0]['ratio']}, {best} has the highest mean accuracy over {len(self.task_names)} "
-            f"{'task' if len(self.task_names) == 1 else 'tasks'}, {100 * mean:.1f} % ({others})"
-        )
-        return [
-            sentence + (f"; within two standard errors of it: {', '.join(near)}." if near else ", beyond two standard "
-            "errors of every other.")
-        ]  # fmt: skip
+        mean, error = max(known.values())
+        best = [name for name, (value, _) in known.items() if value == mean]
+        others = [name for name in known if name not in best]
+        near = [name for name in others if mean - known[name][0] <= 2 * (error**2 + known[name][1] ** 2) ** 0.5]
+        count = f"{len(self.task_names)} {'task' if len(self.task_names) == 1 else 'tasks'}"
+        verb = "has" if len(best) == 1 else "share"
+        text = f"At {rows[0]['ratio']}, {' and '.join(best)} {verb} the highest mean accuracy over {count}, "
+        text += f"{100 * mean:.1f} %"
+        if others:
+            text += f" ({', '.join(f'{name} {100 * known[name][0]:.1f}' for name in others)}"
+            text += f"; within two standard errors of it: {', '.join(near) or 'none of these'})"
+        return [text + "."]
 
     def settings(self) -> dict[str, Any]:
         data = None if self.data is None else os.path.basename(os.path.abspath(self.data))
