@@ -95,6 +95,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_before_scoring(tmp_path, 
         compare(SHAPE, checkpoints={"other": SHAPE.replace("vocab=64", "vocab=65")}, **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["greedy", "window"])
 def test_a_search_chooses_the_depth_row(search):
     results = compare(SHAPE, ratios=["30%"], search=search, **OPTIONS).results
