@@ -60,18 +60,23 @@ def score(
     set_options = {name: value for name, value in options.items() if value is not None}
     by_name.check(unit, set_options)
     decoder = as_any_decoder(model)
+    protected = protected_blocks(protect, [block.index for block in decoder.sizes().blocks])
     if candidates is not None or measure is not None or labels is not None:
-        return _measured(
-            decoder, input_ids, criterion, unit, attention_mask, candidates, measure, labels, protect, set_options,
+        if candidates is not None and (unit != "block" or protect is not None):
+            refused = f"unit: {unit!r}" if unit != "block" else f"protect: {protect!r}"
+            raise InputError(f"{refused} given, but candidates say themselves what they change")
+        scores = _measured(
+            decoder, input_ids, criterion, unit, attention_mask, candidates, measure, labels, set_options,
             calibration=calibration, progress=progress,
         )  # fmt: skip
+        return scores if candidates is not None else _protecting(scores, protected)
     ids = mask = None
     if by_name.needs != "nothing":
         if input_ids is None:
             raise InputError(f"input_ids: None given, but criterion {criterion} needs token ids [samples, tokens]")
         ids, mask = check_samples(decoder, input_ids, attention_mask)
     scores = by_name.measure(decoder, ids, mask, unit, calibration=calibration, progress=progress, **set_options)
-    return _protecting(scores, decoder, protect)
+    return _protecting(scores, protected)
 
 
 def _measured(
@@ -83,7 +88,6 @@ def _measured(
     candidates: Any,
     measure: str | Sequence[str] | None,
     labels: Tensor | None,
-    protect: Iterable[int] | str | None,
     options: dict[str, Any],
     **reporting: Any,
 ) -> Scores:
@@ -92,21 +96,16 @@ def _measured(
     argument = "candidates" if candidates is not None else "measure" if measure is not None else "labels"
     if criterion != "ppl":
         raise InputError(f"criterion: {criterion!r} given, but {argument} goes with 'ppl', which runs the model")
-    if candidates is not None and (unit != "block" or protect is not None):
-        refused = f"unit: {unit!r}" if unit != "block" else f"protect: {protect!r}"
-        raise InputError(f"{refused} given, but candidates say themselves what they change")
     if input_ids is None:
         raise InputError("input_ids: None given, but measures need token ids [samples, tokens]")
     if labels is not None and "task-loss" not in names:
         raise InputError(f"labels: given, but measure {', '.join(names)} reads none; task-loss does")
     ids, mask = check_samples(decoder, input_ids, attention_mask)
     checked = None if labels is None else check_labels(decoder.vocab_size, ids, mask, labels)
-    scores = measured_scores(
+    return measured_scores(
         decoder, ids, mask, names, unit=unit, candidates=candidates, labels=checked, **reporting, **options
     )
-    return scores if candidates is not None else _protecting(scores, decoder, protect)
 
 
-def _protecting(scores: Scores, decoder: AnyDecoder, protect: Iterable[int] | str | None) -> Scores:
-    protected = protected_blocks(protect, [block.index for block in decoder.sizes().blocks])
+def _protecting(scores: Scores, protected: frozenset[int]) -> Scores:
     return replace(scores, protected=[(kind, index) for kind, index in scores.units if index in protected])

@@ -202,8 +202,9 @@ def test_one_process_at_a_time_writes_a_journal(decoder, samples, written):
 
 
 WAITS_AFTER_ENTRIES = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 from pyprune.scoring import cells
 from pyprune.scoring.journal import Journal
 from pyprune.cli import main
