@@ -74,7 +74,8 @@ def _by_cosine(stage: Stage, fitting: Fitting, start: Tensor) -> tuple[Tensor, f
             samples = [s for s in range(chunk.start, chunk.stop) if fitting.is_fitted(s)]
             if samples:
                 optimizer.zero_grad()
-                _mean_distance(stage, samples, present).backward()
+                with torch.enable_grad():
+                    _mean_distance(stage, samples, present).backward()
                 optimizer.step()
         reached = _distance(stage, fitting, present)
         if reached < best:

@@ -1,5 +1,6 @@
-"""Mean update ("A deeper look at depth pruning of LLMs", arXiv 2407.16286): at each cut the stream gets the mean of what
-is missing,
+"""Mean update ("A deeper look at depth pruning of LLMs", arXiv 2407.16286).
+
+At each cut the stream gets the mean of what is missing,
 
     b = mean_t (x_post - x_pre),
 

@@ -34,7 +34,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 class NormalEquations:
-    """The sums G, C, S and N, float64 on the inputs' device. `bias`: whether the projection has one, which is fitted."""
+    """The sums G, C, S and N, float64 on the inputs' device. bias: whether one is fitted too."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", bias: bool = False) -> None:
         size = inputs + bias

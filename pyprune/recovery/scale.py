@@ -3,10 +3,10 @@
     alpha = mean_t |x_post| / mean_t |x_pre|
 
 with x_post the original's stream behind what was removed and x_pre the pruned model's, which at the first cut is the
-original's too. RMSNorm does not see the factor, so
-scaling the stream is the same as dividing all that is added to it later: every o and down behind the cut (and its bias)
-is divided by alpha, the last cut's: x_pre is the stream that has been left unscaled, so alpha holds all cuts before. The embedding, and a head tied to it, stay; the
-final norm takes the factor away but for eps.
+original's too. RMSNorm does not see the factor, so scaling the stream is the same as dividing all that is added to it
+later: every o and down behind the cut (and its bias) is divided by alpha. x_pre is the stream that was left unscaled,
+so the last cut's alpha holds those before it. The embedding, and a head tied to it, stay; the final norm takes the
+factor away but for eps.
 """
 
 from __future__ import annotations
