@@ -294,6 +294,11 @@ def _require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
             f"repair: method {method}: the removed run begins at block 0, and nothing stands before it to fold it"
             " into; refit-all, refit-all-o and blockwise mend it in later blocks"
         )
+    if method in ("scale", "linear", "linear-cosine") and _only_narrowed(original, pruned):
+        raise InputError(
+            f"repair: method {method}: is for blocks or sublayers that went; only heads and neurons did"
+            f" ({', '.join(WIDTH_CHOICE)} are for them)"
+        )
     if method in WIDTH_ONLY and not _only_narrowed(original, pruned):
         raise InputError(
             f"repair: method {method}: is for heads and neurons that went; blocks or sublayers went too"
