@@ -131,9 +131,11 @@ def _fitted(
     held_out = [sample for sample in range(samples) if is_held_out(sample)]
     batch = max(1, training.tokens // tokens)
     parameters: list[Tensor] = []
+    dtypes: dict[int, torch.dtype] = {}
 
     def leaf(tensor: Tensor) -> Tensor:
         parameters.append(tensor.detach().to(student.dtype, copy=True).requires_grad_())
+        dtypes[id(parameters[-1])] = tensor.dtype
         return parameters[-1]
 
     wide = block.map(leaf)
@@ -163,8 +165,7 @@ def _fitted(
         with torch.enable_grad():
             error(wide, chosen).backward()
         optimizer.step()
-    dtypes = iter([tensor.dtype for _, tensor in block.tensors()])
-    trained = wide.map(lambda tensor: tensor.detach().to(next(dtypes)))
+    trained = wide.map(lambda tensor: tensor.detach().to(dtypes[id(tensor)]))
     after = held_out_error(trained)
     if not after < before:
         return block, BlockFit(block.index, before, before)

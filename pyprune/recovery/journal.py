@@ -45,8 +45,8 @@ class BlockJournal:
             return None
         with safe_open(file, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
-        names = iter([name for name, _ in block.tensors()])
-        return block.map(lambda tensor: tensors[next(names)].to(tensor.device))
+        names = {id(tensor): name for name, tensor in block.tensors()}  # `map` has an order of its own
+        return block.map(lambda tensor: tensors[names[id(tensor)]].to(tensor.device))
 
     def errors(self, block: Block) -> dict[str, float]:
         """The errors that were kept with it."""
