@@ -111,7 +111,12 @@ def report(options: argparse.Namespace, model: str, repaired: Any) -> None:
     """Print what the held-out windows say."""
     if options.json:
         return print_json({"model": model, "out": options.out, **repaired.to_dict()})
-    rows = [["method", repaired.method]]
+    print_repair(repaired, f"{model}, repaired by {repaired.method}, written to {options.out}")
+
+
+def print_repair(repaired: Any, title: str) -> None:
+    """A table of what the held-out windows say, and a line where the repair harms."""
+    rows = []
     if repaired.perplexities is not None:
         names = ("original", "pruned", "repaired")
         rows += [
@@ -119,7 +124,7 @@ def report(options: argparse.Namespace, model: str, repaired: Any) -> None:
             for name, value in zip(names, repaired.perplexities, strict=True)
         ]
     rows += [[f"tried {name}", f"{value:.2f}"] for name, value in repaired.tried.items()]
-    print_table(["", ""], rows, f"{model}, written to {options.out}")
+    print_table(["", ""], rows, title)
     if repaired.harms:
         print("This repair harms: on the held-out windows the pruned model without it is better.")
 

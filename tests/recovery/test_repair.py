@@ -205,7 +205,7 @@ def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
 
 @pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise"])
 def test_a_saved_repair_comes_back(tmp_path, ids, method):
-    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=5,ffn=23,vocab=53")
+    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
     pruned = pyprune.apply(original, Pruning(blocks=(1,), neurons={2: (3, 5)}))
     pruned.save(tmp_path / "pruned")
     loaded = pyprune.load(str(tmp_path / "pruned"))
@@ -332,7 +332,7 @@ def test_the_command_knows_the_methods():
 
 
 def test_a_streamed_original_gives_the_same(tmp_path, ids):
-    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=5,ffn=23,vocab=53")
+    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
     original.save(tmp_path / "model")
     streamed = pyprune.load(str(tmp_path / "model"), stream=True)
     plain = pyprune.load(str(tmp_path / "model"))
