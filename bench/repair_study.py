@@ -2,8 +2,8 @@
 
 Each part is a list of cells; a finished cell is in the JSON file at once, and a second run goes on where the first one
 ended. A cell has the perplexity of the original, the pruned and the repaired model on held-out texts, the share of the
-lost log-perplexity that came back, and its seconds. `--list` prints the parts with the time that a cell should take on 2
-free cores (an estimate); the file says what each took.
+lost log-perplexity that came back, and its seconds. `--list` prints the parts and an estimate of a cell's
+time on 2 free cores; the file says what each took.
 
 Calibration is half LAMBADA, half BoolQ passages unless the part says otherwise. Held out: WikiText-2's test split
 (`--wikitext FILE`) and the BoolQ passages that no calibration draws from.

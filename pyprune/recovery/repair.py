@@ -189,7 +189,6 @@ def _closed_form(
 ) -> tuple[Decoder, list[dict[str, Any]]]:  # fmt: skip
     streams = Streams(original, pruned, ids, memory, keeps_original_inputs=method in WIDTH_ONLY)
     total = sum(1 for _ in sublayers_of(pruned.sizes().blocks))
-    blocks = {block.index: block for block in index_map(pruned)}
     fits: list[dict[str, Any]] = []
     added: dict[str, Tensor] = {}
     factor = 1.0
@@ -199,17 +198,13 @@ def _closed_form(
             if method in FITS:
                 fit = FITS[method](stage, fitting)
             elif method == "stat":
-                fit = stat(stage, blocks[stage.place[0]], fitting)
+                fit = stat(stage, fitting)
             elif method == "scale":
                 if factor != 1.0:
                     stage.projection = divided(stage.projection, factor)
                 factor = magnitude_ratio(stage, fitting) or factor
             else:
-                bias = (
-                    mean_update(stage, fitting)
-                    if method == "mean-update"
-                    else flap_bias(stage, blocks[stage.place[0]], fitting)
-                )
+                bias = mean_update(stage, fitting) if method == "mean-update" else flap_bias(stage, fitting)
                 if bias is not None:
                     name = f"blocks.{stage.place[0]}.{'o' if stage.place[1] == 'mha' else 'down'}.bias"
                     added[name] = bias
@@ -250,17 +245,18 @@ def _pruned(original: Decoder, pruned: Any) -> Decoder:
         raise _not_of(decoder, original, "its embedding differs")
     if recorded(original).blocks and not set(recorded(original).blocks) <= set(decoder.pruning.blocks):
         raise _not_of(decoder, original, "the original lacks blocks that it has")
-    index_map(decoder)
-    present = dict(sublayers_of(original.sizes().blocks))
-    for place, sublayer in sublayers_of(decoder.sizes().blocks):
-        if place not in present:
-            raise _not_of(decoder, original, f"the original lacks {place[1]} of block {place[0]}")
-        for (name, one), (other_name, two) in zip(present[place].tensors(), sublayer.tensors(), strict=False):
-            if name == other_name and len(one.shape) != len(two.shape):
-                raise _not_of(decoder, original, f"{name} of block {place[0]} has {len(two.shape)} dimensions")
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         if original.config.get(key) != decoder.config.get(key):
             raise _not_of(decoder, original, f"{key} {decoder.config.get(key)}, not {original.config.get(key)}")
+    present = dict(sublayers_of(original.sizes().blocks))
+    for place, _ in sublayers_of(decoder.sizes().blocks):
+        if place not in present:
+            raise _not_of(decoder, original, f"the original lacks {place[1]} of block {place[0]}")
+    for block, held in zip(index_map(decoder), decoder.sizes().blocks, strict=True):
+        if held.mha is not None and held.mha.heads != len(block.heads or ()):
+            raise _not_of(decoder, original, f"{held.mha.heads} heads in block {block.index}, not as its record says")
+        if held.ffn is not None and held.ffn.width < len(block.neurons or ()):
+            raise _not_of(decoder, original, f"{held.ffn.width} neurons in block {block.index}, not as its record says")
     return decoder
 
 

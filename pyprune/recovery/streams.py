@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
+from pyprune.pruning.index_map import index_map
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.states import States
 from pyprune.runtime import sequence
@@ -30,8 +31,10 @@ class Stage:
 
     `sublayer`: with the weights so far. `inputs [S, T, width]`: of its output projection, o or down, and `before
     [S, T, hidden]`: the stream it adds to, both the pruned model's. `target [S, T, hidden]`: the original's stream
-    behind it and behind all that was removed after it. `original`: the sublayer it was in the original, and
-    `original_inputs` those of its projection there, where they were asked for. `is_cut`: something was removed behind.
+    behind it and behind all that was removed after it. `original`: the sublayer it was in the original.
+    `channels`: which inputs of the projection there stay, in order (padding has none); None where all do.
+    `original_inputs`: of the projection there, where some went and they were asked for. `is_cut`: something was removed
+    behind.
     Whoever gets a stage may put another projection of the same shapes into `projection`, or other weights into
     `sublayer`; the stream then goes on with those.
     """
@@ -43,6 +46,7 @@ class Stage:
     before: Tensor
     target: Tensor
     inputs: Tensor
+    channels: Tensor | None
     original_inputs: Tensor | None
     chunks: Sequence[slice]
     projection: Linear
@@ -50,7 +54,7 @@ class Stage:
     @property
     def is_narrowed(self) -> bool:
         """Whether heads or neurons of it went."""
-        return output_projection(self.sublayer).weight.shape != output_projection(self.original).weight.shape
+        return self.channels is not None
 
     def outputs(self, chunk: slice) -> Tensor:
         """The stream behind it `[N, T, hidden]`, by its present projection."""
@@ -63,6 +67,7 @@ class _Waiting:
 
     place: Place
     original: MHA | FFN
+    channels: Tensor | None
     inputs: Tensor | None = None
     is_cut: bool = False
 
@@ -105,6 +110,7 @@ class Streams:
         inputs = states.empty(samples * tokens * max(widths))
         kept = states.empty(samples * tokens * _widest(self.original)) if self.keeps_original_inputs else None
         places = [place for place, _ in sublayers_of(self.original.sizes().blocks)]
+        kept_channels = channels_of(self.original, pruned)
         same, waiting = True, None
 
         def resolved(waiting: _Waiting) -> Iterator[Stage]:
@@ -114,7 +120,8 @@ class Streams:
             for chunk in chunks:
                 into[chunk] = projection_inputs(sublayer, student[chunk], rotation, self.original.eps)
             stage = Stage(
-                waiting.place, sublayer, waiting.original, waiting.is_cut, student, teacher, into, waiting.inputs,
+                waiting.place, sublayer, waiting.original, waiting.is_cut, student, teacher, into,
+                waiting.channels, waiting.inputs,
                 chunks, output_projection(sublayer),
             )  # fmt: skip
             yield stage
@@ -132,8 +139,8 @@ class Streams:
                 nothing_cut = is_kept and all(following in self._sublayers for following in behind)
                 same = nothing_cut and equal(sublayer, self._sublayers[place], pruned.dtype)
             if is_kept and not same:
-                waiting = _Waiting(place, sublayer)
-                if kept is not None and _width(sublayer) != _width(self._sublayers[place]):
+                waiting = _Waiting(place, sublayer, kept_channels.get(place))
+                if kept is not None and waiting.channels is not None:
                     waiting.inputs = kept[: samples * tokens * _width(sublayer)].view(samples, tokens, -1)
             elif waiting is not None:
                 waiting.is_cut = True
@@ -157,6 +164,26 @@ def sublayers_of(blocks: Iterable[Block]) -> Iterator[tuple[Place, MHA | FFN]]:
             yield (block.index, "mha"), block.mha
         if block.ffn is not None:
             yield (block.index, "ffn"), block.ffn
+
+
+def channels_of(original: Decoder, pruned: Decoder) -> dict[Place, Tensor]:
+    """Of each sublayer that lost heads or neurons: which inputs of its output projection in `original` stay."""
+    before, result = {block.index: block for block in index_map(original)}, {}
+    head_dims = {block.index: block.mha.head_dim for block in original.sizes().blocks if block.mha is not None}
+    for block in index_map(pruned):
+        whole = before[block.index]
+        if block.neurons is not None and whole.neurons is not None and block.neurons != whole.neurons:
+            result[block.index, "ffn"] = _positions(block.neurons, whole.neurons, original.device)
+        if block.heads is not None and whole.heads is not None and block.heads != whole.heads:
+            size = head_dims[block.index]
+            starts = _positions(block.heads, whole.heads, original.device)[:, None] * size
+            result[block.index, "mha"] = (starts + torch.arange(size, device=original.device)).flatten()
+    return result
+
+
+def _positions(kept: Sequence[int], present: Sequence[int], device: torch.device) -> Tensor:
+    place = {index: position for position, index in enumerate(present)}
+    return torch.tensor([place[index] for index in kept], dtype=torch.long, device=device)
 
 
 def projection_inputs(sublayer: MHA | FFN, x: Tensor, rotation: tuple[Tensor, Tensor], eps: float) -> Tensor:

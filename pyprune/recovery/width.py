@@ -15,26 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyprune.models.blocks import MHA, Linear
-from pyprune.pruning.index_map import KeptBlock
+from pyprune.models.blocks import Linear
 from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.streams import Stage, output_projection
 
 
-def kept_channels(stage: Stage, block: KeptBlock) -> Tensor:
-    """Input channels of the original's projection that stay, in the pruned one's order; padding has none."""
-    if isinstance(stage.original, MHA):
-        heads = torch.tensor(block.heads, dtype=torch.long)
-        channels = (heads[:, None] * stage.original.head_dim + torch.arange(stage.original.head_dim)).flatten()
-    else:
-        channels = torch.tensor(block.neurons, dtype=torch.long)
-    return channels.to(stage.before.device)
-
-
-def flap_bias(stage: Stage, block: KeptBlock, fitting: Fitting) -> Tensor | None:
+def flap_bias(stage: Stage, fitting: Fitting) -> Tensor | None:
     """b, float64 `[hidden]`; None where no channel went."""
-    if not stage.is_narrowed or stage.original_inputs is None:
+    if stage.channels is None or stage.original_inputs is None:
         return None
     weight = output_projection(stage.original).weight
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=stage.before.device)
@@ -45,16 +34,16 @@ def flap_bias(stage: Stage, block: KeptBlock, fitting: Fitting) -> Tensor | None
         count += inputs.shape[0] * inputs.shape[1]
     fitting.group.all_reduce(total, count)
     removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-    removed[kept_channels(stage, block)] = False
+    removed[stage.channels] = False
     return weight[:, removed].double() @ (total / count)[removed]
 
 
-def stat(stage: Stage, block: KeptBlock, fitting: Fitting) -> Fit | None:
+def stat(stage: Stage, fitting: Fitting) -> Fit | None:
     """The narrowed projection with what went folded in; its bias stays."""
     original_inputs = stage.original_inputs
-    if not stage.is_narrowed or original_inputs is None:
+    if stage.channels is None or original_inputs is None:
         return None
-    channels, full = kept_channels(stage, block), output_projection(stage.original).weight
+    channels, full = stage.channels, output_projection(stage.original).weight
     padding = stage.projection.weight.shape[1] - len(channels)
 
     def stayed(chunk: slice) -> Tensor:

@@ -238,6 +238,35 @@ def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
     assert report.perplexities[2] == pyprune.perplexity(report.decoder, held_out)
 
 
+def test_padding_changes_nothing(llama, ids):
+    """Zero neurons up to the original's own width: as if they were not there."""
+    removed = {1: (0, 4, 7)}
+    for method in ("refit", "stat"):
+        plain = pyprune.repair(llama, Pruning(neurons=removed), ids, method, ridge=1e-3)
+        padded = pyprune.repair(llama, Pruning(neurons=removed, pad_to=23), ids, method, ridge=1e-3)
+        assert padded.blocks[1].ffn.width == 23
+        weight = padded.blocks[1].ffn.down.weight
+        assert not bool(weight[:, 20:].any())
+        difference = (weight[:, :20] - plain.blocks[1].ffn.down.weight).abs().max()
+        # The ridge is relative to the mean over inputs, which zeros lower.
+        assert float(difference / weight.abs().max()) < 0.05
+
+
+def test_an_original_that_is_narrow_itself(llama, ids):
+    """What stays is looked up among what the original has."""
+    narrow = pyprune.apply(llama, Pruning(neurons={1: (0, 2)}))
+    pruned = pyprune.apply(narrow, Pruning(neurons={1: (0, 2, 9)}))
+    stat = pyprune.repair(narrow, pruned, ids, "stat", ridge=1e6)  # a ridge so large leaves the weights as they are
+    assert torch.allclose(stat.blocks[1].ffn.down.weight, pruned.blocks[1].ffn.down.weight, atol=1e-5)
+    with_bias = pyprune.repair(narrow, pruned, ids, "flap-bias")
+    run = Run(narrow, ids)
+    run.block(narrow.blocks[0])
+    middle = run.block(type(narrow.blocks[1])(1, narrow.blocks[1].mha, None))
+    mean = ffn_activation(narrow.blocks[1].ffn, middle, narrow.eps).double().mean((0, 1))[7]  # 9 less 0 and 2
+    expected = narrow.blocks[1].ffn.down.weight.double()[:, 7] * mean
+    torch.testing.assert_close(with_bias.blocks[1].ffn.down.bias, expected.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_the_last_block_folds_into_the_one_before(llama, ids):
     repaired = pyprune.repair(llama, Pruning(blocks=(4,)), ids, "refit", ridge=RIDGE)
     assert not torch.equal(repaired.blocks[3].ffn.down.weight, llama.blocks[3].ffn.down.weight)
