@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyprune.pruning.depth import depth
     from pyprune.pruning.index_map import index_map
     from pyprune.pruning.width import width
+    from pyprune.recovery.repair import repair
     from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
@@ -63,6 +64,7 @@ __all__ = [
     "pad",
     "perplexity",
     "plan_memory",
+    "repair",
     "restore",
     "samples",
     "score",
@@ -78,6 +80,7 @@ _PACKAGES = {
     "models.load_any": ("load_any",),
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
+    "recovery": ("repair",),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),

@@ -24,6 +24,7 @@ LAYERS = (
     ("study",),
     ("evaluation",),
     ("lm_eval",),
+    ("recovery",),
     ("scoring",),
     ("pruning",),
     ("runtime",),

@@ -7,11 +7,13 @@ from typing import Any
 
 from pyprune.commands.criterion import add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
+    calibration_windows,
     init_distributed,
     loaded_any,
     measured_scores,
     remove_journal,
     require_scorable,
+    require_texts,
     searched,
 )
 from pyprune.commands.narrowing import (
@@ -34,8 +36,10 @@ from pyprune.commands.options import (
     indices,
 )
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
+from pyprune.commands.repair import METHODS, METHODS_HELP, print_repair
 from pyprune.errors import InputError
 
+REPAIR_SAMPLES = 128
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
 _FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
@@ -97,6 +101,18 @@ def add_options(commands: Any) -> None:
     add_narrowing(parser)
     add_text(parser)
     parser.add_argument(
+        "--repair",
+        choices=METHODS,
+        metavar="METHOD",
+        help=f"then fit what stays to what went, by {METHODS_HELP} (default: not)",
+    )
+    parser.add_argument(
+        "--repair-samples",
+        type=at_least(1),
+        metavar="N",
+        help="windows of the calibration text that --repair goes by, every eighth held out (default: 128)",
+    )
+    parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
     add_memory(parser)
@@ -122,6 +138,8 @@ def run(options: argparse.Namespace) -> None:
     ranked = None if options.scores is None else Scores.from_json(options.scores)
     if ranked is not None and options.unit is not None and ranked.unit != options.unit:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
+    if options.repair is not None:
+        _require_repairable(options)
     if options.width is not None:
         require_narrowable(options)
     elif options.depth is not None and ranked is None:
@@ -130,6 +148,10 @@ def run(options: argparse.Namespace) -> None:
     init_distributed()
     decoder = loaded_any(options.model)
     runs_itself = _checked_whole_blocks(options, decoder, chosen | padding)
+    if runs_itself and options.repair is not None:
+        raise InputError(
+            f"--repair {options.repair}: {options.model} runs by its own layers; a LLaMA-style model is expected"
+        )
     with Bar() as bar:
         if amount is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
@@ -146,12 +168,46 @@ def run(options: argparse.Namespace) -> None:
             trial = narrowing_dry_run(options, decoder, width_ratio)
             _require_savable(pruning.apply(decoder, trial | padding))
             chosen = measured_narrowing(options, decoder, width_ratio, bar)
+        if not is_rank_zero() and options.repair is None:
+            return
+        pruned, repaired = pruning.apply(decoder, chosen | padding), None
+        if options.repair is not None:
+            repaired = _repaired(options, decoder, pruned, bar)
+            pruned = repaired.decoder
         if not is_rank_zero():
             return
-        pruned = pruning.apply(decoder, chosen | padding)
     pruned.save(options.out)
     remove_journal(options)
-    _report_sizes(options, decoder, pruned)
+    _report_sizes(options, decoder, pruned, repaired)
+
+
+def _require_repairable(options: argparse.Namespace) -> None:
+    """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
+    require_texts(_repair_options(options))
+
+
+def _repair_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with as many samples as the repair goes by."""
+    return argparse.Namespace(**{**vars(options), "samples": options.repair_samples or REPAIR_SAMPLES})
+
+
+def _repaired(options: argparse.Namespace, decoder: Any, pruned: Any, bar: Bar) -> Any:
+    """The pruned model repaired on the calibration text, with what its held-out windows say."""
+    from functools import partial
+
+    from pyprune.recovery import repair_with_report
+
+    for_repair = _repair_options(options)
+    require_texts(for_repair)
+    return repair_with_report(
+        decoder,
+        pruned,
+        calibration_windows(for_repair, decoder).input_ids,
+        options.repair,
+        seed=options.seed,
+        memory=options.memory,
+        progress=partial(bar, f"repairing, {options.repair}"),
+    )
 
 
 def _width_ratio(text: str) -> float:
@@ -166,6 +222,8 @@ def _width_ratio(text: str) -> float:
 
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
+    if options.repair_samples is not None and options.repair is None:
+        raise InputError(f"--repair-samples {options.repair_samples}: belongs to --repair, which was not given")
     if options.depth is None:
         narrows = options.width is not None  # which takes --protect and --variant too
         for name in ("scores", "search", *(() if narrows else ("protect",))):
@@ -217,12 +275,13 @@ def _require_savable(decoder: Any) -> None:
     checkpoint_config(decoder)
 
 
-def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> None:
+def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any, repaired: Any) -> None:
     before, after = (_described_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
         removed = None if pruned.pruning is None else pruned.pruning.to_dict()
         sizes = {"before": before, "after": after}
-        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed})
+        repair = {} if repaired is None else {"repair": repaired.to_dict()}
+        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed, **repair})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
         *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items() if key in before),
@@ -233,6 +292,8 @@ def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any) -> Non
         ),
     ]
     print_table(["", "before", "after"], rows, f"{decoder.name}, written to {options.out}")
+    if repaired is not None:
+        print_repair(repaired, f"repaired by {repaired.method}")
 
 
 def _described_sizes(decoder: Any, original_parameters: int) -> dict[str, Any]:

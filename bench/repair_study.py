@@ -1,0 +1,171 @@
+"""What repairs bring on SmolLM2: `python -m bench.repair_study [--parts NAME,...] [--out FILE]`.
+
+Each part is a list of cells; a finished cell is in the JSON file at once, and a second run goes on where the first one
+ended. A cell has the perplexity of the original, the pruned and the repaired model on held-out texts, the share of the
+lost log-perplexity that came back, and its seconds. `--list` prints the parts and an estimate of a cell's
+time on 2 free cores; the file says what each took.
+
+Calibration is half LAMBADA, half BoolQ passages unless the part says otherwise. Held out: WikiText-2's test split
+(`--wikitext FILE`) and the BoolQ passages that no calibration draws from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyprune
+from pyprune.files import write_json
+from pyprune.recovery import repair_with_report
+from pyprune.scoring.calibration import calibration, evaluation
+from pyprune.scoring.calibration.demonstrations import boolq, lambada
+from pyprune.scoring.calibration.sources import Texts
+from pyprune.scoring.calibration.windows import Encoder, draw_windows
+
+SEQ_LEN, HELD_OUT_WINDOWS = 128, 64
+CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
+WIDTH = ("flap-bias", "stat", "refit-all-o")
+PARTS = {
+    "methods": "every method at 20 % depth, one-shot and greedy by PPL, 128 windows: about 3 min a cell",
+    "width": "FLAP and Wanda-sp at 20 % with the width repairs: about 3 min a cell",
+    "seeds": "three draws of the windows that choose the blocks, best closed form and block-wise: 3 to 15 min",
+    "ratios": "10, 27 and 35 % depth, best closed form and block-wise: 3 to 15 min a cell",
+    "tokens": "16, 128, 512 and 2,000 windows with refit-all-o: 1 to 30 min a cell",
+    "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 3 min a cell",
+    "first": "tokens relative, equal, and without first tokens: about 3 min a cell",
+}
+
+
+def cells(part: str) -> list[dict[str, Any]]:
+    """The settings of a part's cells."""
+    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": 128, "text": "both", "options": {}}
+
+    def cell(**changed: Any) -> dict[str, Any]:
+        return {**base, **changed}
+
+    best = ("refit-all-o", "blockwise")
+    return {
+        "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in (*CLOSED, "blockwise")],
+        "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in WIDTH],
+        "seeds": [cell(method=m, seed=s) for s in (0, 1, 2) for m in best],
+        "ratios": [cell(method=m, ratio=r) for r in (0.1, 0.27, 0.35) for m in best],
+        "tokens": [cell(method="refit-all-o", windows=n) for n in (16, 128, 512, 2000)],
+        "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
+        "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
+    }[part]
+
+
+class Study:
+    """The texts and models, each made once."""
+
+    def __init__(self, wikitext: str) -> None:
+        self.decoder = pyprune.load("smollm2-135m")
+        passages = boolq()
+        kept = len(passages) // 2  # passages before it are held out, those behind it are for calibration
+        tokens = HELD_OUT_WINDOWS * SEQ_LEN
+        self.held_out = {
+            "wikitext-2": evaluation(self.decoder, wikitext, tokens=tokens).input_ids,
+            "boolq": evaluation(self.decoder, Texts("BoolQ", passages[:kept]), tokens=tokens).input_ids,
+        }
+        self._texts = {"lambada": Texts("LAMBADA", lambada()), "boolq": Texts("BoolQ", passages[kept:])}
+        self._streams: dict[str, Any] = {}
+        self._prunings: dict[tuple[str, float, int], pyprune.Pruning] = {}
+        self._losses: dict[Any, dict[str, float]] = {}
+
+    def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
+        """`count` calibration windows, of both texts by turns."""
+        if text == "both":
+            pair = [self.windows(name, count // 2, seed) for name in ("lambada", "boolq")]
+            mixed = torch.stack(pair, 1).flatten(0, 1)
+            return mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(seed))]
+        if text not in self._streams:
+            self._streams[text] = Encoder(self.decoder, self._texts[text]).stream()
+        return draw_windows(self._streams[text], count, SEQ_LEN, seed, text).input_ids
+
+    def pruning(self, way: str, ratio: float, seed: int) -> pyprune.Pruning:
+        """By 10 windows of LAMBADA, as the paper has it for its own text."""
+        key = way, ratio, seed
+        if key not in self._prunings:
+            windows = calibration(self.decoder, "demo:lambada", 10, SEQ_LEN, seed)
+            if way == "one-shot":
+                scores = pyprune.score(self.decoder, windows.input_ids)
+                self._prunings[key] = pyprune.depth(scores, self.decoder, ratio=ratio)
+            elif way == "greedy":
+                self._prunings[key] = pyprune.search(self.decoder, windows.input_ids, "greedy", ratio=ratio).pruning()
+            else:
+                ids = windows.input_ids
+                self._prunings[key] = pyprune.width(self.decoder, method=way, ratio=ratio, calibration=ids)
+        return self._prunings[key]
+
+    def log_perplexities(self, decoder: Any) -> dict[str, float]:
+        return {name: math.log(pyprune.perplexity(decoder, ids)) for name, ids in self.held_out.items()}
+
+    def run(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """One cell's result."""
+        pruning = self.pruning(cell["prune"], cell["ratio"], cell["seed"])
+        pruned = pyprune.apply(self.decoder, pruning)
+        for key, model in (("original", self.decoder), ((cell["prune"], cell["ratio"], cell["seed"]), pruned)):
+            if key not in self._losses:
+                self._losses[key] = self.log_perplexities(model)
+        original = self._losses["original"]
+        lost = self._losses[cell["prune"], cell["ratio"], cell["seed"]]
+        ids = self.windows(cell["text"], cell["windows"], cell["seed"])
+        began = time.perf_counter()
+        report = repair_with_report(self.decoder, pruned, ids, cell["method"], **cell["options"])
+        seconds = time.perf_counter() - began
+        reached = self.log_perplexities(report.decoder)
+        return {
+            "removed": pruning.to_dict() if cell["prune"] in ("one-shot", "greedy") else {"made_by": pruning.made_by},
+            "perplexity": {
+                name: {
+                    "original": math.exp(original[name]),
+                    "pruned": math.exp(lost[name]),
+                    "repaired": math.exp(reached[name]),
+                    "recovered": (lost[name] - reached[name]) / (lost[name] - original[name]),
+                }
+                for name in reached
+            },
+            "calibration": report.to_dict(),
+            "seconds": seconds,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas (default: all)")
+    parser.add_argument("--out", default="bench/results/repair-smollm2.json", help="the JSON file")
+    parser.add_argument("--wikitext", help="WikiText-2's test split, a text file (required to run)")
+    parser.add_argument("--list", action="store_true", help="print the parts and their time, and leave")
+    options = parser.parse_args()
+    if options.list:
+        for name, about in PARTS.items():
+            print(f"{name}: {len(cells(name))} cells; {about}")
+        return
+    if options.wikitext is None:
+        parser.error("--wikitext: the test split's text file is expected")
+    out = Path(options.out)
+    done: dict[str, Any] = (
+        json.loads(out.read_text()) if out.exists() else {"format": "pyprune repair study 1", "cells": []}
+    )
+    study = None
+    for part in options.parts.split(","):
+        for cell in cells(part):
+            if any(entry["cell"] == cell for entry in done["cells"]):
+                continue
+            study = study or Study(options.wikitext)
+            entry = {"part": part, "cell": cell, **study.run(cell)}
+            done["cells"].append(entry)
+            done["versions"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+            write_json(out, done)
+            shares = {name: f"{value['recovered']:.1%}" for name, value in entry["perplexity"].items()}
+            print(part, cell["method"], cell["prune"], shares, f"{entry['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What all closed forms share: which windows are fitted and which are held out, how tokens count, and the ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Linear
+from pyprune.recovery.normal_equations import RIDGES, Fit, NormalEquations, fit_linear
+from pyprune.recovery.streams import Stage
+from pyprune.recovery.token_weights import token_weights
+from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
+
+HELD_OUT_EVERY = 8
+"""Every how manieth window is held out: for the ridge, the best method, and to say whether a repair harms."""
+
+Wish = Callable[[slice], Tensor]
+"""What a projection's output `[N, T, hidden]` should be on some samples."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How projections are fitted.
+
+    ridges: tried in units of the mean diagonal of the inputs' second moments; the best on the held-out windows is
+    taken. weighting, first: `token_weights`. exact: products in float64 instead of float32 summed in float64. numbers:
+    this process's samples, by their numbers among all (None: all of them).
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    weighting: str = "relative"
+    first: float = 1.0
+    exact: bool = False
+    numbers: tuple[int, ...] | None = None
+    group: ProcessGroup = SINGLE_PROCESS
+
+    def is_fitted(self, sample: int) -> bool:
+        """Whether a sample is fitted; the others are held out, where there is a choice of ridges."""
+        return len(self.ridges) == 1 or not is_held_out(sample if self.numbers is None else self.numbers[sample])
+
+    def sums(self, stage: Stage, inputs: Wish, wish: Wish, bias: bool) -> tuple[NormalEquations, NormalEquations]:
+        """The sums of the fitted and of the held-out windows; all processes' where there are several."""
+        device, hidden = stage.before.device, stage.before.shape[-1]
+        width = inputs(slice(0, 1)).shape[-1]
+        fitted, held_out = (NormalEquations(width, hidden, device, bias) for _ in range(2))
+        for chunk in stage.chunks:
+            weights = token_weights(stage.target[chunk], self.weighting, self.first)
+            a, y = inputs(chunk), wish(chunk)
+            if self.exact:
+                a, y = a.double(), y.double()
+            of_fit = torch.tensor([self.is_fitted(s) for s in range(chunk.start, chunk.stop)], device=device)
+            for sums, part in ((fitted, of_fit), (held_out, ~of_fit)):
+                if bool(part.any()):
+                    sums.add(a[part].flatten(0, 1), y[part].flatten(0, 1), weights[part].flatten())
+        self.group.all_reduce(*fitted.tensors(), *held_out.tensors())
+        return fitted, held_out
+
+    def fit(self, stage: Stage, inputs: Wish, wish: Wish, linear: Linear) -> Fit:
+        """`linear` refitted so that it makes `wish` of `inputs`, its bias too where it has one."""
+        fitted, held_out = self.sums(stage, inputs, wish, linear.bias is not None)
+        try:
+            return fit_linear(linear, fitted, held_out if len(self.ridges) > 1 else fitted, self.ridges)
+        except ArithmeticError as error:
+            index, kind = stage.place
+            raise InputError(
+                f"repair: {kind} of block {index}: {error}; more samples or a larger ridge are expected"
+            ) from None
+
+
+def is_held_out(sample: int) -> bool:
+    """Whether a window of the calibration set is held out."""
+    return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1

@@ -1,0 +1,139 @@
+"""Weighted least squares of bounded size: what a projection should be, from sums over tokens alone.
+
+For inputs A `[rows, inputs]`, wished outputs Y `[rows, outputs]` and weights w `[rows]` the sums are
+
+    G = A'wA,    C = A'wY,    S = sum w |Y|^2,    N = sum w,
+
+and the change D of a projection W `[outputs, inputs]` that minimises sum w |A (W + D)' - Y|^2 + ridge m |D|^2, with m
+the mean of G's diagonal, is
+
+    D' = (G + ridge m I)^-1 (C - G W').
+
+Products of some rows are made in their own dtype and summed in float64: in float32 each product's error is that of a
+float32 matrix product over ROWS rows. A bias is one more input of ones, without a ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyprune.models.decoder import Linear
+
+ROWS = 2048
+"""Rows whose products are summed in the activations' dtype before they are added up in float64."""
+
+_COLUMNS = 512
+"""Columns of G made together: of those that mirror others only the diagonal's tiles are computed."""
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""What `ridge="auto"` tries, in units of the mean of G's diagonal."""
+
+
+class NormalEquations:
+    """The sums G, C, S and N, float64 on the inputs' device. bias: whether one is fitted too."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", bias: bool = False) -> None:
+        size = inputs + bias
+        self.bias = bias
+        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(size, outputs, dtype=torch.float64, device=device)
+        self.square = torch.zeros((), dtype=torch.float64, device=device)
+        self.weight = torch.zeros((), dtype=torch.float64, device=device)
+        self.rows = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
+        """Add rows: `inputs [rows, inputs]`, the `outputs [rows, outputs]` wished for them, `weights [rows]`."""
+        for a, y, w in zip(inputs.split(ROWS), outputs.split(ROWS), weights.split(ROWS), strict=True):
+            root = w.to(a.dtype).sqrt().unsqueeze(1)
+            a = a * root
+            if self.bias:
+                a = torch.cat([a, root], 1)
+            y = y * root
+            for start in range(0, a.shape[1], _COLUMNS):
+                columns = slice(start, start + _COLUMNS)
+                product = (a[:, start:].T @ a[:, columns]).double()
+                self.gram[start:, columns] += product
+                self.gram[columns, start + _COLUMNS :] += product[_COLUMNS:].T
+            self.cross += (a.T @ y).double()
+            self.square += y.double().square().sum()
+            self.weight += w.double().sum()
+            self.rows += (w > 0).sum()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The sums, to be added up over processes in place."""
+        return self.gram, self.cross, self.square, self.weight, self.rows
+
+    def error(self, weight: Tensor) -> float:
+        """sum w |A X' - Y|^2 / sum w |Y|^2 of the projection X `[outputs, inputs (and bias)]`, float64."""
+        missing = (self.gram @ weight.T - 2 * self.cross).mul_(weight.T).sum() + self.square
+        return float(missing.clamp(min=0) / self.square) if self.square > 0 else 0.0
+
+    def solve(self, present: Tensor, ridge: float) -> Tensor | None:
+        """The projection `[outputs, inputs (and bias)]` that minimises the error plus the ridge on its change from
+        `present`, float64; None where the equations have no one solution."""
+        penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal().mean()))
+        if self.bias:
+            penalty[-1] = 0.0
+        factor, failed = torch.linalg.cholesky_ex(self.gram + torch.diag(penalty))
+        if int(failed):
+            return None
+        # The diagonal of the factor bounds the condition from below; beyond 1e14 nothing of the solution is left.
+        diagonal = factor.diagonal()
+        if float(diagonal.max() / diagonal.min()) > 1e7:
+            return None
+        change = torch.cholesky_solve(self.cross - self.gram @ present.T, factor).T
+        return present + change
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted projection; `ridge` by which (None: left as it was), and the relative squared error of its output,
+    sum w |A W' - Y|^2 / sum w |Y|^2, on the held-out windows before and after."""
+
+    linear: Linear
+    ridge: float | None
+    before: float
+    after: float
+
+
+def fit_linear(linear: Linear, fitting: NormalEquations, held_out: NormalEquations, ridges: Sequence[float]) -> Fit:
+    """The projection refitted to the `fitting` sums with the ridge that errs least on the `held_out` sums, left as it
+    was where none errs less. With a single ridge that one is used whatever it brings.
+
+    ArithmeticError when no ridge gives equations that can be solved.
+    """
+    present = linear.weight.double().to(fitting.gram.device)
+    if fitting.bias:
+        bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(len(linear.weight))
+        present = torch.cat([present, bias.double().to(present.device).unsqueeze(1)], 1)
+    before = held_out.error(present)
+    best: Fit | None = None
+    for ridge in ridges:
+        solution = fitting.solve(present, ridge)
+        if solution is None:
+            continue
+        after = held_out.error(solution)
+        if best is None or after < best.after:
+            best = Fit(_as_linear(solution, linear, fitting.bias), ridge, before, after)
+    if best is None:
+        raise ArithmeticError(
+            f"{int(fitting.rows)} weighted tokens do not determine {fitting.gram.shape[0]} inputs with a ridge of"
+            f" {', '.join(map(str, ridges))}"
+        )
+    if len(ridges) > 1 and best.after >= before:
+        return Fit(linear, None, before, before)
+    return best
+
+
+def _as_linear(solution: Tensor, linear: Linear, has_bias: bool) -> Linear:
+    """Rounded once, to the projection's own dtype and device."""
+    solution = solution.to(linear.weight.device)
+    if not has_bias:
+        return Linear(solution.to(linear.weight.dtype).contiguous(), linear.bias)
+    return Linear(
+        solution[:, :-1].to(linear.weight.dtype).contiguous(), solution[:, -1].to(linear.weight.dtype).contiguous()
+    )

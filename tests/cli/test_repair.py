@@ -1,0 +1,84 @@
+"""`pyprune repair`, and `prune --repair`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from pyprune import Pruning, apply, load, repair
+from pyprune.scoring.calibration import calibration
+from tests.cli.command_line import run
+
+SHAPE = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
+FEW = ("--samples", "16", "--seq-len", "12")
+
+
+@pytest.fixture
+def pruning(tmp_path):
+    Pruning(blocks=(2,)).to_json(tmp_path / "pruning.json")
+    return str(tmp_path / "pruning.json")
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for (_, a), (_, b) in zip(one.tensors(), two.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("is_directory", [False, True], ids=["pruning", "directory"])
+def test_a_repair_is_told_and_saved(capsys, tmp_path, pruning, is_directory):
+    decoder, out = load(SHAPE), tmp_path / "out"
+    expected = repair(decoder, Pruning(blocks=(2,)), calibration(decoder, None, 16, 12, 0).input_ids, "refit")
+    if is_directory:
+        apply(decoder, Pruning(blocks=(2,))).save(tmp_path / "pruned")
+        pruning = str(tmp_path / "pruned")
+    words = ("--method", "refit", "--out", str(out), "--json")
+    code, text, err = run(capsys, "repair", SHAPE, pruning, *FEW, *words)
+    assert (code, err) == (0, "")
+    told = json.loads(text)
+    assert told["method"] == "refit"
+    assert set(told["held_out_perplexity"]) == {"original", "pruned", "repaired"}
+    assert told["harms"] == (told["held_out_perplexity"]["repaired"] > told["held_out_perplexity"]["pruned"])
+    assert same(load(str(out)), expected)
+
+
+def test_blockwise_resumes_and_leaves_no_journal(capsys, tmp_path, pruning):
+    words = ("--method", "blockwise", "--steps", "2", "--resume", "--out", str(tmp_path / "out"))
+    code, text, _ = run(capsys, "repair", SHAPE, pruning, *FEW, *words)
+    assert code == 0
+    assert "held-out perplexity, repaired" in text
+    assert sorted(os.listdir(tmp_path)) == ["out", "pruning.json"]
+
+
+def test_prune_repairs_what_it_pruned(capsys, tmp_path):
+    decoder, out = load(SHAPE), tmp_path / "out"
+    words = ("--blocks", "2", "--seq-len", "12", "--repair", "refit-all-o", "--repair-samples", "16", "--json")
+    code, text, err = run(capsys, "prune", SHAPE, *words, "--out", str(out))
+    assert (code, err) == (0, "")
+    expected = repair(decoder, Pruning(blocks=(2,)), calibration(decoder, None, 16, 12, 0).input_ids, "refit-all-o")
+    assert same(load(str(out)), expected)
+    assert json.loads(text)["repair"]["method"] == "refit-all-o"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "train"), "invalid choice: 'train'"),
+        (("--ridge", "-1"), "a number of at least 0"),
+        (("--steps", "3"), "--steps: belongs to --method blockwise"),
+        (("--resume",), "--resume: belongs to --method blockwise"),
+        (("--text", "missing.txt"), "missing.txt"),
+    ],
+)
+def test_bad_words_are_told_before_anything_is_loaded(capsys, tmp_path, words, message):
+    code, _, err = run(capsys, "repair", "/no/such/model", "/no/such/pruned", "--out", str(tmp_path / "out"), *words)
+    assert code == 2
+    assert message in err
+
+
+def test_repair_samples_without_repair_is_refused(capsys, tmp_path):
+    words = ("--blocks", "2", "--repair-samples", "16", "--out", str(tmp_path / "out"))
+    code, _, err = run(capsys, "prune", SHAPE, *words)
+    assert code == 2
+    assert "--repair-samples 16: belongs to --repair" in err

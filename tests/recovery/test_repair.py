@@ -1,0 +1,376 @@
+"""Repairs against independent float64 computations on tiny models, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyprune
+from pyprune import InputError, Pruning
+from pyprune.commands import repair as command
+from pyprune.models.decoder import FFN, Linear
+from pyprune.recovery import normal_equations, repair_with_report
+from pyprune.recovery.repair import METHODS
+from pyprune.recovery.states import States
+from pyprune.recovery.token_weights import token_weights
+from pyprune.runtime.sequence import attention_context, embed, ffn_activation, run_block
+from tests import seeds
+
+SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
+FAMILIES = {
+    "llama": SIZES,
+    "tied": SIZES + ",tied=1",
+    "mistral": SIZES + ",family=mistral,window=5",
+    "qwen2": SIZES + ",family=qwen2",
+    "qwen3": SIZES + ",family=qwen3",
+}
+RIDGE = 0.05
+
+
+@pytest.fixture(params=FAMILIES)
+def original(request):
+    return pyprune.load(FAMILIES[request.param], dtype=torch.float32)
+
+
+@pytest.fixture
+def llama():
+    return pyprune.load(SIZES, dtype=torch.float32)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
+
+
+class Run:
+    """Streams of a decoder in the operators' float32, everything after that in float64."""
+
+    def __init__(self, decoder, ids):
+        self.decoder, self.x = decoder, embed(decoder, ids)
+        self.rotation = decoder.rope.tables(ids.shape[1], prompt=ids.shape[1])
+
+    def block(self, block):
+        self.x = run_block(block, self.x, *self.rotation, self.decoder.eps)
+        return self.x
+
+    def context(self, mha):
+        return attention_context(mha, self.x, *self.rotation, self.decoder.eps)
+
+
+def ridge_fit(inputs, wished, weights, present, bias):
+    """Weighted ridge regression on stacked rows, by QR of the design in place of normal equations."""
+    a, y, w = (t.double().flatten(0, 1) for t in (inputs, wished, weights.unsqueeze(-1)))
+    if bias is not None:
+        a = torch.cat([a, torch.ones(len(a), 1, dtype=torch.float64)], 1)
+        present = torch.cat([present, bias.unsqueeze(1)], 1)
+    present = present.double()
+    size = a.shape[1]
+    mean = (a.square() * w).sum() / size
+    penalty = torch.full((size,), (RIDGE * float(mean)) ** 0.5, dtype=torch.float64)
+    if bias is not None:
+        penalty[-1] = 0
+    design = torch.cat([a * w.sqrt(), torch.diag(penalty)])
+    wish = torch.cat([(y - a @ present.T) * w.sqrt(), torch.zeros(size, y.shape[1], dtype=torch.float64)])
+    return present + torch.linalg.lstsq(design, wish, driver="gelsd").solution.T
+
+
+def assert_near(linear, solution):
+    weight = linear.weight if linear.bias is None else torch.cat([linear.weight, linear.bias.unsqueeze(1)], 1)
+    scale = solution.abs().max()
+    assert float((weight.double() - solution).abs().max() / scale) < 2e-5  # float32 activations and rounded weights
+
+
+def weights_of(target):
+    return 1 / target.square().mean(-1)
+
+
+def streams_at_cut(original, ids):
+    """Without block 2: the FFN before the cut, its input, the stream it adds to, and the wish, of the original."""
+    run = Run(original, ids)
+    run.block(original.blocks[0])
+    before = original.blocks[1]
+    run.block(type(before)(1, before.mha, None))
+    middle = run.x
+    inputs = ffn_activation(before.ffn, middle, original.eps)
+    run.block(type(before)(1, None, before.ffn))
+    x_pre = run.x
+    return before.ffn, inputs, middle, x_pre, run.block(original.blocks[2])
+
+
+def test_refit_is_the_ridge_regression_at_the_cut(original, ids):
+    ffn, inputs, middle, _, target = streams_at_cut(original, ids)
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "refit", ridge=RIDGE)
+    expected = ridge_fit(inputs, target - middle, weights_of(target), ffn.down.weight, ffn.down.bias)
+    assert_near(repaired.blocks[1].ffn.down, expected)
+    assert repaired.blocks[2] == original.blocks[3]
+
+
+def test_linear_is_replacemes_least_squares(original, ids):
+    ffn, _, middle, x_pre, target = streams_at_cut(original, ids)
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "linear", ridge=RIDGE, weighting="equal")
+    moved = x_pre - middle
+    wished = target - x_pre + moved  # the paper's x_post - x_pre + M
+    identity = torch.eye(20, dtype=torch.float64)
+    expected = ridge_fit(moved, wished, torch.ones(moved.shape[:2]), identity, None)
+    assert_near(Linear(repaired.blocks[1].ffn.down.weight), expected @ ffn.down.weight.double())
+
+
+def test_mean_update_adds_the_mean_of_what_is_missing(original, ids):
+    ffn, _, _, x_pre, target = streams_at_cut(original, ids)
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "mean-update")
+    added = (target.double() - x_pre.double()).mean((0, 1))
+    old = 0 if ffn.down.bias is None else ffn.down.bias
+    torch.testing.assert_close(repaired.blocks[1].ffn.down.bias, (old + added).float(), rtol=1e-4, atol=1e-6)
+    assert list(repaired.pruning.compensation) == ["blocks.1.down.bias"]
+
+
+def test_scale_equals_scaling_the_stream(original, ids):
+    _, _, _, x_pre, target = streams_at_cut(original, ids)
+    alpha = float(target.double().norm(dim=-1).sum() / x_pre.double().norm(dim=-1).sum())
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "scale")
+    assert repaired.blocks[1] == original.blocks[1]
+    for place, block in ((2, original.blocks[3]), (3, original.blocks[4])):
+        torch.testing.assert_close(repaired.blocks[place].mha.o.weight, block.mha.o.weight / alpha)
+        torch.testing.assert_close(repaired.blocks[place].ffn.down.weight, block.ffn.down.weight / alpha)
+    scaled, folded = Run(original, ids), Run(repaired, ids)
+    scaled.x = x_pre * alpha
+    for block in original.blocks[3:]:
+        scaled.block(block)
+    for block in repaired.blocks:
+        folded.block(block)
+    torch.testing.assert_close(scaled.x, folded.x * alpha, rtol=1e-3, atol=1e-4)
+
+
+def test_refit_all_goes_on_from_the_repaired_stream(original, ids):
+    """The o of the block behind the cut sees the repaired model's inputs, and the original's stream is its wish."""
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "refit-all-o", ridge=RIDGE)
+    student, teacher = Run(repaired, ids), Run(original, ids)
+    for block in repaired.blocks[:2]:
+        student.block(block)
+    for block in original.blocks[:3]:
+        teacher.block(block)
+    mha, kind = original.blocks[3].mha, type(original.blocks[3])
+    before = student.x
+    inputs = student.context(mha)
+    target = teacher.block(kind(3, mha, None))
+    expected = ridge_fit(inputs, target - before, weights_of(target), mha.o.weight, mha.o.bias)
+    assert_near(repaired.blocks[2].mha.o, expected)
+
+
+def narrowing():
+    return Pruning(neurons={1: (0, 4, 7, 22)}, kv_groups={3: (1,)})
+
+
+def test_flap_bias_is_flaps_formula(original, ids):
+    repaired = pyprune.repair(original, narrowing(), ids, "flap-bias")
+    run = Run(original, ids)
+    run.block(original.blocks[0])
+    mha_alone = type(original.blocks[1])(1, original.blocks[1].mha, None)
+    activation = ffn_activation(original.blocks[1].ffn, run.block(mha_alone), original.eps).double()
+    down = original.blocks[1].ffn.down
+    gone = [0, 4, 7, 22]
+    bias = down.weight.double()[:, gone] @ activation.mean((0, 1))[gone]
+    bias = bias if down.bias is None else bias + down.bias
+    torch.testing.assert_close(repaired.blocks[1].ffn.down.bias, bias.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_stat_folds_what_went_into_what_stays(original, ids):
+    """Without a ridge it is W_K + W_R T, T the least squares from the inputs that stay to those that went."""
+    repaired = pyprune.repair(original, narrowing(), ids, "stat", ridge=0, weighting="equal", exact=True)
+    run = Run(original, ids)
+    for block in original.blocks[:3]:
+        run.block(block)
+    context = run.context(original.blocks[3].mha).double().flatten(0, 1)
+    stay, gone = context[:, :18], context[:, 18:]
+    fold = torch.linalg.lstsq(stay, gone, driver="gelsd").solution
+    weight = original.blocks[3].mha.o.weight.double()
+    expected = weight[:, :18] + weight[:, 18:] @ fold.T
+    assert float((repaired.blocks[3].mha.o.weight.double() - expected).abs().max() / expected.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("flap-bias", "stat")])
+@pytest.mark.parametrize(
+    "pruning", [Pruning(blocks=(2, 4)), Pruning(mha=(2,), ffn=(1, 4))], ids=["blocks", "sublayers"]
+)
+def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
+    bits = {name: tensor.clone() for name, tensor in llama.tensors()}
+    pruned = pyprune.apply(llama, pruning)
+    repaired = pyprune.repair(llama, pruned, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    assert all(torch.equal(bits[name], tensor) for name, tensor in llama.tensors())
+    shapes = {name: tensor.shape for name, tensor in repaired.tensors() if not name.endswith("bias")}
+    assert shapes == {name: tensor.shape for name, tensor in pruned.tensors()}
+    assert pyprune.index_map(repaired) == pyprune.index_map(pruned)
+    assert repaired.pruning.blocks == pruned.pruning.blocks
+
+
+@pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise"])
+def test_a_saved_repair_comes_back(tmp_path, ids, method):
+    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
+    pruned = pyprune.apply(original, Pruning(blocks=(1,), neurons={2: (3, 5)}))
+    pruned.save(tmp_path / "pruned")
+    loaded = pyprune.load(str(tmp_path / "pruned"))
+    repaired = pyprune.repair(original, loaded, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    repaired.save(tmp_path / "repaired")
+    again = pyprune.load(str(tmp_path / "repaired"))
+    tensors = dict(repaired.tensors())
+    assert all(torch.equal(tensors.pop(name), tensor) for name, tensor in again.tensors())
+    assert not tensors
+    assert pyprune.index_map(again) == pyprune.index_map(pruned)
+    assert again.pruning == repaired.pruning
+
+
+def test_every_repair_brings_the_stream_nearer(llama, ids):
+    for method in ("linear", "linear-cosine", "refit", "refit-all", "refit-all-o", "blockwise"):
+        report = repair_with_report(llama, Pruning(blocks=(2,)), ids.repeat(8, 1), method)
+        assert report.fits
+        assert all(fit["after"] <= fit["before"] for fit in report.fits), method
+        assert any(fit["after"] < fit["before"] for fit in report.fits), method
+
+
+def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
+    report = repair_with_report(llama, Pruning(blocks=(2,)), ids)
+    best = min(report.tried.values())
+    assert set(report.tried) == {"scale", "linear", "refit", "refit-all-o"}
+    assert report.perplexities[2] == min(best, report.perplexities[1])
+    assert not report.harms
+    assert (report.method == "none") == (best >= report.perplexities[1])
+    held_out = ids[7::8]
+    assert report.perplexities[2] == pyprune.perplexity(report.decoder, held_out)
+
+
+def test_padding_changes_nothing(llama, ids):
+    """Zero neurons up to the original's own width: as if they were not there."""
+    removed = {1: (0, 4, 7)}
+    for method in ("refit", "stat"):
+        plain = pyprune.repair(llama, Pruning(neurons=removed), ids, method, ridge=1e-3)
+        padded = pyprune.repair(llama, Pruning(neurons=removed, pad_to=23), ids, method, ridge=1e-3)
+        assert padded.blocks[1].ffn.width == 23
+        weight = padded.blocks[1].ffn.down.weight
+        assert not bool(weight[:, 20:].any())
+        difference = (weight[:, :20] - plain.blocks[1].ffn.down.weight).abs().max()
+        # The ridge is relative to the mean over inputs, which zeros lower.
+        assert float(difference / weight.abs().max()) < 0.05
+
+
+def test_an_original_that_is_narrow_itself(llama, ids):
+    """What stays is looked up among what the original has."""
+    narrow = pyprune.apply(llama, Pruning(neurons={1: (0, 2)}))
+    pruned = pyprune.apply(narrow, Pruning(neurons={1: (0, 2, 9)}))
+    stat = pyprune.repair(narrow, pruned, ids, "stat", ridge=1e6)  # a ridge so large leaves the weights as they are
+    assert torch.allclose(stat.blocks[1].ffn.down.weight, pruned.blocks[1].ffn.down.weight, atol=1e-5)
+    with_bias = pyprune.repair(narrow, pruned, ids, "flap-bias")
+    run = Run(narrow, ids)
+    run.block(narrow.blocks[0])
+    middle = run.block(type(narrow.blocks[1])(1, narrow.blocks[1].mha, None))
+    mean = ffn_activation(narrow.blocks[1].ffn, middle, narrow.eps).double().mean((0, 1))[7]  # 9 less 0 and 2
+    expected = narrow.blocks[1].ffn.down.weight.double()[:, 7] * mean
+    torch.testing.assert_close(with_bias.blocks[1].ffn.down.bias, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_block_folds_into_the_one_before(llama, ids):
+    repaired = pyprune.repair(llama, Pruning(blocks=(4,)), ids, "refit", ridge=RIDGE)
+    assert not torch.equal(repaired.blocks[3].ffn.down.weight, llama.blocks[3].ffn.down.weight)
+
+
+@pytest.mark.parametrize("method", ["mean-update", "scale", "linear", "refit"])
+def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
+    with pytest.raises(InputError, match="begins at block 0"):
+        pyprune.repair(llama, Pruning(blocks=(0, 1)), ids, method)
+    assert pyprune.repair(llama, Pruning(blocks=(0, 1)), ids, "refit-all-o").pruning.blocks == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "train"}, "method 'train'"),
+        ({"ridge": -1.0}, "ridge -1.0"),
+        ({"ridge": "none"}, "ridge 'none'"),
+        ({"weighting": "all"}, "weighting 'all'"),
+        ({"method": "refit", "ridge": 0, "first": float("nan")}, "first nan"),
+        ({"method": "blockwise", "steps": 0}, "steps 0"),
+        ({"method": "stat"}, "heads and neurons that went"),
+    ],
+)
+def test_bad_options_are_named(llama, ids, settings, message):
+    with pytest.raises(InputError, match=message):
+        pyprune.repair(llama, Pruning(blocks=(2,)), ids, **settings)
+
+
+def test_too_few_tokens_without_a_ridge_are_named(llama, ids):
+    with pytest.raises(InputError, match=r"ffn of block 1: 17 weighted tokens do not determine 23 inputs"):
+        pyprune.repair(llama, Pruning(blocks=(2,)), ids[:1], "refit", ridge=0)
+    with pytest.raises(InputError, match="3 samples: every 8th is held out"):
+        pyprune.repair(llama, Pruning(blocks=(2,)), ids[:3])
+
+
+def test_a_model_of_another_original_is_refused(llama, ids):
+    other = pyprune.load(SIZES.replace("hidden=20", "hidden=24"))
+    with pytest.raises(InputError, match="its embedding differs"):
+        pyprune.repair(llama, pyprune.apply(other, Pruning(blocks=(2,))), ids)
+    with pytest.raises(InputError, match="no pruning record"):
+        pyprune.repair(llama, other, ids)
+    with pytest.raises(InputError, match="only heads and neurons"):
+        pyprune.repair(llama, narrowing(), ids, "linear")
+
+
+def test_states_beyond_the_limit_give_the_same_repair(llama, ids):
+    in_memory = pyprune.repair(llama, Pruning(blocks=(2,)), ids, "refit-all-o")
+    in_files = pyprune.repair(llama, Pruning(blocks=(2,)), ids, "refit-all-o", memory=1)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(in_memory.tensors(), in_files.tensors(), strict=True))
+    states = States(torch.float32, torch.device("cpu"), limit=100)
+    assert states.empty(5, 5).untyped_storage().filename is None
+    assert states.empty(5, 5).untyped_storage().filename is not None
+
+
+def test_sums_of_parts_are_the_sums_of_all(llama):
+    generator = seeds.generator(5)
+    a, y = (torch.randn(700, n, generator=generator, dtype=torch.float64) for n in (530, 7))
+    w = torch.rand(700, generator=generator, dtype=torch.float64)
+    whole, parts = (normal_equations.NormalEquations(530, 7, bias=True) for _ in range(2))
+    whole.add(a, y, w)
+    for rows in (slice(0, 300), slice(300, 700)):
+        parts.add(a[rows], y[rows], w[rows])
+    ones = torch.cat([a, torch.ones(700, 1, dtype=torch.float64)], 1)
+    for sums in (whole, parts):
+        torch.testing.assert_close(sums.gram, ones.T @ (ones * w[:, None]))
+        torch.testing.assert_close(sums.cross, ones.T @ (y * w[:, None]))
+    weight = torch.randn(7, 531, generator=generator, dtype=torch.float64)
+    missing = ((ones @ weight.T - y).square() * w[:, None]).sum() / (y.square() * w[:, None]).sum()
+    assert whole.error(weight) == pytest.approx(float(missing), rel=1e-10)
+
+
+def test_relative_weights_forget_no_token_and_own_none():
+    target = torch.tensor([[[300.0, 400.0], [3.0, 4.0], [0.0, 0.0]]])
+    weights = token_weights(target, "relative", 1.0)
+    torch.testing.assert_close(weights * target.square().mean(-1), torch.tensor([[1.0, 1.0, 0.0]]))
+    assert token_weights(target, "relative", 0.0)[0, 0] == 0
+
+
+def test_an_interrupted_blockwise_repair_goes_on(llama, ids, tmp_path):
+    pruning, settings = Pruning(blocks=(2,)), {"steps": 3, "resume": tmp_path / "journal"}
+    whole = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
+    (tmp_path / "journal" / "block-4.safetensors").unlink()
+    again = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(whole.tensors(), again.tensors(), strict=True))
+    with pytest.raises(InputError, match="belongs to a repair with other"):
+        pyprune.repair(llama, pruning, ids, "blockwise", **{**settings, "steps": 4})
+
+
+def test_the_command_knows_the_methods():
+    assert command.METHODS == METHODS
+
+
+def test_a_streamed_original_gives_the_same(tmp_path, ids):
+    original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
+    original.save(tmp_path / "model")
+    streamed = pyprune.load(str(tmp_path / "model"), stream=True)
+    plain = pyprune.load(str(tmp_path / "model"))
+    results = [pyprune.repair(model, Pruning(blocks=(2,)), ids, "refit-all-o") for model in (streamed, plain)]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*(r.tensors() for r in results), strict=True))
+
+
+def test_bfloat16_weights_stay_bfloat16(ids):
+    original = pyprune.load(SIZES, dtype=torch.bfloat16)
+    repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "refit-all-o")
+    assert {tensor.dtype for _, tensor in repaired.tensors()} == {torch.bfloat16}
+    assert isinstance(repaired.blocks[1].ffn, FFN)
