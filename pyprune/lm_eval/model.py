@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -100,11 +101,18 @@ class PyPruneLM(TemplateLM):
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> PyPruneLM:
         """lm-eval cuts its string at every comma, also where block indices stand: skip=10,11 and skip=[10,11]."""
-        skip = _SKIP.search(arg_string)
+        skip, additional_config = _SKIP.search(arg_string), _on_this_machine(additional_config)
         if skip is None:
             return super().create_from_arg_string(arg_string, additional_config)
         rest = arg_string[: skip.start()] + arg_string[skip.end() :]
-        return super().create_from_arg_string(rest.lstrip(","), {**(additional_config or {}), "skip": skip[1]})
+        return super().create_from_arg_string(rest.lstrip(","), {**additional_config, "skip": skip[1]})
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> PyPruneLM:
+        """As lm-eval's command line makes a model."""
+        return super().create_from_arg_obj(arg_dict, _on_this_machine(additional_config))
 
     @property
     def eot_token_id(self) -> int:
@@ -250,6 +258,14 @@ def _blocks(skip: Any) -> Any:
     if not all(word.strip().isdigit() for word in words):
         raise InputError(f"skip={skip}: block indices from 0, such as skip=10,11, are expected")
     return [int(word) for word in words]
+
+
+def _on_this_machine(config: dict[str, Any] | None) -> dict[str, Any]:
+    """lm-eval's settings. Its command line says cuda:0 where --device is not given: without CUDA that is the CPU."""
+    config = dict(config or {})
+    if str(config.get("device")).startswith("cuda") and not torch.cuda.is_available():
+        config["device"] = "cpu"
+    return config
 
 
 def _max_length(config: dict[str, Any], tokenizer: Any, wanted: int | None) -> int:

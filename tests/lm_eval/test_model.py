@@ -156,6 +156,20 @@ def test_lm_eval_makes_it_from_an_argument_string(model_directory, skip: str):
     assert made.create_from_arg_string(f"pretrained={model_directory}").skip is None
 
 
+def test_the_default_device_of_lm_evals_command_line_is_the_cpu_without_cuda(model_directory, monkeypatch):
+    from pyprune.lm_eval import PyPruneLM
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = {"batch_size": 1, "device": "cuda:0"}
+    made = [
+        PyPruneLM.create_from_arg_obj({"pretrained": model_directory, "skip": [1]}, settings),
+        PyPruneLM.create_from_arg_string(f"pretrained={model_directory},skip=1", settings),
+        PyPruneLM.create_from_arg_string(f"pretrained={model_directory}", settings),
+    ]
+    assert [model.decoder.device.type for model in made] == ["cpu"] * 3
+    assert [model.skip for model in made] == [[1], [1], None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
