@@ -104,6 +104,8 @@ def test_a_library_of_another_form_is_refused(decoder, library):
 
     refused("none", "a list of replacements")
     refused([{"block": 1}], "of one block by one is expected")
+    newer = {**replacement(1), "child_block_configs": [{"subblock_configs": []}]}
+    refused([newer], "the configuration of block 1 has subblock_configs; attention and ffn are expected")
     refused([replacement(9)], "replaces block 9, which")
     refused([replacement(1, 3, 20, ["narrow.safetensors"])], "intermediate_size of block 1 is 20, but weights of 34")
     refused([replacement(1, 3, 20)], "intermediate_size of block 1 is 20, but weights of 37")

@@ -63,6 +63,12 @@ def _single_block(entry: Any, path: Path) -> int:
 
 def _changes(entry: Mapping[str, Any], block: Block, decoder: Decoder, path: Path) -> dict[tuple[int, str], Any]:
     config, weights = entry["child_block_configs"][0], _Weights(entry.get("weight_paths") or [], path, decoder)
+    if not isinstance(config, Mapping) or not {"attention", "ffn"} <= config.keys():
+        keys = ", ".join(map(str, config)) if isinstance(config, Mapping) else type(config).__name__
+        raise InputError(
+            f"{path}: the configuration of block {block.index} has {keys}; attention and ffn are expected (a library of"
+            " subblock_configs is not read)"
+        )
     changes: dict[tuple[int, str], Any] = {}
     for kind, name, own in (("mha", "attention", block.mha), ("ffn", "ffn", block.ffn)):
         part = config.get(name) or {}
