@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pyprune.errors import InputError
+
+T = TypeVar("T")
 
 
 def _permissions_by_umask(path: str | os.PathLike[str], mode: int) -> None:
@@ -105,6 +108,15 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
 def json_text(data: object) -> str:
     """`data` as indented JSON; ValueError for NaN and infinity."""
     return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_json_as(path: str | os.PathLike[str], parse: Callable[[object], T]) -> T:
+    """`parse` of a JSON file's data; its InputError names the file."""
+    data = read_json(path)
+    try:
+        return parse(data)
+    except InputError as error:
+        raise InputError(f"{Path(path)}: {error}") from None
 
 
 def read_json(path: str | os.PathLike[str]) -> object:

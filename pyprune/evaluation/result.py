@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import paper_average
-from pyprune.files import read_json, write_json
+from pyprune.files import read_json_as, write_json
 from pyprune.scoring.scores import json_number, read_number
 
 FORMAT = "pyprune-evaluation/1"
@@ -82,8 +81,4 @@ class Evaluation:
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Evaluation:
         """Read an evaluation from a JSON file; InputError naming the file when it holds none."""
-        data = read_json(path)
-        try:
-            return cls.from_dict(data)
-        except InputError as error:
-            raise InputError(f"{Path(path)}: {error}") from None
+        return read_json_as(path, cls.from_dict)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pyprune.checks import is_whole
 from pyprune.errors import InputError
-from pyprune.files import json_text, read_json, whole_file
+from pyprune.files import json_text, read_json_as, whole_file
 from pyprune.models.compensation import FILE, Compensation
 from pyprune.models.original_sizes import Configured, OriginalSizes
 
@@ -172,11 +172,7 @@ class Pruning:
         InputError naming the file when it holds none. Where that second file is missing (a saved checkpoint has the
         values in its biases), the pruning is a record: it cannot be applied to the original.
         """
-        data = read_json(path)
-        try:
-            pruning = cls.from_dict(data)
-        except InputError as error:
-            raise InputError(f"{Path(path)}: {error}") from None
+        pruning = read_json_as(path, cls.from_dict)
         return replace(pruning, compensation=pruning.compensation.read_values(Path(path).parent / FILE))
 
     @classmethod

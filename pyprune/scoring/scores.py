@@ -7,12 +7,11 @@ import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pyprune.checks import is_whole
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_json
+from pyprune.files import read_json_as, write_json
 
 FORMAT = "pyprune-scores/1"
 UNITS = ("block", "mha", "ffn")
@@ -203,11 +202,7 @@ class Scores:
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Scores:
         """Read scores from a JSON file; InputError naming the file when it holds none."""
-        data = read_json(path)
-        try:
-            return cls.from_dict(data)
-        except InputError as error:
-            raise InputError(f"{Path(path)}: {error}") from None
+        return read_json_as(path, cls.from_dict)
 
 
 def _read_measures(data: object) -> dict[str, Measured]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_json
+from pyprune.files import read_json_as, write_json
 from pyprune.models.pruning import Pruning
 from pyprune.pruning.amount import check_count
 from pyprune.pruning.depth import removal
@@ -152,8 +151,4 @@ class SearchResult:
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> SearchResult:
         """Read a result from a JSON file; InputError naming the file when it holds none."""
-        data = read_json(path)
-        try:
-            return cls.from_dict(data)
-        except InputError as error:
-            raise InputError(f"{Path(path)}: {error}") from None
+        return read_json_as(path, cls.from_dict)
