@@ -110,7 +110,8 @@ def add_options(commands: Any) -> None:
         "--repair-samples",
         type=at_least(1),
         metavar="N",
-        help="windows of the calibration text that --repair goes by, every eighth held out (default: 128)",
+        help="windows of the calibration text that --repair goes by, every eighth held out (default: "
+        f"{REPAIR_SAMPLES})",
     )
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -138,8 +139,9 @@ def run(options: argparse.Namespace) -> None:
     ranked = None if options.scores is None else Scores.from_json(options.scores)
     if ranked is not None and options.unit is not None and ranked.unit != options.unit:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
+    for_repair = argparse.Namespace(**{**vars(options), "samples": options.repair_samples or REPAIR_SAMPLES})
     if options.repair is not None:
-        _require_repairable(options)
+        require_texts(for_repair)
     if options.width is not None:
         require_narrowable(options)
     elif options.depth is not None and ranked is None:
@@ -172,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
             return
         pruned, repaired = pruning.apply(decoder, chosen | padding), None
         if options.repair is not None:
-            repaired = _repaired(options, decoder, pruned, bar)
+            repaired = _repaired(for_repair, decoder, pruned, bar)
             pruned = repaired.decoder
         if not is_rank_zero():
             return
@@ -181,28 +183,16 @@ def run(options: argparse.Namespace) -> None:
     _report_sizes(options, decoder, pruned, repaired)
 
 
-def _require_repairable(options: argparse.Namespace) -> None:
-    """Raise InputError now for texts that are missing, or windows that cannot be drawn."""
-    require_texts(_repair_options(options))
-
-
-def _repair_options(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with as many samples as the repair goes by."""
-    return argparse.Namespace(**{**vars(options), "samples": options.repair_samples or REPAIR_SAMPLES})
-
-
 def _repaired(options: argparse.Namespace, decoder: Any, pruned: Any, bar: Bar) -> Any:
-    """The pruned model repaired on the calibration text, with what its held-out windows say."""
+    """The pruned model repaired on the options' calibration text, with what its held-out windows say."""
     from functools import partial
 
     from pyprune.recovery import repair_with_report
 
-    for_repair = _repair_options(options)
-    require_texts(for_repair)
     return repair_with_report(
         decoder,
         pruned,
-        calibration_windows(for_repair, decoder).input_ids,
+        calibration_windows(options, decoder).input_ids,
         options.repair,
         seed=options.seed,
         memory=options.memory,

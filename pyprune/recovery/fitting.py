@@ -16,9 +16,9 @@ from pyprune.recovery.token_weights import token_weights
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
 
 HELD_OUT_EVERY = 8
-"""Every how manieth window is held out: for the ridge, the best method, and to say whether a repair harms."""
+"""Of so many windows one is held out: for the ridge, the best method, and to say whether a repair harms."""
 
-Wish = Callable[[slice], Tensor]
+Rows = Callable[[slice], Tensor]
 """What a projection's output `[N, T, hidden]` should be on some samples."""
 
 
@@ -42,14 +42,14 @@ class Fitting:
         """Whether a sample is fitted; the others are held out, where there is a choice of ridges."""
         return len(self.ridges) == 1 or not is_held_out(sample if self.numbers is None else self.numbers[sample])
 
-    def sums(self, stage: Stage, inputs: Wish, wish: Wish, bias: bool) -> tuple[NormalEquations, NormalEquations]:
+    def sums(self, stage: Stage, inputs: Rows, targets: Rows, bias: bool) -> tuple[NormalEquations, NormalEquations]:
         """The sums of the fitted and of the held-out windows; all processes' where there are several."""
         device, hidden = stage.before.device, stage.before.shape[-1]
         width = inputs(slice(0, 1)).shape[-1]
         fitted, held_out = (NormalEquations(width, hidden, device, bias) for _ in range(2))
         for chunk in stage.chunks:
             weights = token_weights(stage.target[chunk], self.weighting, self.first)
-            a, y = inputs(chunk), wish(chunk)
+            a, y = inputs(chunk), targets(chunk)
             if self.exact:
                 a, y = a.double(), y.double()
             of_fit = torch.tensor([self.is_fitted(s) for s in range(chunk.start, chunk.stop)], device=device)
@@ -59,9 +59,9 @@ class Fitting:
         self.group.all_reduce(*fitted.tensors(), *held_out.tensors())
         return fitted, held_out
 
-    def fit(self, stage: Stage, inputs: Wish, wish: Wish, linear: Linear) -> Fit:
-        """`linear` refitted so that it makes `wish` of `inputs`, its bias too where it has one."""
-        fitted, held_out = self.sums(stage, inputs, wish, linear.bias is not None)
+    def fit(self, stage: Stage, inputs: Rows, targets: Rows, linear: Linear) -> Fit:
+        """`linear` refitted so that it makes `targets` of `inputs`, its bias too where it has one."""
+        fitted, held_out = self.sums(stage, inputs, targets, linear.bias is not None)
         try:
             return fit_linear(linear, fitted, held_out if len(self.ridges) > 1 else fitted, self.ridges)
         except ArithmeticError as error:

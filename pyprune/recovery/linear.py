@@ -1,11 +1,11 @@
 """ReplaceMe (arXiv 2505.02819): one hidden x hidden map at each cut, folded into the projection before it.
 
 With M the output of the projection before the cut, Y the stream that it adds to, both the repaired model's, and t the
-original's stream behind the cut, least squares (eq. 6) gives
+original's stream behind the cut, least squares gives
 
     T = argmin sum_tokens w |M T - (t - Y)|^2 + ridge m |T - I|^2,    W <- T'W,    b <- T'b.
 
-With Y and M of the original, t - Y is the paper's x_post - x_pre + M. The cosine form (eq. 4) minimises the mean of
+With Y and M of the original, t - Y is the paper's x_post - x_pre + M. The cosine form minimises the mean of
 1 - cos(M T + Y, t) instead, from the least squares on, by Adam, as it has no closed form; the step that errs least on
 the held-out windows is taken.
 """

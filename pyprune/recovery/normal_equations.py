@@ -1,6 +1,6 @@
 """Weighted least squares of bounded size: what a projection should be, from sums over tokens alone.
 
-For inputs A `[rows, inputs]`, wished outputs Y `[rows, outputs]` and weights w `[rows]` the sums are
+For inputs A `[rows, inputs]`, target outputs Y `[rows, outputs]` and weights w `[rows]` the sums are
 
     G = A'wA,    C = A'wY,    S = sum w |Y|^2,    N = sum w,
 
@@ -46,7 +46,7 @@ class NormalEquations:
         self.rows = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
-        """Add rows: `inputs [rows, inputs]`, the `outputs [rows, outputs]` wished for them, `weights [rows]`."""
+        """Add rows: `inputs [rows, inputs]`, the target `outputs [rows, outputs]`, `weights [rows]`."""
         for a, y, w in zip(inputs.split(ROWS), outputs.split(ROWS), weights.split(ROWS), strict=True):
             root = w.to(a.dtype).sqrt().unsqueeze(1)
             a = a * root

@@ -7,8 +7,8 @@ place that follows (behind what was removed),
 
 b only where the projection has one. `refit`: the projection before each cut, and narrowed ones. `refit-all`: from the
 first of these on every down projection, `refit-all-o` every output projection, block by block in order, each on the
-stream of the model repaired so far, so that what one leaves the next ones can mend. Source: the normal equations of
-ReplaceMe (arXiv 2505.02819, eq. 6) with the projection's input in place of its output, which has more freedom.
+stream of the model repaired so far, so that what one leaves the next ones can correct. Source: the normal equations of
+ReplaceMe (arXiv 2505.02819) with the projection's input in place of its output, which has more freedom.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 With x the input of an output projection W in the original, R its channels that went and K those that stay:
 
 - `flap-bias` (FLAP, An et al. 2024): b = W_R mean_t(x_R), added to the bias.
-- `stat` (STAT, arXiv 2406.00061): x_R is foretold from x_K by T, and W_R T folded into W_K,
+- `stat` (STAT, arXiv 2406.00061): x_R is predicted from x_K by T, and W_R T folded into W_K,
   W_K <- argmin sum_t w |W_K x_K - W x|^2 + ridge m |W_K - W_K,old|^2, which without a ridge is W_K + W_R T with T the
   least squares from x_K to x_R (the paper's pivoted QR also chooses K; here the pruning has chosen).
 
