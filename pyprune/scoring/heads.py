@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyprune.scoring.footprint import VOCABULARY_TILE, chunk_size
 from pyprune.scoring.layered_model import SamplesPass
-from pyprune.scoring.losses import IGNORED
 from pyprune.scoring.measures import ComparingMeasure, LogitsMeasure, LossMeasure, Measure, StateMeasure
 
 Advance = Callable[[int, int | None], None]
@@ -52,7 +51,7 @@ def measured(part: Part, measures: Sequence[Measure], advance: Advance) -> Tenso
     sums = torch.zeros(len(measures), slots, samples, dtype=torch.float64, device=part.states.device)
     for measure, measure_sums in zip(measures, sums, strict=True):
         if isinstance(measure, LossMeasure):
-            _sum_losses(part, part.of_part(measure.targets), measure_sums, advance)
+            _sum_losses(part, measure, measure_sums, advance)
     comparing = [
         (measure, measure_sums)
         for measure, measure_sums in zip(measures, sums, strict=True)
@@ -63,17 +62,17 @@ def measured(part: Part, measures: Sequence[Measure], advance: Advance) -> Tenso
     return sums.cpu()
 
 
-def _sum_losses(part: Part, targets: Tensor, sums: Tensor, advance: Advance) -> None:
+def _sum_losses(part: Part, measure: LossMeasure, sums: Tensor, advance: Advance) -> None:
     """Put the summed loss of every slot on every sample into `sums [slots, S]`.
 
     One sequence is summed at a time, so that no grouping changes the sum.
     """
-    asked = (targets != IGNORED).any(0)
-    everywhere = bool(asked.all())
+    targets = part.of_part(measure.targets)
+    asked = None if measure.asked is None else measure.asked.to(targets.device)
     for slot, states in enumerate(part.states):
         for chunk in part.chunks():
             x, chunk_targets = states[chunk, :-1], targets[chunk]
-            if not everywhere:
+            if asked is not None:
                 x, chunk_targets = x[:, asked], chunk_targets[:, asked]
             losses = part.on_samples.losses(x.contiguous(), chunk_targets.contiguous())
             sums[slot, chunk] = losses.double().sum(1)

@@ -44,9 +44,11 @@ class Measure(ABC):
 
 class LossMeasure(Measure):
     """A measure of -log p(target), summed: `targets`, int64 `[S, T-1]`, is what the tokens but the last should predict,
-    -100 where nothing is asked."""
+    -100 where nothing is asked. `asked`: bool `[T-1]`, the positions that go through the head; all when None. They are
+    the same for all parts of the samples, so that no grouping changes a sum."""
 
     targets: Tensor
+    asked: Tensor | None = None
 
 
 class ComparingMeasure(Measure):

@@ -19,6 +19,8 @@ class TaskLoss(LossMeasure):
         self._positions = int((self.targets != IGNORED).sum())
         if self._positions == 0:
             raise InputError("labels: none is set behind the first token; at least one that is not -100 is expected")
+        asked = (self.targets != IGNORED).any(0)
+        self.asked = None if bool(asked.all()) else asked
 
     def value(self, sums: Tensor) -> float:
         return require_number(self.name, float(sums.sum()) / self._positions)
