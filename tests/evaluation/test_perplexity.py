@@ -42,8 +42,8 @@ def plain_rows(content: str) -> str:
 
 @torch.no_grad()
 def plain_losses(model, ids: list[int], window: int, stride: int | None, bos_each: int | None) -> list[list[float]]:
-    """A list a window of its tokens' losses, by the well-known loops: one window at a time, whole logits, in the dtype of
-    the model."""
+    """A list a window of its tokens' losses, by the well-known loops: one window at a time, with whole logits of the
+    model's dtype."""
     length = window - (bos_each is not None)
     result, end_before = [], 0
     for begin in range(0, len(ids), stride or length):
