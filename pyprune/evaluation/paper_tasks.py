@@ -88,6 +88,6 @@ def paper_average(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | 
         return None
     values = [results[task.name][task.metric] for task in PAPER_TASKS.values()]
     errors = [results[task.name][f"{task.metric}_stderr"] for task in PAPER_TASKS.values()]
-    known = all(error is not None for error in errors)
-    stderr = sum(error**2 for error in errors) ** 0.5 / len(errors) if known else None
+    complete = all(error is not None for error in errors)
+    stderr = sum(error**2 for error in errors) ** 0.5 / len(errors) if complete else None
     return {"value": sum(values) / len(values), "stderr": stderr, "mix": PAPER_AVERAGE}

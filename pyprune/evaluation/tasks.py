@@ -59,24 +59,26 @@ def require_tasks(
     require_lm_eval()
     if limit is not None:
         limit = require_whole("limit", limit, 1)
-    wanted = [tasks] if isinstance(tasks, str) else list(tasks)
-    wanted = [part.strip() for name in wanted for part in name.split(",")]
-    names = tuple(dict.fromkeys(n for name in wanted for n in (PAPER_TASKS if name == PAPER else (name,))))
-    others = [name for name in names if name not in PAPER_TASKS]
+    requested = [tasks] if isinstance(tasks, str) else list(tasks)
+    requested = [part.strip() for name in requested for part in name.split(",")]
+    names = tuple(dict.fromkeys(n for name in requested for n in (PAPER_TASKS if name == PAPER else (name,))))
+    hub_tasks = [name for name in names if name not in PAPER_TASKS]
     if not names or "" in names:
         raise InputError(f"tasks {tasks!r}: lm-eval's names, or paper, are expected")
-    if others and data is not None:
-        raise InputError(f"task {others[0]}: --data holds {', '.join(PAPER_TASKS)}; others come from the hub")
-    known = set(_index().all_tasks) if others else set()
-    for name in others:
-        if name not in known:
+    if hub_tasks and data is not None:
+        raise InputError(f"task {hub_tasks[0]}: --data holds {', '.join(PAPER_TASKS)}; others come from the hub")
+    existing = set(_index().all_tasks) if hub_tasks else set()
+    for name in hub_tasks:
+        if name not in existing:
             raise InputError(
                 f"task {name}: does not exist; {PAPER}, {', '.join(PAPER_TASKS)}, or another of lm-eval's"
                 " (pyprune lm-eval ls tasks) is expected"
             )
     root = None if data is None else Path(data)
     local = {name: documents(PAPER_TASKS[name], root, limit) for name in names if name in PAPER_TASKS}
-    return Tasks(names, {name: own for name, own in local.items() if own is not None}, limit)
+    return Tasks(
+        names, {name: task_documents for name, task_documents in local.items() if task_documents is not None}, limit
+    )
 
 
 def evaluate_tasks(

@@ -172,8 +172,8 @@ class PyPruneLM(TemplateLM):
                     f"a request with {len(context)} tokens of context and {len(continuation)} to score; at least 1 and"
                     f" 1 to {self.max_length} (max_length) are accepted"
                 )
-        given = [self.answered(request) for request in requests]
-        missing = [i for i, answer in enumerate(given) if answer is None]
+        kept_answers = [self.answered(request) for request in requests]
+        missing = [i for i, answer in enumerate(kept_answers) if answer is None]
         endings = [ending(requests[i][1], requests[i][2], self.max_length) for i in missing]
         done = len(requests) - len(missing)
         with tqdm(
@@ -181,7 +181,7 @@ class PyPruneLM(TemplateLM):
         ) as bar:
             for place, answer in answers(self.decoder, endings, self._plan, self.tokens):
                 request = requests[missing[place]]
-                given[missing[place]] = answer
+                kept_answers[missing[place]] = answer
                 self.keep(request, answer)
                 if request[0] is not None:  # a window of a rolling request is kept as a whole
                     self.cache_hook.add_partial("loglikelihood", request[0], _pair(answer))
@@ -189,7 +189,7 @@ class PyPruneLM(TemplateLM):
                 done += 1
                 if self.progress is not None:
                     self.progress(done, len(requests))
-        return [_pair(answer) for answer in given if answer is not None]
+        return [_pair(answer) for answer in kept_answers if answer is not None]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, cut into windows of up to `max_length` tokens, each token predicted
@@ -254,10 +254,10 @@ def _blocks(skip: Any) -> Any:
         return [skip]
     if not isinstance(skip, str):
         return skip
-    words = skip.strip("[]").replace("+", ",").split(",")
-    if not all(word.strip().isdigit() for word in words):
+    parts = skip.strip("[]").replace("+", ",").split(",")
+    if not all(part.strip().isdigit() for part in parts):
         raise InputError(f"skip={skip}: block indices from 0, such as skip=10,11, are expected")
-    return [int(word) for word in words]
+    return [int(part) for part in parts]
 
 
 def _on_this_machine(config: dict[str, Any] | None) -> dict[str, Any]:
@@ -268,22 +268,22 @@ def _on_this_machine(config: dict[str, Any] | None) -> dict[str, Any]:
     return config
 
 
-def _max_length(config: dict[str, Any], tokenizer: Any, wanted: int | None) -> int:
-    """The longest input: as wanted, else the configuration's context."""
-    return int(config["max_position_embeddings"]) if wanted is None else require_whole("max_length", wanted, 1)
+def _max_length(config: dict[str, Any], tokenizer: Any, requested: int | None) -> int:
+    """The longest input: as requested, else the configuration's context."""
+    return int(config["max_position_embeddings"]) if requested is None else require_whole("max_length", requested, 1)
 
 
-def _batch(batch_size: int | str | None, most: int | None) -> int:
+def _batch(batch_size: int | str | None, limit: int | None) -> int:
     """How many texts are generated at once."""
     size = int(str(batch_size)) if str(batch_size).isdigit() else GENERATED_AT_ONCE
-    return max(1, min(max(size, GENERATED_AT_ONCE), most or MAX_BATCH, MAX_BATCH))
+    return max(1, min(max(size, GENERATED_AT_ONCE), limit or MAX_BATCH, MAX_BATCH))
 
 
-def _runs(order: Iterable[int], key: Callable[[int], str], most: int) -> Iterable[list[int]]:
-    """`order` cut where the key changes, and after `most`."""
+def _runs(order: Iterable[int], key: Callable[[int], str], limit: int) -> Iterable[list[int]]:
+    """`order` cut where the key changes, and after `limit`."""
     run: list[int] = []
     for i in order:
-        if run and (len(run) == most or key(run[0]) != key(i)):
+        if run and (len(run) == limit or key(run[0]) != key(i)):
             yield run
             run = []
         run.append(i)

@@ -174,4 +174,8 @@ def _fitted(
 
 def _equal(block: Block, other: Block, dtype: torch.dtype) -> bool:
     pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
-    return all(one is two or (one is not None and two is not None and equal(one, two, dtype)) for one, two in pairs)
+    return all(
+        sublayer is counterpart
+        or (sublayer is not None and counterpart is not None and equal(sublayer, counterpart, dtype))
+        for sublayer, counterpart in pairs
+    )

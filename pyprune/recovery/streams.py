@@ -171,12 +171,12 @@ def channels_of(original: Decoder, pruned: Decoder) -> dict[Place, Tensor]:
     before, result = {block.index: block for block in index_map(original)}, {}
     head_dims = {block.index: block.mha.head_dim for block in original.sizes().blocks if block.mha is not None}
     for block in index_map(pruned):
-        whole = before[block.index]
-        if block.neurons is not None and whole.neurons is not None and block.neurons != whole.neurons:
-            result[block.index, "ffn"] = _positions(block.neurons, whole.neurons, original.device)
-        if block.heads is not None and whole.heads is not None and block.heads != whole.heads:
+        full = before[block.index]
+        if block.neurons is not None and full.neurons is not None and block.neurons != full.neurons:
+            result[block.index, "ffn"] = _positions(block.neurons, full.neurons, original.device)
+        if block.heads is not None and full.heads is not None and block.heads != full.heads:
             size = head_dims[block.index]
-            starts = _positions(block.heads, whole.heads, original.device)[:, None] * size
+            starts = _positions(block.heads, full.heads, original.device)[:, None] * size
             result[block.index, "mha"] = (starts + torch.arange(size, device=original.device)).flatten()
     return result
 
@@ -209,10 +209,10 @@ def equal(sublayer: MHA | FFN, other: MHA | FFN, dtype: torch.dtype) -> bool:
     """Whether two sublayers hold the same values, the first one rounded to `dtype`."""
     if sublayer is other:
         return True
-    one, two = dict(sublayer.tensors()), dict(other.tensors())
-    return one.keys() == two.keys() and all(
-        one[name].shape == two[name].shape and torch.equal(one[name].to(dtype), two[name].to(one[name].device))
-        for name in one
+    left, right = dict(sublayer.tensors()), dict(other.tensors())
+    return left.keys() == right.keys() and all(
+        left[name].shape == right[name].shape and torch.equal(left[name].to(dtype), right[name].to(left[name].device))
+        for name in left
     )
 
 

@@ -79,13 +79,13 @@ def _answers(
             rows += [pack.row(i, branch, position) for position in range(read - len(scored), read)]
             targets += scored
     h = states[torch.tensor(rows, device=states.device)]
-    wanted = torch.tensor(targets, device=states.device)
+    target_ids = torch.tensor(targets, device=states.device)
     with torch.inference_mode():
         losses = ops.linear_cross_entropy(
-            h, decoder.head.weight, wanted, decoder.norm, decoder.eps, decoder.head.bias
+            h, decoder.head.weight, target_ids, decoder.norm, decoder.eps, decoder.head.bias
         ).cpu()
     lengths = [len(endings[member].targets) for member in members]
-    greedy = _greedy(decoder, h, wanted, losses, lengths)
+    greedy = _greedy(decoder, h, target_ids, losses, lengths)
     for member, loss, is_greedy in zip(members, losses.to(torch.float64).split(lengths), greedy, strict=True):
         yield member, Answer(-float(loss.sum()), is_greedy)
 
@@ -105,9 +105,11 @@ def _greedy(decoder: Decoder, h: Tensor, targets: Tensor, losses: Tensor, length
     worst = {max(rows, key=lambda row: float(losses[row])): place for place, rows in enumerate(open_rows) if rows}
     for row, likeliest in _are_likeliest(decoder, h, targets, list(worst)):
         greedy[worst[row]] &= likeliest
-    rest = {row: place for place, rows in enumerate(open_rows) if greedy[place] for row in rows if row not in worst}
-    for row, likeliest in _are_likeliest(decoder, h, targets, list(rest)):
-        greedy[rest[row]] &= likeliest
+    undecided = {
+        row: place for place, rows in enumerate(open_rows) if greedy[place] for row in rows if row not in worst
+    }
+    for row, likeliest in _are_likeliest(decoder, h, targets, list(undecided)):
+        greedy[undecided[row]] &= likeliest
     return greedy
 
 

@@ -56,14 +56,14 @@ def families(sequences: Sequence[Sequence[int]], most_tokens: int, most_branches
     saved, start = [0] * (len(order) + 1), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         saved[end], start[end] = saved[end - 1], end - 1
-        prefix, whole = len(sequences[order[end - 1]]), len(sequences[order[end - 1]])
+        prefix, total = len(sequences[order[end - 1]]), len(sequences[order[end - 1]])
         for first in range(end - 2, max(-1, end - 1 - most_branches), -1):
             prefix = min(prefix, shared[first + 1])
-            whole += len(sequences[order[first]])
+            total += len(sequences[order[first]])
             saving = (end - first - 1) * prefix
             if prefix == 0:
                 break
-            if whole - saving <= most_tokens and saved[first] + saving > saved[end]:
+            if total - saving <= most_tokens and saved[first] + saving > saved[end]:
                 saved[end], start[end] = saved[first] + saving, first
     result, end = [], len(order)
     while end:
@@ -180,10 +180,10 @@ def _attend(rows: _Rows, q: Tensor, keys: Tensor, values: Tensor, window: int) -
     if runs_operator(tokens, q.device):
         context = ops.decode_attention(queries, k, v, rows.positions, head_dim**-0.5, None, 0, None, window)
     else:
-        row, own = torch.arange(k.shape[2], device=q.device), rows.positions[:, None, :, None]
-        seen = row <= own
+        row, position = torch.arange(k.shape[2], device=q.device), rows.positions[:, None, :, None]
+        seen = row <= position
         if window:
-            seen &= row > own - window
+            seen &= row > position - window
         context = F.scaled_dot_product_attention(
             queries.transpose(1, 2), k.to(q.dtype), v.to(q.dtype), attn_mask=seen, enable_gqa=heads != k.shape[1]
         ).transpose(1, 2)

@@ -98,13 +98,13 @@ def frontier(
     _require_alike(comparisons, quality)
     lines = {path: measured(results) for path, results in comparisons.items()}
     engine = _one_of("engine", engine, lines, lambda line: line["engine"])
-    lines = {path: [line for line in own if line["engine"] == engine] for path, own in lines.items()}
+    lines = {path: [line for line in file_lines if line["engine"] == engine] for path, file_lines in lines.items()}
     batch = _one_of("batch", batch, lines, lambda line: line["batch"])
-    lines = {path: [line for line in own if line["batch"] == batch] for path, own in lines.items()}
+    lines = {path: [line for line in file_lines if line["batch"] == batch] for path, file_lines in lines.items()}
     output_tokens = _one_of("output tokens", output_tokens, lines, lambda line: line["output_tokens"])
     points: list[Point] = []
-    for path, own in lines.items():
-        for line in own:
+    for path, file_lines in lines.items():
+        for line in file_lines:
             if line["output_tokens"] != output_tokens or line.get(quality) is None:
                 continue
             if line["row"] == ORIGINAL and any(point.name == ORIGINAL for point in points):

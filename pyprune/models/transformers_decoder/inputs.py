@@ -111,7 +111,7 @@ def require_independent(
 def _passing_through(structure: Structure, seen: list[Arguments]) -> Iterator[None]:
     """The layers note what they are called with and return the hidden state; the last one ends the pass."""
     layers = list(structure.layers)
-    own = [layer.__dict__.get("forward") for layer in layers]
+    forwards = [layer.__dict__.get("forward") for layer in layers]
 
     def stub(call: LayerCall, last: bool) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def _passing_through(structure: Structure, seen: list[Arguments]) -> Iterator[No
             layer.forward = stub(call, layer is layers[-1])
         yield
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer, forward in zip(layers, forwards, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)
             else:
@@ -138,14 +138,14 @@ def _passing_through(structure: Structure, seen: list[Arguments]) -> Iterator[No
 def _batch_axes(arguments: Arguments, larger: Arguments, samples: int, where: str) -> dict[Path, int]:
     """The dimension of each tensor that grows with the batch, from `samples` rows to one more."""
     axes = {}
-    others = dict(leaves(larger))
+    larger_leaves = dict(leaves(larger))
     for path, leaf in leaves(arguments):
-        other = others.get(path)
-        if not isinstance(leaf, Tensor) or not isinstance(other, Tensor) or leaf.shape == other.shape:
+        larger_leaf = larger_leaves.get(path)
+        if not isinstance(leaf, Tensor) or not isinstance(larger_leaf, Tensor) or leaf.shape == larger_leaf.shape:
             continue
-        grown = [axis for axis, (a, b) in enumerate(zip(leaf.shape, other.shape, strict=True)) if a != b]
+        grown = [axis for axis, (a, b) in enumerate(zip(leaf.shape, larger_leaf.shape, strict=True)) if a != b]
         size = leaf.shape[grown[0]]
-        if len(grown) > 1 or size % samples or other.shape[grown[0]] != size // samples * (samples + 1):
+        if len(grown) > 1 or size % samples or larger_leaf.shape[grown[0]] != size // samples * (samples + 1):
             raise InputError(f"{where} is given {written(path)}, whose shape no one dimension is the batch of")
         axes[path] = grown[0]
     return axes

@@ -23,16 +23,16 @@ def pruned_configs(config: Any, layers: int, kept: Sequence[int]) -> Iterator[di
 
     InputError where no field of the configuration is the number of layers.
     """
-    whole = config.to_dict()
+    settings = config.to_dict()
     text, key = config.get_text_config(decoder=True), None
     if text is not config:
         key = next(name for name in config.sub_configs if getattr(config, name, None) is text)
-    fields = whole if key is None else whole[key]
+    fields = settings if key is None else settings[key]
     choices = _choices(fields, layers, kept, text.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     names, values = list(choices), itertools.product(*choices.values())
     for chosen in itertools.islice(values, MOST):
         edited = {**fields, **dict(zip(names, chosen, strict=True))}
-        yield edited if key is None else {**whole, key: edited}
+        yield edited if key is None else {**settings, key: edited}
 
 
 def _choices(fields: dict[str, Any], layers: int, kept: Sequence[int], count: str) -> dict[str, list[Any]]:

@@ -85,10 +85,13 @@ def _difference(model: Any, smaller: Any, structure: Structure, kept: Sequence[i
     smaller_structure = replace(structure, layers=layers, calls=tuple(structure.calls[layer] for layer in kept))
     length = _longest_window(model)
     ids = sample_ids(model, length)[:1]
-    given, now = captured(model, structure, ids, None), captured(smaller, smaller_structure, ids, None)
+    original_arguments, pruned_arguments = (
+        captured(model, structure, ids, None),
+        captured(smaller, smaller_structure, ids, None),
+    )
     for place, layer in enumerate(kept):
-        expected = dict(leaves(given[layer]))
-        for path, leaf in leaves(now[place]):
+        expected = dict(leaves(original_arguments[layer]))
+        for path, leaf in leaves(pruned_arguments[place]):
             if path != structure.calls[layer].hidden and not equal_leaves(leaf, expected.get(path)):
                 return f"layer {layer} would be given another {written(path)} as layer {place}"
     ids = sample_ids(model)
@@ -97,9 +100,9 @@ def _difference(model: Any, smaller: Any, structure: Structure, kept: Sequence[i
     for layer in kept:
         x = inputs.call(layer, x, range(len(ids)))
     expected_logits = head_logits(structure, x)
-    apart = difference(ordinary_logits(smaller, ids), expected_logits)
-    if not apart <= TOLERANCE[expected_logits.dtype]:
-        return f"its logits would differ by {apart:.1e} of the largest"
+    error = difference(ordinary_logits(smaller, ids), expected_logits)
+    if not error <= TOLERANCE[expected_logits.dtype]:
+        return f"its logits would differ by {error:.1e} of the largest"
     return None
 
 

@@ -201,8 +201,8 @@ def _why_not(layers: list[nn.Module], calls: list[_Call], shape: tuple[int, int]
     for position, call in enumerate(calls):
         output = _first_hidden(call.output)
         if output is None or tuple(output.shape[:2]) != shape or output.dim() != 3:
-            found = "nothing" if output is None else str(list(output.shape))
-            return f"layer {position} returns {found} where [batch, tokens, hidden] is expected"
+            returned = "nothing" if output is None else str(list(output.shape))
+            return f"layer {position} returns {returned} where [batch, tokens, hidden] is expected"
         if previous is not None and output.shape != previous.shape:
             return f"layer {position} returns {list(output.shape)} for {list(previous.shape)}"
         if _hidden_path(call, previous) is None:
@@ -258,8 +258,8 @@ def _factor(tensor: Tensor | None, product: Tensor | None) -> float | None:
         return None
     x, y = tensor.double(), product.double()
     factor = float((x * y).sum() / (x * x).sum())
-    for whole in (round(factor), 1 / round(1 / factor) if abs(factor) > 1e-9 and round(1 / factor) else factor):
-        factor = whole if whole and abs(whole - factor) < 1e-6 * abs(factor) else factor
+    for exact in (round(factor), 1 / round(1 / factor) if abs(factor) > 1e-9 and round(1 / factor) else factor):
+        factor = exact if exact and abs(exact - factor) < 1e-6 * abs(factor) else factor
     tolerance = 4 * torch.finfo(product.dtype).eps * y.abs().max()
     return factor if bool(((factor * x - y).abs() <= tolerance).all()) else None
 
