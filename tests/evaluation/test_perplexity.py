@@ -108,6 +108,7 @@ def test_windows_of_the_whole_context(tmp_path, plain_model):
     assert evaluation.perplexity == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.real_model
 def test_smollm2_has_the_perplexity_of_a_plain_loop(smollm2, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     # In float64: with AVX2 only, plain float32 is itself 1.4e-5 away from that.

@@ -123,6 +123,7 @@ def generations_result():
     return dry(generations)
 
 
+@pytest.mark.slow
 def test_table1_times_every_row_beside_the_original_the_smallest_ratio_first(table1_result):
     found = table1_result
     assert found["errors"] == {}
@@ -165,6 +166,7 @@ def test_rows_are_tried_in_groups_that_fit_and_one_that_never_fits_alone(tiny, m
         assert [len(rows) for rows in table1.fitting(group, tiny, torch.device("cpu"))] == sizes
 
 
+@pytest.mark.slow
 def test_generations_times_both_engines_and_names_the_memory_of_table_9(generations_result):
     found = generations_result
     assert found["errors"] == {}

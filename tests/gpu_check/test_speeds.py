@@ -124,6 +124,7 @@ def test_padded_rows_are_apart_by_cache_lines_with_zeros_between():
     assert float(weight.float().std()) > 0
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_told_and_the_others_are_timed(monkeypatch):
     def broken(*_):
         raise RuntimeError("no kernel")

@@ -219,6 +219,7 @@ def test_a_saved_repair_comes_back(tmp_path, ids, method):
     assert again.pruning == repaired.pruning
 
 
+@pytest.mark.slow
 def test_every_repair_brings_the_stream_nearer(llama, ids):
     for method in ("linear", "linear-cosine", "refit", "refit-all", "refit-all-o", "blockwise"):
         report = repair_with_report(llama, Pruning(blocks=(2,)), ids.repeat(8, 1), method)

@@ -37,6 +37,7 @@ def names(verdict: dict) -> set[str]:
     return {failure["case"] for failure in verdict["failures"]}
 
 
+@pytest.mark.slow
 def test_the_reference_implementations_pass_against_themselves_and_nothing_is_kept_of_a_dry_run():
     progress: list[tuple[int, int]] = []
     verdict = self_check(CPU, small=True, report=lambda done, total: progress.append((done, total)))

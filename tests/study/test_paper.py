@@ -203,6 +203,7 @@ def test_out_of_memory_is_a_cell_and_no_number():
     assert rows[0][5] == "OOM"
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_whole_and_from_partial_evidence(full):
     [whole] = collect(["a", "b"], full)
     partial = evidence(part("table1", table1(by_bytes, ratios=("20%",), batches=(1,))))
@@ -232,6 +233,7 @@ def test_a_directory_holds_page_tables_and_figures(full, tmp_path):
         assert len(list(csv.reader(source))) == len(speed_table(collect(["a", "b"], full)[0])[1]) + 1
 
 
+@pytest.mark.slow
 def test_several_models_have_files_of_their_own(full, tmp_path):
     large = table1(by_bytes) | {"model": "vicuna-13b", "rows": [], "timings": []}
     write_json(tmp_path / "a.json", full[0])
@@ -243,6 +245,7 @@ def test_several_models_have_files_of_their_own(full, tmp_path):
 # --- a dry run is no measurement ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_no_number_of_its_own_and_says_so(tmp_path, full):
     parts = [*full[0]["parts"], *full[1]["parts"]]
     write_json(tmp_path / "dry.json", check(*parts, dry_run=True))
