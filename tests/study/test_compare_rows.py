@@ -154,6 +154,7 @@ def test_the_room_counts_what_earlier_rows_will_take(monkeypatch):
     assert transient.admit(decoder, keeps_cache=False) is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_repeats_nothing_that_is_finished(tmp_path, monkeypatch, answered):
     out, left = tmp_path / "report", tmp_path / "report.unfinished"
     options = {**OPTIONS, "batches": [1, 2], "methods": ["flap"], "tasks": ["boolq"], "limit": 5}
@@ -193,6 +194,7 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing_that_is_finished(
     assert json.loads((out / "results.json").read_text("utf-8")) == results
 
 
+@pytest.mark.slow
 def test_answers_of_a_row_that_was_interrupted_are_kept(tmp_path, monkeypatch, answered):
     out, options = tmp_path / "report", {**OPTIONS, "methods": ["flap"], "tasks": ["boolq"]}
     whole = accuracy.evaluate_tasks
