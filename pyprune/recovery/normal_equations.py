@@ -29,8 +29,11 @@ ROWS = 2048
 _COLUMNS = 512
 """Columns of G made together: of those that mirror others only the diagonal's tiles are computed."""
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""What `ridge="auto"` tries, in units of the mean of G's diagonal."""
+RIDGES = (0.1, 1.0, 10.0)
+"""What `ridge="auto"` tries first, in units of the mean of G's diagonal."""
+
+RIDGE_STEP, RIDGE_LIMITS = 10.0, (1e-8, 1e8)
+"""While the ridge at an end of those tried is the best, one further out by this factor is tried, within limits."""
 
 
 class NormalEquations:
@@ -72,9 +75,13 @@ class NormalEquations:
         missing = (self.gram @ weight.T - 2 * self.cross).mul_(weight.T).sum() + self.square
         return float(missing.clamp(min=0) / self.square) if self.square > 0 else 0.0
 
-    def solve(self, present: Tensor, ridge: float) -> Tensor | None:
+    def missing(self, present: Tensor) -> Tensor:
+        """C - G X' of the projection X: what its change has to bring, float64 `[inputs (and bias), outputs]`."""
+        return self.cross - self.gram @ present.T
+
+    def solve(self, present: Tensor, ridge: float, missing: Tensor | None = None) -> Tensor | None:
         """The projection `[outputs, inputs (and bias)]` that minimises the error plus the ridge on its change from
-        `present`, float64; None where the equations have no one solution."""
+        `present`, float64; None where the equations have no one solution. missing: of `present`, where it is known."""
         penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal().mean()))
         if self.bias:
             penalty[-1] = 0.0
@@ -85,8 +92,7 @@ class NormalEquations:
         diagonal = factor.diagonal()
         if float(diagonal.max() / diagonal.min()) > 1e7:
             return None
-        change = torch.cholesky_solve(self.cross - self.gram @ present.T, factor).T
-        return present + change
+        return present + torch.cholesky_solve(self.missing(present) if missing is None else missing, factor).T
 
 
 @dataclass(frozen=True)
@@ -102,31 +108,45 @@ class Fit:
 
 def fit_linear(linear: Linear, fitting: NormalEquations, held_out: NormalEquations, ridges: Sequence[float]) -> Fit:
     """The projection refitted to the `fitting` sums with the ridge that errs least on the `held_out` sums, left as it
-    was where none errs less. With a single ridge that one is used whatever it brings.
+    was where none errs less.
 
-    ArithmeticError when no ridge gives equations that can be solved.
+    Of several ridges the best is taken; while that is the smallest or the largest tried, the next one beyond is tried
+    too. A single ridge is used whatever it brings. ArithmeticError when no ridge gives equations that can be solved.
     """
     present = linear.weight.double().to(fitting.gram.device)
     if fitting.bias:
         bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(len(linear.weight))
         present = torch.cat([present, bias.double().to(present.device).unsqueeze(1)], 1)
-    before = held_out.error(present)
-    best: Fit | None = None
-    for ridge in ridges:
-        solution = fitting.solve(present, ridge)
-        if solution is None:
-            continue
-        after = held_out.error(solution)
-        if best is None or after < best.after:
-            best = Fit(_as_linear(solution, linear, fitting.bias), ridge, before, after)
+    before, missing = held_out.error(present), fitting.missing(present)
+    best: tuple[float, float, Tensor] | None = None
+    tried: list[float] = []
+    waiting = sorted(ridges)
+    while waiting:
+        tried.append(waiting.pop(0))
+        solution = fitting.solve(present, tried[-1], missing)
+        if solution is not None:
+            after = held_out.error(solution)
+            if best is None or after < best[0]:
+                best = after, tried[-1], solution
+        if not waiting and best is not None and len(ridges) > 1:
+            waiting = _beyond(best[1], tried)
     if best is None:
         raise ArithmeticError(
             f"{int(fitting.rows)} weighted tokens do not determine {fitting.gram.shape[0]} inputs with a ridge of"
             f" {', '.join(map(str, ridges))}"
         )
-    if len(ridges) > 1 and best.after >= before:
+    after, ridge, solution = best
+    if len(ridges) > 1 and after >= before:
         return Fit(linear, None, before, before)
-    return best
+    return Fit(_as_linear(solution, linear, fitting.bias), ridge, before, after)
+
+
+def _beyond(best: float, tried: Sequence[float]) -> list[float]:
+    """The ridge to try next: beyond the best one, where that is at an end of those tried."""
+    for end, further in ((min(tried), best / RIDGE_STEP), (max(tried), best * RIDGE_STEP)):
+        if best == end and RIDGE_LIMITS[0] <= further <= RIDGE_LIMITS[1]:
+            return [further]
+    return []
 
 
 def _as_linear(solution: Tensor, linear: Linear, has_bias: bool) -> Linear:

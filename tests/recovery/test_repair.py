@@ -10,7 +10,7 @@ from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
 from pyprune.recovery import normal_equations, repair_with_report
-from pyprune.recovery.repair import METHODS
+from pyprune.recovery.methods import FOLLOWING, METHODS
 from pyprune.recovery.states import States
 from pyprune.recovery.token_weights import token_weights
 from pyprune.runtime.sequence import attention_context, embed, ffn_activation, run_block
@@ -157,6 +157,10 @@ def test_refit_all_goes_on_from_the_repaired_stream(original, ids):
     assert_near(repaired.blocks[2].mha.o, expected)
 
 
+def few_steps(method):
+    return {"steps": 3} if {"auto", "blockwise", "tail"} & set(method.split("+")) else {}
+
+
 def narrowing():
     return Pruning(neurons={1: (0, 4, 7, 22)}, kv_groups={3: (1,)})
 
@@ -195,7 +199,7 @@ def test_stat_folds_what_went_into_what_stays(original, ids):
 def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
     bits = {name: tensor.clone() for name, tensor in llama.tensors()}
     pruned = pyprune.apply(llama, pruning)
-    repaired = pyprune.repair(llama, pruned, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    repaired = pyprune.repair(llama, pruned, ids, method, **few_steps(method))
     assert all(torch.equal(bits[name], tensor) for name, tensor in llama.tensors())
     shapes = {name: tensor.shape for name, tensor in repaired.tensors() if not name.endswith("bias")}
     assert shapes == {name: tensor.shape for name, tensor in pruned.tensors()}
@@ -209,7 +213,7 @@ def test_a_saved_repair_comes_back(tmp_path, ids, method):
     pruned = pyprune.apply(original, Pruning(blocks=(1,), neurons={2: (3, 5)}))
     pruned.save(tmp_path / "pruned")
     loaded = pyprune.load(str(tmp_path / "pruned"))
-    repaired = pyprune.repair(original, loaded, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    repaired = pyprune.repair(original, loaded, ids, method, **few_steps(method))
     repaired.save(tmp_path / "repaired")
     again = pyprune.load(str(tmp_path / "repaired"))
     tensors = dict(repaired.tensors())
@@ -358,7 +362,7 @@ def test_an_interrupted_blockwise_repair_goes_on(llama, ids, tmp_path):
 
 
 def test_the_command_knows_the_methods():
-    assert command.METHODS == METHODS
+    assert (command.METHODS, command.FOLLOWING) == (METHODS, FOLLOWING)
 
 
 def test_a_streamed_original_gives_the_same(tmp_path, ids):
