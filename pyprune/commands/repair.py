@@ -59,7 +59,7 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=number(0, None),
+        type=number(0, 1e6),
         metavar="X",
         help="of --method auto: begin nothing that would probably take longer in all, and make fewer steps to stay "
         "within (default: no bound)",

@@ -21,7 +21,7 @@ from pyprune.models.decoder import Block, Decoder
 from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
-from pyprune.recovery.local_steps import Steps, fit_blocks
+from pyprune.recovery.local_steps import Steps, dtype_for_steps, fit_blocks
 from pyprune.recovery.states import States
 from pyprune.recovery.streams import equal
 from pyprune.runtime import differentiable, sequence
@@ -55,6 +55,7 @@ def blockwise(
     samples, tokens = input_ids.shape
     states = States(sequence.activation_dtype(original), original.device, memory)
     teacher, student = (states.empty(samples, tokens, original.hidden_size) for _ in range(2))
+    dtype = dtype_for_steps(student)
     size = chunk_of(original.sizes(), tokens)
     chunks = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
     rotation = original.rope.tables(tokens, prompt=tokens)
@@ -68,14 +69,14 @@ def blockwise(
     same, waiting = True, None
 
     def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
-        output = differentiable.run_block(of[0], student[list(chosen)], *rotation, original.eps)
-        return relative_error(output, teacher[list(chosen)])
+        output = differentiable.run_block(of[0], student[list(chosen)].to(dtype), *rotation, original.eps)
+        return relative_error(output, teacher[list(chosen)].to(dtype))
 
     def resolved(block: Block) -> None:
         key = f"{name}.block-{block.index}"
         entry = None if journal is None else journal.get(key)
         if entry is None:
-            (finished,), before, after = fit_blocks([block], (samples, tokens), student.dtype, steps, loss)
+            (finished,), before, after = fit_blocks([block], (samples, tokens), dtype, steps, loss)
             if journal is not None:
                 journal.put(key, block_tensors([finished]), {"before": before, "after": after})
         else:

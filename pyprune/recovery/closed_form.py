@@ -22,7 +22,6 @@ from pyprune.recovery.width import flap_bias, stat
 from pyprune.scoring.process_group import ProcessGroup
 
 
-@torch.inference_mode(False)
 @torch.no_grad()
 def closed_form(
     original: Decoder,

@@ -74,8 +74,8 @@ def fit_blocks(
 ) -> tuple[list[Block], float, float]:
     """The blocks after the steps (or as they were), and their loss on the held-out windows before and after.
 
-    shape: samples and tokens; dtype: of the weights while they are fitted. resume: go on from there. keep: called
-    with what `resume` takes, each `every` steps.
+    shape: samples and tokens; dtype: of the weights while they are fitted (`dtype_for_steps`). resume: go on from
+    there. keep: called with what `resume` takes, each `every` steps.
     """
     samples, tokens = shape
     fitting = [sample for sample in range(samples) if not is_held_out(sample)]
@@ -113,6 +113,11 @@ def fit_blocks(
     fitted = [block.map(lambda tensor: tensor.detach().to(dtypes[id(tensor)])) for block in wide]
     after = held_out_loss(fitted)
     return (fitted, before, after) if after < before else (list(blocks), before, before)
+
+
+def dtype_for_steps(states: Tensor) -> torch.dtype:
+    """float32, or float64 where the states have it: steps would be lost in 16 bits."""
+    return torch.promote_types(states.dtype, torch.float32)
 
 
 def _moments(optimizer: torch.optim.Adam, weights: Sequence[Tensor], step: int) -> Moments:

@@ -27,7 +27,7 @@ ROWS = 2048
 """Rows whose products are summed in the activations' dtype before they are added up in float64."""
 
 _COLUMNS = 512
-"""Columns of G made together: of those that mirror others only the diagonal's tiles are computed."""
+"""Columns of G made together, from the diagonal's tile down: what mirrors it above is not computed."""
 
 RIDGES = (0.1, 1.0, 10.0)
 """What `ridge="auto"` tries first, in units of the mean of G's diagonal."""
@@ -42,14 +42,23 @@ class NormalEquations:
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", bias: bool = False) -> None:
         size = inputs + bias
         self.bias = bias
-        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._gram: Tensor | None = None
         self.cross = torch.zeros(size, outputs, dtype=torch.float64, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
         self.rows = torch.zeros((), dtype=torch.float64, device=device)
 
+    @property
+    def gram(self) -> Tensor:
+        """G, made whole of the lower triangle that is summed."""
+        if self._gram is None:
+            self._gram = self._lower.tril() + self._lower.tril(-1).T
+        return self._gram
+
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Add rows: `inputs [rows, inputs]`, the target `outputs [rows, outputs]`, `weights [rows]`."""
+        self._gram = None
         for a, y, w in zip(inputs.split(ROWS), outputs.split(ROWS), weights.split(ROWS), strict=True):
             root = w.to(a.dtype).sqrt().unsqueeze(1)
             a = a * root
@@ -58,9 +67,7 @@ class NormalEquations:
             y = y * root
             for start in range(0, a.shape[1], _COLUMNS):
                 columns = slice(start, start + _COLUMNS)
-                product = (a[:, start:].T @ a[:, columns]).double()
-                self.gram[start:, columns] += product
-                self.gram[columns, start + _COLUMNS :] += product[_COLUMNS:].T
+                self._lower[start:, columns] += (a[:, start:].T @ a[:, columns]).double()
             self.cross += (a.T @ y).double()
             self.square += y.double().square().sum()
             self.weight += w.double().sum()
@@ -68,7 +75,8 @@ class NormalEquations:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The sums, to be added up over processes in place."""
-        return self.gram, self.cross, self.square, self.weight, self.rows
+        self._gram = None
+        return self._lower, self.cross, self.square, self.weight, self.rows
 
     def error(self, weight: Tensor) -> float:
         """sum w |A X' - Y|^2 / sum w |Y|^2 of the projection X `[outputs, inputs (and bias)]`, float64."""

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
@@ -89,6 +90,7 @@ def repair(original: Any, pruned: Any, input_ids: Tensor, method: str = "auto", 
     return repair_with_report(original, pruned, input_ids, method, **options).decoder
 
 
+@torch.inference_mode(False)
 def repair_with_report(
     original: Any,
     pruned: Any,

@@ -29,7 +29,7 @@ from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.blockwise import BlockFit
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
-from pyprune.recovery.local_steps import Moments, Steps, fit_blocks
+from pyprune.recovery.local_steps import Moments, Steps, dtype_for_steps, fit_blocks
 from pyprune.recovery.states import States
 from pyprune.runtime import differentiable, sequence
 
@@ -44,7 +44,7 @@ HEAD_ROWS = 128
 
 @dataclass(frozen=True)
 class Head:
-    """What turns the last state into logits: final norm, weight `[vocab, hidden]` and bias, of the states' dtype."""
+    """What turns the last state into logits: final norm, weight `[vocab, hidden]` and bias, of the steps' dtype."""
 
     norm: Tensor
     weight: Tensor
@@ -100,12 +100,12 @@ def tail(
         return x
 
     teacher, student = stream(original.blocks), stream(fixed)
-    dtype = student.dtype
+    dtype = dtype_for_steps(student)
     bias = None if original.head.bias is None else original.head.bias.to(dtype)
     head = Head(original.norm.to(dtype), original.head.weight.to(dtype), bias, original.eps)
 
     def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
-        x, t = student[list(chosen)], teacher[list(chosen)]
+        x, t = student[list(chosen)].to(dtype), teacher[list(chosen)].to(dtype)
         for block in of:
             x = differentiable.run_block(block, x, *rotation, original.eps)
         x, t = x.flatten(0, 1), t.flatten(0, 1)

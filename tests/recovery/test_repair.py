@@ -207,7 +207,7 @@ def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
     assert repaired.pruning.blocks == pruned.pruning.blocks
 
 
-@pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise"])
+@pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise+tail"])
 def test_a_saved_repair_comes_back(tmp_path, ids, method):
     original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
     pruned = pyprune.apply(original, Pruning(blocks=(1,), neurons={2: (3, 5)}))
@@ -233,9 +233,16 @@ def test_every_repair_brings_the_stream_nearer(llama, ids):
 
 
 def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
-    report = repair_with_report(llama, Pruning(blocks=(2,)), ids)
+    report = repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=3)
     best = min(report.tried.values())
-    assert set(report.tried) == {"scale", "linear", "refit", "refit-all-o"}
+    closed = {"scale", "linear", "refit", "refit-all-o"}
+    assert closed < set(report.tried)
+    best_closed = min(closed, key=report.tried.__getitem__)
+    is_repaired = report.tried[best_closed] < report.perplexities[1]
+    start = f"{best_closed}+" if is_repaired else ""
+    assert f"{start}blockwise" in report.tried
+    assert any(name.endswith("tail") for name in report.tried)
+    assert len(report.tried) == 6
     assert report.perplexities[2] == min(best, report.perplexities[1])
     assert not report.harms
     assert (report.method == "none") == (best >= report.perplexities[1])
@@ -294,6 +301,10 @@ def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
         ({"method": "refit", "ridge": 0, "first": float("nan")}, "first nan"),
         ({"method": "blockwise", "steps": 0}, "steps 0"),
         ({"method": "stat"}, "heads and neurons that went"),
+        ({"method": "refit+scale"}, r"behind a \+ refit-all, refit-all-o, blockwise, tail"),
+        ({"method": "auto+tail"}, "auto.tail.*not of auto"),
+        ({"method": "refit", "minutes": 1.0}, "minutes 1.0"),
+        ({"method": "tail", "tail_blocks": 0}, "tail_blocks 0"),
     ],
 )
 def test_bad_options_are_named(llama, ids, settings, message):
@@ -349,16 +360,6 @@ def test_relative_weights_forget_no_token_and_own_none():
     weights = token_weights(target, "relative", 1.0)
     torch.testing.assert_close(weights * target.square().mean(-1), torch.tensor([[1.0, 1.0, 0.0]]))
     assert token_weights(target, "relative", 0.0)[0, 0] == 0
-
-
-def test_an_interrupted_blockwise_repair_goes_on(llama, ids, tmp_path):
-    pruning, settings = Pruning(blocks=(2,)), {"steps": 3, "resume": tmp_path / "journal"}
-    whole = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
-    (tmp_path / "journal" / "block-4.safetensors").unlink()
-    again = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(whole.tensors(), again.tensors(), strict=True))
-    with pytest.raises(InputError, match="belongs to a repair with other"):
-        pyprune.repair(llama, pruning, ids, "blockwise", **{**settings, "steps": 4})
 
 
 def test_the_command_knows_the_methods():
