@@ -93,7 +93,7 @@ def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
     if method in AT_CUT and begins_at_block_0(original, pruned):
         raise InputError(
             f"repair: method {method}: the removed run begins at block 0, and nothing stands before it to fold it"
-            " into; refit-all, refit-all-o and blockwise mend it in later blocks"
+            " into; refit-all, refit-all-o, blockwise and tail mend it in later blocks"
         )
     if method in ("scale", "linear", "linear-cosine") and only_narrowed(original, pruned):
         raise InputError(
