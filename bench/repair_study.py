@@ -53,9 +53,7 @@ def cells(part: str) -> list[dict[str, Any]]:
     def cell(**changed: Any) -> dict[str, Any]:
         return {**base, **changed}
 
-    combined = [
-        (name, "one-shot") for name in ("blockwise", "tail", "refit-all-o+blockwise", "refit-all-o+tail", CHAIN)
-    ]
+    by_steps = ("blockwise", "tail", "refit-all-o+blockwise", "refit-all-o+tail", CHAIN)
     return {
         "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in CLOSED],
         "steps": [*(cell(method=m) for m in by_steps), cell(method=CHAIN, prune="greedy")],
