@@ -42,6 +42,7 @@ PARTS = {
     "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 25 min a cell",
     "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 2 min a cell",
     "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
+    "tuning": "rates, steps and blocks of the gradient steps behind refit-all-o: 4 to 12 min a cell",
     "tasks": "the seven tasks of the original, the pruned model and the whole chain: about 6 to 20 min a cell",
 }
 
@@ -65,6 +66,14 @@ def cells(part: str) -> list[dict[str, Any]]:
         "tokens": [cell(method="refit-all-o", windows=n) for n in (10, 128, 512, 2000)],
         "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
+        "tuning": [
+            *(cell(method="refit-all-o+tail", options=o) for o in ({"tail_blocks": 2}, {"tail_blocks": 8})),
+            *(cell(method="refit-all-o+tail", options={"rate": rate}) for rate in (1e-4, 1e-3)),
+            cell(method="refit-all-o+tail", windows=512),
+            *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
+            cell(method="refit-all-o+blockwise", options={"steps": 50}),
+            cell(method="refit-all-o+blockwise", windows=512),
+        ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
     }[part]
 

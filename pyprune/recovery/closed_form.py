@@ -47,7 +47,7 @@ def closed_form(
     for done, stage in enumerate(streams.stages()):
         block, kind = stage.place
         if method in FITS or method == "stat":
-            kept = _Kept(journal, f"{name}.block-{block}.{kind}", fitting.group)
+            kept = Kept(journal, f"{name}.block-{block}.{kind}", fitting.group)
             if (values := kept.restored(stage)) is None:
                 fit = stat(stage, fitting) if method == "stat" else FITS[method](stage, fitting)
                 values = kept.kept(stage, fit)
@@ -69,7 +69,7 @@ def closed_form(
     return streams.result(), fits
 
 
-class _Kept:
+class Kept:
     """One stage's part of a journal, which rank 0 reads and writes for all processes."""
 
     def __init__(self, journal: RepairJournal | None, name: str, group: ProcessGroup) -> None:

@@ -39,13 +39,13 @@ class RepairJournal:
         if group.rank != 0:
             return
         named = self.path / "subject.json"
-        if self.path.exists() and any(self.path.iterdir()):
-            if not named.is_file():
-                raise InputError(f"{path}: not a journal of a repair; another name is expected")
+        if named.is_file():
             if read_json(named) != json.loads(json.dumps(subject)):
                 raise InputError(
                     f"{path}: belongs to a repair with other models, text or options; delete it to begin again"
                 )
+        elif self.path.exists() and not self._is_begun():
+            raise InputError(f"{path}: not a journal of a repair; another name is expected")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(named, subject)
@@ -71,6 +71,10 @@ class RepairJournal:
     def delete(self) -> None:
         """Remove the folder, now that the result is written."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _is_begun(self) -> bool:
+        """Whether the folder has nothing but what an interruption left there before its subject was written."""
+        return self.path.is_dir() and all(entry.suffix == ".part" for entry in self.path.iterdir())
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"

@@ -183,7 +183,8 @@ class _Repairs:
 
     def in_order(self, chain: tuple[str, ...]) -> tuple[Decoder, Fits]:
         """The pruned model repaired by one method after the other."""
-        decoder, fits = self.pruned, []
+        decoder = self.pruned
+        fits: Fits = []
         for place in range(len(chain)):
             decoder, more = self.last_of(chain[: place + 1], decoder)
             fits += more
@@ -213,7 +214,8 @@ class _Repairs:
     def best(self, before: tuple[float, float], left: TimeLeft | None) -> Repaired:
         """The best closed form, then what makes gradient steps, each kept where the held-out windows say that it helps;
         nothing begins that `left` has no time for."""
-        held_out, tried = self.held_out(), {}
+        held_out = self.held_out()
+        tried: dict[str, float] = {}
         best = Repaired(self.pruned, "none", (*before, before[1]), tried, [])
 
         def consider(best: Repaired, chain: tuple[str, ...], start: Decoder, fits: Fits, count: int | None) -> Repaired:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from safetensors.torch import load_file
 
 import pyprune
 from pyprune import InputError, Pruning
+from pyprune.models.decoder import Linear
+from pyprune.recovery.closed_form import Kept
 from pyprune.recovery.journal import RepairJournal
+from pyprune.recovery.normal_equations import Fit
+from pyprune.scoring.process_group import ProcessGroup
 from tests import seeds
 
 SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
@@ -99,6 +104,61 @@ def test_another_repairs_journal_is_refused(ids, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="not a journal of a repair"):
         pyprune.repair(original, CUT, ids, "refit", resume=tmp_path / "other")
+
+
+def test_a_kill_before_the_subject_is_written(ids, tmp_path):
+    original = pyprune.load(SIZES, dtype=torch.float32)
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / ".subject.json.abc.part").touch()
+    repaired = pyprune.repair(original, CUT, ids, "refit", resume=tmp_path / "journal")
+    assert same(repaired, pyprune.repair(original, CUT, ids, "refit"))
+
+
+class Broadcasts(ProcessGroup):
+    """Rank 0 notes what it broadcasts; another rank gets that."""
+
+    size = 2
+
+    def __init__(self, rank, sent):
+        self.rank, self.sent = rank, sent
+
+    def broadcast(self, *tensors):
+        for tensor in tensors:
+            if self.rank == 0:
+                self.sent.append(tensor.clone())
+            else:
+                tensor.copy_(self.sent.pop(0))
+
+
+@pytest.mark.parametrize("ridge", [None, 0.1])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rank_zero_reads_the_journal_for_all(tmp_path, ridge, has_bias):
+    generator = seeds.generator(9)
+    bias = torch.randn(4, generator=generator) if has_bias else None
+    fitted = Linear(torch.randn(4, 6, generator=generator), bias)
+    group = Broadcasts(0, [])
+    journal = RepairJournal(tmp_path / "journal", {"work": "one"}, group)
+    elsewhere = RepairJournal(tmp_path / "not here", {"work": "one"}, Broadcasts(1, []))
+    assert not (tmp_path / "not here").exists()
+
+    def stage():
+        return SimpleNamespace(before=torch.zeros(1), projection=fitted.map(torch.zeros_like))
+
+    def parts():
+        return Kept(journal, "part", group), Kept(elsewhere, "part", Broadcasts(1, group.sent))
+
+    for part in parts():
+        assert part.restored(stage()) is None
+    finished = stage()
+    finished.projection = fitted
+    values = {"ridge": ridge, "before": 0.5, "after": 0.25}
+    for part in reversed(parts()):
+        assert part.kept(finished, Fit(fitted, **values)) == values
+    for part in parts():
+        restored = stage()
+        assert part.restored(restored) == values
+        assert same(restored.projection, fitted)
+    assert not group.sent
 
 
 KILLED_WHILE_WRITING = """
