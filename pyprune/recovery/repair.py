@@ -228,7 +228,8 @@ class _Repairs:
 
         for name in WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE:
             folds_at_block_0 = name in AT_CUT and begins_at_block_0(self.original, self.pruned)
-            if not folds_at_block_0 and not (left is not None and left.is_over()):
+            has_time = left is None or left.is_enough_for_closed_form(self.ids.numel(), self.original, self.pruned)
+            if has_time and not folds_at_block_0:
                 best = consider(best, (name,), self.pruned, [], None)
         for name in BY_STEPS if self.fitting.group.size == 1 else ():
             count = self.by_steps[name].count if left is None else self._steps_within(left, name)

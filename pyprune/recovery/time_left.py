@@ -12,6 +12,9 @@ from pyprune.recovery.local_steps import Steps
 GRADIENT_STEP = 4.0
 """A gradient step takes about so many forward passes of its tokens: one, two on the way back, and Adam."""
 
+CLOSED_FORM = 1.5
+"""A closed form takes at most about so many times the forward passes of original and pruned model."""
+
 FEWEST_STEPS = 20
 """Fewer are not worth beginning."""
 
@@ -26,19 +29,23 @@ class TimeLeft:
     decoder: Decoder
     tokens: int
 
-    def is_over(self) -> bool:
-        """Whether nothing may begin any more."""
-        return time.perf_counter() >= self.until
+    def is_enough_for_closed_form(self, tokens: int, *models: Decoder) -> bool:
+        """Whether a closed form over `tokens` tokens of these models fits."""
+        blocks = sum(_parameters(model.sizes().blocks) for model in models)
+        return time.perf_counter() + CLOSED_FORM * tokens * blocks * self._of_a_parameter() <= self.until
 
     def steps(self, steps: Steps, seq_len: int, blocks: Sequence[Block], head_share: float = 0.0) -> int:
         """How many of `steps` fit, each of them for all of these blocks and, for a share of the tokens, for the head;
         0 where that is not worth beginning."""
-        head = self.decoder.head.weight.numel()
-        in_all = head + _parameters(self.decoder.sizes().blocks)
-        a_token = self.seconds / self.tokens / in_all * (_parameters(blocks) + head_share * head)
-        a_step = GRADIENT_STEP * a_token * steps.batch(seq_len) * seq_len
+        parameters = _parameters(blocks) + head_share * self.decoder.head.weight.numel()
+        a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
         count = min(steps.count, int(max(0.0, self.until - time.perf_counter()) / a_step))
         return count if count >= min(FEWEST_STEPS, steps.count) else 0
+
+    def _of_a_parameter(self) -> float:
+        """Seconds that a token takes in each parameter."""
+        parameters = self.decoder.head.weight.numel() + _parameters(self.decoder.sizes().blocks)
+        return self.seconds / self.tokens / parameters
 
 
 def _parameters(blocks: Sequence[Block]) -> int:

@@ -113,11 +113,13 @@ def test_each_sample_is_seen_before_any_is_seen_again():
     assert steps.rate_at(6) == pytest.approx(0.7 / 7)
 
 
-def test_no_time_left_begins_nothing(llama, ids):
+def test_no_time_left_begins_nothing(llama, ids, tmp_path):
     report = repair_with_report(llama, CUT, ids, minutes=1e-9)
     assert (report.method, report.tried, report.fits) == ("none", {}, [])
-    report = repair_with_report(llama, CUT, ids, minutes=60.0, steps=2)
+    settings = {"minutes": 60.0, "steps": 2, "resume": tmp_path / "journal"}
+    report = repair_with_report(llama, CUT, ids, **settings)
     assert len(report.tried) == 6
+    assert repair_with_report(llama, CUT, ids, **settings).tried == report.tried
 
 
 def test_steps_are_those_there_is_time_for(llama):
@@ -127,7 +129,11 @@ def test_steps_are_those_there_is_time_for(llama):
     head = llama.head.weight.numel()
     a_step = 4 * 0.5 * (2 * block + 0.5 * head) / (5 * block + head)
     left = TimeLeft(0.0, 1.0, llama, 100)
-    left = replace(left, until=time.perf_counter() + 30.5 * a_step + 0.4 * a_step)
+    left = replace(left, until=time.perf_counter() + 30.9 * a_step)
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5) in (29, 30)
     assert left.steps(Steps(10, 1.0, tokens=50), 25, sizes[:2], 0.5) == 10
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes, 10.0) == 0
+    a_pass = 1.5 * 5 * block / (5 * block + head)  # of 100 tokens through the five blocks
+    left = replace(left, until=time.perf_counter() + 2 * a_pass)
+    assert left.is_enough_for_closed_form(150, llama)
+    assert not left.is_enough_for_closed_form(150, llama, llama)
