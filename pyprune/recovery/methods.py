@@ -71,9 +71,9 @@ def check_options(
     for name, value in (("steps", steps), ("tail_blocks", tail_blocks)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise InputError(f"repair: {name} {value!r}: a whole number from 1 is expected")
-    for name, value in (("rate", rate), ("minutes", minutes)):
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"repair: {name} {value!r}: a finite number above 0 is expected")
+    for name, amount in (("rate", rate), ("minutes", minutes)):
+        if amount is not None and not 0 < amount < float("inf"):
+            raise InputError(f"repair: {name} {amount!r}: a finite number above 0 is expected")
     if minutes is not None and method != "auto":
         raise InputError(f"repair: minutes {minutes!r}: bounds what auto tries; method {method} was asked for")
 

@@ -137,7 +137,7 @@ def tail(
 
 def _positions(count: int, seed: int, step: int) -> Tensor:
     """POSITIONS of `count` positions, or all where there are fewer; others in each step."""
-    generator = torch.Generator().manual_seed((seed << 32) + step)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
 
 
