@@ -36,7 +36,7 @@ from pyprune.commands.options import (
     indices,
 )
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
-from pyprune.commands.repair import METHODS, METHODS_HELP, print_repair
+from pyprune.commands.repair import METHODS_HELP, print_repair, repair_method
 from pyprune.errors import InputError
 
 REPAIR_SAMPLES = 128
@@ -102,7 +102,7 @@ def add_options(commands: Any) -> None:
     add_text(parser)
     parser.add_argument(
         "--repair",
-        choices=METHODS,
+        type=repair_method,
         metavar="METHOD",
         help=f"then fit what stays to what went, by {METHODS_HELP} (default: not)",
     )
