@@ -26,6 +26,7 @@ LAYERS = (
     ("lm_eval",),
     ("recovery",),
     ("scoring",),
+    ("regression",),
     ("pruning",),
     ("runtime",),
     ("models",),

@@ -22,8 +22,8 @@ from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
 from pyprune.recovery.local_steps import Steps, dtype_for_steps, fit_blocks
-from pyprune.recovery.states import States
 from pyprune.recovery.streams import equal
+from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 
 BLOCKWISE_STEPS = Steps(count=100, rate=5e-4)

@@ -15,10 +15,10 @@ from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.journal import RepairJournal
 from pyprune.recovery.mean_update import mean_update
 from pyprune.recovery.methods import FITS, WIDTH_ONLY
-from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.scale import divided, magnitude_ratio
 from pyprune.recovery.streams import Stage, Streams, sublayers_of
 from pyprune.recovery.width import flap_bias, stat
+from pyprune.regression.normal_equations import Fit
 from pyprune.scoring.process_group import ProcessGroup
 
 

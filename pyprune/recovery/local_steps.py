@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyprune.models.decoder import Block
-from pyprune.recovery.fitting import is_held_out
+from pyprune.regression.held_out import is_held_out
 
 WARM_UP = 10
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.recovery.fitting import HELD_OUT_EVERY, Fitting
+from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.lineage import begins_at_block_0, only_narrowed
 from pyprune.recovery.linear import cosine_at_cut, linear_at_cut
-from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.refit import refit_at_cut, refit_down, refit_outputs
 from pyprune.recovery.streams import Stage
-from pyprune.recovery.token_weights import WEIGHTINGS
+from pyprune.regression.held_out import HELD_OUT_EVERY
+from pyprune.regression.normal_equations import Fit
+from pyprune.regression.token_weights import WEIGHTINGS
 
 FITS: dict[str, Callable[[Stage, Fitting], Fit | None]] = {
     "linear": linear_at_cut,

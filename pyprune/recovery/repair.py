@@ -17,7 +17,7 @@ from pyprune.models.pruning import recorded
 from pyprune.progress import Progress
 from pyprune.recovery.blockwise import BLOCKWISE_STEPS, blockwise
 from pyprune.recovery.closed_form import closed_form
-from pyprune.recovery.fitting import Fitting, is_held_out
+from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.journal import RepairJournal
 from pyprune.recovery.lineage import begins_at_block_0, only_narrowed, pruned_from
 from pyprune.recovery.local_steps import Steps
@@ -31,9 +31,10 @@ from pyprune.recovery.methods import (
     require_foldable,
     require_samples,
 )  # fmt: skip
-from pyprune.recovery.normal_equations import RIDGES
 from pyprune.recovery.tail import POSITIONS, TAIL_BLOCKS, TAIL_STEPS, tail
 from pyprune.recovery.time_left import TimeLeft
+from pyprune.regression.held_out import is_held_out
+from pyprune.regression.normal_equations import RIDGES
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.journal import journal_subject
 from pyprune.scoring.perplexity import check_samples, perplexity

@@ -30,7 +30,7 @@ from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.blockwise import BlockFit
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
 from pyprune.recovery.local_steps import Moments, Steps, dtype_for_steps, fit_blocks
-from pyprune.recovery.states import States
+from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 
 TAIL_STEPS = Steps(count=200, rate=3e-4)

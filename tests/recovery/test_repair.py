@@ -9,10 +9,11 @@ import pyprune
 from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
-from pyprune.recovery import normal_equations, repair_with_report
+from pyprune.recovery import repair_with_report
 from pyprune.recovery.methods import FOLLOWING, METHODS
-from pyprune.recovery.states import States
-from pyprune.recovery.token_weights import token_weights
+from pyprune.regression import normal_equations
+from pyprune.regression.states import States
+from pyprune.regression.token_weights import token_weights
 from pyprune.runtime.sequence import attention_context, embed, ffn_activation, run_block
 from tests import seeds
 

@@ -16,7 +16,7 @@ from pyprune import InputError, Pruning
 from pyprune.models.decoder import Linear
 from pyprune.recovery.closed_form import Kept
 from pyprune.recovery.journal import RepairJournal
-from pyprune.recovery.normal_equations import Fit
+from pyprune.regression.normal_equations import Fit
 from pyprune.scoring.process_group import ProcessGroup
 from tests import seeds
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyprune.models.decoder import Linear
-from pyprune.recovery.normal_equations import RIDGES, NormalEquations, fit_linear
+from pyprune.regression.normal_equations import RIDGES, NormalEquations, fit_linear
 from tests import seeds
 
 EXPONENTS = range(-8, 9)
