@@ -96,7 +96,7 @@ def _label(point: dict[str, Any]) -> str:
     if point["row"] == ORIGINAL:
         return ORIGINAL
     method = point["method"]
-    return "depth" if method == DEPTH else label_of(shown_method(method))
+    return "depth pruning" if method == DEPTH else label_of(shown_method(method))
 
 
 def _axes(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
@@ -104,7 +104,7 @@ def _axes(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
     if max(perplexities) > 8 * min(perplexities):
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
-    panel.set_xlim(0, 1.22 * max(point["tokens_per_s"] for point in points))
+    panel.set_xlim(0, 1.25 * max(point["tokens_per_s"] for point in points))
     panel.margins(y=0.12)
     panel.set_xlabel(f"tokens/s (batch {points[0]['batch']}, right is better)", color=theme.ink)
     panel.set_ylabel("perplexity (down is better)", color=theme.ink)
@@ -114,6 +114,8 @@ def _axes(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.grid)
-    legend = panel.legend(loc="upper left", fontsize=9, frameon=False)
+    legend = panel.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, fontsize=9, frameon=False, borderpad=0.2
+    )
     for text in legend.get_texts():
         text.set_color(theme.ink)
