@@ -13,7 +13,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoding": tables.decoding,
     "support": short_matrix,
 }
-PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -21,4 +21,4 @@ def filled(text: str) -> str:
     present = [name for _, name, _ in PART.findall(text)]
     if sorted(present) != sorted(PARTS):
         raise ValueError(f"README.md: generated parts {present}; {list(PARTS)} are expected")
-    return PART.sub(lambda match: match[1] + "\n" + PARTS[match[2]]() + "\n" + match[3], text)
+    return PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n\n{match[3]}", text)
