@@ -17,7 +17,7 @@ PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 
 def filled(text: str) -> str:
-    """The README with its generated parts as the results have them. ValueError for a part that is missing or unknown."""
+    """The README with its generated parts as the results have them. ValueError where parts are missing or unknown."""
     present = [name for _, name, _ in PART.findall(text)]
     if sorted(present) != sorted(PARTS):
         raise ValueError(f"README.md: generated parts {present}; {list(PARTS)} are expected")

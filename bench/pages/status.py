@@ -9,31 +9,28 @@ from typing import Any
 from bench.pages.prose import ROOT
 from bench.pages.results import RESULTS, table
 
-STATES = {"default": "default", "tested": "tested", "compiled": "compiled only"}
+NEVER = "**compiled only, never run**"
 
 
 def declared() -> dict[str, Any]:
-    """bench/status.toml. ValueError for a state without the evidence that it needs, and for evidence that is absent."""
+    """bench/status.toml. ValueError for evidence that is absent, and for a row whose keys are not known."""
     data = tomllib.loads((ROOT / "bench" / "status.toml").read_text("utf-8"))
     for row in data["row"]:
-        evidence = row.get("evidence", [])
-        if row["state"] not in STATES:
-            raise ValueError(f"{row['hardware']}: state {row['state']!r}; one of {', '.join(STATES)} is expected")
-        if row["state"] != "compiled" and not evidence and not row.get("suite"):
-            raise ValueError(f"{row['hardware']}: {row['state']} needs evidence, or a suite that runs there")
-        for name in evidence:
+        if unknown := row.keys() - {"hardware", "kernels", "default", "suite", "evidence", "note"}:
+            raise ValueError(f"{row['hardware']}: unknown keys {', '.join(sorted(unknown))}")
+        for name in row.get("evidence", []):
             if not (RESULTS / name).exists():
                 raise ValueError(f"{row['hardware']}: {name}: no such file in bench/results")
     return data
 
 
 def matrix(prefix: str) -> str:
-    """Hardware, kernels, state and note. prefix: of the links, up to the repository's root."""
+    """A line for each row. prefix: of the links, up to the repository's root."""
     rows = [
-        [row["hardware"], row["kernels"], STATES[row["state"]], "; ".join(filter(None, (tested(row, prefix), row.get("note", ""))))]
+        [row["hardware"], row["kernels"], row["default"], tested(row, prefix), row.get("note", "")]
         for row in declared()["row"]
     ]
-    return table(["hardware", "kernels", "state", "what has run"], rows)
+    return table(["hardware", "kernels", "default", "what has run", "note"], rows)
 
 
 def tested(row: dict[str, Any], prefix: str) -> str:
@@ -41,9 +38,7 @@ def tested(row: dict[str, Any], prefix: str) -> str:
     texts = ["the test suite"] if row.get("suite") else []
     for name in row.get("evidence", []):
         texts.append(f"[{ran(name, row['kernels'])}]({prefix}bench/results/{name})")
-    if row["state"] == "compiled":
-        texts.append("**never run**")
-    return ", ".join(texts)
+    return ", ".join(texts) or NEVER
 
 
 def ran(name: str, kernels: str) -> str:
@@ -64,9 +59,8 @@ def page() -> str:
     return f"""<!-- Written by `make docs` from bench/status.toml and bench/results/. Do not edit. -->
 # Status
 
-- **default**: used without asking.
-- **tested**: has run and passed there; used when you ask for it.
-- **compiled only**: compiles for that hardware without spills and within its limits, in tests. It has never run there, and no speed is claimed.
+*Default* kernels are used without asking. *Compiled only* means: tests compile the kernels for that hardware, without
+spills and within its limits. They have never run there, and no speed is claimed.
 
 {matrix("../")}
 
@@ -78,17 +72,17 @@ This code has run in Triton's interpreter, in an emulator or in the compiler onl
 
 {newer}
 
-[Run on a GPU](guides/run-on-a-gpu.md) says how to check your own card. [The notes](../bench/NOTES.md) say what each run on hardware found.
+[Run on a GPU](guides/run-on-a-gpu.md) says how to check your own card. [The notes](../bench/NOTES.md) say what each run
+on hardware found.
 """
 
 
 def short_matrix() -> str:
-    """The README's support matrix: one line for each hardware, its kernels together."""
-    lines: dict[str, list[tuple[str, str]]] = {}
+    """The README's support matrix: hardware whose lines are alike stands in one."""
+    lines: dict[tuple[str, ...], list[str]] = {}
     for row in declared()["row"]:
-        lines.setdefault(row["hardware"], []).append((row["kernels"], row["state"]))
-    rows = []
-    for hardware, kernels in lines.items():
-        marks = [", ".join(name for name, state in kernels if state == wanted) for wanted in STATES]
-        rows.append([hardware, *marks])
-    return table(["hardware", "default", "tested", "compiled only, never run"], rows)
+        has_run = "suite" if row.get("suite") else "runs on hardware" if row.get("evidence") else ""
+        compiled = "" if has_run else "never run"
+        lines.setdefault((row["kernels"], row["default"], has_run, compiled), []).append(row["hardware"])
+    rows = [["; ".join(hardware), *marks] for marks, hardware in lines.items()]
+    return table(["hardware", "kernels", "default", "tested", "compiled only"], rows)

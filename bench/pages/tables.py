@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.pages.results import COMPARISON, DECODING, cases, ratio, read, table
+from pyprune.study.measure import speedup
 
 HF_EAGER, HF_COMPILED, LLAMA = "HF eager", "HF compiled", "llama.cpp"
 
@@ -53,7 +54,12 @@ def decoding(name: str = DECODING) -> str:
         rates = case["tokens_per_second"]
         peers = [f"{rates[peer]:.0f}" if peer in rates else "absent" for peer in (LLAMA, HF_EAGER)]
         rows.append(
-            [str(case["batch"]), f"{rates['pyprune']:.0f}", *peers, *(ratio(case["ratio"].get(p)) for p in (LLAMA, HF_EAGER))]
+            [
+                str(case["batch"]),
+                f"{rates['pyprune']:.0f}",
+                *peers,
+                *(ratio(case["ratio"].get(p)) for p in (LLAMA, HF_EAGER)),
+            ]
         )
     return table(["batch", "pyprune", "llama.cpp", "Hugging Face", "over llama.cpp", "over Hugging Face"], rows)
 
@@ -63,7 +69,8 @@ def decoding_in_full(name: str) -> str:
     rows = []
     for case in cases(name):
         rates, small = case["tokens_per_second"], case["ratio_to_compressed"]
-        share = rates["pyprune"] / case["batch"] * case["bytes_per_token"]["pyprune"] / case["read_bytes_per_second"]
+        step_bytes = case["decode_steps"] * case["bytes_per_token"]["pyprune"]
+        share = case["ratio"]["memory read"]["median"] * step_bytes / case["read_bytes"]
         rows.append(
             [
                 str(case["batch"]),
@@ -145,7 +152,8 @@ def read_limit(*names: str) -> str:
     rows = []
     for name in names:
         (case,) = cases(name, "test_llama_1b_against_the_read_limit")
-        share = case["bytes_per_second"]["batch 1"] / case["read_bytes_per_second"]
+        step_bytes = case["decode_steps"] * case["bytes_per_token"]
+        share = case["ratio"]["memory read"]["median"] * step_bytes / case["read_bytes"]
         rate = f"{case['read_bytes_per_second'] / 1e9:.0f}"
         rows.append([rate, f"{share:.0%}", ratio(case["ratio"]["batch 4"])])
     return table(["memory, GB/s", "batch 1, of the read limit", "batch 4 takes"], sorted(rows, key=lambda r: int(r[0])))
@@ -178,7 +186,9 @@ def widths_of_table_1(name: str) -> str:
         over = [case["ratio"]["torch"]["median"] for case in members]
         spans = [f"{median(values):.2f}x ({min(values):.2f} to {max(values):.2f})" for values in (predicted, over)]
         rows.append([str(count), str(len(members)), spans[0], str(worse), spans[1]])
-    return table(["rows", "widths", "time over the aligned neighbour's prediction", "measurably over 1.03x", "over torch"], rows)
+    return table(
+        ["rows", "widths", "time over the aligned neighbour's prediction", "measurably over 1.03x", "over torch"], rows
+    )
 
 
 def attention(name: str) -> str:
@@ -186,7 +196,14 @@ def attention(name: str) -> str:
     rows = []
     for case in cases(name):
         values = case["params"]
-        rows.append([values["low"], f"{values['batch']} x {values['tokens']}", str(values["before"]), ratio(case["ratio"]["SDPA"])])
+        rows.append(
+            [
+                values["low"],
+                f"{values['batch']} x {values['tokens']}",
+                str(values["before"]),
+                ratio(case["ratio"]["SDPA"]),
+            ]
+        )
     return table(["dtype", "sequences x tokens", "cached before", "over SDPA"], rows)
 
 
@@ -197,7 +214,10 @@ def loading(name: str) -> str:
         seconds = [f"{case['load_spread'][side]['median']:.1f}" for side in ("pyprune", "gguf")]
         peaks = [f"{case['peak_over_weights'][side]:.2f}x" for side in ("pyprune", "gguf")]
         rows.append([case["params"]["model"], *seconds, *peaks])
-    return table(["model", "pyprune, s", "gguf package, s", "pyprune, peak over weights", "gguf package, peak over weights"], rows)
+    return table(
+        ["model", "pyprune, s", "gguf package, s", "pyprune, peak over weights", "gguf package, peak over weights"],
+        rows,
+    )
 
 
 def huge_pages(name: str) -> str:
@@ -229,7 +249,16 @@ def gpu_decoding(*names: str) -> str:
                     continue
                 model = timing["model"].removeprefix("shape:")
                 step = f"{1000 * timing['pyprune_step_seconds']:.2f}"
-                rows.append([run, model, str(timing["batch"]), step, f"{timing['pyprune_share']:.0%}", ratio(timing.get("speedup"))])
+                rows.append(
+                    [
+                        run,
+                        model,
+                        str(timing["batch"]),
+                        step,
+                        f"{timing['pyprune_share']:.0%}",
+                        ratio(timing.get("speedup")),
+                    ]
+                )
     return table(["run", "shape", "batch", "ms a step", "of the memory's rate", "`generate` over HF eager"], rows)
 
 
@@ -240,8 +269,8 @@ def gpu_scoring(*names: str) -> str:
         for part in read(name)["parts"]:
             if part["name"].startswith("scoring") and part["result"].get("seconds"):
                 seconds = part["result"]["seconds"]
-                pair = median(seconds["pyprune"]), median(seconds["naive"])
-                rows.append([run, f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{pair[1] / pair[0]:.2f}x \\*"])
+                pair = [f"{median(seconds[side]):.2f}" for side in ("pyprune", "naive")]
+                rows.append([run, *pair, ratio(speedup(seconds["naive"], seconds["pyprune"]))])
     return table(["run", "pyprune, s", "batched loop, s", "faster by"], rows)
 
 

@@ -16,8 +16,8 @@ def add_options(commands: Any) -> None:
         "report",
         "draw figures and pages from result files",
         "Draw what other commands measured, from their files alone. One results.json of compare gives its page again, "
-        "or with --out FILE.svg one figure of perplexity against tokens/s. Scores give bar charts, and several scores a "
-        "map of the units' places. A name in .png gives one figure, any other a directory with a page. Files of "
+        "or with --out FILE.svg one figure of perplexity against tokens/s. Scores give bar charts, and several scores "
+        "a map of the units' places. A name in .png gives one figure, any other a directory with a page. Files of "
         "`python -m bench.gpu_check`, with comparisons of the paper's models if you have some, give the paper's tables "
         "and figures of speed and memory with our numbers beside the paper's.",
         "pyprune report compare-135m/results.json --out compare-again",

@@ -49,9 +49,9 @@ class Engine:
 
     weight_format: how the weights are stored. None, or "bf16" for a decoder in bfloat16: as they are.
     "bf16-lossless12": bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to
-    four sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own,
-    and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress: the old name,
-    True for "bf16-lossless12".
+    four sequences decode faster, for fewer bytes are read (docs/reference/generation.md). The engine then has weights
+    of its own, and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress:
+    the old name, True for "bf16-lossless12".
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators

@@ -67,7 +67,9 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "pyprune", "svg.fonttype": "path"}):
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Description": fingerprint(points)})
+        figure.savefig(
+            target, format="svg", transparent=True, metadata={"Date": None, "Description": fingerprint(points)}
+        )
     return target.getvalue()
 
 
@@ -81,7 +83,9 @@ def drawn(results: dict[str, Any], batch: int | None = None) -> list[dict[str, A
         raise InputError(f"batch {batch}: the comparison holds no times with a perplexity there")
     length = min(line["output_tokens"] for line in lines)
     order = engines(results)
-    lines = sorted((line for line in lines if line["output_tokens"] == length), key=lambda line: order.index(line["engine"]))
+    lines = sorted(
+        (line for line in lines if line["output_tokens"] == length), key=lambda line: order.index(line["engine"])
+    )
     keys = ("row", "method", "engine", "batch", "output_tokens", "tokens_per_s", "ppl")
     return [{key: line[key] for key in keys} for line in lines]
 
@@ -114,8 +118,6 @@ def _axes(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.grid)
-    legend = panel.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, fontsize=9, frameon=False, borderpad=0.2
-    )
+    legend = panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, fontsize=9, frameon=False, borderpad=0.2)
     for text in legend.get_texts():
         text.set_color(theme.ink)

@@ -79,7 +79,9 @@ def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amoun
     try:
         image = quality_against_speed(results, dark)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{files[0]}: not whole results of {report.FORMAT} ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"{files[0]}: not whole results of {report.FORMAT} ({type(error).__name__}: {error})"
+        ) from None
     write_bytes(target, image)
     return target
 

@@ -23,7 +23,11 @@ PRINTED = {
     "docs/quickstart.md": r"tensor\(\[\[.*\]\]\)\n",
     "docs/guides/study-a-width.md": r"\[512, 7155\] \(7168, 1\)\n\['weight', 'bias'\]\n\[512, 7155\]\n",
     "docs/guides/extend.md": r"3 heads, 3 blocks\n",
-    "docs/reference/models.md": r"\[0, 0, 8, 8\]\n\[\(0, 0\), \(2, 8\), \(3, 8\)\]\n\d+\.\d+\n4 (\[.*\])\ntorch\.Size\(\[1, 36\]\)\n",
+    "docs/reference/models.md": (
+        r"\[0, 0, 8, 8\]\n\[\(0, 0\), \(2, 8\), \(3, 8\)\]\n\d+\.\d+\n"
+        r"4 (\[.*\])\ntorch\.Size\(\[1, 36\]\)\n"
+    ),
+    "docs/reference/generation.md": r".*Paris.*",
     "docs/reference/checkpoints.md": "pyprune_llama 1 KV head in layer 0\n4 blocks in torch.bfloat16\n",
     "docs/reference/width.md": r"width flap \d+ \d+\n6 blocks\n",
 }
@@ -35,7 +39,10 @@ REAL = [page for page in WITH_PYTHON if page not in QUICKER and "smollm2-135m" i
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.real_model, pytest.mark.slow] if page in REAL else []) for page in WITH_PYTHON],
+    [
+        pytest.param(page, marks=[pytest.mark.real_model, pytest.mark.slow] if page in REAL else [])
+        for page in WITH_PYTHON
+    ],
 )
 def test_the_python_of_a_page_runs_as_one_session(page: str, monkeypatch, capsys, tmp_path):
     for library in NEEDS.get(page, ()):

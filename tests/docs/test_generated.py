@@ -28,11 +28,7 @@ def test_a_ratio_is_bold_only_where_its_interval_excludes_one():
 
 @pytest.mark.parametrize(
     ("row", "why"),
-    [
-        ('state = "default"', "needs evidence"),
-        ('state = "proven"', "one of default, tested, compiled"),
-        ('state = "tested"\nevidence = ["nowhere.json"]', "no such file"),
-    ],
+    [('evidence = ["nowhere.json"]', "no such file"), ('state = "proven"', "unknown keys state")],
 )
 def test_a_claim_without_evidence_is_refused(row: str, why: str, tmp_path, monkeypatch):
     (tmp_path / "bench").mkdir()
@@ -40,6 +36,11 @@ def test_a_claim_without_evidence_is_refused(row: str, why: str, tmp_path, monke
     monkeypatch.setattr(status, "ROOT", tmp_path)
     with pytest.raises(ValueError, match=why):
         status.declared()
+
+
+def test_what_has_never_run_says_so():
+    assert status.tested({"kernels": "Triton"}, "") == status.NEVER
+    assert status.tested({"kernels": "C++", "suite": True}, "") == "the test suite"
 
 
 def test_a_readme_without_its_parts_is_refused():

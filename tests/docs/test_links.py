@@ -10,7 +10,8 @@ import pytest
 from tests.docs.blocks import ROOT, pages
 
 OTHERS = (
-    "CONTRIBUTING.md", "CHANGELOG.md", "bench/NOTES.md", "bench/README.md", "bench/gpu_check/README.md", "csrc/README.md",
+    "CONTRIBUTING.md", "CHANGELOG.md", "bench/NOTES.md", "bench/README.md", "bench/gpu_check/README.md",
+    "csrc/README.md",
 )  # fmt: skip
 COMING = {"docs/retrain.md", "docs/iterate.md", "docs/recipes.md"}
 """Pages that are linked before they are there; `test_pages_that_are_there_are_not_coming` takes them off the list."""
@@ -52,7 +53,11 @@ def test_every_page_is_linked_from_the_index():
 
 
 def test_paths_of_pages_in_the_code_exist():
-    sources = [file for folder in ("pyprune", "triton_kernels", "csrc", "bench", "tests") for file in (ROOT / folder).rglob("*.*")]
+    sources = [
+        file
+        for folder in ("pyprune", "triton_kernels", "csrc", "bench", "tests")
+        for file in (ROOT / folder).rglob("*.*")
+    ]
     for file in sources:
         if file.suffix in (".py", ".h", ".cpp", ".cu", ".toml"):
             for path in re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text("utf-8")):
