@@ -31,12 +31,12 @@ def add_narrowing(parser: argparse.ArgumentParser) -> None:
         "--align",
         type=at_least(1),
         metavar="N",
-        help="keep FFN widths that are multiples of N, the best neurons up to there (default: any width)",
+        help="keep FFN widths that are multiples of N (default: any width)",
     )
     group.add_argument(
         "--units",
         choices=("both", "heads", "neurons"),
-        help="what goes: whole KV groups, neurons or both (default: both)",
+        help="what is removed: whole KV groups, neurons or both (default: both)",
     )
     group.add_argument(
         "--remove-groups",

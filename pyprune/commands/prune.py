@@ -49,10 +49,10 @@ def add_options(commands: Any) -> None:
         commands,
         "prune",
         "remove blocks, sublayers or width, and save the smaller checkpoint",
-        "Remove whole blocks, or sublayers of them (attention or FFN), or heads and FFN neurons (width), and save the "
-        "smaller checkpoint, which plain transformers loads where it can express it. Exactly one of --depth, --blocks "
-        "and --width says what goes. --depth and --width measure on calibration text first, unless --scores is given. "
-        "The weights keep the checkpoint's dtype.",
+        "Remove blocks, their attention or FFN sublayers, or heads and FFN neurons (width), and save the smaller "
+        "checkpoint. Plain transformers loads it where it can express it. Give exactly one of --depth, --blocks and "
+        "--width. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
+        "the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",

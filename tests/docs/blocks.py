@@ -1,7 +1,7 @@
 """The code blocks of a Markdown file, with what the file says about running them.
 
-`<!-- not run: REASON -->` on the line before a Python block leaves it out. `<!-- runs: ... -->` before a shell block has
-it run; other shell blocks are only parsed.
+`<!-- not run: REASON -->` on the line before a Python block leaves it out. `<!-- runs: ... -->` before a shell block
+has it run; other shell blocks are only parsed.
 """
 
 from __future__ import annotations
