@@ -16,7 +16,7 @@ def declared() -> dict[str, Any]:
     """bench/status.toml. ValueError for evidence that is absent, and for a row whose keys are not known."""
     data = tomllib.loads((ROOT / "bench" / "status.toml").read_text("utf-8"))
     for row in data["row"]:
-        if unknown := row.keys() - {"hardware", "kernels", "default", "suite", "evidence", "note"}:
+        if unknown := row.keys() - {"hardware", "kernels", "default", "suite", "evidence", "tested", "note"}:
             raise ValueError(f"{row['hardware']}: unknown keys {', '.join(sorted(unknown))}")
         for name in row.get("evidence", []):
             if not (RESULTS / name).exists():
@@ -81,7 +81,7 @@ def short_matrix() -> str:
     """The README's support matrix: hardware whose lines are alike stands in one."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for row in declared()["row"]:
-        has_run = "suite" if row.get("suite") else "runs on hardware" if row.get("evidence") else ""
+        has_run = "test suite" if row.get("suite") else row["tested"] if row.get("evidence") else ""
         compiled = "" if has_run else "never run"
         lines.setdefault((row["kernels"], row["default"], has_run, compiled), []).append(row["hardware"])
     rows = [["; ".join(hardware), *marks] for marks, hardware in lines.items()]
