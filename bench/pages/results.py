@@ -46,8 +46,8 @@ def ratio(measured: Mapping[str, Any] | None) -> str:
 def link(*names: str) -> str:
     """Links from docs/ to raw samples."""
     if len(names) == 1:
-        return f"[raw samples](../bench/results/{names[0]})"
-    return "raw samples: " + ", ".join(f"[{place}](../bench/results/{n})" for place, n in enumerate(names, start=1))
+        return f"[samples](../bench/results/{names[0]})"
+    return "samples: " + ", ".join(f"[{place}](../bench/results/{n})" for place, n in enumerate(names, start=1))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
