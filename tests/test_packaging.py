@@ -45,15 +45,19 @@ def test_a_package_index_is_given_no_link_that_leads_nowhere(build: dict[str, An
     targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     assert all(target.startswith("https://") for target in targets)
     assert build["given"]["long_description_content_type"] == "text/markdown"
-    (tmp_path / "README.md").write_text('[a](docs/a.md) ![b](b.svg)\n<img src="c.svg"> [d](https://d)\n<!-- e -->\n')
+    (tmp_path / "README.md").write_text('[a](pages/a.md) ![b](b.svg)\n<img src="c.svg"> [d](https://d)\n<!-- e -->\n')
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     description = build["long_description"]
     description.__globals__["HERE"] = tmp_path
-    assert "docs/a.md" not in description()
+    assert "pages/a.md" not in description()
     assert "[d](https://d)" in description()
     (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://r/p/"\n')
     text = description()
-    for target in ("(https://r/p/blob/main/docs/a.md)", "(https://r/p/raw/main/b.svg)", '"https://r/p/raw/main/c.svg"'):
+    for target in (
+        "(https://r/p/blob/main/pages/a.md)",
+        "(https://r/p/raw/main/b.svg)",
+        '"https://r/p/raw/main/c.svg"',
+    ):
         assert target in text
     assert "(https://d)" in text
     assert "<!--" not in text

@@ -11,7 +11,7 @@ def test_the_readme_is_short():
     here = count(text)
     assert here.words < prose.README_WORDS
     assert here.per_hundred < prose.README_NUMBERS
-    assert len(text.splitlines()) <= 160
+    assert len(text.splitlines()) <= 145
 
 
 def test_the_docs_are_short():
@@ -53,5 +53,5 @@ x = 12
 """
     )
     here = count(markdown)
-    assert here.words == 2 + 13 + 2 + 3 + 26
+    assert here.words == 2 + 12 + 2 + 3 + 26
     assert here.numbers == 3
