@@ -19,7 +19,7 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
     if criterion.needs != "nothing":
         require_texts(options)
     elif options.text is not None:
-        raise InputError(f"--text {options.text}: criterion {criterion.name} looks at no text")
+        raise InputError(f"--text {options.text}: criterion {criterion.name} reads no text")
     if options.resume and criterion.name != "ppl":
         raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl does")
     journal_beside(options)

@@ -61,7 +61,7 @@ def require_narrowable(options: argparse.Namespace) -> None:
     if METHODS[options.method or DEFAULT].calibrated:
         require_texts(options)
     elif options.text is not None:
-        raise InputError(f"--text {options.text}: method {options.method} looks at no text")
+        raise InputError(f"--text {options.text}: method {options.method} reads no text")
 
 
 def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:

@@ -110,8 +110,7 @@ def add_options(commands: Any) -> None:
         "--repair-samples",
         type=at_least(1),
         metavar="N",
-        help="windows of the calibration text that --repair goes by, every eighth held out (default: "
-        f"{REPAIR_SAMPLES})",
+        help=f"calibration windows for --repair, every eighth held out (default: {REPAIR_SAMPLES})",
     )
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -225,9 +224,9 @@ def _check_prune_options(options: argparse.Namespace) -> None:
     if options.scores is not None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
         if options.search not in (None, "one-shot"):
-            raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
+            raise InputError(f"--scores {options.scores}: --search {options.search} makes rankings of its own")
     if options.resume and (options.depth is None or options.scores is not None):
-        raise InputError("--resume: belongs to --depth without --scores, which takes long")
+        raise InputError("--resume: belongs to --depth without --scores; only that work is kept")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):

@@ -259,7 +259,7 @@ class Engine:
         """The tokens that `generate` gives, as they come: int64 `[B]` a step, or (tokens, log-probabilities).
 
         The input is checked at once; the prompt runs when the first token is asked for. The iterator may be left at any
-        step. InputError from it when the engine began something else meanwhile (it has one cache).
+        step. InputError from it when another call has used the engine meanwhile (it has one cache).
         """
         params = sampling_params(params, options)
         steps = self._steps(input_ids, attention_mask, skip, params)
@@ -308,7 +308,7 @@ class Engine:
             if step + 1 == max(limits) or (stops is not None and bool(ended.all())):
                 return
             if self._stream is not stream:
-                raise InputError("stream: the engine began something else meanwhile; one at a time is accepted")
+                raise InputError("stream: another call has used the engine meanwhile; one stream at a time is accepted")
             logits = self._advance(token, ended)
 
     @torch.inference_mode()
