@@ -59,8 +59,9 @@ def page() -> str:
     return f"""<!-- Written by `make docs` from bench/status.toml and bench/results/. Do not edit. -->
 # Status
 
-*Default* kernels are used without asking. *Compiled only* means: tests compile the kernels for that hardware, without
-spills and within its limits. They have never run there, and no speed is claimed.
+*Default* kernels are used without asking; elsewhere plain PyTorch runs, with a warning. *Compiled only* means: tests
+compile the kernels for that hardware, without spills and within its limits. They have never run there, and no speed is
+claimed.
 
 {matrix("../")}
 

