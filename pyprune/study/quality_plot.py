@@ -39,20 +39,25 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
     looks = styles(line["method"] for line in table(results))
     figure = new_figure(7.6, 3.9)
     panel = figure.subplots()
+    fastest = max(point["tokens_per_s"] for point in points)
     for name in dict.fromkeys(point["row"] for point in points):
         row = [point for point in points if point["row"] == name]
         colour, marker = looks[row[0]["method"]]
         colour = theme.original if name == ORIGINAL else colour
         speeds = [point["tokens_per_s"] for point in row]
         panel.plot(speeds, [point["ppl"] for point in row], color=colour, linewidth=1.1, alpha=0.6, zorder=2)
+        panel.plot(
+            [max(speeds), fastest], [row[0]["ppl"]] * 2, color=theme.grid, linewidth=0.8, linestyle="dotted", zorder=1
+        )
         for point in row:
             filled = point["engine"] == "pyprune"
             panel.plot(
                 point["tokens_per_s"], point["ppl"], marker=marker, markersize=8, linestyle="none", zorder=3,
                 markerfacecolor=colour if filled else "none", markeredgecolor=colour, markeredgewidth=1.6,
             )  # fmt: skip
+        # All labels begin behind the fastest point: beside its own, one could cover another model's.
         panel.annotate(
-            _label(row[0]), (max(speeds), row[0]["ppl"]), xytext=(9, 0), textcoords="offset points", va="center",
+            _label(row[0]), (fastest, row[0]["ppl"]), xytext=(11, 0), textcoords="offset points", va="center",
             fontsize=9.5, color=theme.ink,
         )  # fmt: skip
     for filled, engine in enumerate(ENGINE_NAMES):
