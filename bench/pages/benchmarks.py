@@ -9,6 +9,7 @@ ACCELERATE = "accelerate-smollm2-bf16-2core-zen4.json"
 AMX = "instruction-sets-bf16-16core-amx.json"
 ATTENTION = "attention-many-tokens-2core-zen4.json"
 AVX2 = "decode-peers-smollm2-bf16-avx2-only-2core-zen4.json"
+CANDIDATES = "scoring-candidates-smollm2-fp32-2core-zen4.json"
 COMPRESSED = "compressed-weights-bf16-2core-zen4.json"
 FP16, FP32 = "decode-peers-smollm2-fp16-2core-zen4.json", "decode-peers-smollm2-fp32-2core-zen4.json"
 GPU = ("gpu-check-h100-2-decode-scoring.json", "gpu-check-h100-3-layouts-chosen.json")
@@ -108,11 +109,12 @@ Attention alone, over SmolLM2's heads ({link(ATTENTION)}):
 
 ## Scoring
 
-Against one forward pass for each candidate ({link(SCORING, SCORING_BF16, SCORING_ANY)}).
+Against one forward pass for each candidate ({link(SCORING, SCORING_BF16, CANDIDATES, SCORING_ANY)}).
 
 ```bash
 python -m pytest bench/test_scoring.py --benchmark-enable
 python -m pytest bench/test_prefill.py --benchmark-enable -k scores
+python -m pytest bench/test_candidates.py --benchmark-enable
 python -m pytest bench/test_any_decoder.py --benchmark-enable
 ```
 
@@ -121,6 +123,7 @@ python -m pytest bench/test_any_decoder.py --benchmark-enable
             ("SmolLM2, 30 blocks, 10 x 128 tokens, float32", SCORING, "test_block_scores_against_the_naive_loops"),
             ("SmolLM2, greedy removal of 8 blocks, 2 x 128 tokens, float32", SCORING, "test_greedy_removal"),
             ("SmolLM2, 30 blocks, 4 x 128 tokens, bf16", SCORING_BF16, "test_scores"),
+            ("SmolLM2, 360 alternatives of sublayers, 10 x 128 tokens, float32", CANDIDATES, "test_a_library"),
             ("a model like Gemma 3, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[gemma3"),
             ("a mixture of experts, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[moe"),
         )
