@@ -25,6 +25,7 @@ SCORING_ANY = "scoring-any-decoder-fp32-2core-zen4.json"
 SCORING_BF16 = "scoring-gemms-smollm2-bf16-2core-zen4.json"
 SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
 WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
+TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
 SWEEP = "sweep-7000-7300-bf16-2core-zen4.json"
 
 
@@ -132,6 +133,16 @@ python -m pytest bench/test_any_decoder.py --benchmark-enable
 Peak memory above the weights ({link(SCORING_MEMORY)}):
 
 {tables.scoring_memory(SCORING_MEMORY)}
+
+## Tasks
+
+The paper's tasks by lm-eval, SmolLM2-135M ({link(*TASKS)}).
+
+```bash
+python -m pytest bench/test_tasks.py --benchmark-enable --documents=100 -k bf16
+```
+
+{tables.tasks(*TASKS)}
 
 ## What the bytes allow
 

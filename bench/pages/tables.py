@@ -137,6 +137,16 @@ def scoring(*sources: tuple[str, str, str]) -> str:
     return table(["work", "s", "over the batched loop", "over the loop at batch 1"], rows)
 
 
+def tasks(*names: str) -> str:
+    """lm-eval's tasks beside lm-eval's own model, with its best batch size."""
+    rows = []
+    for name in names:
+        for case in cases(name):
+            own = f"{median(case['seconds']['pyprune']):.1f}"
+            rows.append([case["dtype"], case["task"], str(case["documents"]), own, ratio(case["ratio"]["hf"])])
+    return table(["dtype", "task", "documents", "s", "over lm-eval's `hf`"], rows)
+
+
 def scoring_memory(name: str) -> str:
     """Peak memory above the weights, beside the plan and the logits that are never stored."""
     rows = []
