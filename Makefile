@@ -1,6 +1,7 @@
 # make compare: set up everything and compare depth with width pruning on a real model.
 # make test:    set up everything and run the tests; make test-quick: one case of each, in a minute and a half.
-# make test-families: docs/families_table.md anew: every family of transformers on a small random model (ten minutes).
+# make test-families: docs/reference/families_table.md anew: every family of transformers on a small random model (ten minutes).
+# make docs:    the generated pages and tables anew, from bench/results/; ARGS=--check only says what is out of date.
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make ci-full: .ci/run, and the tests again with other seeds, instruction sets and threads (hours).
@@ -21,7 +22,7 @@ READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test test-quick test-families bench bench-peers lint wheel check-wheel ci-full clean
+.PHONY: setup compare test test-quick test-families docs bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -64,7 +65,10 @@ ci-full:
 	.ci/full
 
 test-families: setup
-	$(BIN)/python -m tests.families.every_family --out docs/families_table.md $(ARGS)
+	$(BIN)/python -m tests.families.every_family --out docs/reference/families_table.md $(ARGS)
+
+docs: setup
+	$(BIN)/python -m bench.pages $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

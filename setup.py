@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -78,6 +79,21 @@ def compiler() -> str | None:
     if wanted:
         return shutil.which(shlex.split(wanted)[0])
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+def long_description() -> str:
+    """The README for a package index, which does not have the repository's files: relative links lead to the
+    repository that pyproject.toml names under `project.urls`, or are left out where it names none."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository", "").rstrip("/")
+    text = re.sub(r"<!--.*?-->\n", "", text)
+    if repository:
+        text = re.sub(r"(!\[[^\]]*\])\((?!https?:)([^)]+)\)", rf"\1({repository}/raw/main/\2)", text)
+        text = re.sub(r"(\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({repository}/blob/main/\2)", text)
+        return re.sub(r'((?:src|srcset)=")(?!https?:)', rf"\1{repository}/raw/main/", text)
+    text = re.sub(r"<picture>.*?</picture>\n|!\[[^\]]*\]\((?!https?:)[^)]+\)\n", "", text, flags=re.DOTALL)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]+\)", r"\1", text)
 
 
 class BuildFresh(build_py):
@@ -148,6 +164,8 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     packages=[
         *find_packages(include=["pyprune", "pyprune.*"]),
         "pyprune.triton_kernels",

@@ -11,7 +11,6 @@ LEFT_OUT = ("slow", "alone")
 NEVER_QUICK = {
     "tests/gpu_check/test_dry_run.py",  # one run of all parts; test_running.py runs parts of its own
     "tests/cuda/test_later_architectures.py",  # a compilation each
-    "tests/runtime/test_generation_page.py",  # the examples of a page, on the real model
 }
 
 

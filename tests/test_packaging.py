@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -36,6 +37,30 @@ def test_the_version_stands_in_one_place():
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pyprune.__version__"}
     assert pyprune.__version__
+
+
+def test_a_package_index_is_given_no_link_that_leads_nowhere(build: dict[str, Any], tmp_path: Path):
+    text = build["given"]["long_description"]
+    assert text.startswith("# pyprune\n")
+    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+    assert all(target.startswith("https://") for target in targets)
+    assert build["given"]["long_description_content_type"] == "text/markdown"
+    (tmp_path / "README.md").write_text('[a](pages/a.md) ![b](b.svg)\n<img src="c.svg"> [d](https://d)\n<!-- e -->\n')
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    description = build["long_description"]
+    description.__globals__["HERE"] = tmp_path
+    assert "pages/a.md" not in description()
+    assert "[d](https://d)" in description()
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://r/p/"\n')
+    text = description()
+    for target in (
+        "(https://r/p/blob/main/pages/a.md)",
+        "(https://r/p/raw/main/b.svg)",
+        '"https://r/p/raw/main/c.svg"',
+    ):
+        assert target in text
+    assert "(https://d)" in text
+    assert "<!--" not in text
 
 
 def answering(*answers: str) -> Any:

@@ -26,10 +26,10 @@ def add_options(commands: Any) -> None:
         commands,
         "advise-width",
         "what to round an FFN width to on this machine",
-        "Time the linears of an FFN at a width and at the multiples above it, with torch's linear and pyprune's, and "
-        "say which is quickest here within the noise, what the zeros cost and what they gain. The measurement is kept "
-        "in $PYPRUNE_WIDTHS, else pyprune/widths.json in the user's cache directory, and used again. On a GPU it has "
-        "never run.",
+        "Time the linears of an FFN at a width and at the multiples above it, under torch and under pyprune. Say "
+        "which is fastest here beyond the noise, and what padding costs and gains. Measurements are kept in "
+        "$PYPRUNE_WIDTHS, else pyprune/widths.json in the user's cache directory, and used again. Has never run on a "
+        "GPU.",
         "pyprune advise-width 7155",
         "pyprune advise-width 1229 --hidden 576 --rows 1 --dtype fp32 --json",
     )

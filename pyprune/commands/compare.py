@@ -33,12 +33,11 @@ def add_options(commands: Any) -> None:
         commands,
         "compare",
         "measure depth and width pruning of one model side by side",
-        "Prune one model in depth (by perplexity, or by --criterion) and in width (by --methods, as it comes and "
-        "padded) to the same number of parameters, and measure perplexity on held-out text, accuracy on --tasks, "
-        "latency and throughput of all of them, and of the checkpoints of --with, under Hugging Face transformers and "
-        "under pyprune, interleaved. Latency is the time for M prompts to become M*L new tokens, in seconds; "
-        "throughput is M*L divided by it. A row that does not fit into memory says OOM. --out writes raw samples, CSV, "
-        "figures and a page.",
+        "Prune one model by depth (--criterion) and by width (--methods) to the same number of parameters. Measure "
+        "perplexity on held-out text, accuracy on --tasks, latency and throughput of every row, and of the "
+        "checkpoints of --with, under Hugging Face transformers and under pyprune, interleaved. Latency is the time "
+        "for M prompts to become M*L new tokens; throughput is M*L over it. A row that does not fit into memory says "
+        "OOM. --out writes raw samples, CSV, figures and a page.",
         "pyprune compare smollm2-135m --ratios 20% --batch 1,8 --out compare-135m",
         "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt",
         "pyprune compare smollm2-135m --depth-criteria ppl,taylor+ --with repaired=repaired-135m --tasks boolq,piqa "
@@ -87,7 +86,7 @@ def add_options(commands: Any) -> None:
         default=[],
         metavar="NAME=DIR",
         help="a checkpoint as a row of that name: pruned, repaired or retrained, here or elsewhere, with the same "
-        "vocabulary; given again, this one too (default: none)",
+        "vocabulary; may be repeated (default: none)",
     )
     more = partial(add_option_of, group, CompareConfig)
     more("tasks", "tasks of lm-eval, or paper for the paper's seven: accuracy of each row, zero-shot",

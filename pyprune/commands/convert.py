@@ -17,9 +17,9 @@ def add_options(commands: Any) -> None:
         commands,
         "convert",
         "write a model as GGUF for llama.cpp, or as a Hugging Face checkpoint",
-        "Write a model, pruned or not, in another format. A GGUF file has the architecture of its family where all "
-        "blocks are alike, and llama.cpp's deci where they are not; sliding windows, the q/k-norm of a Qwen3 whose "
-        "blocks differ, and RoPE that depends on the length cannot be expressed there and are refused.",
+        "Write a model, pruned or not, in another format. A GGUF file gets the architecture of its family if all "
+        "blocks are alike, and llama.cpp's deci otherwise. Sliding windows, the q/k-norm of a Qwen3 with unequal "
+        "blocks, and RoPE that depends on the length are refused there.",
         "pyprune convert smollm2-depth20 --to gguf --out smollm2-depth20.gguf --dtype bf16",
         "pyprune convert model.gguf --to hf --out model",
     )

@@ -48,8 +48,8 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--variant",
         metavar="V",
-        help="faithful: as the published code computes taylor, block-influence or angular where that deviates from the "
-        "formula; optipfair, for block-influence (default: corrected)",
+        help="faithful: compute taylor, block-influence or angular as the published code does, where it differs from "
+        "the formula; optipfair, for block-influence (default: corrected)",
     )
     group.add_argument(
         "--tokens",

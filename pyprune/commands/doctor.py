@@ -20,8 +20,9 @@ def add_options(commands: Any) -> None:
         commands,
         "doctor",
         "what pyprune runs on here, and what is missing",
-        "Say what pyprune finds here: processor and the instructions that matter, memory, versions, the native library "
-        "and which code path it chose, the demonstration model and texts; and for what is missing, how to get it.",
+        "Say what pyprune finds on this machine: the processor and its instructions, memory, versions, the native "
+        "library, the code path in use, the demonstration model and texts. Where something is missing, say how to get "
+        "it.",
         "pyprune doctor",
         "pyprune doctor --json",
         "pyprune doctor --gpu",

@@ -39,9 +39,9 @@ def add_options(commands: Any) -> None:
         commands,
         "eval",
         "measure a model's perplexity on a text and its accuracy on tasks",
-        "Measure the perplexity of a model on a whole text, with its standard error over windows and the bits per byte "
-        "that compare models of different tokenizers, and its accuracy on tasks. --protocol paper is what the code of "
-        "Shortened LLaMA does; --window, --stride, --join and --bos say otherwise.",
+        "Measure a model's perplexity on a whole text, with its standard error, and the bits per byte, which compare "
+        "models with different tokenizers. With --tasks, measure accuracy. --protocol paper does what the code of "
+        "Shortened LLaMA does; --window, --stride, --join and --bos change it.",
         "pyprune eval smollm2-135m --ppl demo:sms --tokens 4096",
         "pyprune eval pruned-135m --ppl wikitext2 --protocol paper --out wikitext2.json --resume",
         "pyprune eval smollm2-135m --ppl novel.txt --window full --stride 512 --bos none --json",

@@ -18,9 +18,9 @@ def add_options(commands: Any) -> None:
         commands,
         "export",
         "write a pruning as another tool takes it",
-        "Write a pruning, which prune leaves in a checkpoint as pruning.json, as another tool takes it: a mergekit "
-        "passthrough configuration, the lists of dropped layers of LLM-Drop, OptiPFair and Model Optimizer (counted "
-        "from 1), or plain JSON. What a tool cannot express, such as single sublayers in mergekit, is refused.",
+        "Write a pruning in the form of another tool: a mergekit passthrough configuration, the layer lists of "
+        "LLM-Drop, OptiPFair and Model Optimizer (which counts from 1), or plain JSON. What a tool cannot express, "
+        "such as single sublayers in mergekit, is refused.",
         "pyprune export smollm2-depth20/pruning.json --to mergekit --model HuggingFaceTB/SmolLM2-135M --layers 30",
         "pyprune export smollm2-depth20 --to llm-drop --out drop.json",
     )

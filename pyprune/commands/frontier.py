@@ -15,10 +15,10 @@ def add_options(commands: Any) -> None:
         commands,
         "frontier",
         "say which model of several comparisons to take under a latency or a size",
-        "Put the models of one or more comparisons side by side: quality (perplexity, or the mean accuracy over tasks) "
-        "against latency and against size. The Pareto front is drawn: the models than which no other one measured is "
-        "both better and faster, or better and smaller. With a limit, a sentence says which of them to take. The "
-        "comparisons are of one model, text, dtype and machine.",
+        "Put the models of one or more comparisons side by side: quality (perplexity, or mean accuracy over tasks) "
+        "against latency and size. The Pareto front is marked: models than which no other one is both better and "
+        "faster, or better and smaller. With a limit, say which model to take. The comparisons must share model, "
+        "text, dtype and machine.",
         "pyprune frontier compare-135m --latency 150",
         "pyprune frontier compare-20 compare-35/results.json --size 220 --quality accuracy --out frontier-135m",
     )

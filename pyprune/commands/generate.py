@@ -28,10 +28,10 @@ def add_options(commands: Any) -> None:
         commands,
         "generate",
         "continue a prompt, with blocks or sublayers left out",
-        "Continue prompts with the pyprune engine, leaving out blocks, or only their attention or FFN sublayer, at run "
-        "time: the quickest way to hear what a pruning does, with nothing written. A text ends at the model's own end "
-        "of text or after --max-new-tokens. A shape: model, which has no tokenizer, gets a random prompt and prints "
-        "token ids.",
+        "Continue prompts with the pyprune engine and skip blocks, or only their attention or FFN sublayers, at run "
+        "time. Nothing is written, so this is a quick look at what a pruning does. A text ends at the model's "
+        "end-of-text token or after --max-new-tokens. A shape: model has no tokenizer: it gets a random prompt and "
+        "prints token ids.",
         'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 5,14',
         'pyprune generate smollm2-135m --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7 --stream',
     )

@@ -20,7 +20,7 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
     if criterion.needs != "nothing":
         require_texts(options)
     elif options.text is not None:
-        raise InputError(f"--text {options.text}: criterion {criterion.name} looks at no text")
+        raise InputError(f"--text {options.text}: criterion {criterion.name} reads no text")
     if options.resume and "resume" not in criterion.options:
         raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl and ppl-after-repair do")
     journal_beside(options)

@@ -20,10 +20,10 @@ def add_options(commands: Any) -> None:
         commands,
         "lm-eval",
         "lm-eval's command line, with the model pyprune in it",
-        "Everything behind `lm-eval` goes to the command line of the EleutherAI evaluation harness, in which the model "
-        "`pyprune` is registered: pretrained=MODEL is what pyprune loads, a pruned directory too; skip=10,11 leaves "
-        "blocks out; dtype, device, max_length, add_bos_token, tokenizer; tokens=N are read at once. Each document's "
-        "context is read once for all its endings. `pyprune lm-eval run --help` shows lm-eval's own options.",
+        "Run the command line of the EleutherAI evaluation harness with the model `pyprune` registered in it. Its "
+        "arguments: pretrained=MODEL (whatever pyprune loads, a pruned directory too), skip=10,11 (blocks to skip), "
+        "dtype, device, max_length, add_bos_token, tokenizer, and tokens=N (tokens read at once). `pyprune lm-eval "
+        "run --help` shows lm-eval's own options.",
         "pyprune lm-eval run --model pyprune --model_args pretrained=smollm2-135m,skip=10,11 --tasks piqa --limit 100",
         "pyprune lm-eval ls tasks",
     )

@@ -31,12 +31,12 @@ def add_narrowing(parser: argparse.ArgumentParser) -> None:
         "--align",
         type=at_least(1),
         metavar="N",
-        help="keep FFN widths that are multiples of N, the best neurons up to there (default: any width)",
+        help="keep FFN widths that are multiples of N (default: any width)",
     )
     group.add_argument(
         "--units",
         choices=("both", "heads", "neurons"),
-        help="what goes: whole KV groups, neurons or both (default: both)",
+        help="what is removed: whole KV groups, neurons or both (default: both)",
     )
     group.add_argument(
         "--remove-groups",
@@ -61,7 +61,7 @@ def require_narrowable(options: argparse.Namespace) -> None:
     if METHODS[options.method or DEFAULT].calibrated:
         require_texts(options)
     elif options.text is not None:
-        raise InputError(f"--text {options.text}: method {options.method} looks at no text")
+        raise InputError(f"--text {options.text}: method {options.method} reads no text")
 
 
 def narrowing_dry_run(options: argparse.Namespace, decoder: Any, ratio: float) -> Any:

@@ -85,8 +85,8 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
         "--ratio",
         type=share,
         metavar="P%",
-        help="the units that come nearest to P%% of all parameters, as that choice (default: 20%% where two scores are "
-        "compared)",
+        help="the same choice as a share: the units nearest to P%% of all parameters (default: 20%% where two scores "
+        "are compared)",
     )
 
 
@@ -103,9 +103,8 @@ def add_weight_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-format",
         metavar="FORMAT",
-        help="how the weights are stored: bf16, or bf16-lossless12: bfloat16 weights in 12 bits each, without loss: "
-        "the same bits, three quarters of the memory, and with AVX-512 faster decoding of up to four sequences; on "
-        "CPUs (default: as they are)",
+        help="how the engine stores weights: bf16, or on CPUs bf16-lossless12, which keeps bfloat16 weights in 12 bits "
+        "without loss and with AVX-512 decodes small batches faster (default: as they are)",
     )
     parser.add_argument(
         "--compress",
@@ -125,7 +124,7 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
             action="extend",
             default=[],
             metavar="I,J",
-            help=f"{what} to leave out, numbered from 0; given again, these too (default: none)",
+            help=f"{what} to skip, numbered from 0; may be repeated (default: none)",
         )
 
 
@@ -159,8 +158,8 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         parser,
         CalibrationConfig,
         "packing",
-        "packed: the documents one after another, cut into windows; documents: a random window of each of S documents, "
-        "shorter ones passed over",
+        "packed: all documents one after another, cut into windows; documents: a random window from each of S "
+        "documents that are long enough",
         choices=("packed", "documents"),
     )
     add_option_of(
@@ -208,8 +207,8 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=size,
         metavar="SIZE",
-        help="most memory that scoring takes beyond the weights, such as 800MB or 2GiB: the work is split to stay "
-        "within it, which does not change the result (default: what is free)",
+        help="limit of memory beyond the weights, such as 800MB or 2GiB; the work is split to stay within it, with the "
+        "same result (default: what is free)",
     )
 
 
@@ -217,8 +216,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="of a Hugging Face directory or name, read each block's weights only when it is run, and the next "
-        "meanwhile: for models larger than memory (default: off)",
+        help="read each block's weights when it runs, for models larger than memory; a Hugging Face directory or name "
+        "is needed (default: off)",
     )
 
 
@@ -226,8 +225,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep what is finished in a journal beside --out, and go on from one that an interrupted run left there; "
-        "it is removed when --out is written (default: off)",
+        help="keep finished work in a journal beside --out, and go on from the journal of an interrupted run (default: "
+        "off)",
     )
 
 

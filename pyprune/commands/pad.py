@@ -15,10 +15,9 @@ def add_options(commands: Any) -> None:
         commands,
         "pad",
         "round the FFN widths of a checkpoint up to a multiple",
-        "Write a checkpoint again with every FFN width rounded up to a multiple by zero rows of gate and up and zero "
-        "columns of down: exactly the same function, in sizes that GEMMs are quicker at. Any checkpoint that pyprune "
-        "loads will do, whoever pruned it. With auto the multiple is the one that advise-width measures to be quickest "
-        "on this machine; 1 takes padding away again.",
+        "Round every FFN width of a checkpoint up to a multiple, with zeros. The function stays exactly the same, and "
+        "GEMMs may run faster. Any checkpoint that pyprune loads will do. auto takes the multiple that advise-width "
+        "finds best on this machine; 1 takes the padding out again.",
         "pyprune pad smollm2-width20 --multiple 64 --out smollm2-width20-padded",
         "pyprune pad smollm2-width20 --multiple auto --rows 1,16 --out smollm2-width20-padded",
     )

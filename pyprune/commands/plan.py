@@ -26,10 +26,9 @@ def add_options(commands: Any) -> None:
         commands,
         "plan",
         "how much memory a model and its engine will take",
-        "Say how much memory a model and its engine will take, used up to their full length, from the configuration "
-        "alone: nothing is loaded, so it need not fit here. Weights, the KV cache of M sequences of L tokens, and the "
-        "most that prefill or a decode step works with, on a CPU or a GPU. The Python process itself comes on top "
-        "(about 0.25 GB).",
+        "Say how much memory a model and its engine will take at full length: weights, the KV cache of M sequences of "
+        "L tokens, and the workspace of prefill and decode, on a CPU or a GPU. Only the configuration is read, so the "
+        "model need not fit here. The Python process comes on top (about 0.25 GB).",
         "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
         "pyprune plan smollm2-135m --memory --candidates 360 --measure kl,ppl",
         "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",

@@ -49,10 +49,10 @@ def add_options(commands: Any) -> None:
         commands,
         "prune",
         "remove blocks, sublayers or width, and save the smaller checkpoint",
-        "Remove whole blocks, or sublayers of them (attention or FFN), or heads and FFN neurons (width), and save the "
-        "smaller checkpoint, which plain transformers loads where it can express it. Exactly one of --depth, --blocks "
-        "and --width says what goes. --depth and --width measure on calibration text first, unless --scores is given. "
-        "The weights keep the checkpoint's dtype.",
+        "Remove blocks, their attention or FFN sublayers, or heads and FFN neurons (width), and save the smaller "
+        "checkpoint. Plain transformers loads it where it can express it. Give exactly one of --depth, --blocks and "
+        "--width. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
+        "the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --depth 6 --search greedy --repair linear --repair-each --out smollm2-mended6",
@@ -242,9 +242,9 @@ def _check_prune_options(options: argparse.Namespace) -> None:
     if options.scores is not None:
         refuse_criterion(options, f"the scores in {options.scores} are already made")
         if options.search not in (None, "one-shot"):
-            raise InputError(f"--scores {options.scores}: one ranking is not what --search {options.search} goes by")
+            raise InputError(f"--scores {options.scores}: --search {options.search} makes rankings of its own")
     if options.resume and (options.depth is None or options.scores is not None):
-        raise InputError("--resume: belongs to --depth without --scores, which takes long")
+        raise InputError("--resume: belongs to --depth without --scores; only that work is kept")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):

@@ -15,12 +15,13 @@ def add_options(commands: Any) -> None:
         commands,
         "report",
         "draw figures and pages from result files",
-        "Draw what other commands measured, from their files alone: the page of a comparison from its results.json, a "
-        "bar chart of scores, and of several scores a map of each unit's place under each. A name in .png gives one "
-        "figure, any other a directory with a page. From files of `python -m bench.gpu_check` (with comparisons of the "
-        "paper's models beside them, if any): the paper's tables and figures of speed and memory, its numbers beside "
-        "those measured, and in words where they agree, where not, and why.",
+        "Draw what other commands measured, from their files alone. One results.json of compare gives its page again, "
+        "or with --out FILE.svg one figure of perplexity against tokens/s. Scores give bar charts, and several scores "
+        "a map of the units' places. A name in .png gives one figure, any other a directory with a page. Files of "
+        "`python -m bench.gpu_check`, with comparisons of the paper's models if you have some, give the paper's tables "
+        "and figures of speed and memory with our numbers beside the paper's.",
         "pyprune report compare-135m/results.json --out compare-again",
+        "pyprune report compare-135m/results.json --out speed-dark.svg --dark",
         "pyprune report boolq.json sms.json --count 6 --out heat.png",
         "pyprune report mission/gpu_check.json sweep/gpu_check.json --out paper",
     )
@@ -42,7 +43,13 @@ def add_options(commands: Any) -> None:
         help="the paper's tables and figures from comparisons alone (default: only where a gpu_check.json is there)",
     )
     parser.add_argument(
-        "--out", metavar="PATH", required=True, help="a .png file for scores, or a new or empty directory (required)"
+        "--dark", action="store_true", help="colours for a dark page, with an .svg (default: for a light one)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        required=True,
+        help="a new or empty directory, a .png file for scores, an .svg file for one comparison (required)",
     )
     add_json(parser)
 
@@ -51,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     """Draw figures and pages from result files."""
     from pyprune.study.redraw import redraw
 
-    written = redraw(options.files, options.out, options.paper, **chosen_amount(options))
+    written = redraw(options.files, options.out, options.paper, options.dark, **chosen_amount(options))
     if options.json:
         return print_json({"written": [str(path) for path in written]})
     for path in written:

@@ -26,15 +26,15 @@ def add_options(commands: Any) -> None:
         commands,
         "samples",
         "show what a model and its pruned forms write on the same prompts",
-        "Let a model and its pruned forms continue the same prompts with the same seed, the paper's prompts and "
-        "sampling unless said otherwise, and show the texts side by side with the share of 4-grams that each model "
-        "repeats. --out writes them as JSON, a Markdown table and a page.",
+        "Let a model and its pruned forms continue the same prompts with the same seed. Prompts and sampling are the "
+        "paper's unless you give others. The texts stand side by side, with the share of 4-grams that each model "
+        "repeats. --out writes JSON, a Markdown table and a page.",
         "pyprune samples smollm2-135m pruned-135m --out samples-135m",
         "pyprune samples smollm2-135m pruned-135m --prompt 'Once upon a time' --draws 8 --max-new-tokens 128 --json",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
     parser.add_argument("others", metavar="DIR", nargs="*", help="more models, such as those that prune wrote")
-    add_option(parser, "--prompt", "a text to continue instead of the paper's; may be given again",
+    add_option(parser, "--prompt", "a text to continue instead of the paper's; may be repeated",
                shown="the paper's three", action="append", metavar="TEXT")  # fmt: skip
     add_option(parser, "--draws", "texts of each prompt and model", 1, type=at_least(1), metavar="N")
     add_option(parser, "--max-new-tokens", "most tokens to generate", 64, type=at_least(1), metavar="N")

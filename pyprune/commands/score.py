@@ -41,11 +41,10 @@ def add_options(commands: Any) -> None:
         commands,
         "score",
         "rank the units of a model by what their removal costs",
-        "Rank the units of a model by the perplexity it has without each of them, on a few calibration windows "
-        "(Shortened LLaMA, section 3.1), or by another criterion. The table shows the most removable first; --out "
-        "keeps the scores for prune, --plot draws them. --against compares them with other scores of the model, such "
-        "as those of another text: rank correlation, what would go under each, where they differ most. --candidates "
-        "scores prunings instead of units; --measure says by what.",
+        "Rank the units of a model by its perplexity without each of them (Shortened LLaMA, section 3.1), or by "
+        "another criterion. The table shows the most removable units first. --out keeps the scores for prune, and "
+        "--plot draws them. --against compares two sets of scores: rank correlation, what each would remove, where "
+        "they differ most. --candidates scores prunings instead of units, by --measure.",
         "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
         "pyprune score smollm2-135m --candidates prunings --measure kl,ppl --out candidates.json",

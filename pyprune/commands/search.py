@@ -37,11 +37,10 @@ def add_options(commands: Any) -> None:
         commands,
         "search",
         "choose units to remove together, with the perplexity after every step",
-        "Choose units to remove together: from the front of one ranking (one-shot), one after the other with what is "
-        "left ranked again each time (greedy: SLEB over blocks, BlockPruner with --unit mha+ffn), or the blocks in a "
-        "row that cost least together (window). They go by perplexity on a few calibration windows; one-shot takes any "
-        "criterion, window also angular and block-influence. The table shows the perplexity after each step; --out "
-        "keeps it.",
+        "Choose units to remove together. one-shot takes the front of one ranking, by any criterion. greedy removes "
+        "the best unit and ranks the rest again (SLEB over blocks, BlockPruner with --unit mha+ffn). window takes the "
+        "consecutive blocks that cost least together, by ppl, angular or block-influence. The table shows the "
+        "perplexity after each step; --out keeps it.",
         "pyprune search smollm2-135m --depth 8 --method greedy --out greedy.json",
         "pyprune search smollm2-135m --depth 20% --method greedy --unit mha+ffn --protect first=1,last=1",
     )

@@ -27,10 +27,10 @@ def add_options(commands: Any) -> None:
         commands,
         "sweep",
         "time, bandwidth and FLOP/s of a linear against its width",
-        "Time one linear of a width-pruned FFN at every width of a range, both as gate/up (hidden -> width) and as "
-        "down (width -> hidden): torch's as it is, torch's with the weight padded to a multiple, and pyprune's. The "
-        "results (every raw sample, the machine), a table and the saw-tooth with the widths of the paper's Table 1 "
-        "marked are written to a directory; a sweep that was stopped goes on where it was. On a GPU it has never run.",
+        "Time one linear of a width-pruned FFN at every width of a range, as gate/up (hidden -> width) and as down "
+        "(width -> hidden): torch, torch with padded weights, and pyprune. A directory gets every raw sample, a table "
+        "and a figure that marks the widths of the paper's Table 1. After an interruption, the same command goes on. "
+        "Has never run on a GPU.",
         "pyprune sweep --widths 7000:7300 --hidden 4096 --rows 1,8,64,1024 --dtype bf16 --out sweep-7155",
         "pyprune sweep --widths 1100:1200:4 --hidden 576 --rows 1,64 --rounds 5",
     )

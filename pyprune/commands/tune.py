@@ -17,10 +17,9 @@ def add_options(commands: Any) -> None:
         commands,
         "tune",
         "time the GPU kernels' configurations on this GPU and keep the best",
-        "Time the block sizes of the Triton kernels for the shapes of a model on the GPU at hand and keep the quickest "
-        "in a file, where the kernels find them. Weights are random: of the model only its "
-        "configuration is read. Every candidate's result is compared before it is timed. Nothing is tuned at any other "
-        "time: without the file a fixed table holds.",
+        "Time the block sizes of the Triton kernels for a model's shapes on this GPU and keep the fastest in a file, "
+        "where the kernels find them. Weights are random; only the model's configuration is read. Every candidate's "
+        "result is checked before it is timed. Nothing is tuned at any other time.",
         "pyprune tune --model shape:llama-7b",
         "pyprune tune --device cuda:1 --model smollm2-135m --dtype bf16 --out tuning.json",
     )

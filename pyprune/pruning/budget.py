@@ -161,7 +161,7 @@ def count_for_ratio(ratio: float, parameters: int, unit_sizes: Sequence[int]) ->
     if best == 0:
         first = "the only removable unit" if len(unit_sizes) == 1 else "one unit"
         share = unit_sizes[0] / parameters
-        raise InputError(f"ratio {ratio:g}: nearest to no unit at all; {first} is {share:.3%} of the parameters")
+        raise InputError(f"ratio {ratio:g}: nearest to removing no unit; {first} is {share:.3%} of the parameters")
     if best == len(unit_sizes) and target - removed > unit_sizes[-1] / 2:
         all_units = "the only removable unit is" if best == 1 else f"all {best} removable units are"
         raise InputError(f"ratio {ratio:g}: {all_units} only {removed / parameters:.1%} of the parameters")

@@ -49,9 +49,9 @@ class Engine:
 
     weight_format: how the weights are stored. None, or "bf16" for a decoder in bfloat16: as they are.
     "bf16-lossless12": bfloat16 weights on a CPU in 12 bits each, without loss: results have the same bits, and up to
-    four sequences decode faster, for fewer bytes are read (docs/generation.md). The engine then has weights of its own,
-    and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress: the old name,
-    True for "bf16-lossless12".
+    four sequences decode faster, for fewer bytes are read (docs/reference/generation.md). The engine then has weights
+    of its own, and its `decoder` sizes only; the given decoder's memory is free once nobody else holds it. compress:
+    the old name, True for "bf16-lossless12".
 
     `skip` is known to the host (block indices, a `Pruning`, {"blocks", "mha", "ffn"}: what is left out is not even
     called) or a device mask (a bool tensor `[blocks, 2]`, column 0 MHA and 1 FFN, True where left out: the operators
@@ -259,7 +259,7 @@ class Engine:
         """The tokens that `generate` gives, as they come: int64 `[B]` a step, or (tokens, log-probabilities).
 
         The input is checked at once; the prompt runs when the first token is asked for. The iterator may be left at any
-        step. InputError from it when the engine began something else meanwhile (it has one cache).
+        step. InputError from it when another call has used the engine meanwhile (it has one cache).
         """
         params = sampling_params(params, options)
         steps = self._steps(input_ids, attention_mask, skip, params)
@@ -308,7 +308,7 @@ class Engine:
             if step + 1 == max(limits) or (stops is not None and bool(ended.all())):
                 return
             if self._stream is not stream:
-                raise InputError("stream: the engine began something else meanwhile; one at a time is accepted")
+                raise InputError("stream: another call has used the engine meanwhile; one stream at a time is accepted")
             logits = self._advance(token, ended)
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ class PaddedLinear(nn.Linear):
     The weight has its logical shape, and the state dict nn.Linear's keys; only its rows lie up to 63 bytes further
     apart, so that wide loads and a GEMM's fast paths hold. Moving, casting, copying and loading keep that. Few rows of
     activations on a CPU run on `pyprune.ops.padded_linear`, others on torch's GEMM; both have gradients. On a GPU the
-    operator runs where kernels are in use (docs/gpu.md).
+    operator runs where kernels are in use (docs/guides/run-on-a-gpu.md).
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes allocated. The Python process and its libraries come on top (docs/planning.md)."""
+        """Bytes allocated. The Python process and its libraries come on top (docs/reference/memory.md)."""
         return self.weights + self.cache + self.workspace
 
     @property

@@ -50,7 +50,9 @@ def process_group(device: torch.device, distributed: bool | None = None) -> Proc
     if not dist.is_initialized():
         if not is_launched():
             if distributed:
-                raise InputError("distributed: True given, but neither torchrun nor init_process_group began others")
+                raise InputError(
+                    "distributed: True given, but neither torchrun nor init_process_group started other processes"
+                )
             return SINGLE_PROCESS
         _init_process_group(device)
     return _torch_process_group(device) if dist.get_world_size() > 1 else SINGLE_PROCESS

@@ -114,7 +114,7 @@ def _digests(candidates: CandidateSet, resumable: bool) -> list[str | None]:
     digests = candidates.digests()
     if resumable and None in digests:
         raise InputError(
-            "resume: a candidate has a function in it, which a journal cannot know again; modules, sublayers, tensors"
+            "resume: a candidate holds a function, which a journal cannot recognise; modules, sublayers, tensors"
             " and prunings are accepted"
         )
     return digests

@@ -54,7 +54,7 @@ def score(
 
     Raises InputError for an unknown criterion, unit, measure or option, a candidate that does not fit the model, ids
     outside the vocabulary, no predicted position, or a memory in which not even one candidate fits.
-    Source: Shortened LLaMA, section 3.1, for "ppl", "magnitude" and "taylor"; docs/criteria.md for all.
+    Source: Shortened LLaMA, section 3.1, for "ppl", "magnitude" and "taylor"; docs/reference/criteria.md for all.
     """
     by_name = criterion_named(criterion)
     set_options = {name: value for name, value in options.items() if value is not None}

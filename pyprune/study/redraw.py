@@ -15,10 +15,11 @@ from pyprune.scoring.scores import FORMAT as SCORES
 from pyprune.scoring.scores import Scores
 from pyprune.study import report
 from pyprune.study.contrast_plot import side_by_side
-from pyprune.study.destination import require_directory, require_figure
+from pyprune.study.destination import require_directory, require_figure, require_file
 from pyprune.study.page import html_page, html_table, inline_figure
 from pyprune.study.paper import pages
 from pyprune.study.paper.evidence import GPU_CHECK
+from pyprune.study.quality_plot import quality_against_speed
 from pyprune.study.score_plots import chosen, chosen_bars, heat_map
 
 RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
@@ -29,17 +30,26 @@ SCORES_KEYS = {"model", "criterion", "unit", "scores"}
 
 
 def redraw(
-    files: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], paper: bool = False, **amount: Any
+    files: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    paper: bool = False,
+    dark: bool = False,
+    **amount: Any,
 ) -> list[Path]:
     """Draw `files` into `out` and return what was written.
 
-    One comparison's results.json: its directory with figures and page. Files of the GPU check, comparisons beside them
+    One comparison's results.json: its directory with figures and page; into an .svg, perplexity against tokens/s
+    alone, for a dark page where `dark`. Files of the GPU check, comparisons beside them
     or, with `paper`, alone: the paper's tables and figures of speed, its own numbers beside (`study.paper`). Scores:
     into a .png, the bars of one or the map of several; else into a directory with the bars of each, of several the map,
     of two both side by side, and a page. amount: `ratio`, `count`, `protect` as in `pyprune.depth`, marked in the
     scores' figures.
     InputError for anything else, and when `out` is taken.
     """
+    if str(out).lower().endswith(".svg"):
+        return [_speed_figure(files, out, dark, paper, amount)]
+    if dark:
+        raise InputError(f"{out}: --dark belongs to a figure of a comparison; a name that ends in .svg is expected")
     figure = str(out).lower().endswith(".png")
     target = require_figure(out) if figure else require_directory(out)
     data = [read_json(path) for path in files]
@@ -57,6 +67,23 @@ def redraw(
     with whole_directory(out) as scratch:
         names = _write_scores(scratch, scores, labels, amount)
     return [target / name for name in names]
+
+
+def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amount: dict[str, Any]) -> Path:
+    target = require_file(out)
+    if len(files) != 1 or paper or amount:
+        raise InputError(f"{out}: an .svg is drawn of one comparison's results.json, without other options than --dark")
+    results = read_json(files[0])
+    if _format_of(files[0], results) != report.FORMAT:
+        raise InputError(f"{files[0]}: {report.FORMAT} of pyprune compare is expected for a figure in SVG")
+    try:
+        image = quality_against_speed(results, dark)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{files[0]}: not whole results of {report.FORMAT} ({type(error).__name__}: {error})"
+        ) from None
+    write_bytes(target, image)
+    return target
 
 
 def _format_of(path: str | os.PathLike[str], content: object) -> str:

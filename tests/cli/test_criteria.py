@@ -81,7 +81,7 @@ def test_protection_in_a_file_of_scores_holds_when_it_is_pruned_by(capsys, tmp_p
         (["score", TINY, "--criterion", "magic"], "criterion: 'magic' given; ppl, first-order-ppl"),
         (["score", TINY, "--criterion", "taylor", "--power", "2"], "power: 2 given, but criterion taylor takes"),
         (["score", TINY, "--tokens", "last"], "tokens: 'last' given, but criterion ppl takes"),
-        (["score", TINY, "--criterion", "first", "--text", "x"], "--text x: criterion first looks at no text"),
+        (["score", TINY, "--criterion", "first", "--text", "x"], "--text x: criterion first reads no text"),
         (["score", TINY, "--criterion", "magnitude", "--power", "3"], "power: 3 given; criterion magnitude accepts 1"),
         (["score", TINY, "--criterion", "angular", "--variant", "x"], "variant: 'x' given"),
         (["score", TINY, "--criterion", "every", "--every", "0"], "--every"),

@@ -1,6 +1,6 @@
 """Every family of causal models in transformers: which are scored and depth-pruned through their own layers.
 
-    python -m tests.families.every_family [--out docs/families_table.md] [MODEL_TYPE ...]
+    python -m tests.families.every_family [--out docs/reference/families_table.md] [MODEL_TYPE ...]
 
 builds a small random model of each, compares the scores of all its blocks with one forward pass per block, removes a
 block, saves, loads with plain transformers, compares and generates. The exit code is 1 when a score or a checkpoint is

@@ -159,7 +159,7 @@ def test_without_the_cuda_library_triton_is_tried_first(monkeypatch, tmp_path):
 
 
 def test_the_guide_tells_the_seconds_that_the_parts_add_up_to():
-    guide = (parts.ROOT / "docs" / "gpu.md").read_text()
+    guide = (parts.ROOT / "bench" / "gpu_check" / "README.md").read_text()
     for name in BUDGETS:
         [row] = [line for line in guide.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 4]
         assert int(row.split("|")[3]) == expected_seconds(plan([name])), row

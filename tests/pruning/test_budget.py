@@ -137,8 +137,8 @@ def test_an_exact_width_too_coarse_for_the_tolerance_is_refused_with_its_distanc
     [
         ([], "ratio 0.3: no unit can be removed"),
         ([10], "the only removable unit is only 10.0% of the parameters"),
-        ([90], "nearest to no unit at all; the only removable unit is 90.000%"),
-        ([70, 70], "nearest to no unit at all; one unit is 70.000%"),
+        ([90], "nearest to removing no unit; the only removable unit is 90.000%"),
+        ([70, 70], "nearest to removing no unit; one unit is 70.000%"),
         ([5, 5], "all 2 removable units are only 10.0%"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_stream_notices_that_its_cache_is_gone(tiny, use: str):
         engine.prefill(ids(2, 6))
     else:
         engine.generate(ids(2, 6), max_new_tokens=10)
-    with pytest.raises(InputError, match="stream: the engine began something else"):
+    with pytest.raises(InputError, match="stream: another call has used the engine"):
         next(stream)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -39,12 +38,6 @@ def decoder():
 @pytest.fixture(scope="module")
 def ids():
     return torch.randint(0, 101, (2, 11), generator=seeds.generator(71))
-
-
-def test_the_page_can_be_pasted():
-    page = (ROOT / "docs" / "scoring_in_other_tools.md").read_text("utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-    exec(compile(code.replace("smollm2-135m", SHAPE), "scoring_in_other_tools.md", "exec"), {})
 
 
 def replacement(block, kv_heads=None, width=None, paths=()):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
-from pathlib import Path
 
 import pytest
 
-from pyprune.cli import build_parser, main
+from pyprune.cli import main
 from pyprune.errors import InputError
 from pyprune.files import write_json
 from pyprune.study.paper import facts
@@ -347,14 +345,6 @@ def test_of_two_timings_of_a_row_the_one_with_more_runs_counts_and_then_the_late
 def test_a_part_that_is_not_the_reports_is_not_missed():
     found = evidence(part("table1", table1(by_bytes)), part("install", {}, "skipped", "a dry run installs nothing"))
     assert found.incomplete == []
-
-
-def test_the_reports_commands_on_the_page_can_be_pasted():
-    page = (Path(__file__).parents[2] / "docs" / "paper.md").read_text("utf-8")
-    lines = [line.strip() for line in page.splitlines() if line.startswith("    pyprune ")]
-    assert len(lines) == 2
-    for line in lines:
-        assert build_parser().parse_args(shlex.split(line)[1:]).command == "report"
 
 
 def test_the_command_writes_the_pages(full, tmp_path, capsys):

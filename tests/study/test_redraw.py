@@ -9,6 +9,7 @@ import pytest
 from pyprune.errors import InputError
 from pyprune.files import write_json
 from pyprune.scoring import Scores
+from pyprune.study.quality_plot import drawn, fingerprint
 from pyprune.study.redraw import redraw
 from pyprune.study.report import render
 
@@ -108,3 +109,41 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, resul
         assert not (tmp_path / "out").exists()
         assert not (tmp_path / "out.png").exists()
     assert json.loads((tmp_path / "novels.json").read_text("utf-8"))["model"] == "model"
+
+
+def test_a_comparison_gives_one_figure_of_perplexity_against_speed(results, tmp_path):
+    write_json(tmp_path / "results.json", results)
+    images = []
+    for name, dark in (("light.svg", False), ("again.svg", False), ("dark.svg", True)):
+        assert redraw([tmp_path / "results.json"], tmp_path / name, dark=dark) == [tmp_path / name]
+        images.append((tmp_path / name).read_text("utf-8"))
+    light, again, dark = images
+    assert light == again != dark
+    points = drawn(results)
+    assert {point["engine"] for point in points} == {"hf", "pyprune"}
+    assert not any("padded" in point["method"] for point in points)
+    assert all(fingerprint(points) in image and image.count("<svg") == 1 for image in images)
+
+
+def test_a_figure_of_other_points_has_another_fingerprint(results):
+    before = fingerprint(drawn(results))
+    results["rows"][1]["ppl"] *= 1.01
+    assert fingerprint(drawn(results)) != before
+    with pytest.raises(InputError, match="batch 2: the comparison holds no times"):
+        drawn(results, batch=2)
+
+
+def test_a_figure_in_svg_is_of_one_comparison(files, results, tmp_path):
+    write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "torn.json", {"format": results["format"], "rows": []})
+    refusals = [
+        (["results.json", "novels.json"], "out.svg", {}, "drawn of one comparison"),
+        (["results.json"], "out.svg", {"count": 2}, "without other options than --dark"),
+        (["novels.json"], "out.svg", {}, "pyprune-comparison/1 of pyprune compare is expected"),
+        (["torn.json"], "out.svg", {}, "torn.json: not whole results"),
+        (["novels.json"], "out.png", {"dark": True}, "a name that ends in .svg is expected"),
+    ]
+    for names, out, options, message in refusals:
+        with pytest.raises(InputError, match=message):
+            redraw([tmp_path / name for name in names], tmp_path / out, **options)
+        assert not (tmp_path / out).exists()

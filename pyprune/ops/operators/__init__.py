@@ -12,7 +12,7 @@ Letters in shapes: B batch, T tokens, H hidden size, N heads, G KV heads, D head
   contiguous.
 * Any size is allowed; products are accumulated in float32. One row is as good as many: for up to SKINNY_ROWS rows the
   weights are streamed once through fused kernels; more rows go through them in groups where that is faster
-  (docs/kernels.md), else the products are torch's own GEMM.
+  (docs/reference/kernels.md), else the products are torch's own GEMM.
 * `skip` is a bool vector with one flag a sublayer (a block's attention or FFN) and `sublayer` the index of this one.
   Where the flag is set the operator does nothing: `linear_residual` gives the residual back, the others give zeros and
   touch no cache.

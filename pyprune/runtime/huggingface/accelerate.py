@@ -23,7 +23,7 @@ def accelerate(model: Model) -> Model:
     `model`: a transformers model of the Llama, Mistral, Qwen2 or Qwen3 family, with or without its LM head, or a module
     that holds one (a PEFT model, say). Its weights, state dict, hooks and the names of its classes stay what they are.
     Where an operator cannot stand in for transformers' own code (gradients, hooks, LoRA layers, GPUs ...) the latter
-    runs; docs/huggingface.md lists the cases. An accelerated model may be given again.
+    runs; docs/reference/transformers.md lists the cases. An accelerated model may be given again.
     InputError, before anything is changed, for a model without decoder layers of these families.
     """
     swaps = list(_swaps(model))

@@ -18,7 +18,7 @@ class TaskLoss(LossMeasure):
         self.targets = samples.labels[:, 1:]
         self._positions = int((self.targets != IGNORED).sum())
         if self._positions == 0:
-            raise InputError("labels: none is set behind the first token; at least one that is not -100 is expected")
+            raise InputError("labels: none is set after the first token; at least one that is not -100 is expected")
         asked = (self.targets != IGNORED).any(0)
         self.asked = None if bool(asked.all()) else asked
 

@@ -1,0 +1,223 @@
+"""docs/benchmarks.md: every figure that the documentation has, each from one committed result."""
+
+from __future__ import annotations
+
+from bench.pages import tables
+from bench.pages.results import COMPARISON, DECODING, RESULTS, link, machine
+
+ACCELERATE = "accelerate-smollm2-bf16-2core-zen4.json"
+AMX = "instruction-sets-bf16-16core-amx.json"
+ATTENTION = "attention-many-tokens-2core-zen4.json"
+AVX2 = "decode-peers-smollm2-bf16-avx2-only-2core-zen4.json"
+CANDIDATES = "scoring-candidates-smollm2-fp32-2core-zen4.json"
+COMPRESSED = "compressed-weights-bf16-2core-zen4.json"
+FP16, FP32 = "decode-peers-smollm2-fp16-2core-zen4.json", "decode-peers-smollm2-fp32-2core-zen4.json"
+GPU = ("gpu-check-h100-2-decode-scoring.json", "gpu-check-h100-3-layouts-chosen.json")
+HUGE_PAGES = "huge-pages-smollm2-bf16-2core-zen4.json"
+LIMITS = "decode-limits-2core-zen4.json"
+LOADING = "load-gguf-bf16-2core-zen4.json"
+PREFILL = ("prefill-smollm2-bf16-2core-zen4.json", "prefill-smollm2-fp16-2core-zen4.json")
+READ_LIMITS = tuple(
+    f"decode-limits-llama-1b-2core-zen4{end}.json" for end in ("-at-40gbs", "", "-at-52gbs", "-at-58gbs")
+)
+SCORING = "scoring-smollm2-fp32-2core-zen4.json"
+SCORING_ANY = "scoring-any-decoder-fp32-2core-zen4.json"
+SCORING_BF16 = "scoring-gemms-smollm2-bf16-2core-zen4.json"
+SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
+WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
+TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
+SWEEP = "sweep-7000-7300-bf16-2core-zen4.json"
+
+
+def page() -> str:
+    """The whole page."""
+    text = f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
+# Benchmarks
+
+Every figure here comes from one committed file, and stands here only. `make docs` writes this page.
+
+**How to read it.** All sides ran interleaved, in the same rounds. A ratio is the median of the paired ratios. It is
+**bold** where its 95 % interval excludes one, `~` where it does not, and has a `*` where too few rounds give no
+interval. Intervals and every sample are in the linked files. Unless a section says otherwise the machine is virtual:
+{machine(DECODING)}. Its memory rate changes with its neighbours, so compare ratios, not speeds.
+[bench/README.md](../bench/README.md) describes the peers.
+
+## Depth against width
+
+SmolLM2-135M in bf16, protocol `quick`, batch 1, nothing retrained unless a column says so ({link(COMPARISON)}).
+
+```bash
+pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --batch 1,8
+```
+
+{tables.depth_and_width()}
+
+## Decoding
+
+SmolLM2-135M, prompts of 12 tokens, 64 decode steps.
+
+```bash
+make bench-peers
+make bench-peers ARGS="-k fp16"
+make bench-peers ARGS="-k fp32"
+make bench ARGS="-k compressed"
+make bench ARGS="-k huge"
+python -m pytest bench/test_accelerate.py --benchmark-enable
+```
+
+bf16 ({link(DECODING)}):
+
+{tables.decoding_in_full(DECODING)}
+
+float16 ({link(FP16)}):
+
+{tables.decoding_in_full(FP16)}
+
+float32 ({link(FP32)}):
+
+{tables.decoding_in_full(FP32)}
+
+bf16 with AVX2 alone, as most laptops have it ({link(AVX2)}):
+
+{tables.decoding_in_full(AVX2)}
+
+Speed-up by `bf16-lossless12` weights ({link(COMPRESSED)}):
+
+{tables.compressed(COMPRESSED)}
+
+`model.generate` of transformers after `pyprune.accelerate`, bf16 ({link(ACCELERATE)}):
+
+{tables.accelerated(ACCELERATE)}
+
+Speed-up by huge pages ({link(HUGE_PAGES)}):
+
+{tables.huge_pages(HUGE_PAGES)}
+
+## Prompts
+
+SmolLM2-135M, from token ids to the first new token ({link(*PREFILL)}).
+
+```bash
+python -m pytest bench/test_prefill.py --benchmark-enable
+python -m pytest bench/test_prefill.py --benchmark-enable -k attention
+```
+
+{tables.prompts(*PREFILL)}
+
+Attention alone, over SmolLM2's heads ({link(ATTENTION)}):
+
+{tables.attention(ATTENTION)}
+
+## Scoring
+
+Against one forward pass for each candidate ({link(SCORING, SCORING_BF16, CANDIDATES, SCORING_ANY)}).
+
+```bash
+python -m pytest bench/test_scoring.py --benchmark-enable
+python -m pytest bench/test_prefill.py --benchmark-enable -k scores
+python -m pytest bench/test_candidates.py --benchmark-enable
+python -m pytest bench/test_any_decoder.py --benchmark-enable
+```
+
+{
+        tables.scoring(
+            ("SmolLM2, 30 blocks, 10 x 128 tokens, float32", SCORING, "test_block_scores_against_the_naive_loops"),
+            ("SmolLM2, greedy removal of 8 blocks, 2 x 128 tokens, float32", SCORING, "test_greedy_removal"),
+            ("SmolLM2, 30 blocks, 4 x 128 tokens, bf16", SCORING_BF16, "test_scores"),
+            ("SmolLM2, 360 alternatives of sublayers, 10 x 128 tokens, float32", CANDIDATES, "test_a_library"),
+            ("a model like Gemma 3, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[gemma3"),
+            ("a mixture of experts, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[moe"),
+        )
+    }
+
+Peak memory above the weights ({link(SCORING_MEMORY)}):
+
+{tables.scoring_memory(SCORING_MEMORY)}
+
+## Tasks
+
+The paper's tasks by lm-eval, SmolLM2-135M ({link(*TASKS)}).
+
+```bash
+python -m pytest bench/test_tasks.py --benchmark-enable --documents=100 -k bf16
+```
+
+{tables.tasks(*TASKS)}
+
+## What the bytes allow
+
+A decode step of `shape:llama-1b` in bf16 against a plain read of the same bytes, in runs at different memory rates ({
+        link(*READ_LIMITS)
+    }).
+
+```bash
+make bench ARGS="-k limits"
+```
+
+{tables.read_limit(*READ_LIMITS)}
+
+Odd widths and skipped blocks, as shares of the unchanged model's time ({link(LIMITS)}):
+
+{tables.by_bytes(LIMITS)}
+
+## Odd widths
+
+Every FFN width of the paper's Table 1 as a bf16 linear, both ways round ({link(WIDTHS)}).
+
+```bash
+python -m pytest bench/test_padded_linear.py --benchmark-enable
+pyprune sweep --widths 7000:7300:4 --hidden 4096 --rows 1,8,64,1024 --dtype bf16 --out sweep
+```
+
+{tables.widths_of_table_1(WIDTHS)}
+
+Without AVX-512-BF16 on either side ({link(WIDTHS_NO_BF16)}):
+
+{tables.widths_of_table_1(WIDTHS_NO_BF16)}
+
+A sweep over neighbouring widths shows no saw-tooth on this CPU ({link(SWEEP)}):
+
+![Rates against the width, for torch, torch padded and pyprune](../bench/results/{SWEEP.replace(".json", ".png")})
+
+## Loading
+
+A Q4_K_M GGUF file as bf16 ({link(LOADING)}).
+
+```bash
+python -m pytest bench/test_load.py --benchmark-enable
+```
+
+{tables.loading(LOADING)}
+
+## AMX
+
+On 16 cores of an Intel Xeon, medians without intervals ({link(AMX)}).
+
+```bash
+python -m pytest bench/test_instruction_sets.py --benchmark-enable
+```
+
+{tables.amx(AMX)}
+
+## On an H100
+
+Random weights, bf16, two runs of `python -m bench.gpu_check`. The code has changed since. Hugging Face is bound by the
+machine's CPU there.
+
+{tables.gpu_decoding(*GPU)}
+
+Scoring all blocks of LLaMA-7B's shape on 10 x 128 tokens:
+
+{tables.gpu_scoring(*GPU)}
+
+[What was checked on hardware](status.md). [Predictions for other GPUs](../bench/NOTES.md).
+"""
+    return text + others(text)
+
+
+def others(text: str) -> str:
+    """Links to the results that no section uses."""
+    unused = [file.name for file in sorted(RESULTS.iterdir()) if file.name not in text]
+    if not unused:
+        return ""
+    return "\n## Other raw results\n\n" + "\n".join(f"- [{name}](../bench/results/{name})" for name in unused) + "\n"
