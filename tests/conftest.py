@@ -9,16 +9,19 @@ import pyprune
 from pyprune.models.decoder import Decoder
 from tests import seeds
 from tests.alone import Alone
+from tests.full import Full
 from tests.quick import Quick
 
 TINY = "shape:hidden=48,blocks=5,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="those too that `make test-full` has the tools for")
     parser.addoption("--quick", action="store_true", help="the first case of each test that is not slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Full(), "pyprune-full")
     config.pluginmanager.register(Quick(), "pyprune-quick")
     config.pluginmanager.register(Alone(), "pyprune-alone")
 

@@ -1,13 +1,14 @@
 """`--quick`: the first case of every test function that is not slow; of every file at least one.
 
-Slow are those marked `slow` and `alone`; those of the real model too, but for the first of a file that has no others.
+Slow are those marked `slow`, `alone` and `full`; those of the real model too, but for the first of a file that has no
+others.
 """
 
 from __future__ import annotations
 
 import pytest
 
-LEFT_OUT = ("slow", "alone")
+LEFT_OUT = ("slow", "alone", "full")
 NEVER_QUICK = {
     "tests/gpu_check/test_dry_run.py",  # one run of all parts; test_running.py runs parts of its own
     "tests/cuda/test_later_architectures.py",  # a compilation each

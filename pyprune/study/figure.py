@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from html import escape
 from typing import Any
 
 DOTS_PER_INCH = 110
@@ -30,3 +32,31 @@ def add_grid(panel: Any) -> None:
     """Faint lines behind what is drawn."""
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+PAGE_COLOURS = {
+    "#000000": "var(--text)", "#ffffff": "var(--ground)", "#dddddd": "var(--line)", "#cccccc": "var(--line)",
+    "#555555": "var(--muted)", "#999999": "var(--muted)", "#0072b2": "var(--blue)", "#332288": "var(--indigo)",
+    "#882255": "var(--wine)", "#117733": "var(--forest)",
+}  # fmt: skip
+"""What stands for ink, ground, faint lines and dark colours in figures, as the pages' style sheet calls it, which has
+them for light and dark."""
+
+
+def inline_svg(figure: Any, description: str) -> str:
+    """The figure as an SVG element for a page (`study.page`), in whose colours and font it is drawn. The same figure
+    gives the same text."""
+    import matplotlib
+
+    target = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "pyprune", "svg.fonttype": "none"}):
+        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = target.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<svg [^>]*?viewBox=(\"[^\"]+\")[^>]*>", r"<svg viewBox=\1>", text, count=1, flags=re.DOTALL)
+    text = text.replace("xlink:href", "href")
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    for colour, name in PAGE_COLOURS.items():
+        text = text.replace(colour, name)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1).strip()

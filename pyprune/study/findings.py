@@ -18,20 +18,65 @@ FEW_RUNS = 6
 def findings(results: dict[str, Any]) -> list[str]:
     """Sentences on the sample, on each pruned row's speed against the original and against its bytes, on the paper's
     statement about width pruning, and what the evaluations say. `results` as `compare` gives them."""
-    lines = [line for line in measured(results) if line["row"] != ORIGINAL and line["speedup"] is not None]
+    lines = _pruned(results)
     sentences = [sample_sentence(results)] if results["timings"] else []
     sentences += memory_sentences(results)
-    for row in dict.fromkeys(line["row"] for line in lines):
-        for engine in engines(results):
-            own = [line for line in lines if (line["row"], line["engine"]) == (row, engine)]
-            sentences += [speed_sentence(own)] if own else []
+    sentences += [speed_sentence(group) for group in _by_row_and_engine(results)]
     for method in methods_of(results):
         sentences.extend(paper_sentence(lines, engine, method) for engine in engines(results))
+    return sentences + evaluation_sentences(results) + checkpoint_sentences(results)
+
+
+SPEED_HEADER = ["row", "engine", "speed-up", "by bytes", "faster", "undecided", "slower", "against its bytes"]
+
+
+def speed_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table: what `speed_sentence` says, a line for each row and engine. The counts are of
+    settings (batch and output length)."""
+    rows = []
+    for group in _by_row_and_engine(results):
+        counts = [against_original(line) for line in group]
+        tallies = [str(counts.count(name)) for name in ("faster", "undecided", "slower")]
+        rows.append(
+            [
+                group[0]["row"], group[0]["engine"], _range(group), f"{group[0]['speedup_by_bytes']:.2f}x", *tallies,
+                _bytes_tally(group) if group[0]["speedup_low"] is not None else "too few runs",
+            ]
+        )  # fmt: skip
+    return SPEED_HEADER, rows
+
+
+def other_cells(results: dict[str, Any]) -> list[list[str]]:
+    """Subject and sentence of all findings that are not of speed."""
+    groups = {
+        "Quality": evaluation_sentences(results),
+        "Checkpoints": checkpoint_sentences(results),
+        "Memory": memory_sentences(results),
+        "Sample": [sample_sentence(results)] if results["timings"] else [],
+    }
+    return [[subject, sentence] for subject, sentences in groups.items() for sentence in sentences]
+
+
+def _pruned(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [line for line in measured(results) if line["row"] != ORIGINAL and line["speedup"] is not None]
+
+
+def _by_row_and_engine(results: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The timed lines of each pruned row under each engine, over all settings."""
+    lines, names = _pruned(results), engines(results)
+    keys = [(row, engine) for row in dict.fromkeys(line["row"] for line in lines) for engine in names]
+    groups = ([line for line in lines if (line["row"], line["engine"]) == key] for key in keys)
+    return [group for group in groups if group]
+
+
+def evaluation_sentences(results: dict[str, Any]) -> list[str]:
+    """What each evaluation says of each ratio."""
+    sentences = []
     for ratio in ratios(results):
         rows = [row for row in results["rows"] if row["ratio"] == ratio and "oom" not in row]
         for evaluation in evaluations_of(results):
             sentences.extend(evaluation.findings(rows))
-    return sentences + checkpoint_sentences(results)
+    return sentences
 
 
 def memory_sentences(results: dict[str, Any]) -> list[str]:
@@ -116,9 +161,10 @@ def sample_sentence(results: dict[str, Any]) -> str:
 
 def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
     """One row under one engine over all its settings (batch and output length)."""
-    first, gains = lines[0], [line["speedup"] for line in lines]
-    measured = f"{min(gains):.2f}x" if len(gains) == 1 else f"{min(gains):.2f}x to {max(gains):.2f}x"
-    facts = f"{first['row']} under {first['engine']}: {measured} measured, {first['speedup_by_bytes']:.2f}x by bytes."
+    first = lines[0]
+    facts = (
+        f"{first['row']} under {first['engine']}: {_range(lines)} measured, {first['speedup_by_bytes']:.2f}x by bytes."
+    )
     if first["speedup_low"] is None:
         return facts
     original = _tally(
@@ -127,15 +173,20 @@ def speed_sentence(lines: Sequence[dict[str, Any]]) -> str:
         undecided="undecided",
         slower="slower",
     )
-    predicted = _tally(
-        [against_bytes(line) for line in lines],
-        more="above",
-        **{"as": "within the spread of it"},
-        less="below",
-    )
     return (
         f"{facts} Of {_count(len(lines), 'setting')}, against the original: {original}; against what the bytes "
-        f"predict: {predicted}."
+        f"predict: {_bytes_tally(lines)}."
+    )
+
+
+def _range(lines: Sequence[dict[str, Any]]) -> str:
+    gains = [line["speedup"] for line in lines]
+    return f"{min(gains):.2f}x" if len(gains) == 1 else f"{min(gains):.2f}x to {max(gains):.2f}x"
+
+
+def _bytes_tally(lines: Sequence[dict[str, Any]]) -> str:
+    return _tally(
+        [against_bytes(line) for line in lines], more="above", **{"as": "within the spread of it"}, less="below"
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.files import read_json, whole_directory, write_bytes, write_text
+from pyprune.models.pruning import FORMAT as PRUNING
 from pyprune.scoring.contrast import Contrast, contrast, named
 from pyprune.scoring.scores import FORMAT as SCORES
 from pyprune.scoring.scores import Scores
 from pyprune.study import report
 from pyprune.study.contrast_plot import side_by_side
+from pyprune.study.cuts import draw_cuts
 from pyprune.study.destination import require_directory, require_figure, require_file
 from pyprune.study.page import html_page, html_table, inline_figure
 from pyprune.study.paper import pages
@@ -34,22 +36,34 @@ def redraw(
     out: str | os.PathLike[str],
     paper: bool = False,
     dark: bool = False,
+    cut: bool = False,
+    model: str | None = None,
     **amount: Any,
 ) -> list[Path]:
     """Draw `files` into `out` and return what was written.
 
     One comparison's results.json: its directory with figures and page; into an .svg, perplexity against tokens/s
-    alone, for a dark page where `dark`. Files of the GPU check, comparisons beside them
-    or, with `paper`, alone: the paper's tables and figures of speed, its own numbers beside (`study.paper`). Scores:
-    into a .png, the bars of one or the map of several; else into a directory with the bars of each, of several the map,
-    of two both side by side, and a page. amount: `ratio`, `count`, `protect` as in `pyprune.depth`, marked in the
-    scores' figures.
+    alone, for a dark page where `dark`. Prunings and pruned checkpoints into an .svg: what each cuts, and with `cut`
+    what the rows of comparisons do (`study.cuts.draw_cuts`, which says what `model` is for). Files of the GPU check,
+    comparisons beside them or, with `paper`, alone: the paper's tables and figures of speed, its own numbers beside
+    (`study.paper`). Scores: into a .png, the bars of one or the map of several; else into a directory with the bars of
+    each, of several the map, of two both side by side, and a page. amount: `ratio`, `count`, `protect` as in
+    `pyprune.depth`, marked in the scores' figures.
     InputError for anything else, and when `out` is taken.
     """
     if str(out).lower().endswith(".svg"):
+        if cut or _are_prunings(files):
+            if dark or paper:
+                name = "--dark" if dark else "--paper"
+                raise InputError(f"{out}: {name} does not go with a drawing of what was cut")
+            _refuse_amount(files, amount)
+            return [draw_cuts(files, out, model)]
+        if model is not None:
+            raise InputError(f"--model {model}: belongs to a pruning, and {files[0]} is none")
         return [_speed_figure(files, out, dark, paper, amount)]
-    if dark:
-        raise InputError(f"{out}: --dark belongs to a figure of a comparison; a name that ends in .svg is expected")
+    for name, value in (("dark", dark), ("cut", cut), ("model", model)):
+        if value:
+            raise InputError(f"{out}: --{name} belongs to one drawing; a name that ends in .svg is expected")
     figure = str(out).lower().endswith(".png")
     target = require_figure(out) if figure else require_directory(out)
     data = [read_json(path) for path in files]
@@ -67,6 +81,15 @@ def redraw(
     with whole_directory(out) as scratch:
         names = _write_scores(scratch, scores, labels, amount)
     return [target / name for name in names]
+
+
+def _are_prunings(files: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether these are directories of checkpoints, and files of prunings, of which older ones name no format."""
+    return all(os.path.isdir(path) or _is_pruning(read_json(path)) for path in files)
+
+
+def _is_pruning(content: object) -> bool:
+    return isinstance(content, dict) and content.get("format", PRUNING) == PRUNING and not content.keys() >= SCORES_KEYS
 
 
 def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amount: dict[str, Any]) -> Path:
@@ -116,6 +139,10 @@ def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any
 def _require_directory_alone(out: Any, files: Sequence[Any], amount: dict[str, Any]) -> None:
     if str(out).lower().endswith(".png"):
         raise InputError(f"{out}: these results are drawn as several figures and a page; a directory is expected")
+    _refuse_amount(files, amount)
+
+
+def _refuse_amount(files: Sequence[Any], amount: dict[str, Any]) -> None:
     for name, value in amount.items():
         raise InputError(f"--{name} {value}: belongs to scores, and {files[0]} holds none")
 

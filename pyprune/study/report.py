@@ -11,12 +11,13 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
 from pyprune.study.columns import Table, cells, shown
+from pyprune.study.cut_diagram import Cut, cut_element
+from pyprune.study.cuts import comparison_cuts
 from pyprune.study.findings import findings
 from pyprune.study.page import model_cells, page, task_cells
-from pyprune.study.plots import latency_by_batch, quality_and_throughput
-from pyprune.study.table import engines, settings, table, timing_columns, timing_lines
+from pyprune.study.plots import latency_by_batch, latency_drawings, quality_and_throughput, quality_drawings
+from pyprune.study.table import FORMAT, engines, settings, table, timing_columns, timing_lines
 
-FORMAT = "pyprune-comparison/1"
 RESULTS = "results.json"
 
 
@@ -59,16 +60,37 @@ def render(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
 
 def drawn(results: dict[str, Any]) -> dict[str, bytes]:
     """`table.csv`, two PNG figures and `index.html`, from the results alone."""
-    figures = {
-        "figure1.png": ("Quality, latency and throughput", quality_and_throughput(results)),
-        "figure2.png": ("Latency against batch size", latency_by_batch(results)),
-    }
-    text = page(results, dict(figures.values()))
+    table_csv = csv_text(results).encode()
+    held = [
+        (RESULTS, "application/json", json_text(results).encode()),
+        ("table.csv", "text/csv", table_csv),
+        ("samples.csv", "text/csv", samples_csv(results).encode()),
+    ]
+    cuts = [cut_element(cut) for cut in _cuts(results)]
+    text = page(results, quality_drawings(results), latency_drawings(results), cuts, held)
     return {
-        "table.csv": csv_text(results).encode(),
-        **{name: image for name, (_, image) in figures.items()},
+        "table.csv": table_csv,
+        "figure1.png": quality_and_throughput(results),
+        "figure2.png": latency_by_batch(results),
         "index.html": text.encode(),
     }
+
+
+def _cuts(results: dict[str, Any]) -> list[Cut]:
+    """None where no row lists what it removes: older results, and comparisons of checkpoints alone."""
+    listed = any(row["pruning"] and "as" not in row["pruning"] for row in results["rows"])
+    return comparison_cuts(results, RESULTS) if listed else []
+
+
+def samples_csv(results: dict[str, Any]) -> str:
+    """Every raw sample as CSV, a line a run in the order in which they were taken: seconds of the whole batch."""
+    target = io.StringIO(newline="")
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(["row", "engine", "batch", "output_tokens", "run", "seconds"])
+    for timing in results["timings"]:
+        setting = [timing[name] for name in ("row", "engine", "batch", "output_tokens")]
+        writer.writerows([*setting, run, seconds] for run, seconds in enumerate(timing["seconds"], start=1))
+    return target.getvalue()
 
 
 def csv_text(results: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ from pyprune.study.columns import MODEL_COLUMNS, TIMING_COLUMNS, Column, ModelLi
 from pyprune.study.evaluations import evaluations_of
 from pyprune.study.labels import ORIGINAL
 
+FORMAT = "pyprune-comparison/1"
+"""What the results of `compare` call their format."""
+
 
 def model_columns(results: dict[str, Any]) -> list[Column[ModelLine]]:
     """The columns of a model: names and sizes, and those of the evaluations."""

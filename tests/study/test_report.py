@@ -13,10 +13,12 @@ import pytest
 
 from pyprune.errors import InputError
 from pyprune.study.columns import Table, shown
-from pyprune.study.findings import findings
+from pyprune.study.findings import findings, speed_cells
 from pyprune.study.page import page
+from pyprune.study.plots import latency_drawings, quality_drawings
 from pyprune.study.report import ReportError, render, save, terminal
 from pyprune.study.table import table, timing_columns
+from pyprune.study.verdict import verdict
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -91,22 +93,111 @@ def test_figures_and_page_do_with_several_ratios_and_output_lengths(results, tmp
 def test_the_page_is_self_contained(results, tmp_path):
     render(results, tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text("utf-8")
-    assert all(value.startswith("data:") for value in re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]*)""", text))
-    assert "url(" not in text
-    assert "<script" not in text
+    targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]*)""", text)
+    assert all(value.startswith(("data:", "#")) for value in targets)
+    assert {value[1:] for value in targets if value.startswith("#")} <= set(re.findall(r' id="([^"]+)"', text))
     assert "http" not in text
-    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(images) == 2
-    for image, name in zip(images, ("figure1.png", "figure2.png"), strict=True):
-        assert base64.b64decode(image, validate=True) == (tmp_path / "report" / name).read_bytes()
+    assert "@import" not in text
+    assert text.count("<script>") == 1
+    assert re.findall(r"url\((?!#)", text) == []
+
+
+def saved_from(text: str, name: str) -> bytes:
+    """The file of this name that a page lets its reader save."""
+    data = re.search(rf'<a download="{name}" href="data:[a-z/]+;base64,([^"]+)"', text)
+    assert data is not None
+    return base64.b64decode(data[1], validate=True)
+
+
+def test_raw_samples_can_be_saved_from_the_page_itself(results, tmp_path):
+    render(results, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    for name in ("results.json", "table.csv"):
+        assert saved_from(text, name) == (tmp_path / "report" / name).read_bytes()
+    rows = list(csv.DictReader(io.StringIO(saved_from(text, "samples.csv").decode())))
+    assert len(rows) == sum(len(timing["seconds"]) for timing in results["timings"]) == 48
+    seconds = [float(r["seconds"]) for r in rows if (r["row"], r["engine"], r["batch"]) == ("depth 20%", "hf", "1")]
+    assert seconds == [0.8, 0.88, 0.72]
+
+
+def test_the_verdict_and_the_plot_come_before_all_else(results, tmp_path):
+    render(results, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    verdict_at, plot_at, first_heading = text.index('class="verdict"'), text.index("<svg"), text.index("<h2>")
+    assert verdict_at < plot_at < first_heading
+    assert "<li>" not in text
+    # Two panels of quality and throughput, and one of latency for each engine.
+    assert text.count('<svg role="img"') == 4
+
+
+def test_drawings_take_their_colours_from_the_page(results):
+    for _, svg in [*quality_drawings(results), *latency_drawings(results)]:
+        assert "var(--text)" in svg or "var(--line)" in svg
+        assert "#ffffff" not in svg
+        assert "#000000" not in svg
+        assert re.match(r'<svg role="img" aria-label="[^"]+" viewBox="0 0 [\d.]+ [\d.]+">', svg)
+    assert quality_drawings(results) == quality_drawings(results)
+
+
+def test_the_page_draws_what_each_row_cut(results, tmp_path):
+    results["rows"][1]["pruning"] = {"blocks": [3, 4, 9]}
+    results["rows"][2]["pruning"] = {"neurons": {"0": [1, 2]}, "kv_groups": {"5": [0]}}
+    results["rows"][3]["pruning"] = {"as": "wanda-sp 20%", "pad_to": 64}
+    render(results, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert text.count('<svg class="cut"') == 2
+    assert "3 of 30 blocks" in text
+    assert "3 of 270 heads, 2 of 46080 neurons" in text
+
+
+def test_the_verdict_is_three_sentences_with_numbers_of_the_table(results):
+    quality, speed, engine = verdict(more_runs(results))
+    assert quality == (
+        "With 20% of the parameters removed, depth has the lower perplexity, 14.00 (depth 20%) against 120.00 "
+        "(wanda-sp 20%); the original's is 10.00."
+    )
+    assert speed == (
+        "Speed against the original, under pyprune at batch 1: 1.25x for depth 20% (faster), 1.00x for wanda-sp 20%, "
+        "padded (undecided)."
+    )
+    assert engine == "pyprune against Hugging Face transformers on the original: 2.00x at batch 1, 2.00x at batch 8."
+
+
+def test_a_verdict_of_few_runs_calls_nothing_faster(results):
+    speed = verdict(results)[1]
+    assert speed.endswith("; 3 runs are too few to call a difference real.")
+    assert "faster" not in speed
+
+
+def test_a_verdict_says_what_it_can(results):
+    for row in results["rows"]:
+        row["ppl"] = None
+    assert len(verdict(results)) == 2
+    results["timings"] = [timing for timing in results["timings"] if timing["engine"] == "hf"]
+    assert [sentence[:18] for sentence in verdict(results)] == ["Speed against the "]
+    results["timings"] = []
+    assert verdict(results) == ["Nothing was timed, and no quality was taken."]
+
+
+def test_the_table_of_findings_counts_settings_as_the_sentences_do(results):
+    for timing in results["timings"]:
+        if timing["row"] == "wanda-sp 20%":
+            timing["seconds"] = [second * 1.25 for second in timing["seconds"]]
+    header, rows = speed_cells(more_runs(results))
+    cells = {tuple(row[:2]): dict(zip(header, row, strict=True)) for row in rows}
+    assert len(cells) == 6
+    slower = cells["wanda-sp 20%", "hf"]
+    assert [slower[name] for name in ("faster", "undecided", "slower")] == ["0", "0", "2"]
+    assert slower["speed-up"] == "0.72x to 0.72x"
+    assert slower["against its bytes"] == "below in 2"
 
 
 def test_text_from_the_results_is_escaped(results):
     results["command"] = "pyprune compare '<script>alert(1)</script>'"
     results["machine"]["cpu"] = "A & B <i>"
-    text = page(results, {})
+    text = page(results)
     assert "model &lt;b&gt;&amp;" in text
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     assert "A &amp; B &lt;i&gt;" in text
 
 
