@@ -144,7 +144,7 @@ def _positions(count: int, seed: int, step: int) -> Tensor:
 def divergence(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
     """mean over rows of KL(p(teacher) || p(student)) in nats, of last states `[rows, hidden]`, differentiable in
     `student`. Logits of HEAD_ROWS rows are in memory at a time."""
-    return _Divergence.apply(student, teacher, head)  # type: ignore[no-any-return]  # untyped in torch
+    return _Divergence.apply(student, teacher, head)
 
 
 class _Divergence(torch.autograd.Function):

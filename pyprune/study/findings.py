@@ -122,7 +122,7 @@ def methods_of(results: dict[str, Any]) -> list[str]:
     return results["settings"].get("methods", list(CompareConfig.methods))
 
 
-def against_original(line: dict[str, Any]) -> str:
+def against_original(line: Mapping[str, Any]) -> str:
     """slower, faster or undecided: a difference counts when the median paired ratio's 95 % interval excludes none."""
     return _against(line, 1.0, "slower", "undecided", "faster")
 
@@ -132,7 +132,7 @@ def against_bytes(line: dict[str, Any]) -> str:
     return _against(line, line["speedup_by_bytes"], "less", "as", "more")
 
 
-def _against(line: dict[str, Any], value: float, below: str, within: str, above: str) -> str:
+def _against(line: Mapping[str, Any], value: float, below: str, within: str, above: str) -> str:
     if line["speedup_low"] is None:
         return within
     if line["speedup_high"] < value:

@@ -97,7 +97,7 @@ def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amoun
     if len(files) != 1 or paper or amount:
         raise InputError(f"{out}: an .svg is drawn of one comparison's results.json, without other options than --dark")
     results = read_json(files[0])
-    if _format_of(files[0], results) != report.FORMAT:
+    if not isinstance(results, dict) or _format_of(files[0], results) != report.FORMAT:
         raise InputError(f"{files[0]}: {report.FORMAT} of pyprune compare is expected for a figure in SVG")
     try:
         image = quality_against_speed(results, dark)
