@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyprune.pruning.index_map import index_map
     from pyprune.pruning.width import width
     from pyprune.recovery.repair import repair
+    from pyprune.retraining.train import retrain
     from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
@@ -66,6 +67,7 @@ __all__ = [
     "plan_memory",
     "repair",
     "restore",
+    "retrain",
     "samples",
     "score",
     "search",
@@ -81,6 +83,7 @@ _PACKAGES = {
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "recovery": ("repair",),
+    "retraining": ("retrain",),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
