@@ -5,8 +5,8 @@ With z the student's logits and l the teacher's, p = softmax(z / t), q = softmax
     forward:  D = sum_i q_i (log q_i - log p_i)      dD/dz_j = (p_j - q_j) / t
     reverse:  D = sum_i p_i (log p_i - log q_i)      dD/dz_j = p_j (log p_j - log q_j - D) / t
 
-With top_k both sums go over k + 1 outcomes: the teacher's k likeliest tokens, and all the others together. By the data
-processing inequality that is at most the whole divergence, and it is zero only where the masses of the others agree too.
+With top_k both sums go over k + 1 outcomes: the teacher's k likeliest tokens, and all the others together. That is at
+most the whole divergence (data processing inequality), and zero only where the masses of the others agree too.
 Sources: Hinton et al. 2015 (temperature), MiniLLM (Gu et al. 2024) for the reverse form.
 """
 
@@ -18,7 +18,9 @@ from torch import Tensor
 KINDS = ("forward-kl", "reverse-kl")
 
 
-def divergence(logits: Tensor, teacher: Tensor, kind: str, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:
+def divergence(
+    logits: Tensor, teacher: Tensor, kind: str, temperature: float, top_k: int | None
+) -> tuple[Tensor, Tensor]:
     """D of each row `[R]`, and dD/d(logits) `[R, V]`, of logits `[R, V]` of both; top_k below V, or None for all."""
     student, teacher = logits / temperature, teacher / temperature
     if top_k is None:

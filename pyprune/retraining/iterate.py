@@ -168,7 +168,13 @@ class _Work:
         """The two curves without training, as JSON data."""
         settings = {"unit": self.unit, "protect": self.protect, "memory": self.memory}
         greedy = search(
-            self.original, self.ids, "greedy", count=count, ratio=ratio, progress=self._stage("greedy search"), **settings
+            self.original,
+            self.ids,
+            "greedy",
+            count=count,
+            ratio=ratio,
+            progress=self._stage("greedy search"),
+            **settings,
         )
         one_shot = search(
             self.original, self.ids, "one-shot", count=len(greedy.order), progress=self._stage("one-shot search"),
@@ -203,9 +209,9 @@ class _Work:
 
     def at_once(self, one_shot: Sequence[Removal]) -> float | str:
         """The perplexity when the units go at once and one training has the steps of all rounds."""
-        units = [step.removed for step in one_shot]
+        units, state = [step.removed for step in one_shot], self.journal.state_file("one-shot")
         pruned = apply(self.original, removal(original_name(self.original), units, f"one-shot ppl {self.unit}"))
-        trained = self._trained(pruned, self.steps * len(units), self.seed, "one-shot", self.journal.state_file("one-shot"))
+        trained = self._trained(pruned, self.steps * len(units), self.seed, "one-shot", state)
         value = perplexity(trained, self.held_out, memory=self.memory)
         self.journal.drop("one-shot.state")
         return json_number(value)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pyprune.errors import InputError
 from pyprune.models.decoder import Block, Decoder
 from pyprune.recovery.streams import equal
+from pyprune.retraining.objectives.objective import transformers_model
+from pyprune.retraining.samples import Batch
 
 
 def equal_blocks(original: Decoder, decoder: Decoder) -> int:
@@ -53,23 +55,13 @@ def first_cut(decoder: Decoder) -> int:
 def frozen_blocks(model: nn.Module) -> int:
     """How many leading layers of a transformers model, or PEFT's around one, have nothing that trains; 0 where the
     embedding trains."""
-    inner = inner_model(model)
+    inner = transformers_model(model).base_model
     count = 0
     for part in (inner.embed_tokens, *inner.layers):
         if any(parameter.requires_grad for parameter in part.parameters()):
             break
         count += 1
     return max(0, count - 1)
-
-
-def causal_model(model: nn.Module) -> Any:
-    """The transformers model with a head within a PEFT model; a transformers model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # PEFT's
-
-
-def inner_model(model: nn.Module) -> Any:
-    """The transformers model without the head."""
-    return causal_model(model).model
 
 
 @contextlib.contextmanager
@@ -109,27 +101,25 @@ class Recorded(nn.Module):
         return output
 
 
-def last_states(
+def states_behind(
     model: nn.Module,
-    batch: dict[str, Tensor],
+    batch: Batch,
     prefix: Tensor | None = None,
     blocks: int = 0,
     outputs: list[Tensor] | None = None,
 ) -> Tensor:
-    """The states that the head reads, `[N, T, hidden]`, after the final norm.
+    """As `objective.last_states`: the states `[N, T, hidden]` that the head reads.
 
     prefix: the stream behind the first `blocks` layers `[N, T, hidden]`, which are not run then. outputs: gets the
     stream behind each layer that is run.
     """
-    inner = inner_model(model)
+    inner = transformers_model(model).base_model
     layers: list[nn.Module] = list(inner.layers)
     if prefix is not None:
         layers[:blocks] = [Passed() for _ in range(blocks)]
     if outputs is not None:
         layers = [layer if isinstance(layer, Passed) else Recorded(layer, outputs) for layer in layers]
-    arguments: dict[str, Any] = {
-        name: batch[name] for name in ("attention_mask", "position_ids") if batch.get(name) is not None
-    }
+    arguments: dict[str, Any] = {"attention_mask": batch["attention_mask"]}
     if prefix is None:
         arguments["input_ids"] = batch["input_ids"]
     else:

@@ -1,4 +1,4 @@
-"""The fused distillation loss against plain float64 formulas over whole logits, and its gradients against differences."""
+"""The fused distillation loss against plain float64 formulas over whole logits; gradients against differences."""
 
 from __future__ import annotations
 

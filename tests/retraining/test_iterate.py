@@ -190,7 +190,8 @@ def test_finished_rounds_are_not_done_again(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"steps": 6}, "steps"), ({"seed": 1}, "seed"), ({"count": 2}, "count"), ({"unit": "ffn"}, "unit")]
+    ("changes", "word"),
+    [({"steps": 6}, "steps"), ({"seed": 1}, "seed"), ({"count": 2}, "count"), ({"unit": "ffn"}, "unit")],
 )
 def test_a_journal_of_other_work_is_refused(model, tmp_path, changes, word):
     run(model, out=tmp_path / "out", resume=True)

@@ -25,12 +25,15 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning.index_map import index_map
 from pyprune.recovery.blockwise import relative_error
 from pyprune.retraining import divergence
+from pyprune.retraining.linear_cross_entropy import linear_cross_entropy
 from pyprune.retraining.linear_distillation import Mixture, linear_distillation
-from pyprune.retraining.prefix import causal_model, equal_blocks, frozen_blocks, last_states
+from pyprune.retraining.objectives.objective import transformers_model
+from pyprune.retraining.prefix import equal_blocks, frozen_blocks, states_behind
+from pyprune.retraining.samples import Batch
 from pyprune.runtime import sequence
+from pyprune.scoring.losses import IGNORED
 
 KINDS = (*divergence.KINDS, "hidden")
-IGNORED = -100
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Distillation:
                 " vocabulary is expected"
             )
         if self.top_k is not None and self.top_k >= teacher.vocab_size:
-            raise InputError(f"distill: top_k {self.top_k}: 1 to {teacher.vocab_size - 1} are accepted, or none for all")
+            raise InputError(f"distill: top_k {self.top_k}: 1 to {teacher.vocab_size - 1} are accepted, None for all")
         self.shared = min(equal_blocks(teacher, student), len(student.blocks) - 1)  # the last one is always run
         if self.kind != "hidden":
             return
@@ -76,19 +79,19 @@ class Distillation:
             if index not in present:
                 raise InputError(f"distill: {teacher.name} lacks block {index}, which {student.name} has")
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of `batch`: input_ids, attention_mask and labels `[N, T]`, -100 where nothing is predicted."""
         with torch.no_grad(), torch.autocast(self.teacher.device.type, enabled=False):
             blocks = min(self.shared, frozen_blocks(model))
             prefix, behind = self._teach(batch, blocks)
         outputs: list[Tensor] | None = [] if self.kind == "hidden" else None
+        head = transformers_model(model).get_output_embeddings()
         if prefix is not None:
-            prefix = prefix.to(causal_model(model).lm_head.weight.device)
-        states = last_states(model, batch, prefix, blocks, outputs)
-        predicted = (batch["labels"][:, 1:] != IGNORED).to(states.device)
-        targets = batch["labels"].to(states.device)[:, 1:][predicted]
-        head = causal_model(model).lm_head
+            prefix = prefix.to(head.weight.device)
+        states = states_behind(model, batch, prefix, blocks, outputs)
+        labels = batch["labels"].to(states.device)[:, 1:]
         if outputs is None:
+            predicted = labels != IGNORED
             rows = behind[-1][:, :-1][predicted.to(self.teacher.device)]
 
             def teacher_logits(part: slice) -> Tensor:
@@ -97,14 +100,15 @@ class Distillation:
 
             mixture = Mixture(self.kind, self.top_k, self.temperature, self.weight)
             return linear_distillation(
-                states[:, :-1][predicted], head.weight, head.bias, targets, teacher_logits, mixture
+                states[:, :-1][predicted], head.weight, head.bias, labels[predicted], teacher_logits, mixture
             )
-        errors = [_error(x, y, batch.get("attention_mask")) for x, y in zip(outputs, behind[-len(outputs) :], strict=True)]
+        errors = [
+            _error(x, y, batch.get("attention_mask")) for x, y in zip(outputs, behind[-len(outputs) :], strict=True)
+        ]
         error = torch.stack(errors).mean()
         if self.weight == 1:
             return error
-        logits = torch.nn.functional.linear(states[:, :-1][predicted], head.weight, head.bias)
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+        loss = linear_cross_entropy(states[:, :-1], head.weight, labels, head.bias)
         return (1 - self.weight) * loss + self.weight * error
 
     def _originals(self) -> list[int]:
@@ -112,7 +116,7 @@ class Distillation:
         originals = [block.index for block in index_map(self.student)]
         return [*originals[:-1], self.teacher.sizes().blocks[-1].index]
 
-    def _teach(self, batch: dict[str, Tensor], blocks: int) -> tuple[Tensor | None, list[Tensor]]:
+    def _teach(self, batch: Batch, blocks: int) -> tuple[Tensor | None, list[Tensor]]:
         """The stream behind the first `blocks` blocks, None for 0; and the teacher's streams: behind the block of each
         of the student's, or for the logits the last one alone."""
         teacher, ids = self.teacher, batch["input_ids"].to(self.teacher.device)
@@ -144,7 +148,7 @@ def check_options(kind: str, top_k: int | None, temperature: float, weight: floa
         raise InputError("distill: top_k and temperature belong to the divergence; loss hidden has neither")
 
 
-def _mask(batch: dict[str, Tensor], device: torch.device) -> Tensor | None:
+def _mask(batch: Batch, device: torch.device) -> Tensor | None:
     mask = batch.get("attention_mask")
     if mask is None or bool(mask.all()):
         return None
