@@ -80,10 +80,11 @@ def add_options(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
-    from pyprune.retraining.iterate import iterate, journal_of
+    from pyprune.files import write_bytes
+    from pyprune.retraining.iterate import iterate
     from pyprune.scoring.calibration import evaluation
     from pyprune.study.destination import require_directory
-    from pyprune.study.iterate_report import cells, save
+    from pyprune.study.iterate_report import cells, figure
 
     require_directory(options.out)
     require_texts(options)
@@ -111,11 +112,7 @@ def run(options: argparse.Namespace) -> None:
             resume=options.resume,
             progress=bar,
         )
-    save(result, options.out)
-    if options.resume:
-        from shutil import rmtree
-
-        rmtree(journal_of(options.out), ignore_errors=True)
+    write_bytes(os.path.join(options.out, "iterate.png"), figure(result))
     if options.json:
         return print_json({**result.to_dict(), "out": options.out})
     print_table(*cells(result), f"{result.model}: perplexity on held-out text, {result.steps} steps a round")
