@@ -16,9 +16,10 @@ from pyprune.errors import InputError
 from pyprune.files import require_free_directory, whole_directory, write_json, write_text
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
-from pyprune.retraining.adapters import merged, precision_of, require_extra, save_adapters, trainable
+from pyprune.retraining.adapters import first_trained, merged, precision_of, require_extra, save_adapters, trainable
 from pyprune.retraining.curve import Point, csv_text
 from pyprune.retraining.objectives import NextToken, Objective
+from pyprune.retraining.objectives.distillation import Distillation, distillation_options
 from pyprune.retraining.samples import Sample
 from pyprune.retraining.settings import Settings
 from pyprune.retraining.state import StateFile
@@ -88,6 +89,11 @@ def retrain_with_report(
     field: str | None = None,
     eval_text: Any = None,
     objective: Objective | None = None,
+    distill_from: Any = None,
+    distill_loss: str | None = None,
+    distill_top_k: int | None = None,
+    distill_weight: float | None = None,
+    temperature: float | None = None,
     out: str | os.PathLike[str] | None = None,
     adapters: str | os.PathLike[str] | None = None,
     resume: bool | str | os.PathLike[str] = False,
@@ -97,12 +103,17 @@ def retrain_with_report(
     """`retrain`, with its curve.
 
     eval_text: held-out text; without one some samples of the training text are kept from training. objective: what is
-    made small (the next token's loss by default). adapters: a directory for LoRA's adapters alone, as peft writes
+    made small (the next token's loss by default). distill_from: the unpruned model, or what `load` takes, that teaches;
+    distill_loss, distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature of `Distillation`.
+    adapters: a directory for LoRA's adapters alone, as peft writes
     them. resume: keep the state in a file, `out` with `.journal` behind it or of this name, and go on from one that is
     there; the result is then the one of an undisturbed run, and the file is removed when `out` is written.
     progress: called with (micro-batches done, in all, loss of the last step).
     """
     settings = checked_settings(options)
+    taught = distillation_options(distill_from, objective, {
+        "kind": distill_loss, "top_k": distill_top_k, "weight": distill_weight, "temperature": temperature,
+    })  # fmt: skip
     require_extra()
     if (text is None) == (instructions is None):
         raise InputError("retrain: one of text and instructions is expected")
@@ -116,6 +127,10 @@ def retrain_with_report(
     state_path = _state_path(out, resume)
     decoder = as_decoder(model)
     decoder.require_weights()
+    first_trained(decoder, settings)  # before texts are read
+    if taught is not None:
+        teacher = as_decoder(distill_from)
+        objective = Distillation(teacher, decoder, **taught)
     samples, name = text_samples(decoder, text, settings.cutoff, field=field)
     names = {"text": name}
     if eval_text is not None:
@@ -128,6 +143,8 @@ def retrain_with_report(
         **names, **settings.to_dict(), "objective": repr(objective),
     }  # fmt: skip
     del subject["save_seconds"]
+    if taught is not None:
+        subject["teacher"] = decoder_digest(teacher)
     torch.manual_seed(settings.seed)
     network = trainable(decoder, settings)
     session = Session(
@@ -136,7 +153,10 @@ def retrain_with_report(
         else StateFile(state_path, subject), progress,
     )  # fmt: skip
     curve = session.run()
-    result = Retrained(merged(decoder, network), curve, {**names, **settings.to_dict()})
+    trained_with = {**names, **settings.to_dict()}
+    if taught is not None:
+        trained_with["distillation"] = {"teacher": teacher.name, **taught}
+    result = Retrained(merged(decoder, network), curve, trained_with)
     if adapters is not None:
         save_adapters(network, adapters)
     if out is not None:
