@@ -60,6 +60,9 @@ def instruction_samples(
     """
     rows = list(_rows(os.fspath(file)))
     tokenizer = tokenizer or decoder.tokenizer()
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"{file}: the tokenizer of {decoder.name} does not tell where its tokens stand; a fast one is"
+                         " expected")  # fmt: skip
     samples = [
         sample
         for where, row in rows
@@ -140,7 +143,8 @@ def _check_messages(messages: Any, where: str) -> None:
     for message in messages:
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
             raise InputError(
-                f"{where}: message {str(message)[:60]}: a role ({', '.join(ROLES)}) and a string as content are expected"
+                f"{where}: message {str(message)[:60]}: a role ({', '.join(ROLES)}) and a string as content are"
+                " expected"
             )
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError(f"{where}: no message of the assistant; one at least is expected")
@@ -163,7 +167,9 @@ def conversation(messages: Sequence[dict[str, str]], tokenizer: Any, where: str)
     beginning of what it writes with the reply.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError(f"{where}: the tokenizer has no chat template; a model for chats, or Alpaca's form, is expected")
+        raise InputError(
+            f"{where}: the tokenizer has no chat template; a model for chats, or Alpaca's form, is expected"
+        )
 
     def rendered(count: int, prompt: bool) -> str:
         try:

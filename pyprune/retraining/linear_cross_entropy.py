@@ -2,7 +2,9 @@
 
 For M rows that have a target, h `[M, H]` the last states, W `[V, H]` the head,
 
-    loss = mean over rows of -log softmax(c)_target,   c = cap tanh(s z / cap)   (c = s z without a cap),   z = h W^T + b
+    loss = mean over rows of -log softmax(c)_target,   c = cap tanh(s z / cap),   z = h W^T + b
+
+(c = s z without a cap).
 
 Tiles of rows come one after the other: the logits of one tile exist at a time. The gradients are summed up in the
 forward pass, where the logits are at hand, so that no product is computed twice:

@@ -16,7 +16,8 @@ MAPS = [(1.0, None), (0.25, None), (1.0, 2.0), (1.7, 3.0)]
 def inputs(dtype, rows=11, hidden=7, vocab=23):
     generator = seeds.generator(2)
     h, w, b = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((rows, hidden), (vocab, hidden), (vocab,))
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((rows, hidden), (vocab, hidden), (vocab,))
     )
     targets = torch.randint(0, vocab, (rows,), generator=generator)
     targets[[0, 4]] = -100
