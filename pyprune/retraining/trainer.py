@@ -175,6 +175,8 @@ class ObjectiveTrainer(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
         )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # else Trainer copies the model to every GPU of the machine in every step
         for group in session.optimizer.param_groups:
             group.setdefault("initial_lr", settings.learning_rate)
         first, total = session.step, session.steps
