@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     """Retrain a model and save it."""
     from functools import partial
 
-    from pyprune.files import require_free_directory
+    from pyprune.files import remove_parts, require_free_directory
     from pyprune.retraining import retrain_with_report
     from pyprune.retraining.adapters import require_extra
     from pyprune.retraining.train import checked_settings
@@ -119,6 +119,8 @@ def run(options: argparse.Namespace) -> None:
     for directory in (options.out, options.adapters):
         if directory is not None:
             require_free_directory(directory)
+            if options.resume:
+                remove_parts(directory)
     texts = read_texts(options)
     device = chosen_device(options)
     decoder = loaded_any(options.model, device=device)

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory, whole_directory, write_bytes, write_json, write_text
+from pyprune.files import remove_parts, require_free_directory, whole_directory, write_bytes, write_json, write_text
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.models.load_any import AnyDecoder, as_any_decoder
@@ -146,6 +146,8 @@ def retrain_with_report(
     for directory in (out, adapters):
         if directory is not None:
             require_free_directory(directory)
+            if resume:
+                remove_parts(directory)
     if adapters is not None and settings.full:
         raise InputError(f"retrain: adapters {adapters}: full training has none")
     state_path = _state_path(out, resume)
