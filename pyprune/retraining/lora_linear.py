@@ -78,7 +78,7 @@ class _LoraLinear(torch.autograd.Function):
             factor = scale / (1 - dropout)
             down, up = a.to(dtype), (b * factor).to(dtype)
             y = F.linear(rows, weight, bias)
-            low = _dropped(rows, seed, dropout) @ down.T
+            low = _dropped(rows, _mask(rows, seed, dropout)) @ down.T
             y.addmm_(low, up.T)
         ctx.save_for_backward(rows, weight, down, up, low)
         ctx.settings = x.shape, x.dtype, a.dtype, b.dtype, factor, dropout, seed
@@ -92,24 +92,29 @@ class _LoraLinear(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             slope = gradient.reshape(-1, gradient.shape[-1]).to(weight.dtype)
             low_slope = slope @ up
+            mask = _mask(rows, seed, dropout)
             b_slope = (slope.T @ low).to(b_dtype) * factor
-            a_slope = (low_slope.T @ _dropped(rows, seed, dropout)).to(a_dtype)
+            a_slope = (low_slope.T @ _dropped(rows, mask)).to(a_dtype)
             x_slope = None
             if ctx.needs_input_grad[0]:
                 x_slope = slope @ weight
-                if dropout:
-                    x_slope += _dropped(low_slope @ down, seed, dropout)
+                if mask is not None:
+                    x_slope += _dropped(low_slope @ down, mask)
                 else:
                     x_slope.addmm_(low_slope, down)
                 x_slope = x_slope.view(shape).to(x_dtype)
         return x_slope, None, None, a_slope, b_slope, None, None, None
 
 
-def _dropped(values: Tensor, seed: int, dropout: float) -> Tensor:
-    """The values with 0 where the mask of this seed says so; themselves without dropout."""
-    if not dropout:
+def _mask(values: Tensor, seed: int, dropout: float) -> Tensor | None:
+    """The mask of this seed, of the shape of the values; None without dropout."""
+    return kept_mask(seed, values.numel(), dropout, values).view(values.shape) if dropout else None
+
+
+def _dropped(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The values with 0 where the mask says so; themselves without one."""
+    if mask is None:
         return values
-    mask = kept_mask(seed, values.numel(), dropout, values).view(values.shape)
     return (values.contiguous().view(mask.dtype) & mask).view(values.dtype)
 
 
