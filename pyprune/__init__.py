@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pyprune.pruning.width import width
     from pyprune.recovery import RepairedSearch, search_with_repair
     from pyprune.recovery.repair import repair
+    from pyprune.retraining.iterate import iterate
+    from pyprune.retraining.iterated import Iterated
+    from pyprune.retraining.train import retrain
     from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
@@ -47,6 +50,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "InputError",
+    "Iterated",
     "MemoryPlan",
     "NativeLibraryWarning",
     "PaddedLinear",
@@ -61,6 +65,7 @@ __all__ = [
     "depth",
     "evaluate",
     "index_map",
+    "iterate",
     "load",
     "load_any",
     "pad",
@@ -68,6 +73,7 @@ __all__ = [
     "plan_memory",
     "repair",
     "restore",
+    "retrain",
     "samples",
     "score",
     "search",
@@ -84,6 +90,7 @@ _PACKAGES = {
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "recovery": ("RepairedSearch", "repair", "search_with_repair"),
+    "retraining": ("Iterated", "iterate", "retrain"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),
