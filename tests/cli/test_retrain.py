@@ -1,0 +1,102 @@
+"""`pyprune retrain`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy
+import pytest
+import torch
+
+from pyprune import Pruning, apply, cli, load, retrain
+from pyprune.commands.retrain import NUMBERS, chosen_settings
+from pyprune.retraining.settings import Settings
+from tests import seeds
+from tests.cli.command_line import run
+
+SHAPE = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61"
+FEW = ("--cutoff", "12", "--steps", "2", "--batch", "4", "--micro-batch", "2", "--learning-rate", "0.01")
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    apply(load(SHAPE), Pruning(blocks=(1,))).save(tmp_path / "pruned")
+    return str(tmp_path / "pruned")
+
+
+@pytest.fixture
+def ids(tmp_path):
+    ids = torch.randint(0, 61, (360,), generator=seeds.generator(5))
+    numpy.save(tmp_path / "ids.npy", ids.numpy())
+    return str(tmp_path / "ids.npy")
+
+
+def test_it_trains_saves_and_tells(capsys, tmp_path, pruned, ids):
+    out, adapters = tmp_path / "out", tmp_path / "adapters"
+    words = ("--text", ids, "--out", out, "--adapters", adapters, "--resume", "--json", *FEW)
+    code, text, err = run(capsys, "retrain", pruned, *words)
+    assert (code, err) == (0, "")
+    told = json.loads(text)
+    assert told["trained_steps"] == 2
+    assert told["trained_tokens"] == 2 * 4 * 12
+    expected = retrain(pruned, text=ids, cutoff=12, steps=2, batch=4, micro_batch=2, learning_rate=0.01)
+    saved = load(str(out))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(saved.tensors(), expected.tensors(), strict=True))
+    assert saved.pruning == Pruning(model=SHAPE, blocks=(1,))
+    rows = list(csv.DictReader((out / "curve.csv").open()))
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "retraining.json").read_text())["text"] == "ids.npy"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(adapters))
+    assert not (tmp_path / "out.journal").exists()
+
+
+def test_a_table_tells_the_same(capsys, tmp_path, pruned, ids):
+    code, text, _ = run(capsys, "retrain", pruned, "--text", ids, "--out", tmp_path / "out", "--held-out", "3", *FEW)
+    assert code == 0
+    assert "held-out loss after" in text
+    assert "curve.csv" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "one of the arguments --text --instructions is required"),
+        (("--text", "a", "--instructions", "b"), "not allowed with"),
+        (("--text", "missing.txt"), "missing.txt"),
+        (("--instructions", "missing.jsonl"), "missing.jsonl"),
+        (("--text", "demo:boolq"), "demo:boolq"),
+        (("--text", "IDS", "--batch", "6"), "a divisor of the batch"),
+        (("--text", "IDS", "--steps", "2", "--epochs", "1"), "one of the two"),
+        (("--text", "IDS", "--steps", "0"), "0"),
+        (("--text", "IDS", "--lora-dropout", "1"), "below 1"),
+        (("--text", "IDS", "--eval-text", "IDS"), "is the text that is trained on"),
+        (("--text", "IDS", "--calibrated", "3"), "10x128"),
+        (("--text", "IDS", "--distill-top-k", "3"), "belongs to --distill"),
+        (("--instructions", "IDS", "--field", "a"), "belongs to --text"),
+    ],
+)
+def test_bad_words_are_told_before_anything_is_loaded(capsys, tmp_path, ids, words, message):
+    words = [ids if word == "IDS" else word for word in words]
+    code, _, err = run(capsys, "retrain", "/no/such/model", *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert "/no/such/model" not in err
+
+
+def test_what_is_missing_is_named_with_its_command(capsys, tmp_path, monkeypatch, ids):
+    monkeypatch.setattr("pyprune.retraining.adapters.importlib.util.find_spec", lambda name: None)
+    code, _, err = run(capsys, "retrain", "/no/such/model", "--text", ids, "--out", tmp_path / "out")
+    assert code == 2
+    assert "pip install pyprune[retrain]" in err
+
+
+def test_the_defaults_in_the_help_are_the_settings(capsys):
+    options = cli.build_parser().parse_args(["retrain", "m", "--text", "t", "--out", "o"])
+    assert Settings(**chosen_settings(options)) == Settings()
+    stated = {name: about.rpartition("default: ")[2].rstrip(")") for name, _, _, about in NUMBERS}
+    for name in ("cutoff", "batch", "micro_batch", "learning_rate", "warmup_steps", "lora_rank", "lora_alpha", "seed",
+                 "lora_dropout"):  # fmt: skip
+        assert float(stated[name]) == getattr(Settings(), name)

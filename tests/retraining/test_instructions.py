@@ -1,0 +1,127 @@
+"""Instructions and conversations as samples: which tokens are learnt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import pyprune
+from pyprune import InputError
+from pyprune.retraining.instructions import WITH_INPUT, WITHOUT_INPUT, instruction_samples
+from pyprune.retraining.samples import collated
+from pyprune.scoring.losses import IGNORED
+
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FORGETFUL = (  # writes replies before the last one otherwise
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and loop.last %}(thought){% endif %}"
+    "{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return pyprune.load("shape:hidden=12,blocks=1,heads=2,kv_heads=1,head_dim=6,ffn=16,vocab=400")
+
+
+@pytest.fixture
+def tokenizer():
+    """Bytes, and a token for the end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+
+
+def written(tmp_path, *rows, form="lines"):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+def learnt(sample, tokenizer):
+    return tokenizer.decode(sample.labels[sample.labels != IGNORED])
+
+
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_of_alpaca_rows_the_output_and_the_end_are_learnt(decoder, tokenizer, tmp_path, form):
+    rows = [
+        {"instruction": "Add", "input": "1 1", "output": "2\n"},
+        {"instruction": "Say ü", "input": "", "output": "ü"},
+    ]
+    samples, name = instruction_samples(decoder, written(tmp_path, *rows, form=form), 600, tokenizer=tokenizer)
+    assert name == "rows.jsonl"
+    assert [learnt(sample, tokenizer) for sample in samples] == ["2\n</s>", "ü</s>"]
+    assert tokenizer.decode(samples[0].input_ids) == WITH_INPUT.format(instruction="Add", input="1 1") + "2\n</s>"
+    assert tokenizer.decode(samples[1].input_ids) == WITHOUT_INPUT.format(instruction="Say ü") + "ü</s>"
+
+
+def test_the_end_is_learnt_though_it_pads(decoder, tokenizer, tmp_path):
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "aaaa", "output": "b"}]
+    samples, _ = instruction_samples(decoder, written(tmp_path, *rows), 600, tokenizer=tokenizer)
+    batch = collated(samples, tokenizer.pad_token_id)
+    assert batch["attention_mask"][0].tolist()[:4] == [0, 0, 0, 1]  # on the left
+    assert (batch["labels"][:, -1] == tokenizer.eos_token_id).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert (batch["labels"] != IGNORED).sum(1).tolist() == [2, 2]
+
+
+def test_a_sample_is_cut_and_left_out_where_no_reply_remains(decoder, tokenizer, tmp_path):
+    rows = [{"instruction": "a", "output": "b" * 50}, {"instruction": "a" * 300, "output": "b"}]
+    prompt = len(WITHOUT_INPUT.format(instruction="a"))
+    samples, _ = instruction_samples(decoder, written(tmp_path, *rows), prompt + 5, tokenizer=tokenizer)
+    assert [learnt(sample, tokenizer) for sample in samples] == ["bbbbb"]
+    with pytest.raises(InputError, match="no reply begins within 20 tokens"):
+        instruction_samples(decoder, written(tmp_path, *rows), 20, tokenizer=tokenizer)
+
+
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "So long"},
+]
+
+
+def test_of_a_conversation_only_the_assistant_is_learnt(decoder, tokenizer, tmp_path):
+    tokenizer.chat_template = CHATML
+    (sample,), _ = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer)
+    assert learnt(sample, tokenizer) == "Hello</s>\nSo long</s>\n"
+    assert tokenizer.decode(sample.input_ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
+def test_a_template_that_changes_earlier_replies_gives_a_sample_for_each(decoder, tokenizer, tmp_path):
+    tokenizer.chat_template = FORGETFUL
+    samples, _ = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer)
+    assert [learnt(sample, tokenizer) for sample in samples] == ["(thought)Hello</s>\n", "(thought)So long</s>\n"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1], "line 1: a JSON list"),
+        ({"text": "a"}, "no key 'instruction'"),
+        ({"instruction": "a", "output": 3}, "output is '3'"),
+        ({"messages": "a"}, "a list of objects"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "a role"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "no message of the assistant"),
+        ({"messages": CHAT}, "has no chat template"),
+    ],
+)
+def test_rows_of_neither_form_are_told_by_their_line(decoder, tokenizer, tmp_path, row, message):
+    with pytest.raises(InputError, match=message):
+        instruction_samples(decoder, written(tmp_path, row), 600, tokenizer=tokenizer)
+
+
+def test_lines_that_are_no_json_are_told(decoder, tokenizer, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\nno\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl line 2: not JSON"):
+        instruction_samples(decoder, tmp_path / "rows.jsonl", 600, tokenizer=tokenizer)
