@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from typing import Any
 
@@ -19,10 +18,10 @@ from pyprune.commands.options import (
     add_unit,
     at_least,
     command,
-    number,
     share,
 )
 from pyprune.commands.output import Bar, console, print_json, print_table
+from pyprune.commands.retrain import NUMBERS
 from pyprune.errors import InputError
 
 
@@ -98,44 +97,48 @@ def add_options(commands: Any) -> None:
     add_json(parser)
 
 
+SETTINGS = (
+    "cutoff", "batch", "micro_batch", "learning_rate", "warmup_steps", "lora_rank", "lora_alpha", "lora_dropout",
+)  # fmt: skip
+"""Of the numbers that retrain takes."""
+
+
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    """What differs from the settings of retrain, whose defaults stand where nothing is given."""
-    group = parser.add_argument_group("each retraining", "as in pyprune retrain, with its defaults")
-    for option, kind, metavar, about in (
-        ("--batch", at_least(1), "N", "samples of a step"),
-        ("--micro-batch", at_least(1), "N", "samples that go through the model together"),
-        ("--cutoff", at_least(2), "T", "tokens of a sample"),
-        ("--lora-rank", at_least(1), "R", "rank of the adapters"),
-        ("--learning-rate", number(0, 1e6), "X", "the highest learning rate"),
+    group = parser.add_argument_group("each retraining", "as in pyprune retrain")
+    for name, kind, metavar, about in NUMBERS:
+        if name in SETTINGS:
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about)
+    add_option(group, "--precision", "fp32, or bf16", shown="that of the model", choices=("fp32", "bf16"))
+    for name, about in (
+        ("full", "train all parameters, not LoRA"),
+        ("gradient-checkpointing", "compute blocks again on the way back, for less memory"),
+        ("distill", "the unpruned model teaches on the same tokens"),
     ):
-        add_option(group, option, about, shown="that of retrain", type=kind, metavar=metavar)
-    add_option(group, "--precision", "fp32 or bf16", shown="the model's", choices=("fp32", "bf16"))
-    group.add_argument("--full", action="store_true", help="train all parameters, not LoRA (default: off)")
-    add_train_from(group)
-    group.add_argument(
-        "--distill", action="store_true", help="the unpruned model teaches each retraining (default: off)"
-    )
+        group.add_argument(f"--{name}", action="store_true", help=f"{about} (default: off)")
     add_distillation(group)
+    add_train_from(group)
 
 
 def _chosen_training(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("batch", "micro_batch", "cutoff", "lora_rank", "learning_rate", "precision", "full", "train_from")
-    values = {name: getattr(options, name) for name in names if getattr(options, name)}
-    if "batch" in values and "micro_batch" not in values:
-        values["micro_batch"] = math.gcd(values["batch"], 4)
+    names = (*SETTINGS, "precision", "full", "gradient_checkpointing", "train_from")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return {**values, **chosen_distillation(options)}
 
 
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
     from pyprune.files import write_bytes
-    from pyprune.retraining.iterate import iterate
+    from pyprune.retraining.adapters import require_extra
+    from pyprune.retraining.iterate import DISTILLATION, iterate
+    from pyprune.retraining.train import checked_settings
     from pyprune.scoring.calibration import evaluation
     from pyprune.study.destination import require_directory
     from pyprune.study.iterate_report import cells, figure
 
     require_directory(options.out)
+    require_extra()
     training = _chosen_training(options)
+    checked_settings({name: value for name, value in training.items() if name not in DISTILLATION})
     require_texts(options)
     eval_text, train_text = _other_texts(options)
     decoder = loaded(options.model, options.dtype)
@@ -161,6 +164,7 @@ def run(options: argparse.Namespace) -> None:
             out=options.out,
             resume=options.resume,
             progress=bar,
+            **_calibrated(options),
             **training,
         )
     write_bytes(os.path.join(options.out, "iterate.png"), figure(result))
@@ -177,6 +181,8 @@ def run(options: argparse.Namespace) -> None:
 def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     """The held-out text and the one to train on, read now where that takes reading; InputError for ones that are
     missing, and where the held-out text is one of the others."""
+    from pyprune.retraining.clean_texts import require_clean
+    from pyprune.retraining.instructions import require_instructions
     from pyprune.scoring.calibration import CALIBRATION, EVALUATION, require_text, same_text
 
     is_random = options.model.startswith("shape:")
@@ -185,9 +191,18 @@ def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     for name, text in used.items():
         if text is not None and held_out is not None and same_text(text, held_out):
             raise InputError(f"{name} {text}: is the held-out text too; another --eval-text is expected")
-    texts = [
-        (held_out, "--eval-text"),
-        (options.train_text, "--train-text"),
-    ]
+    if options.instructions is not None:
+        require_instructions(options.instructions)
+    require_clean(options.train_text)
+    texts = ((held_out, "--eval-text"), (options.train_text, "--train-text"))
     read = [None if text is None else require_text(text, option) or text for text, option in texts]
     return read[0], read[1]
+
+
+def _calibrated(options: argparse.Namespace) -> dict[str, Any]:
+    """The draws whose rows of the demonstration text are not trained on: the usual ones, and the one made here."""
+    from pyprune.retraining.clean_texts import DRAWN, Drawn
+
+    if options.text is not None:
+        return {}
+    return {"calibrated": (*DRAWN, Drawn(options.samples, options.seq_len, options.seed))}

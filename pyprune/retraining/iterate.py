@@ -146,7 +146,7 @@ def _described_training(
     require_extra()
     if (text is None) == (instructions is None):
         raise InputError("iterate: one of text and instructions, to retrain on, is expected")
-    settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, "field")}
+    settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, *OF_TEXTS)}
     checked_settings({**settings, "steps": steps, "seed": seed})
     distillation = {kind: options.get(name) for name, kind in DISTILLATION.items()}
     distillation_options(distill or None, None, distillation)
@@ -160,6 +160,8 @@ def _text_name(text: Any) -> str | None:
     return f"{getattr(text, 'name', type(text).__name__)} {hashlib.sha256(repr(text).encode()).hexdigest()[:16]}"
 
 
+OF_TEXTS = ("field", "calibrated", "tokenizer")
+"""Options of `retrain_with_report` about its texts."""
 DISTILLATION = {
     "distill_loss": "kind", "distill_top_k": "top_k", "distill_weight": "weight", "temperature": "temperature",
 }  # fmt: skip
@@ -301,8 +303,9 @@ def _retrained(
     pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None], *,
     text: Any, instructions: Any, options: dict[str, Any], teacher: Decoder | None,
 ) -> Decoder:  # fmt: skip
-    """`retrain` as a Trainer."""
+    """`retrain` as a Trainer. It holds no samples out unless told to: each round is judged here."""
     return retrain_with_report(
         pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
-        progress=lambda done, total, loss: progress(done, total), distill_from=teacher, **options,
+        progress=lambda done, total, loss: progress(done, total), distill_from=teacher,
+        **{"held_out": 0, **options},
     ).decoder  # fmt: skip

@@ -47,7 +47,6 @@ def test_only_what_is_behind_the_cut_changes(teacher, text, full, kind):
     assert report.to_dict()["distillation"]["kind"] == kind
 
 
-
 def test_from_the_cut_on_a_shared_prefix_trains_as_without_sharing(teacher, text, monkeypatch):
     student = pyprune.apply(teacher, Pruning(blocks=(2,)))
     options = {"distill_from": teacher, "train_from": "first-cut", "lora_dropout": 0.0, **FEW}
