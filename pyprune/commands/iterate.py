@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
-from pyprune.commands.inputs import calibration_windows, loaded, require_texts
+from pyprune.commands.inputs import calibration_windows, journal_beside, loaded, require_texts
 from pyprune.commands.options import (
     MODEL_HELP,
     add_json,
@@ -127,7 +127,8 @@ def _chosen_training(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
-    from pyprune.files import write_bytes
+    from shutil import rmtree
+
     from pyprune.retraining.adapters import require_extra
     from pyprune.retraining.iterate import DISTILLATION, iterate
     from pyprune.retraining.train import checked_settings
@@ -161,13 +162,14 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             calibration=windows.fingerprint,
             memory=options.memory,
-            out=options.out,
-            resume=options.resume,
+            resume=journal_beside(options) or False,
             progress=bar,
             **_calibrated(options),
             **training,
         )
-    write_bytes(os.path.join(options.out, "iterate.png"), figure(result))
+    result.save(options.out, {"iterate.png": figure(result)})
+    if (journal := journal_beside(options)) is not None:
+        rmtree(journal)
     if options.json:
         return print_json({**result.to_dict(), "out": options.out})
     print_table(*cells(result), f"{result.model}: perplexity on held-out text, {result.steps} steps a round")

@@ -62,7 +62,7 @@ def iterate(
     calibration: dict[str, Any] | None = None,
     memory: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | str | os.PathLike[str] = False,
     progress: StageProgress = lambda stage, done, total: None,
     **options: Any,
 ) -> Iterated:
@@ -75,13 +75,16 @@ def iterate(
     `retrain`. text, instructions, options: of `retrain_with_report`; distill: the unpruned model teaches.
     one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the steps of
     all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is finished in a
-    folder beside `out`, with `.journal` behind its name, and go on from one that an interrupted run left.
+    folder, `out` with `.journal` behind it or of this name, and go on from one that an interrupted run left; it is
+    removed when `out` is written.
 
     InputError for values that cannot be had, before anything is computed where that can be known.
     """
     require_whole("iterate: steps", steps, 1)
     training = _described_training(train, text, instructions, distill, steps, seed, options)
-    journal = _journal_of(out) if resume else None
+    journal = _journal_of(out, resume)
+    if protect is not None and not isinstance(protect, str):
+        protect = sorted(protect)
     if out is not None:
         require_free_directory(out)
     original = as_decoder(model)
@@ -99,12 +102,14 @@ def iterate(
         "count": count,
         "ratio": ratio,
         "unit": unit,
-        "protect": protect if protect is None or isinstance(protect, str) else sorted(protect),
+        "protect": protect,
         "steps": steps,
         "seed": seed,
         "one_shot_retrained": one_shot_retrained,
         "training": training,
-        "options": {name: repr(value) for name, value in options.items()},
+        "options": {
+            name: value if isinstance(value, int | float | str) else repr(value) for name, value in options.items()
+        },
     }
     rounds = Rounds(journal, subject)
     work = _Work(original, ids, judged, unit, protect, steps, seed, train, memory, rounds, progress)
@@ -126,12 +131,12 @@ def iterate(
         one_shot_retrained=at_once,
         calibration=calibration or fingerprint(ids),
         held_out=fingerprint(judged),
-        settings={"seed": seed, **training, **{name: repr(value) for name, value in options.items()}},
+        settings={"seed": seed, **training, **subject["options"]},
         decoder=decoder,
     )
     if out is not None:
         result.save(out)
-    rounds.remove()
+        rounds.remove()
     return result
 
 
@@ -168,8 +173,12 @@ DISTILLATION = {
 """Options of `retrain_with_report` -> of `Distillation`."""
 
 
-def _journal_of(out: str | os.PathLike[str] | None) -> Path:
-    """The folder of the journal beside `out`; InputError without one."""
+def _journal_of(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
+    """The folder of the journal, None without one; InputError where it has no name."""
+    if resume is False:
+        return None
+    if resume is not True:
+        return Path(resume)
     if out is None:
         raise InputError("iterate: resume: the journal stands beside out, which was not given")
     path = Path(out).absolute()
