@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -58,6 +59,16 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_parts(path: str | os.PathLike[str]) -> None:
+    """Remove what a killed process left half-written of `path`. For who alone writes there."""
+    target = Path(path).absolute()
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def require_free_directory(path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
-from pyprune.commands.inputs import journal_beside, loaded, remove_journal
+from pyprune.commands.inputs import chosen_device, journal_beside, loaded, loaded_any, remove_journal
 from pyprune.commands.options import MODEL_HELP, add_device, add_json, add_option, add_resume, at_least, command, number
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     """Retrain a model and save it."""
     from functools import partial
 
-    from pyprune.files import require_free_directory
+    from pyprune.files import remove_parts, require_free_directory
     from pyprune.retraining import retrain_with_report
     from pyprune.retraining.adapters import require_extra
     from pyprune.retraining.train import checked_settings
@@ -119,9 +119,12 @@ def run(options: argparse.Namespace) -> None:
     for directory in (options.out, options.adapters):
         if directory is not None:
             require_free_directory(directory)
+            if options.resume:
+                remove_parts(directory)
     texts = read_texts(options)
-    decoder = loaded(options.model, device=options.device)
-    teacher = None if options.distill is None else loaded(options.distill, device=options.device)
+    device = chosen_device(options)
+    decoder = loaded_any(options.model, device=device)
+    teacher = None if options.distill is None else loaded(options.distill, device=device)
     with Bar() as bar:
         result = retrain_with_report(
             decoder,

@@ -16,7 +16,9 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.load_any import AnyDecoder
 from pyprune.models.names import hf_name
 from pyprune.models.ragged import PROJECTIONS
+from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.models.transformers_model import to_transformers
+from pyprune.retraining import other_families
 from pyprune.retraining.prefix import first_cut
 from pyprune.retraining.settings import FIRST_CUT, Settings
 
@@ -31,14 +33,16 @@ def require_extra() -> None:
         raise InputError(f"retrain: needs {' and '.join(missing)}, which are not installed ({EXTRA})")
 
 
-def trainable(decoder: Decoder, settings: Settings) -> Any:
+def trainable(decoder: AnyDecoder, settings: Settings) -> Any:
     """A transformers model to train: with LoRA adapters, or a copy whose parameters all are trained in float32.
 
     With LoRA the frozen weights are the decoder's own where the dtype is the same: nothing writes to them.
     """
     dtype, first = base_dtype(decoder, settings), first_trained(decoder, settings)
-    own = decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full))
-    model = to_transformers(own)
+    if isinstance(decoder, TransformersDecoder):
+        model = other_families.copied(decoder, dtype)
+    else:
+        model = to_transformers(decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full)))
     for parameter in model.parameters():
         parameter.requires_grad_(settings.full)
     if first:
@@ -48,11 +52,18 @@ def trainable(decoder: Decoder, settings: Settings) -> Any:
         # transformers 5.24 renames it, and warns of the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return model if settings.full else with_lora(model, settings, first)
+    if settings.full:
+        return model
+    targets = other_families.projections(decoder) if isinstance(decoder, TransformersDecoder) else None
+    return with_lora(model, settings, first, targets)
 
 
-def first_trained(decoder: Decoder, settings: Settings) -> int:
+def first_trained(decoder: AnyDecoder, settings: Settings) -> int:
     """The place of the first block that trains. InputError where there is no such block, or no cut."""
+    if isinstance(decoder, TransformersDecoder):
+        if settings.train_from != 0:
+            raise InputError(f"retrain: train_from {settings.train_from}: all blocks of {decoder.name} train (0)")
+        return 0
     if settings.train_from == FIRST_CUT:
         return first_cut(decoder)
     place, blocks = int(settings.train_from), len(decoder.sizes().blocks)
@@ -72,8 +83,9 @@ def precision_of(decoder: AnyDecoder, settings: Settings) -> str:
     return settings.precision or ("fp32" if decoder.dtype == torch.float32 else "bf16")
 
 
-def with_lora(model: Any, settings: Settings, first: int = 0) -> Any:
-    """peft's model: adapters in float32 on every projection of every block from `first` on."""
+def with_lora(model: Any, settings: Settings, first: int = 0, targets: list[str] | None = None) -> Any:
+    """peft's model: adapters in float32 on every projection of every block from `first` on; targets: the names of the
+    projections, where they are not Llama's."""
     from peft import LoraConfig, get_peft_model
 
     present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -81,7 +93,7 @@ def with_lora(model: Any, settings: Settings, first: int = 0) -> Any:
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a factor, whole or not
         lora_dropout=settings.lora_dropout,
-        target_modules=[name for name in PROJECTIONS if name in present],
+        target_modules=targets or [name for name in PROJECTIONS if name in present],
         layers_to_transform=list(range(first, len(model.base_model.layers))) if first else None,
         layers_pattern="layers" if first else None,
         bias="none",
@@ -90,11 +102,13 @@ def with_lora(model: Any, settings: Settings, first: int = 0) -> Any:
     return get_peft_model(model, config, adapter_name=ADAPTER)
 
 
-def merged(decoder: Decoder, model: Any) -> Decoder:
+def merged(decoder: AnyDecoder, model: Any) -> AnyDecoder:
     """The decoder with what was trained in its weights: added in float32, rounded once to the decoder's dtype.
 
     Name, record and original indices stay, and so do all tensors that nothing was added to.
     """
+    if isinstance(decoder, TransformersDecoder):
+        return other_families.merged(decoder, model, ADAPTER)
     if not hasattr(model, "get_base_model"):
         return decoder_with(decoder, lambda name, tensor: model.get_parameter(hf_name(name)).detach().to(tensor.dtype))
     base = model.get_base_model()

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_file, whole_file
+from pyprune.files import remove_parts, require_free_file, whole_file
 from pyprune.retraining.curve import Point
 
 FORMAT = "pyprune-training-state/1"
@@ -30,6 +30,7 @@ class StateFile:
 
     def __init__(self, path: str | os.PathLike[str], subject: dict[str, Any]) -> None:
         self.path = require_free_file(path)
+        remove_parts(self.path)
         self.subject = json.loads(json.dumps(subject))
 
     def save(

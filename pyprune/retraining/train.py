@@ -13,9 +13,10 @@ import numpy
 import torch
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory, whole_directory, write_bytes, write_json, write_text
+from pyprune.files import remove_parts, require_free_directory, whole_directory, write_bytes, write_json, write_text
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.retraining.adapters import (
     ADAPTER,
     first_trained,
@@ -31,11 +32,12 @@ from pyprune.retraining.instructions import instruction_samples
 from pyprune.retraining.lora_linear import fuse_adapters
 from pyprune.retraining.objectives import NextToken, Objective
 from pyprune.retraining.objectives.distillation import Distillation, distillation_options
+from pyprune.retraining.other_families import pad_token
 from pyprune.retraining.samples import Sample
 from pyprune.retraining.settings import Settings
 from pyprune.retraining.state import StateFile
 from pyprune.retraining.texts import text_samples
-from pyprune.retraining.trainer import Session
+from pyprune.retraining.trainer import Session, kept_random_state
 from pyprune.scoring.calibration.demonstrations import EVALUATION, PREFIX
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
@@ -45,7 +47,7 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
 class Retrained:
     """A retrained model, its curve, and what it was trained with: `settings` and the texts' names, as JSON data."""
 
-    decoder: Decoder
+    decoder: AnyDecoder
     curve: list[Point]
     settings: dict[str, Any]
 
@@ -84,10 +86,10 @@ def retrain(
     instructions: Any = None,
     out: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Decoder:
+) -> AnyDecoder:
     """The model retrained on a text or on instructions, merged, with its pruning record and original indices.
 
-    model: what `load` takes; it is unchanged to the bit. text: whatever `calibration` takes, in windows of `cutoff`
+    model: what `load_any` takes; it is unchanged to the bit. text: whatever `calibration` takes, in windows of `cutoff`
     tokens; or instructions: a file of instructions or conversations, of which the replies are learnt
     (`retraining.instructions`). out: a directory to save to. options: those of `retrain_with_report`, and the fields of
     `Settings`: steps, epochs, lora_rank, full, precision, seed and so on.
@@ -144,13 +146,20 @@ def retrain_with_report(
     for directory in (out, adapters):
         if directory is not None:
             require_free_directory(directory)
+            if resume:
+                remove_parts(directory)
     if adapters is not None and settings.full:
         raise InputError(f"retrain: adapters {adapters}: full training has none")
     state_path = _state_path(out, resume)
-    decoder = as_decoder(model)
-    decoder.require_weights()
+    decoder = as_any_decoder(model)
+    if isinstance(decoder, Decoder):
+        decoder.require_weights()
+    _require_first_device(decoder.device)
     first_trained(decoder, settings)  # before texts are read
     if taught is not None:
+        if not isinstance(decoder, Decoder):
+            raise InputError(f"retrain: distill_from: {decoder.name} is of a family that transformers runs; a model of"
+                             " Llama's form is expected")  # fmt: skip
         teacher = as_decoder(distill_from)
         objective = Distillation(teacher, decoder, **taught)
     if instructions is not None:
@@ -167,20 +176,25 @@ def retrain_with_report(
         samples, held_out = _split(samples, settings)
     subject = {
         "model": decoder_digest(decoder), "samples": samples_digest(samples), "held_out": samples_digest(held_out),
-        **names, **settings.to_dict(), "objective": repr(objective),
+        **names, **settings.to_dict(), "objective": type(objective).__qualname__, "distillation": taught,
     }  # fmt: skip
     del subject["save_seconds"]
     if taught is not None:
         subject["teacher"] = decoder_digest(teacher)
-    torch.manual_seed(settings.seed)
-    network = trainable(decoder, settings)
+    with kept_random_state():
+        torch.manual_seed(settings.seed)
+        network = trainable(decoder, settings)
     if not settings.full:
         fuse_adapters(network, ADAPTER)
+    if isinstance(decoder, Decoder):
+        next_token, pad = NextToken(), decoder.pad_token_id()
+    else:
+        next_token, pad = NextToken(decoder.structure.logits, any_family=True), pad_token(decoder)
+    state = None if state_path is None else StateFile(state_path, subject)
+    is_bf16 = precision_of(decoder, settings) == "bf16"
     session = Session(
-        network, objective or NextToken(), settings, samples, held_out, decoder.pad_token_id(),
-        precision_of(decoder, settings) == "bf16", NextToken(), None if state_path is None
-        else StateFile(state_path, subject), progress,
-    )  # fmt: skip
+        network, objective or next_token, settings, samples, held_out, pad, is_bf16, next_token, state, progress
+    )
     curve = session.run()
     trained_with = {**names, **settings.to_dict()}
     if taught is not None:
@@ -204,7 +218,7 @@ def checked_settings(options: dict[str, Any]) -> Settings:
     return Settings(**options)
 
 
-def decoder_digest(decoder: Decoder) -> str:
+def decoder_digest(decoder: AnyDecoder) -> str:
     """SHA-256 of a decoder's tensors and their names."""
     digest = hashlib.sha256()
     for name, tensor in decoder.tensors():
@@ -220,6 +234,11 @@ def samples_digest(samples: Sequence[Sample]) -> str:
         for part in (sample.input_ids, sample.labels):
             digest.update(numpy.ascontiguousarray(part, dtype="<i8").tobytes() + b"|")
     return digest.hexdigest()
+
+
+def _require_first_device(device: torch.device) -> None:
+    if device.type == "cuda" and device.index not in (None, 0):
+        raise InputError(f"retrain: device {device}: cuda:0 is expected (CUDA_VISIBLE_DEVICES says which GPU that is)")
 
 
 def _state_path(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:

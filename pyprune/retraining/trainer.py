@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -62,8 +62,7 @@ class Session:
             if not self.curve:
                 self.curve.append(Point(0, 0, 0.0, held_out=self.held_out_loss()))
             if self.step < self.steps:
-                with tempfile.TemporaryDirectory() as folder:
-                    ObjectiveTrainer(self, folder).train()
+                ObjectiveTrainer(self).train()
         return self.curve
 
     def places(self) -> list[int]:
@@ -151,15 +150,21 @@ def kept_random_state() -> Iterator[None]:
             numpy.random.set_state(state)
 
 
+class NothingWritten(TrainingArguments):
+    """Trainer's arguments without its folder, which it makes before it knows whether anything is saved."""
+
+    should_save = property(lambda _: False)  # type: ignore[assignment]
+
+
 class ObjectiveTrainer(Trainer):
     """Trainer over the steps that are left of a session; it saves, evaluates and prints nothing itself."""
 
-    def __init__(self, session: Session, folder: str) -> None:
+    def __init__(self, session: Session) -> None:
         settings = session.settings
         self.session = session
         self.accumulated = settings.batch // settings.micro_batch
-        arguments = TrainingArguments(
-            output_dir=folder,
+        arguments = NothingWritten(
+            output_dir=os.devnull,
             per_device_train_batch_size=settings.micro_batch,
             gradient_accumulation_steps=self.accumulated,
             max_steps=session.steps - session.step,
@@ -175,6 +180,8 @@ class ObjectiveTrainer(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
         )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # else Trainer copies the model to every GPU of the machine in every step
         for group in session.optimizer.param_groups:
             group.setdefault("initial_lr", settings.learning_rate)
         first, total = session.step, session.steps

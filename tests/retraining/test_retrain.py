@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +18,11 @@ from pyprune import InputError, Pruning
 from pyprune.pruning.index_map import index_map
 from pyprune.retraining import retrain_with_report
 from pyprune.retraining.adapters import decoder_with, trainable
+from pyprune.retraining.samples import ordered
 from pyprune.retraining.settings import Settings
 from tests import seeds
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61"
 FEW = {"cutoff": 12, "steps": 2, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2}
 
@@ -113,3 +121,139 @@ def test_an_unknown_option_and_bad_values_are_told(llama, text):
     ):
         with pytest.raises(InputError, match=words):
             retrain_with_report(llama, text=text, **options)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_it_ends_the_same(tmp_path):
+    words = [sys.executable, "-m", "tests.retraining.killed_retrain", str(tmp_path), "20", str(seeds.seed())]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(told.stdout.splitlines()[-1])["kills"] >= 10
+    assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
+    for name in ("model.safetensors", "pruning.json", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    curves = [list(csv.DictReader((tmp_path / name / "curve.csv").open())) for name in ("killed", "whole")]
+    for killed, whole in zip(*curves, strict=True):
+        assert {**killed, "seconds": ""} == {**whole, "seconds": ""}
+
+
+def test_nothing_that_was_half_written_stays(llama, text, tmp_path):
+    (tmp_path / ".out.journal.ab12.part").write_text("half")
+    (tmp_path / ".out.cd34.part").mkdir()
+    pyprune.retrain(llama, text=text, out=tmp_path / "out", resume=True, **FEW)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-2}, {"seed": 1}, {"cutoff": 6}], ids=str)
+def test_the_state_of_another_training_is_refused(llama, text, tmp_path, change):
+    journal = tmp_path / "state"
+    pyprune.retrain(llama, text=text, resume=journal, **FEW)
+    with pytest.raises(InputError, match="delete the file"):
+        pyprune.retrain(llama, text=text, resume=journal, **{**FEW, **change})
+
+
+def test_a_file_of_something_else_is_no_state(llama, text, tmp_path):
+    (tmp_path / "state").write_bytes(b"not safetensors")
+    with pytest.raises(InputError, match="not the state of a training"):
+        pyprune.retrain(llama, text=text, resume=tmp_path / "state", **FEW)
+
+
+PRUNINGS = {
+    "depth": Pruning(blocks=(1,)),
+    "ragged": Pruning(blocks=(1,), mha=(0,), ffn=(2,), kv_groups={3: (0,)}, neurons={3: tuple(range(9))}),
+    "padded": Pruning(neurons={layer: tuple(range(5)) for layer in range(4)}, pad_to=8),
+}
+FAMILIES = {
+    "llama": SIZES,
+    "tied": SIZES + ",tied=1",
+    "mistral": SIZES + ",family=mistral,window=5",
+    "qwen2": SIZES + ",family=qwen2",
+    "qwen3": SIZES + ",family=qwen3",
+}
+
+
+@pytest.mark.parametrize("pruning", PRUNINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_form_learns_and_loads_again(text, tmp_path, family, pruning):
+    original = pyprune.load(FAMILIES[family], dtype=torch.float32)
+    pruned = pyprune.apply(original, PRUNINGS[pruning])
+    result = retrain_with_report(pruned, text=text, cutoff=12, steps=12, batch=8, micro_batch=8, learning_rate=3e-2,
+                                 out=tmp_path / "out")  # fmt: skip
+    losses = [point.loss for point in result.curve[1:]]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    loaded = pyprune.load(str(tmp_path / "out"))
+    assert same(loaded, result.decoder)
+    ids = text[:3]
+    ours = pyprune.perplexity(loaded, ids)
+    theirs = pyprune.to_transformers(loaded)(ids, labels=ids).loss.exp()
+    assert ours == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_a_repaired_model_keeps_its_biases(llama, text):
+    pruned = pyprune.apply(llama, Pruning(blocks=(2,)))
+    repaired = pyprune.repair(llama, pruned, text[:24, :12], "mean-update")
+    trained = pyprune.retrain(repaired, text=text, **FEW)
+    assert torch.equal(trained.blocks[1].ffn.down.bias, repaired.blocks[1].ffn.down.bias)
+    assert trained.pruning == repaired.pruning
+
+
+def test_gradient_checkpointing_changes_no_result(llama, text):
+    plain, checkpointed = (
+        pyprune.retrain(llama, text=text, gradient_checkpointing=which, **FEW) for which in (False, True)
+    )
+    for (_, a), (_, b) in zip(plain.tensors(), checkpointed.tensors(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_bf16_checkpoint_is_merged_in_float32_and_rounded_once(llama, text):
+    small = llama.to(torch.bfloat16)
+    wide = pyprune.retrain(small.to(torch.float32), text=text, precision="bf16", **FEW)
+    trained = pyprune.retrain(small, text=text, **FEW)
+    assert trained.dtype == torch.bfloat16
+    assert same(trained, wide.to(torch.bfloat16))
+
+
+def test_adapters_alone_are_peft_s(llama, text, tmp_path):
+    from peft import PeftModel
+
+    trained = pyprune.retrain(llama, text=text, adapters=tmp_path / "adapters", **FEW)
+    model = PeftModel.from_pretrained(pyprune.to_transformers(copied(llama)), tmp_path / "adapters")
+    merged = pyprune.load(model.merge_and_unload())
+    assert all(
+        torch.allclose(a, b, atol=1e-7) for (_, a), (_, b) in zip(merged.tensors(), trained.tensors(), strict=True)
+    )
+
+
+def test_the_random_numbers_of_the_caller_stay(llama, text):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    pyprune.retrain(llama, text=text, **FEW)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_passes_over_all_samples_before_it_repeats_one():
+    order = list(ordered(7, 20, 3))
+    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
+    assert order[:7] != order[7:14]
+
+
+def test_a_model_that_transformers_runs_learns_too(text, tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=61, hidden_size=24, num_hidden_layers=4, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    original = pyprune.load_any(GPTNeoXForCausalLM(config).eval())
+    before = [tensor.clone() for _, tensor in original.tensors()]
+    pruned = pyprune.apply(original, Pruning(blocks=(1,)))
+    for full in (False, True):
+        result = retrain_with_report(pruned, text=text, cutoff=12, steps=12, batch=8, micro_batch=8, full=full,
+                                     learning_rate=1e-2, out=tmp_path / str(full))  # fmt: skip
+        losses = [point.loss for point in result.curve[1:]]
+        assert sum(losses[-3:]) < sum(losses[:3])
+        loaded = pyprune.load_any(tmp_path / str(full))
+        assert [block.index for block in loaded.blocks] == [0, 2, 3]
+        assert same(loaded, result.decoder)
+    assert all(torch.equal(a, b) for a, (_, b) in zip(before, original.tensors(), strict=True))

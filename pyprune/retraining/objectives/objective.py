@@ -24,6 +24,29 @@ def transformers_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+class _AtHead(Exception):
+    """Ends a forward pass where the head would begin."""
+
+
+def states_at_head(model: Any, batch: Batch) -> Tensor:
+    """As `last_states`, of a model of any family: whatever stands between its last layer and its head is run too."""
+    inner = transformers_model(model)
+    reached: list[Tensor] = []
+
+    def stop(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        reached.append(inputs[0])
+        raise _AtHead
+
+    hook = inner.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        inner(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    except _AtHead:
+        pass
+    finally:
+        hook.remove()
+    return reached[0]
+
+
 def last_states(model: Any, batch: Batch) -> Tensor:
     """The states `[N, T, hidden]` that the head reads, behind the final norm; no logits are computed."""
     body = transformers_model(model).base_model
