@@ -129,6 +129,7 @@ def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
     from shutil import rmtree
 
+    from pyprune.files import remove_parts
     from pyprune.retraining.adapters import require_extra
     from pyprune.retraining.iterate import DISTILLATION, iterate
     from pyprune.retraining.train import checked_settings
@@ -142,6 +143,8 @@ def run(options: argparse.Namespace) -> None:
     checked_settings({name: value for name, value in training.items() if name not in DISTILLATION})
     require_texts(options)
     eval_text, train_text = _other_texts(options)
+    if options.resume:
+        remove_parts(options.out)
     decoder = loaded(options.model, options.dtype)
     windows = calibration_windows(options, decoder)
     held_out = evaluation(decoder, eval_text, options.eval_tokens, options.seq_len, options.seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory
+from pyprune.files import remove_parts, require_free_directory
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
@@ -87,6 +87,8 @@ def iterate(
         protect = sorted(protect)
     if out is not None:
         require_free_directory(out)
+        if journal is not None:
+            remove_parts(out)
     original = as_decoder(model)
     original.require_weights()
     ids, _ = check_samples(original, input_ids, None)
