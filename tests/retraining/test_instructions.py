@@ -107,7 +107,7 @@ def test_a_template_that_changes_earlier_replies_gives_a_sample_for_each(decoder
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([1], "line 1: a JSON list"),
+        (1, "line 1: a JSON int"),
         ({"text": "a"}, "no key 'instruction'"),
         ({"instruction": "a", "output": 3}, "output is '3'"),
         ({"messages": "a"}, "a list of objects"),

@@ -90,7 +90,7 @@ def test_the_model_is_peft_s(p):
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(generator=seeds.generator(1))
+                parameter.normal_(std=0.1, generator=seeds.generator(1))
     ours = copy.deepcopy(theirs)
     assert fuse_adapters(ours, ADAPTER) == 14
     for module in theirs.modules():
@@ -98,17 +98,15 @@ def test_the_model_is_peft_s(p):
             module.lora_dropout[ADAPTER] = SameMask(p)
     ids = torch.randint(0, 61, (2, 11), generator=seeds.generator(6))
     state = torch.get_rng_state()
-    losses = []
+    results = []
     for model in (theirs, ours):
         torch.set_rng_state(state)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        losses.append(loss)
-    assert torch.allclose(*losses, rtol=1e-5)
-    expected = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
-    for name, parameter in ours.named_parameters():
-        if parameter.requires_grad:
-            assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.requires_grad]
+        results.append((loss.detach(), torch.cat(gradients)))
+    for plain, result in zip(*results, strict=True):  # transformers' norms and logits are float32 in float64 too
+        assert (result - plain).abs().max() <= 100 * torch.finfo(torch.float32).eps * plain.abs().max()
 
 
 class SameMask(torch.nn.Module):
