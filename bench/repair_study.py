@@ -28,17 +28,22 @@ from pyprune.scoring.calibration.demonstrations import boolq, lambada
 from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
 
-SEQ_LEN, HELD_OUT_WINDOWS = 128, 64
+SEQ_LEN, HELD_OUT_WINDOWS, DOCUMENTS = 128, 64, 100
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
+CHAIN = "refit-all-o+blockwise+tail"
+BEST = ("refit-all-o", CHAIN)
 PARTS = {
-    "methods": "every method at 20 % depth, one-shot and greedy by PPL, 128 windows: about 3 min a cell",
-    "width": "FLAP and Wanda-sp at 20 % with the width repairs: about 3 min a cell",
-    "seeds": "three draws of the windows that choose the blocks, best closed form and block-wise: 3 to 15 min",
-    "ratios": "10, 27 and 35 % depth, best closed form and block-wise: 3 to 15 min a cell",
-    "tokens": "16, 128, 512 and 2,000 windows with refit-all-o: 1 to 30 min a cell",
-    "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 3 min a cell",
-    "first": "tokens relative, equal, and without first tokens: about 3 min a cell",
+    "methods": "every closed form at 20 % depth, one-shot and greedy by PPL, 128 windows: about 2 min a cell",
+    "steps": "block-wise, tail, and both behind the best closed form, one-shot and greedy: 5 to 14 min a cell",
+    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the whole chain: 2 to 14 min a cell",
+    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 14 min a cell",
+    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and the whole chain: 2 to 14 min a cell",
+    "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 25 min a cell",
+    "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 2 min a cell",
+    "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
+    "tuning": "rates, steps and blocks of the gradient steps behind refit-all-o: 4 to 12 min a cell",
+    "tasks": "the seven tasks of the original, the pruned model and the whole chain: about 6 to 20 min a cell",
 }
 
 
@@ -49,15 +54,27 @@ def cells(part: str) -> list[dict[str, Any]]:
     def cell(**changed: Any) -> dict[str, Any]:
         return {**base, **changed}
 
-    best = ("refit-all-o", "blockwise")
+    by_steps = ("blockwise", "tail", "refit-all-o+blockwise", "refit-all-o+tail", CHAIN)
     return {
-        "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in (*CLOSED, "blockwise")],
-        "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in WIDTH],
-        "seeds": [cell(method=m, seed=s) for s in (0, 1, 2) for m in best],
-        "ratios": [cell(method=m, ratio=r) for r in (0.1, 0.27, 0.35) for m in best],
-        "tokens": [cell(method="refit-all-o", windows=n) for n in (16, 128, 512, 2000)],
+        "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in CLOSED],
+        "steps": [*(cell(method=m) for m in by_steps), cell(method=CHAIN, prune="greedy")],
+        "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in (*WIDTH, CHAIN)],
+        "seeds": [cell(method=m, seed=s) for s in (0, 1, 2) for m in BEST],
+        "ratios": [
+            cell(method=m, ratio=r, prune=p) for r in (0.1, 0.27, 0.35) for p in ("one-shot", "flap") for m in BEST
+        ],
+        "tokens": [cell(method="refit-all-o", windows=n) for n in (10, 128, 512, 2000)],
         "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
+        "tuning": [
+            *(cell(method="refit-all-o+tail", options=o) for o in ({"tail_blocks": 2}, {"tail_blocks": 8})),
+            *(cell(method="refit-all-o+tail", options={"rate": rate}) for rate in (1e-4, 1e-3)),
+            cell(method="refit-all-o+tail", windows=512),
+            *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
+            cell(method="refit-all-o+blockwise", options={"steps": 50}),
+            cell(method="refit-all-o+blockwise", windows=512),
+        ],
+        "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
     }[part]
 
 
@@ -106,8 +123,22 @@ class Study:
     def log_perplexities(self, decoder: Any) -> dict[str, float]:
         return {name: math.log(pyprune.perplexity(decoder, ids)) for name, ids in self.held_out.items()}
 
+    def run_tasks(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """The seven tasks of the original ("original"), the pruned model ("none") or a repaired one."""
+        began = time.perf_counter()
+        decoder = self.decoder
+        if cell["method"] != "original":
+            decoder = pyprune.apply(decoder, self.pruning(cell["prune"], cell["ratio"], cell["seed"]))
+        if cell["method"] not in ("original", "none"):
+            ids = self.windows(cell["text"], cell["windows"], cell["seed"])
+            decoder = pyprune.repair(self.decoder, decoder, ids, cell["method"], **cell["options"])
+        tasks = pyprune.evaluate(decoder, tasks="paper", limit=cell["documents"]).tasks
+        return {"tasks": tasks, "seconds": time.perf_counter() - began}
+
     def run(self, cell: dict[str, Any]) -> dict[str, Any]:
         """One cell's result."""
+        if "documents" in cell:
+            return self.run_tasks(cell)
         pruning = self.pruning(cell["prune"], cell["ratio"], cell["seed"])
         pruned = pyprune.apply(self.decoder, pruning)
         for key, model in (("original", self.decoder), ((cell["prune"], cell["ratio"], cell["seed"]), pruned)):
@@ -163,7 +194,10 @@ def main() -> None:
             done["cells"].append(entry)
             done["versions"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
             write_json(out, done)
-            shares = {name: f"{value['recovered']:.1%}" for name, value in entry["perplexity"].items()}
+            if "tasks" in entry:
+                shares = {name: f"{values['acc']:.3f}" for name, values in entry["tasks"].items()}
+            else:
+                shares = {name: f"{value['recovered']:.1%}" for name, value in entry["perplexity"].items()}
             print(part, cell["method"], cell["prune"], shares, f"{entry['seconds']:.0f} s", flush=True)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyprune.pruning.depth import depth
     from pyprune.pruning.index_map import index_map
     from pyprune.pruning.width import width
+    from pyprune.recovery import RepairedSearch, search_with_repair
     from pyprune.recovery.repair import repair
     from pyprune.retraining.iterate import iterate
     from pyprune.retraining.iterated import Iterated
@@ -54,6 +55,7 @@ __all__ = [
     "NativeLibraryWarning",
     "PaddedLinear",
     "Pruning",
+    "RepairedSearch",
     "SamplingParams",
     "Scores",
     "SearchResult",
@@ -75,6 +77,7 @@ __all__ = [
     "samples",
     "score",
     "search",
+    "search_with_repair",
     "to_transformers",
     "width",
 ]
@@ -86,7 +89,7 @@ _PACKAGES = {
     "models.load_any": ("load_any",),
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
-    "recovery": ("repair",),
+    "recovery": ("RepairedSearch", "repair", "search_with_repair"),
     "retraining": ("Iterated", "iterate", "retrain"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),

@@ -27,6 +27,7 @@ LAYERS = (
     ("retraining",),
     ("recovery",),
     ("scoring",),
+    ("regression",),
     ("pruning",),
     ("runtime",),
     ("models",),

@@ -9,9 +9,10 @@ from pyprune.commands.options import at_least
 from pyprune.errors import InputError
 
 DEFAULT = "ppl"
+REPAIR_SAMPLES = 128
 
 _OPTIONS = (
-    "variant", "tokens", "power", "norm", "over", "every", "salience", "within", "across", "batch", "report",
+    "form", "variant", "tokens", "power", "norm", "over", "every", "salience", "within", "across", "batch", "report",
 )  # fmt: skip
 
 
@@ -20,8 +21,9 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--criterion",
         metavar="NAME",
-        help="ppl (exact), first-order-ppl, second-order-ppl, taylor, magnitude, weight-norm, "
-        f"block-influence, angular, relative-magnitude, first, last, middle, every, random (default: {DEFAULT})",
+        help="ppl (exact), first-order-ppl, second-order-ppl, ppl-after-repair (of repaired units), taylor, "
+        "magnitude, weight-norm, block-influence, angular, relative-magnitude, first, last, middle, every, random "
+        f"(default: {DEFAULT})",
     )
     parser.add_argument(
         "--protect",
@@ -30,6 +32,19 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
         "the paper's Mag+ and Taylor+ (default: none)",
     )
     group = parser.add_argument_group("options of single criteria")
+    group.add_argument(
+        "--form",
+        choices=("linear", "mean-update"),
+        help="ppl-after-repair: what repairs each unit, a linear map of the output before it (ReplaceMe) or the mean "
+        "of what is missing (default: linear)",
+    )
+    group.add_argument(
+        "--repair-samples",
+        type=at_least(1),
+        metavar="N",
+        help="ppl-after-repair, and prune --repair: windows of the calibration text that repairs are fitted on; those "
+        f"that score are others (default: {REPAIR_SAMPLES})",
+    )
     group.add_argument(
         "--variant",
         metavar="V",
@@ -79,6 +94,11 @@ def chosen_criterion(options: argparse.Namespace, unit: str) -> tuple[Any, dict[
     if "seed" in criterion.options:
         settings["seed"] = options.seed
     criterion.check(unit, settings)
+    repairs = "fit_ids" in criterion.options or getattr(options, "repair", None) is not None
+    if options.repair_samples is not None and not repairs:
+        raise InputError(
+            f"--repair-samples {options.repair_samples}: belongs to --repair of prune, or --criterion ppl-after-repair"
+        )
     return criterion, settings
 
 

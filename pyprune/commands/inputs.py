@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
-from pyprune.commands.criterion import chosen_criterion
+from pyprune.commands.criterion import REPAIR_SAMPLES, chosen_criterion
 from pyprune.commands.output import Bar
 from pyprune.errors import InputError
 
@@ -20,8 +21,8 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
         require_texts(options)
     elif options.text is not None:
         raise InputError(f"--text {options.text}: criterion {criterion.name} looks at no text")
-    if options.resume and criterion.name != "ppl":
-        raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl does")
+    if options.resume and "resume" not in criterion.options:
+        raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl and ppl-after-repair do")
     journal_beside(options)
 
 
@@ -51,9 +52,11 @@ def journal_beside(options: argparse.Namespace) -> Path | None:
 
 
 def remove_journal(options: argparse.Namespace) -> None:
-    """Remove the journal of --resume, now that the result is written."""
+    """Remove the journal of --resume, a file or a folder, now that the result is written."""
     journal = journal_beside(options)
-    if journal is not None:
+    if journal is not None and journal.is_dir():
+        shutil.rmtree(journal, ignore_errors=True)
+    elif journal is not None:
         journal.unlink(missing_ok=True)
 
 
@@ -67,11 +70,11 @@ def require_texts(options: argparse.Namespace) -> None:
         options.source = require_text(options.text, field=options.field)
 
 
-def calibration_windows(options: argparse.Namespace, decoder: Any) -> Any:
-    """The calibration windows that the options of `add_text` name."""
+def calibration_windows(options: argparse.Namespace, decoder: Any, more: int = 0) -> Any:
+    """The calibration windows that the options of `add_text` name, and `more` of the same draw."""
     from pyprune.scoring.calibration import calibration
 
-    sizes = (options.samples, options.seq_len, options.seed)
+    sizes = (options.samples + more, options.seq_len, options.seed)
     text = options.text if options.source is None else options.source
     return calibration(decoder, text, *sizes, field=options.field, packing=options.packing, bos=options.bos)
 
@@ -89,7 +92,7 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     if options.memory is not None:
         settings["memory"] = options.memory
     if criterion.needs != "nothing" and "input_ids" not in measured:
-        settings |= _windows(options, decoder)
+        settings |= _windows(options, decoder, "fit_ids" in criterion.options)
     settings |= measured
     what = f"unit {unit}" if "candidates" not in measured else f"{len(measured['candidates'])} candidates"
     return scoring.score(
@@ -127,14 +130,49 @@ def searched(options: argparse.Namespace, decoder: Any, method: str, amount: Any
         resume=journal_beside(options),
         memory=options.memory,
         progress=partial(bar, f"searching, {method}"),
-        **_windows(options, decoder),
+        **_windows(options, decoder, "fit_ids" in criterion.options),
         **settings,
     )
 
 
-def _windows(options: argparse.Namespace, decoder: Any) -> dict[str, Any]:
-    windows = calibration_windows(options, decoder)
-    return {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
+def searched_with_repair(options: argparse.Namespace, decoder: Any, amount: Any, bar: Bar) -> Any:
+    """What a greedy search with the options' repair after each removal removes from a decoder."""
+    from functools import partial
+
+    from pyprune.recovery import search_with_repair
+
+    unit = options.unit or "block"
+    criterion, settings = chosen_criterion(options, unit)
+    windows = _windows(options, decoder, fits=True)
+    return search_with_repair(
+        decoder,
+        windows["input_ids"],
+        windows["fit_ids"],
+        options.repair,
+        count=amount.count,
+        ratio=amount.ratio,
+        unit=unit,
+        protect=options.protect,
+        criterion=criterion.name,
+        calibration=windows["calibration"],
+        memory=options.memory,
+        resume=journal_beside(options),
+        seed=options.seed,
+        progress=partial(bar, f"searching, repairing by {options.repair}"),
+        **settings,
+    )
+
+
+def _windows(options: argparse.Namespace, decoder: Any, fits: bool) -> dict[str, Any]:
+    """The windows that score and, of the same draw, those that repairs are fitted on, if there are to be any."""
+    from pyprune.scoring.calibration import set_apart
+
+    more = (options.repair_samples or REPAIR_SAMPLES) if fits else 0
+    windows = calibration_windows(options, decoder, more)
+    if not fits:
+        return {"input_ids": windows.input_ids, "calibration": windows.fingerprint}
+    scored, fitted = set_apart(windows, options.samples, options.seed)
+    return {"input_ids": scored.input_ids, "calibration": scored.fingerprint, "fit_ids": fitted.input_ids}
 
 
 def chosen_device(options: argparse.Namespace) -> Any:

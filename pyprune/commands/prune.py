@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.criterion import add_criterion, refuse_criterion
+from pyprune.commands.criterion import REPAIR_SAMPLES, add_criterion, refuse_criterion
 from pyprune.commands.inputs import (
     calibration_windows,
     init_distributed,
@@ -15,6 +15,7 @@ from pyprune.commands.inputs import (
     require_scorable,
     require_texts,
     searched,
+    searched_with_repair,
 )
 from pyprune.commands.narrowing import (
     add_narrowing,
@@ -36,10 +37,9 @@ from pyprune.commands.options import (
     indices,
 )
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
-from pyprune.commands.repair import METHODS, METHODS_HELP, print_repair
+from pyprune.commands.repair import METHODS_HELP, print_repair, repair_method
 from pyprune.errors import InputError
 
-REPAIR_SAMPLES = 128
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
 _FIELDS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
@@ -55,6 +55,7 @@ def add_options(commands: Any) -> None:
         "The weights keep the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
+        "pyprune prune smollm2-135m --depth 6 --search greedy --repair linear --repair-each --out smollm2-mended6",
         "pyprune prune smollm2-135m --width 20% --pad-to 64 --out smollm2-width20",
         "pyprune prune smollm2-135m --width 20% --method flap --align 64 --out smollm2-flap20",
         "pyprune prune smollm2-135m --width 20% --method llm-pruner --variant param_mix,global --out smollm2-taylor20",
@@ -102,16 +103,15 @@ def add_options(commands: Any) -> None:
     add_text(parser)
     parser.add_argument(
         "--repair",
-        choices=METHODS,
+        type=repair_method,
         metavar="METHOD",
         help=f"then fit what stays to what went, by {METHODS_HELP} (default: not)",
     )
     parser.add_argument(
-        "--repair-samples",
-        type=at_least(1),
-        metavar="N",
-        help="windows of the calibration text that --repair goes by, every eighth held out (default: "
-        f"{REPAIR_SAMPLES})",
+        "--repair-each",
+        action="store_true",
+        help="with --search greedy and --repair: repair after each removal, and choose the next one on the repaired "
+        "model; scores are then of other windows than repairs (default: off)",
     )
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -154,6 +154,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(
             f"--repair {options.repair}: {options.model} runs by its own layers; a LLaMA-style model is expected"
         )
+    found = None
     with Bar() as bar:
         if amount is not None:
             limits = {"ratio": amount.ratio, "count": amount.count, "protect": options.protect}
@@ -161,7 +162,10 @@ def run(options: argparse.Namespace) -> None:
             trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
             if not runs_itself:  # there each removal is tried with its own layers
                 _require_savable(pruning.apply(decoder, trial | padding))
-            if options.search in (None, "one-shot"):
+            if options.repair_each:
+                found = searched_with_repair(options, decoder, amount, bar)
+                chosen = found.pruning()
+            elif options.search in (None, "one-shot"):
                 ranked = ranked or measured_scores(options, decoder, unit, bar)
                 chosen = pruning.depth(ranked, decoder, **limits)
             else:
@@ -173,14 +177,17 @@ def run(options: argparse.Namespace) -> None:
         if not is_rank_zero() and options.repair is None:
             return
         pruned, repaired = pruning.apply(decoder, chosen | padding), None
-        if options.repair is not None:
+        if found is not None:
+            repaired = found.repaired
+            pruned = pruning.apply(repaired.decoder, padding) if padding else repaired.decoder
+        elif options.repair is not None:
             repaired = _repaired(for_repair, decoder, pruned, bar)
             pruned = repaired.decoder
         if not is_rank_zero():
             return
     pruned.save(options.out)
     remove_journal(options)
-    _report_sizes(options, decoder, pruned, repaired)
+    _report_sizes(options, decoder, pruned, repaired, found)
 
 
 def _repaired(options: argparse.Namespace, decoder: Any, pruned: Any, bar: Bar) -> Any:
@@ -212,8 +219,18 @@ def _width_ratio(text: str) -> float:
 
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
-    if options.repair_samples is not None and options.repair is None:
-        raise InputError(f"--repair-samples {options.repair_samples}: belongs to --repair, which was not given")
+    if options.repair_each and (options.repair is None or options.search != "greedy"):
+        raise InputError("--repair-each: belongs to --search greedy with --repair, which were not both given")
+    if options.repair_each and options.criterion not in (None, "ppl", "ppl-after-repair"):
+        raise InputError(f"--criterion {options.criterion}: --repair-each goes by ppl or ppl-after-repair")
+    if options.repair_each and {"flap-bias", "stat"} & set(options.repair.split("+")):
+        raise InputError(f"--repair {options.repair}: is for heads and neurons; --repair-each removes units")
+    scores_repaired = options.depth is not None and options.criterion == "ppl-after-repair"
+    if options.repair_samples is not None and options.repair is None and not scores_repaired:
+        raise InputError(
+            f"--repair-samples {options.repair_samples}: belongs to --repair or --criterion ppl-after-repair, which"
+            " was not given"
+        )
     if options.depth is None:
         narrows = options.width is not None  # which takes --protect and --variant too
         for name in ("scores", "search", *(() if narrows else ("protect",))):
@@ -265,13 +282,14 @@ def _require_savable(decoder: Any) -> None:
     checkpoint_config(decoder)
 
 
-def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any, repaired: Any) -> None:
+def _report_sizes(options: argparse.Namespace, decoder: Any, pruned: Any, repaired: Any, found: Any) -> None:
     before, after = (_described_sizes(model, decoder.parameters()) for model in (decoder, pruned))
     if options.json:
         removed = None if pruned.pruning is None else pruned.pruning.to_dict()
         sizes = {"before": before, "after": after}
         repair = {} if repaired is None else {"repair": repaired.to_dict()}
-        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed, **repair})
+        search = {} if found is None else {"search": found.search.to_dict()}
+        return print_json({"model": decoder.name, "out": options.out, **sizes, "pruning": removed, **repair, **search})
     rows = [
         ["parameters", f"{before['parameters']:,}", f"{after['parameters']:,} ({after['removed_share']:.1%} removed)"],
         *([name, str(before[key]), str(after[key])] for name, key in _SIZES.items() if key in before),

@@ -12,13 +12,17 @@ from pyprune.errors import InputError
 
 METHODS = (
     "auto", "mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o", "flap-bias", "stat",
-    "blockwise",
+    "blockwise", "tail",
 )  # fmt: skip
-"""`recovery.repair.METHODS`, which would import torch; a test holds them equal."""
+"""`recovery.methods.METHODS`, which would import torch; a test holds them equal."""
+FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
+"""`recovery.methods.FOLLOWING`, likewise."""
 METHODS_HELP = (
-    "auto (the best of several on held-out windows), mean-update, scale (Prune&Comp), linear and linear-cosine "
-    "(ReplaceMe), refit (the projection before each cut), refit-all (every later down), refit-all-o (every later o and "
-    "down), flap-bias and stat (width), or blockwise (a few hundred local gradient steps a block)"
+    "auto (the best closed form on held-out windows, then blockwise and tail where they help), mean-update, scale "
+    "(Prune&Comp), linear and linear-cosine (ReplaceMe), refit (the projection before each cut), refit-all (every "
+    "later down), refit-all-o (every later o and down), flap-bias and stat (width), blockwise (local gradient steps "
+    "for each block), tail (gradient steps for the last blocks together), or several with + between them, as "
+    "refit-all-o+blockwise+tail"
 )
 
 
@@ -32,11 +36,13 @@ def add_options(commands: Any) -> None:
         "chooses the ridge and the method, and shows whether the repair harms. Text of the kind that the model is for "
         "matters more than the method; take several hundred windows.",
         "pyprune repair smollm2-135m smollm2-depth20 --text demo:boolq --samples 256 --out smollm2-repaired",
-        "pyprune repair smollm2-135m smollm2-depth20 --method blockwise --steps 200 --out smollm2-distilled",
+        "pyprune repair smollm2-135m smollm2-depth20 --method refit-all-o+blockwise --steps 50 --out smollm2-distilled",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
     parser.add_argument("pruned", metavar="PRUNED", help="directory that prune --out wrote, or a pruning's .json file")
-    parser.add_argument("--method", choices=METHODS, default="auto", help=f"{METHODS_HELP} (default: auto)")
+    parser.add_argument(
+        "--method", type=repair_method, default="auto", metavar="METHOD", help=f"{METHODS_HELP} (default: auto)"
+    )
     parser.add_argument(
         "--ridge",
         type=ridge,
@@ -46,7 +52,17 @@ def add_options(commands: Any) -> None:
         "held-out windows (default: auto)",
     )
     parser.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="gradient steps a block, of --method blockwise (default: 200)"
+        "--steps",
+        type=at_least(1),
+        metavar="N",
+        help="gradient steps of auto, blockwise (for each block) and tail (default: 100 of blockwise, 200 of tail)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=number(0, 1e6),
+        metavar="X",
+        help="of --method auto: begin nothing that would probably take longer in all, and make fewer steps to stay "
+        "within (default: no bound)",
     )
     add_text(parser)
     parser.set_defaults(samples=128)
@@ -56,8 +72,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="of --method blockwise: keep finished blocks in a folder beside --out, and go on from one that an "
-        "interrupted run left there (default: off)",
+        help="keep what is finished in a folder beside --out, and go on from one that an interrupted run left there "
+        "(default: off)",
     )
     add_memory(parser)
     add_json(parser)
@@ -74,9 +90,11 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.destination import require_directory
 
     require_directory(options.out)
-    for name in ("steps", "resume"):
-        if getattr(options, name) and options.method != "blockwise":
-            raise InputError(f"--{name}: belongs to --method blockwise")
+    makes_steps = {"auto", "blockwise", "tail"} & set(options.method.split("+"))
+    if options.steps is not None and not makes_steps:
+        raise InputError(f"--steps {options.steps}: belongs to --method auto, blockwise and tail")
+    if options.minutes is not None and options.method != "auto":
+        raise InputError(f"--minutes {options.minutes:g}: belongs to --method auto")
     require_texts(options)
     init_distributed()
     pruned = Pruning.from_json(options.pruned) if options.pruned.endswith(".json") else loaded(options.pruned)
@@ -94,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
             ridge=options.ridge,
             seed=options.seed,
             memory=options.memory,
+            minutes=options.minutes,
             progress=partial(bar, f"repairing, {options.method}"),
             **settings,
         )
@@ -127,6 +146,17 @@ def print_repair(repaired: Any, title: str) -> None:
     print_table(["", ""], rows, title)
     if repaired.harms:
         print("This repair harms: on the held-out windows the pruned model without it is better.")
+
+
+def repair_method(text: str) -> str:
+    """A method, or several with + between them."""
+    first, *behind = text.split("+")
+    if first not in METHODS or (behind and first == "auto") or not set(behind) <= set(FOLLOWING):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: one of {', '.join(METHODS)} is expected, or behind another one and a +, not behind auto:"
+            f" {', '.join(FOLLOWING)}"
+        )
+    return text
 
 
 def ridge(text: str) -> float | str:

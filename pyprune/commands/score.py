@@ -120,6 +120,8 @@ def _given(options: argparse.Namespace) -> Any:
     for name in ("text", "field", "unit", "dtype", "out", "candidates", "measure", "labels"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+    if options.repair_samples is not None:
+        raise InputError(f"--repair-samples {options.repair_samples}: {reason}")
     if options.resume:
         raise InputError(f"--resume: {reason}")
     refuse_criterion(options, reason)

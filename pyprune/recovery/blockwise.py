@@ -5,13 +5,13 @@ the block and all that was removed after it, Adam lowers
 
     mean_t |f(x) - t|^2 / |t|^2
 
-over all weights of the block. A gradient goes through one block only. The rate rises over ten steps and then falls in a
-line to zero. A block that errs no less on the held-out windows afterwards stays as it was. Source: the local losses of
+over all weights of the block (`local_steps`). A gradient goes through one block only. Source: the local losses of
 FitNets (Romero et al. 2015) and of block-wise distillation (arXiv 1911.13053), with the student's own stream as input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,30 +20,20 @@ from torch import Tensor
 from pyprune.models.decoder import Block, Decoder
 from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
-from pyprune.recovery.fitting import is_held_out
-from pyprune.recovery.journal import BlockJournal
-from pyprune.recovery.states import States
+from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
+from pyprune.recovery.local_steps import Steps, dtype_for_steps, fit_blocks
 from pyprune.recovery.streams import equal
+from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 
-WARM_UP = 10
-
-
-@dataclass(frozen=True)
-class Training:
-    """steps: of each block; rate: Adam's highest; tokens: about how many a step sees; seed: of the order of samples."""
-
-    steps: int = 200
-    rate: float = 5e-4
-    tokens: int = 1024
-    seed: int = 0
+BLOCKWISE_STEPS = Steps(count=100, rate=5e-4)
 
 
 @dataclass(frozen=True)
 class BlockFit:
-    """One block's relative squared error on the held-out windows, before and after."""
+    """The loss of some blocks on the held-out windows, before and after."""
 
-    block: int
+    blocks: tuple[int, ...]
     before: float
     after: float
 
@@ -52,17 +42,22 @@ def blockwise(
     original: Decoder,
     pruned: Decoder,
     input_ids: Tensor,
-    training: Training,
+    steps: Steps = BLOCKWISE_STEPS,
     memory: int | None = None,
-    journal: BlockJournal | None = None,
+    journal: RepairJournal | None = None,
+    name: str = "blockwise",
     progress: Progress = lambda done, total: None,
 ) -> tuple[Decoder, list[BlockFit]]:
-    """The pruned model with its blocks fitted in order, from the first that differs or has something removed behind."""
+    """The pruned model with its blocks fitted in order, from the first that differs or has something removed behind.
+
+    `pruned` may have been repaired before. journal: keeps each block under `name`.
+    """
     samples, tokens = input_ids.shape
     states = States(sequence.activation_dtype(original), original.device, memory)
     teacher, student = (states.empty(samples, tokens, original.hidden_size) for _ in range(2))
-    step = chunk_of(original.sizes(), tokens)
-    chunks = [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
+    dtype = dtype_for_steps(student)
+    size = chunk_of(original.sizes(), tokens)
+    chunks = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
     rotation = original.rope.tables(tokens, prompt=tokens)
     with torch.inference_mode():
         for chunk in chunks:
@@ -73,16 +68,22 @@ def blockwise(
     fits: list[BlockFit] = []
     same, waiting = True, None
 
+    def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
+        output = differentiable.run_block(of[0], student[list(chosen)].to(dtype), *rotation, original.eps)
+        return relative_error(output, teacher[list(chosen)].to(dtype))
+
     def resolved(block: Block) -> None:
-        finished = None if journal is None else journal.get(block)
-        if finished is None:
-            finished, fit = _fitted(block, student, teacher, rotation, original.eps, training)
+        key = f"{name}.block-{block.index}"
+        entry = None if journal is None else journal.get(key)
+        if entry is None:
+            (finished,), before, after = fit_blocks([block], (samples, tokens), dtype, steps, loss)
             if journal is not None:
-                journal.put(finished, {"before": fit.before, "after": fit.after})
+                journal.put(key, block_tensors([finished]), {"before": before, "after": after})
         else:
-            fit = BlockFit(block.index, **journal.errors(block))  # type: ignore[union-attr]  # it had the block
+            (finished,) = with_tensors([block], entry[0])
+            before, after = entry[1]["before"], entry[1]["after"]
         result.append(finished)
-        fits.append(fit)
+        fits.append(BlockFit((block.index,), before, after))
         with torch.inference_mode():
             for chunk in chunks:
                 student[chunk] = sequence.run_block(finished, student[chunk], *rotation, original.eps)
@@ -94,7 +95,7 @@ def blockwise(
             waiting = None
         if same:
             same = is_kept and all(index in kept for index in indices[place + 1 :][:1])
-            same = same and _equal(block, kept[block.index], pruned.dtype)
+            same = same and equal_blocks(block, kept[block.index], pruned.dtype)
         if is_kept:
             if same:
                 result.append(kept[block.index])
@@ -118,61 +119,8 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
     return ((output - target).square().sum(-1) / square.clamp(min=torch.finfo(square.dtype).tiny)).mean()
 
 
-def _fitted(
-    block: Block,
-    student: Tensor,
-    teacher: Tensor,
-    rotation: tuple[Tensor, Tensor],
-    eps: float,
-    training: Training,
-) -> tuple[Block, BlockFit]:
-    samples, tokens = student.shape[:2]
-    fitting = [sample for sample in range(samples) if not is_held_out(sample)]
-    held_out = [sample for sample in range(samples) if is_held_out(sample)]
-    batch = max(1, training.tokens // tokens)
-    parameters: list[Tensor] = []
-    dtypes: dict[int, torch.dtype] = {}
-
-    def leaf(tensor: Tensor) -> Tensor:
-        parameters.append(tensor.detach().to(student.dtype, copy=True).requires_grad_())
-        dtypes[id(parameters[-1])] = tensor.dtype
-        return parameters[-1]
-
-    wide = block.map(leaf)
-    optimizer = torch.optim.Adam(parameters, lr=training.rate, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(training.seed)
-
-    def error(of: Block, chosen: list[int]) -> Tensor:
-        output = differentiable.run_block(of, student[chosen], *rotation, eps)
-        return relative_error(output, teacher[chosen])
-
-    def held_out_error(of: Block) -> float:
-        of = of.map(lambda tensor: tensor.to(student.dtype))
-        with torch.no_grad():
-            parts = [held_out[start : start + batch] for start in range(0, len(held_out), batch)]
-            return sum(float(error(of, part)) * len(part) for part in parts) / len(held_out)
-
-    before = held_out_error(block)
-    order: list[int] = []
-    for step in range(training.steps):
-        if len(order) < batch:
-            order += [fitting[place] for place in torch.randperm(len(fitting), generator=generator).tolist()]
-        chosen, order = order[:batch], order[batch:]
-        rate = training.rate * min(1.0, (step + 1) / WARM_UP) * (1 - step / training.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            error(wide, chosen).backward()
-        optimizer.step()
-    trained = wide.map(lambda tensor: tensor.detach().to(dtypes[id(tensor)]))
-    after = held_out_error(trained)
-    if not after < before:
-        return block, BlockFit(block.index, before, before)
-    return trained, BlockFit(block.index, before, after)
-
-
-def _equal(block: Block, other: Block, dtype: torch.dtype) -> bool:
+def equal_blocks(block: Block, other: Block, dtype: torch.dtype) -> bool:
+    """Whether two blocks hold the same values, the first one rounded to `dtype`."""
     pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
     return all(
         sublayer is counterpart

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Linear
-from pyprune.recovery.normal_equations import RIDGES, Fit, NormalEquations, fit_linear
 from pyprune.recovery.streams import Stage
-from pyprune.recovery.token_weights import token_weights
+from pyprune.regression.held_out import is_held_out
+from pyprune.regression.normal_equations import RIDGES, Fit, NormalEquations, fit_linear
+from pyprune.regression.token_weights import token_weights
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
-
-HELD_OUT_EVERY = 8
-"""Of so many windows one is held out: for the ridge, the best method, and to say whether a repair harms."""
 
 Rows = Callable[[slice], Tensor]
 """What a projection's output `[N, T, hidden]` should be on some samples."""
@@ -69,8 +67,3 @@ class Fitting:
             raise InputError(
                 f"repair: {kind} of block {index}: {error}; more samples or a larger ridge are expected"
             ) from None
-
-
-def is_held_out(sample: int) -> bool:
-    """Whether a window of the calibration set is held out."""
-    return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1

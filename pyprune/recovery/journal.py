@@ -1,7 +1,8 @@
-"""Finished blocks of a repair, kept in a folder as they come, so that an interrupted one goes on.
+"""Finished parts of a repair, kept in a folder as they come, so that an interrupted one goes on.
 
-A file a block, written whole: safetensors with the block's weights, and the errors in its metadata. `subject.json` says
-what they belong to.
+A file a part (a fitted projection, a block), written whole: safetensors with its tensors, and what was measured in its
+metadata. `subject.json` says what they belong to. The same bits come out as without the interruption: what is read back
+is what went on, and all that is computed again is computed in the same way.
 """
 
 from __future__ import annotations
@@ -9,58 +10,82 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import read_json, write_bytes, write_json
 from pyprune.models.decoder import Block
+from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
+
+Entry = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class BlockJournal:
-    """The folder `path`, which belongs to `subject`. InputError when it is of another subject, or no such folder."""
+class RepairJournal:
+    """The folder `path`, which belongs to `subject`. InputError when it is of another subject, or no such folder.
 
-    def __init__(self, path: str | os.PathLike[str], subject: dict[str, Any]) -> None:
+    Of several processes rank 0 alone reads and writes it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], subject: dict[str, Any], group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         self.path = Path(path).absolute()
+        if group.rank != 0:
+            return
         named = self.path / "subject.json"
-        if self.path.exists():
-            if not named.is_file():
-                raise InputError(f"{path}: not a journal of a repair; another name is expected")
-            present = read_json(named)
-            if present != json.loads(json.dumps(subject)):
+        if named.is_file():
+            if read_json(named) != json.loads(json.dumps(subject)):
                 raise InputError(
                     f"{path}: belongs to a repair with other models, text or options; delete it to begin again"
                 )
+        elif self.path.exists() and not self._is_begun():
+            raise InputError(f"{path}: not a journal of a repair; another name is expected")
         else:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_json(named, subject)
 
-    def get(self, block: Block) -> Block | None:
-        """The finished block in the place of `block`, None where there is none."""
-        file = self._file(block)
+    def get(self, name: str) -> Entry | None:
+        """The tensors and the values of the part, None where it is not finished."""
+        file = self._file(name)
         if not file.exists():
             return None
         with safe_open(file, "pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
-        names = {id(tensor): name for name, tensor in block.tensors()}  # `map` has an order of its own
-        return block.map(lambda tensor: tensors[names[id(tensor)]].to(tensor.device))
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # no mapping
+            return tensors, json.loads(stored.metadata()["values"])
 
-    def errors(self, block: Block) -> dict[str, float]:
-        """The errors that were kept with it."""
-        with safe_open(self._file(block), "pt") as stored:
-            return json.loads(stored.metadata()["errors"])
+    def put(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Keep a finished part; it is in the file on return."""
+        copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        write_bytes(self._file(name), save(copies, {"values": json.dumps(dict(values))}))
 
-    def put(self, block: Block, errors: dict[str, float]) -> None:
-        """Keep a finished block; it is in the file on return."""
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in block.tensors()}
-        write_bytes(self._file(block), save(tensors, {"errors": json.dumps(errors)}))
+    def drop(self, name: str) -> None:
+        """Forget a part."""
+        self._file(name).unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Remove the folder, now that the result is written."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _file(self, block: Block) -> Path:
-        return self.path / f"block-{block.index}.safetensors"
+    def _is_begun(self) -> bool:
+        """Whether the folder has nothing but what an interruption left there before its subject was written."""
+        return self.path.is_dir() and all(entry.suffix == ".part" for entry in self.path.iterdir())
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
+
+def block_tensors(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """The tensors of blocks by name, for a journal."""
+    return {f"{block.index}.{name}": tensor for block in blocks for name, tensor in block.tensors()}
+
+
+def with_tensors(blocks: Sequence[Block], tensors: Mapping[str, Tensor]) -> list[Block]:
+    """The blocks with a journal's tensors in the place of theirs."""
+    names = {id(tensor): name for name, tensor in block_tensors(blocks).items()}
+    return [block.map(lambda tensor: tensors[names[id(tensor)]].to(tensor.device)) for block in blocks]

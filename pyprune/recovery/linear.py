@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pyprune.models.decoder import Linear
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.streams import Stage
+from pyprune.regression.normal_equations import Fit
+from pyprune.regression.output_map import folded, identity
 
 COSINE_ROUNDS, COSINE_RATE = 10, 1e-3
 
@@ -29,7 +30,7 @@ def linear_at_cut(stage: Stage, fitting: Fitting) -> Fit | None:
     if not stage.is_cut:
         return None
     fit = _map_of(stage, fitting)
-    stage.projection = _folded(stage.projection, fit.linear.weight)
+    stage.projection = folded(stage.projection, fit.linear.weight)
     return fit
 
 
@@ -39,27 +40,18 @@ def cosine_at_cut(stage: Stage, fitting: Fitting) -> Fit | None:
         return None
     fit = _map_of(stage, fitting)
     weight, before, after = _by_cosine(stage, fitting, fit.linear.weight)
-    stage.projection = _folded(stage.projection, weight)
+    stage.projection = folded(stage.projection, weight)
     return Fit(Linear(weight), fit.ridge, before, after)
 
 
 def _map_of(stage: Stage, fitting: Fitting) -> Fit:
     """T' `[hidden, hidden]` in float64 by least squares, as a projection."""
-    hidden = stage.before.shape[-1]
-    identity = torch.eye(hidden, dtype=torch.float64, device=stage.before.device)
     return fitting.fit(
         stage,
         lambda chunk: stage.outputs(chunk) - stage.before[chunk],
         lambda chunk: stage.target[chunk] - stage.before[chunk],
-        Linear(identity),
+        identity(stage.before.shape[-1], stage.before.device),
     )
-
-
-def _folded(linear: Linear, transposed: Tensor) -> Linear:
-    """T' W and T' b, rounded once."""
-    wide = transposed.double()
-    weight = (wide @ linear.weight.double()).to(linear.weight.dtype)
-    return Linear(weight, None if linear.bias is None else (wide @ linear.bias.double()).to(linear.bias.dtype))
 
 
 def _by_cosine(stage: Stage, fitting: Fitting, start: Tensor) -> tuple[Tensor, float, float]:

@@ -14,8 +14,8 @@ ReplaceMe (arXiv 2505.02819) with the projection's input in place of its output,
 from __future__ import annotations
 
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.streams import Stage
+from pyprune.regression.normal_equations import Fit
 
 
 def refit(stage: Stage, fitting: Fitting) -> Fit:

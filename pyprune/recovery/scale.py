@@ -7,6 +7,12 @@ original's too. RMSNorm does not see the factor, so scaling the stream is the sa
 later: every o and down behind the cut (and its bias) is divided by alpha. x_pre is the stream that was left unscaled,
 so the last cut's alpha holds those before it. The embedding, and a head tied to it, stay; the final norm takes the
 factor away but for eps.
+
+One scalar a cut, folded into the weights, is the paper's. Ours to choose were these. The ratio is of two means of
+norms, so that a first token with a norm a hundred times the others' counts alike in both; a mean of ratios counts each
+token once. Later matrices are divided, because a tied head must stay; earlier ones and the embedding could be
+multiplied. Several cuts are measured in one pass, each on the stream behind the cuts before it. Which blocks go is not
+decided here; the paper decides it in rounds, a block and its scalar at a time.
 """
 
 from __future__ import annotations

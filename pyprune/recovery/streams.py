@@ -18,7 +18,7 @@ from pyprune import ops
 from pyprune.models.decoder import FFN, MHA, Block, Decoder, Linear
 from pyprune.pruning.index_map import index_map
 from pyprune.pruning.layerwise import chunk_of
-from pyprune.recovery.states import States
+from pyprune.regression.states import States
 from pyprune.runtime import sequence
 
 Place = tuple[int, str]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyprune.models.blocks import Linear
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.normal_equations import Fit
 from pyprune.recovery.streams import Stage, output_projection
+from pyprune.regression.normal_equations import Fit
 
 
 def flap_bias(stage: Stage, fitting: Fitting) -> Tensor | None:

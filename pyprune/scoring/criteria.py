@@ -16,13 +16,14 @@ from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder
 from pyprune.models.pruning import original_name
 from pyprune.progress import Progress
-from pyprune.scoring import magnitude, similarity, static, taylor
+from pyprune.scoring import after_repair, magnitude, similarity, static, taylor
 from pyprune.scoring.aggregation import REDUCTIONS
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.first_order import predicted_perplexities
 from pyprune.scoring.measurement import Measurement
 from pyprune.scoring.perplexity import perplexity_scores
 from pyprune.scoring.removals import UNIT_KINDS, units_of
+from pyprune.scoring.repaired_removals import FORMS
 from pyprune.scoring.scores import Scores
 
 Needs = Literal["nothing", "tokens", "gradients"]
@@ -98,7 +99,7 @@ class Criterion:
         for name, value in options.items():
             if name in variant.without:
                 raise InputError(f"{name}: {value!r} given, which variant {variant_name} of {self.name} does not take")
-            if value != variant.fixed.get(name, value):
+            if name in variant.fixed and value != variant.fixed[name]:
                 raise InputError(
                     f"{name}: {value!r} given; variant {variant_name} of {self.name} accepts {variant.fixed[name]}"
                 )
@@ -183,6 +184,12 @@ CRITERIA: dict[str, Criterion] = {
         Criterion("ppl", "tokens", perplexity_scores, _PPL_OPTIONS),
         _criterion("first-order-ppl", "gradients", partial(predicted_perplexities, 1), report=_REPORTS),
         _criterion("second-order-ppl", "gradients", partial(predicted_perplexities, 2), report=_REPORTS),
+        Criterion(
+            after_repair.NAME,
+            "tokens",
+            after_repair.after_repair_scores,
+            {"form": OneOf(FORMS), "fit_ids": None, **_PPL_OPTIONS},
+        ),
         _criterion(
             "taylor",
             "gradients",

@@ -43,8 +43,9 @@ def test_a_repair_is_told_and_saved(capsys, tmp_path, pruning, is_directory):
     assert same(load(str(out)), expected)
 
 
-def test_blockwise_resumes_and_leaves_no_journal(capsys, tmp_path, pruning):
-    words = ("--method", "blockwise", "--steps", "2", "--resume", "--out", str(tmp_path / "out"))
+@pytest.mark.parametrize("method", ["refit-all-o+blockwise+tail", "auto"])
+def test_a_repair_in_order_leaves_no_journal(capsys, tmp_path, pruning, method):
+    words = ("--method", method, "--steps", "2", "--resume", "--out", str(tmp_path / "out"))
     code, text, _ = run(capsys, "repair", SHAPE, pruning, *FEW, *words)
     assert code == 0
     assert "held-out perplexity, repaired" in text
@@ -64,10 +65,12 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method", "train"), "invalid choice: 'train'"),
+        (("--method", "train"), "'train': one of auto, mean-update"),
         (("--ridge", "-1"), "a number of at least 0"),
-        (("--steps", "3"), "--steps: belongs to --method blockwise"),
-        (("--resume",), "--resume: belongs to --method blockwise"),
+        (("--method", "tail+scale"), "'tail+scale': one of auto"),
+        (("--steps", "3", "--method", "refit"), "--steps 3: belongs to --method auto, blockwise and tail"),
+        (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
+        (("--minutes", "0"), "'0': a number above 0"),
         (("--text", "missing.txt"), "missing.txt"),
     ],
 )

@@ -9,10 +9,11 @@ import pyprune
 from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
-from pyprune.recovery import normal_equations, repair_with_report
-from pyprune.recovery.repair import METHODS
-from pyprune.recovery.states import States
-from pyprune.recovery.token_weights import token_weights
+from pyprune.recovery import repair_with_report
+from pyprune.recovery.methods import FOLLOWING, METHODS
+from pyprune.regression import normal_equations
+from pyprune.regression.states import States
+from pyprune.regression.token_weights import token_weights
 from pyprune.runtime.sequence import attention_context, embed, ffn_activation, run_block
 from tests import seeds
 
@@ -157,6 +158,10 @@ def test_refit_all_goes_on_from_the_repaired_stream(original, ids):
     assert_near(repaired.blocks[2].mha.o, expected)
 
 
+def few_steps(method):
+    return {"steps": 3} if {"auto", "blockwise", "tail"} & set(method.split("+")) else {}
+
+
 def narrowing():
     return Pruning(neurons={1: (0, 4, 7, 22)}, kv_groups={3: (1,)})
 
@@ -195,7 +200,7 @@ def test_stat_folds_what_went_into_what_stays(original, ids):
 def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
     bits = {name: tensor.clone() for name, tensor in llama.tensors()}
     pruned = pyprune.apply(llama, pruning)
-    repaired = pyprune.repair(llama, pruned, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    repaired = pyprune.repair(llama, pruned, ids, method, **few_steps(method))
     assert all(torch.equal(bits[name], tensor) for name, tensor in llama.tensors())
     shapes = {name: tensor.shape for name, tensor in repaired.tensors() if not name.endswith("bias")}
     assert shapes == {name: tensor.shape for name, tensor in pruned.tensors()}
@@ -203,13 +208,13 @@ def test_shapes_record_and_the_originals_bits_stay(llama, ids, method, pruning):
     assert repaired.pruning.blocks == pruned.pruning.blocks
 
 
-@pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise"])
+@pytest.mark.parametrize("method", ["refit-all-o", "mean-update", "blockwise+tail"])
 def test_a_saved_repair_comes_back(tmp_path, ids, method):
     original = pyprune.load("shape:hidden=20,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=23,vocab=53")
     pruned = pyprune.apply(original, Pruning(blocks=(1,), neurons={2: (3, 5)}))
     pruned.save(tmp_path / "pruned")
     loaded = pyprune.load(str(tmp_path / "pruned"))
-    repaired = pyprune.repair(original, loaded, ids, method, **({"steps": 3} if method == "blockwise" else {}))
+    repaired = pyprune.repair(original, loaded, ids, method, **few_steps(method))
     repaired.save(tmp_path / "repaired")
     again = pyprune.load(str(tmp_path / "repaired"))
     tensors = dict(repaired.tensors())
@@ -229,9 +234,16 @@ def test_every_repair_brings_the_stream_nearer(llama, ids):
 
 
 def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
-    report = repair_with_report(llama, Pruning(blocks=(2,)), ids)
+    report = repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=3)
     best = min(report.tried.values())
-    assert set(report.tried) == {"scale", "linear", "refit", "refit-all-o"}
+    closed = {"scale", "linear", "refit", "refit-all-o"}
+    assert closed < set(report.tried)
+    best_closed = min(closed, key=report.tried.__getitem__)
+    is_repaired = report.tried[best_closed] < report.perplexities[1]
+    start = f"{best_closed}+" if is_repaired else ""
+    assert f"{start}blockwise" in report.tried
+    assert any(name.endswith("tail") for name in report.tried)
+    assert len(report.tried) == 6
     assert report.perplexities[2] == min(best, report.perplexities[1])
     assert not report.harms
     assert (report.method == "none") == (best >= report.perplexities[1])
@@ -290,6 +302,10 @@ def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
         ({"method": "refit", "ridge": 0, "first": float("nan")}, "first nan"),
         ({"method": "blockwise", "steps": 0}, "steps 0"),
         ({"method": "stat"}, "heads and neurons that went"),
+        ({"method": "refit+scale"}, r"behind a \+ refit-all, refit-all-o, blockwise, tail"),
+        ({"method": "auto+tail"}, "auto.tail.*not of auto"),
+        ({"method": "refit", "minutes": 1.0}, "minutes 1.0"),
+        ({"method": "tail", "tail_blocks": 0}, "tail_blocks 0"),
     ],
 )
 def test_bad_options_are_named(llama, ids, settings, message):
@@ -347,18 +363,8 @@ def test_relative_weights_forget_no_token_and_own_none():
     assert token_weights(target, "relative", 0.0)[0, 0] == 0
 
 
-def test_an_interrupted_blockwise_repair_goes_on(llama, ids, tmp_path):
-    pruning, settings = Pruning(blocks=(2,)), {"steps": 3, "resume": tmp_path / "journal"}
-    whole = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
-    (tmp_path / "journal" / "block-4.safetensors").unlink()
-    again = pyprune.repair(llama, pruning, ids, "blockwise", **settings)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(whole.tensors(), again.tensors(), strict=True))
-    with pytest.raises(InputError, match="belongs to a repair with other"):
-        pyprune.repair(llama, pruning, ids, "blockwise", **{**settings, "steps": 4})
-
-
 def test_the_command_knows_the_methods():
-    assert command.METHODS == METHODS
+    assert (command.METHODS, command.FOLLOWING) == (METHODS, FOLLOWING)
 
 
 def test_a_streamed_original_gives_the_same(tmp_path, ids):

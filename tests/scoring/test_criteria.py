@@ -17,6 +17,8 @@ BLOCKS = 4
 
 
 def given(name: str):
+    if name == "ppl-after-repair":  # two windows to fit on, and two to score
+        return ids(samples=4)
     return None if CRITERIA[name].needs == "nothing" else ids(samples=2)
 
 
@@ -77,15 +79,18 @@ def test_blocks_that_are_read_when_they_run_are_read_once_a_sweep(name: str):
     there = list(range(BLOCKS))
     weights = CRITERIA[name].needs != "nothing" or name in ("magnitude", "weight-norm")
     back = there[::-1] if CRITERIA[name].needs == "gradients" else []
-    assert reads == (there + back if weights else [])
+    fit = there if name == "ppl-after-repair" else []
+    assert reads == (fit + there + back if weights else [])
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_bfloat16_checkpoints_are_scored_close_to_their_own_weights_in_float32(name: str):
     low = load(SIZES, dtype=torch.bfloat16)
     # Where the processor multiplies bfloat16 itself, activations are rounded; plain differences of them more so.
-    expected = score(low.to(torch.float32), given(name), name).values
-    assert score(low, given(name), name).values == pytest.approx(expected, rel=0.05)
+    # Of a map, rounding may decide the ridge.
+    options = {"form": "mean-update"} if name == "ppl-after-repair" else {}
+    expected = score(low.to(torch.float32), given(name), name, **options).values
+    assert score(low, given(name), name, **options).values == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pyprune.scoring.calibration.windows import (
     evaluation,
     is_random,
     random_windows,
+    set_apart,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "read_labelled",
     "require_text",
     "same_text",
+    "set_apart",
 ]

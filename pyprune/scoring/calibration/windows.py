@@ -221,6 +221,18 @@ def draw_documents(encoder: Encoder, samples: int, seq_len: int, seed: int, bos_
     return _windows(drawn, seed, encoder.source.name, **rules)
 
 
+def set_apart(windows: Windows, count: int, seed: int) -> tuple[Windows, Windows]:
+    """`count` of the windows at random, and the others, each in order: what is fitted to one is judged by the other."""
+    chosen = numpy.zeros(len(windows.input_ids), dtype=bool)
+    chosen[numpy.random.default_rng(seed).choice(len(chosen), size=count, replace=False)] = True
+    parts = (windows.input_ids[torch.from_numpy(part)] for part in (chosen, ~chosen))
+    first, second = (
+        Windows(ids, {**windows.fingerprint, "sha256": fingerprint(ids)["sha256"], "samples": len(ids)})
+        for ids in parts
+    )
+    return first, second
+
+
 def random_windows(vocab_size: int, samples: int, seq_len: int, seed: int | list[int]) -> Windows:
     """Uniform random token ids `[samples, seq_len]`, the same for the same seed; for models without a tokenizer."""
     ids = numpy.random.default_rng(seed).integers(0, vocab_size, size=(samples, seq_len), dtype=numpy.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pyprune.errors import InputError
@@ -56,6 +56,15 @@ class Candidates:
         candidates = cls(decoder, units, sizes.parameters(), count, ratio)
         candidates._check()
         return candidates
+
+    def without(self, units: Iterable[Unit]) -> Candidates:
+        """The candidates but for these units. InputError where the amount cannot be had of the others."""
+        excluded = set(units)
+        others = replace(self, units={unit: size for unit, size in self.units.items() if unit not in excluded})
+        if not others.units:
+            raise InputError(f"search: nothing but {sorted(excluded)} could be removed, which has to stay")
+        others._check()
+        return others
 
     def steps_needed(self, removed: Sequence[int]) -> int | None:
         """How many of the units removed so far, by their parameters, make the amount; None when more are needed.

@@ -68,6 +68,7 @@ class SearchResult:
     `baseline`: perplexity of the unpruned model. `criterion`: what the choices were ranked by ("ppl": perplexity); the
     score of a step is the perplexity whatever the criterion. `parameters`: of the unpruned model. `cost`: block and
     head passes over all samples that were computed; `naive`: what one forward pass for every candidate would have been.
+    `repair`: by which method the model was repaired after each step, which the step's score then is of.
     """
 
     model: str
@@ -80,6 +81,7 @@ class SearchResult:
     cost: Passes
     naive: Passes
     calibration: dict[str, Any] = field(default_factory=dict)
+    repair: str | None = None
 
     @property
     def order(self) -> list[Unit]:
@@ -113,6 +115,7 @@ class SearchResult:
             "cost": self.cost.to_dict(),
             "naive": self.naive.to_dict(),
             "calibration": self.calibration,
+            **({} if self.repair is None else {"repair": self.repair}),
         }
 
     @classmethod
@@ -135,6 +138,7 @@ class SearchResult:
                 cost=Passes.from_dict(data["cost"]),
                 naive=Passes.from_dict(data["naive"]),
                 calibration=data.get("calibration", {}),
+                repair=data.get("repair"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):

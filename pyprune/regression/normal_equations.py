@@ -27,10 +27,13 @@ ROWS = 2048
 """Rows whose products are summed in the activations' dtype before they are added up in float64."""
 
 _COLUMNS = 512
-"""Columns of G made together: of those that mirror others only the diagonal's tiles are computed."""
+"""Columns of G made together, from the diagonal's tile down: what mirrors it above is not computed."""
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""What `ridge="auto"` tries, in units of the mean of G's diagonal."""
+RIDGES = (0.1, 1.0, 10.0)
+"""What `ridge="auto"` tries first, in units of the mean of G's diagonal."""
+
+RIDGE_STEP, RIDGE_LIMITS = 10.0, (1e-8, 1e8)
+"""While the ridge at an end of those tried is the best, one further out by this factor is tried, within limits."""
 
 
 class NormalEquations:
@@ -39,14 +42,23 @@ class NormalEquations:
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", bias: bool = False) -> None:
         size = inputs + bias
         self.bias = bias
-        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._gram: Tensor | None = None
         self.cross = torch.zeros(size, outputs, dtype=torch.float64, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
         self.rows = torch.zeros((), dtype=torch.float64, device=device)
 
+    @property
+    def gram(self) -> Tensor:
+        """G, made whole of the lower triangle that is summed."""
+        if self._gram is None:
+            self._gram = self._lower.tril() + self._lower.tril(-1).T
+        return self._gram
+
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Add rows: `inputs [rows, inputs]`, the target `outputs [rows, outputs]`, `weights [rows]`."""
+        self._gram = None
         for a, y, w in zip(inputs.split(ROWS), outputs.split(ROWS), weights.split(ROWS), strict=True):
             root = w.to(a.dtype).sqrt().unsqueeze(1)
             a = a * root
@@ -55,9 +67,7 @@ class NormalEquations:
             y = y * root
             for start in range(0, a.shape[1], _COLUMNS):
                 columns = slice(start, start + _COLUMNS)
-                product = (a[:, start:].T @ a[:, columns]).double()
-                self.gram[start:, columns] += product
-                self.gram[columns, start + _COLUMNS :] += product[_COLUMNS:].T
+                self._lower[start:, columns] += (a[:, start:].T @ a[:, columns]).double()
             self.cross += (a.T @ y).double()
             self.square += y.double().square().sum()
             self.weight += w.double().sum()
@@ -65,16 +75,21 @@ class NormalEquations:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The sums, to be added up over processes in place."""
-        return self.gram, self.cross, self.square, self.weight, self.rows
+        self._gram = None
+        return self._lower, self.cross, self.square, self.weight, self.rows
 
     def error(self, weight: Tensor) -> float:
         """sum w |A X' - Y|^2 / sum w |Y|^2 of the projection X `[outputs, inputs (and bias)]`, float64."""
         missing = (self.gram @ weight.T - 2 * self.cross).mul_(weight.T).sum() + self.square
         return float(missing.clamp(min=0) / self.square) if self.square > 0 else 0.0
 
-    def solve(self, present: Tensor, ridge: float) -> Tensor | None:
+    def missing(self, present: Tensor) -> Tensor:
+        """C - G X' of the projection X: what its change has to bring, float64 `[inputs (and bias), outputs]`."""
+        return self.cross - self.gram @ present.T
+
+    def solve(self, present: Tensor, ridge: float, missing: Tensor | None = None) -> Tensor | None:
         """The projection `[outputs, inputs (and bias)]` that minimises the error plus the ridge on its change from
-        `present`, float64; None where the equations have no one solution."""
+        `present`, float64; None where the equations have no one solution. missing: of `present`, where it is known."""
         penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal().mean()))
         if self.bias:
             penalty[-1] = 0.0
@@ -85,8 +100,7 @@ class NormalEquations:
         diagonal = factor.diagonal()
         if float(diagonal.max() / diagonal.min()) > 1e7:
             return None
-        change = torch.cholesky_solve(self.cross - self.gram @ present.T, factor).T
-        return present + change
+        return present + torch.cholesky_solve(self.missing(present) if missing is None else missing, factor).T
 
 
 @dataclass(frozen=True)
@@ -102,31 +116,45 @@ class Fit:
 
 def fit_linear(linear: Linear, fitting: NormalEquations, held_out: NormalEquations, ridges: Sequence[float]) -> Fit:
     """The projection refitted to the `fitting` sums with the ridge that errs least on the `held_out` sums, left as it
-    was where none errs less. With a single ridge that one is used whatever it brings.
+    was where none errs less.
 
-    ArithmeticError when no ridge gives equations that can be solved.
+    Of several ridges the best is taken; while that is the smallest or the largest tried, the next one beyond is tried
+    too. A single ridge is used whatever it brings. ArithmeticError when no ridge gives equations that can be solved.
     """
     present = linear.weight.double().to(fitting.gram.device)
     if fitting.bias:
         bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(len(linear.weight))
         present = torch.cat([present, bias.double().to(present.device).unsqueeze(1)], 1)
-    before = held_out.error(present)
-    best: Fit | None = None
-    for ridge in ridges:
-        solution = fitting.solve(present, ridge)
-        if solution is None:
-            continue
-        after = held_out.error(solution)
-        if best is None or after < best.after:
-            best = Fit(_as_linear(solution, linear, fitting.bias), ridge, before, after)
+    before, missing = held_out.error(present), fitting.missing(present)
+    best: tuple[float, float, Tensor] | None = None
+    tried: list[float] = []
+    waiting = sorted(ridges)
+    while waiting:
+        tried.append(waiting.pop(0))
+        solution = fitting.solve(present, tried[-1], missing)
+        if solution is not None:
+            after = held_out.error(solution)
+            if best is None or after < best[0]:
+                best = after, tried[-1], solution
+        if not waiting and best is not None and len(ridges) > 1:
+            waiting = _beyond(best[1], tried)
     if best is None:
         raise ArithmeticError(
             f"{int(fitting.rows)} weighted tokens do not determine {fitting.gram.shape[0]} inputs with a ridge of"
             f" {', '.join(map(str, ridges))}"
         )
-    if len(ridges) > 1 and best.after >= before:
+    after, ridge, solution = best
+    if len(ridges) > 1 and after >= before:
         return Fit(linear, None, before, before)
-    return best
+    return Fit(_as_linear(solution, linear, fitting.bias), ridge, before, after)
+
+
+def _beyond(best: float, tried: Sequence[float]) -> list[float]:
+    """The ridge to try next: beyond the best one, where that is at an end of those tried."""
+    for end, further in ((min(tried), best / RIDGE_STEP), (max(tried), best * RIDGE_STEP)):
+        if best == end and RIDGE_LIMITS[0] <= further <= RIDGE_LIMITS[1]:
+            return [further]
+    return []
 
 
 def _as_linear(solution: Tensor, linear: Linear, has_bias: bool) -> Linear:

@@ -1,0 +1,108 @@
+"""The methods of repair by name, which of them can follow which, and what each can be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Decoder
+from pyprune.recovery.fitting import Fitting
+from pyprune.recovery.lineage import begins_at_block_0, only_narrowed
+from pyprune.recovery.linear import cosine_at_cut, linear_at_cut
+from pyprune.recovery.refit import refit_at_cut, refit_down, refit_outputs
+from pyprune.recovery.streams import Stage
+from pyprune.regression.held_out import HELD_OUT_EVERY
+from pyprune.regression.normal_equations import Fit
+from pyprune.regression.token_weights import WEIGHTINGS
+
+FITS: dict[str, Callable[[Stage, Fitting], Fit | None]] = {
+    "linear": linear_at_cut,
+    "linear-cosine": cosine_at_cut,
+    "refit": refit_at_cut,
+    "refit-all": refit_down,
+    "refit-all-o": refit_outputs,
+}
+BY_STEPS = ("blockwise", "tail")
+"""What makes gradient steps."""
+METHODS = ("auto", "mean-update", "scale", *FITS, "flap-bias", "stat", *BY_STEPS)
+FOLLOWING = ("refit-all", "refit-all-o", *BY_STEPS)
+"""What can be put behind another with a +: it goes by the streams, whatever the weights are by then."""
+AT_CUT = ("mean-update", "scale", "linear", "linear-cosine", "refit")
+"""What folds a removed run into the projection before it, and so needs one."""
+WIDTH_ONLY = ("flap-bias", "stat")
+CHOICE = ("refit-all-o", "refit", "linear", "scale")
+"""What `auto` chooses from for blocks or sublayers that went."""
+WIDTH_CHOICE = ("refit-all-o", "stat", "flap-bias")
+"""What it chooses from where only heads or neurons went."""
+
+
+def chain_of(method: str) -> tuple[str, ...]:
+    """The methods of "refit-all-o+blockwise+tail", in order; InputError for what cannot be had."""
+    chain = tuple(method.split("+"))
+    for name in chain:
+        if name not in METHODS:
+            raise InputError(f"repair: method {name!r}: {', '.join(METHODS)} are accepted")
+    for name in chain[1:]:
+        if name not in FOLLOWING or chain[0] == "auto":
+            raise InputError(
+                f"repair: method {method}: behind a + {', '.join(FOLLOWING)} are accepted, but not of auto"
+            )
+    return chain
+
+
+def check_options(
+    method: str,
+    ridge: float | str,
+    weighting: str = "relative",
+    first: float = 1.0,
+    steps: int | None = None,
+    rate: float | None = None,
+    tail_blocks: int = 1,
+    minutes: float | None = None,
+) -> None:
+    """Raise InputError for options that cannot be had, before anything is loaded."""
+    chain_of(method)
+    number = isinstance(ridge, (int, float)) and not isinstance(ridge, bool) and 0 <= ridge < float("inf")
+    if ridge != "auto" and not number:
+        raise InputError(f"repair: ridge {ridge!r}: auto or a finite number from 0 is expected")
+    if weighting not in WEIGHTINGS:
+        raise InputError(f"repair: weighting {weighting!r}: {', '.join(WEIGHTINGS)} are accepted")
+    if not 0 <= first < float("inf"):
+        raise InputError(f"repair: first {first!r}: a finite weight from 0 is expected")
+    for name, value in (("steps", steps), ("tail_blocks", tail_blocks)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"repair: {name} {value!r}: a whole number from 1 is expected")
+    for name, amount in (("rate", rate), ("minutes", minutes)):
+        if amount is not None and not 0 < amount < float("inf"):
+            raise InputError(f"repair: {name} {amount!r}: a finite number above 0 is expected")
+    if minutes is not None and method != "auto":
+        raise InputError(f"repair: minutes {minutes!r}: bounds what auto tries; method {method} was asked for")
+
+
+def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) -> None:
+    """InputError where the samples are too few for some to be held out, and those decide."""
+    chooses = {"auto", *BY_STEPS, *((*FITS, "stat") if ridge == "auto" else ())}
+    if samples < HELD_OUT_EVERY and chooses & set(chain):
+        raise InputError(
+            f"repair: {samples} samples: every {HELD_OUT_EVERY}th is held out to choose by, so at least"
+            f" {HELD_OUT_EVERY} are expected (or a ridge that is a number, and a method)"
+        )
+
+
+def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
+    """InputError where the method has nothing to mend, or nowhere to fold it into."""
+    if method in AT_CUT and begins_at_block_0(original, pruned):
+        raise InputError(
+            f"repair: method {method}: the removed run begins at block 0, and nothing stands before it to fold it"
+            " into; refit-all, refit-all-o, blockwise and tail mend it in later blocks"
+        )
+    if method in ("scale", "linear", "linear-cosine") and only_narrowed(original, pruned):
+        raise InputError(
+            f"repair: method {method}: is for blocks or sublayers that went; only heads and neurons did"
+            f" ({', '.join(WIDTH_CHOICE)} are for them)"
+        )
+    if method in WIDTH_ONLY and not only_narrowed(original, pruned):
+        raise InputError(
+            f"repair: method {method}: is for heads and neurons that went; blocks or sublayers went too"
+            " (refit-all-o is for both)"
+        )

@@ -1,0 +1,174 @@
+"""Tail distillation: the last blocks that stay are fitted to the original's predictions.
+
+With x the repaired model's stream before its last blocks f, t the original's stream behind its last block, and
+p(h) = softmax(W RMSNorm(h) + b) the model's final norm and head, which stay, Adam lowers
+
+    mean over positions of KL(p(t) || p(f(x)))
+
+over all weights of the last blocks together (`local_steps`). A gradient goes through these and the head only; what
+stands before them is run once. A local error of the stream counts every direction alike; this one counts what reaches
+the predictions, and the last blocks can make up for errors that came from before. A step compares the predictions at a
+part of its positions, drawn from the seed: the head is most of its cost. Source: the objective is that of knowledge
+distillation (Hinton et al. 2015, at temperature 1); fitting the last layers of a depth-pruned model alone is what
+"Reassessing Layer Pruning in LLMs" found to serve well, there by training on text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyprune.models.decoder import Block, Decoder
+from pyprune.ops.reference import rms_norm
+from pyprune.progress import Progress
+from pyprune.pruning.layerwise import chunk_of
+from pyprune.recovery.blockwise import BlockFit
+from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
+from pyprune.recovery.local_steps import Moments, Steps, dtype_for_steps, fit_blocks
+from pyprune.regression.states import States
+from pyprune.runtime import differentiable, sequence
+
+TAIL_STEPS = Steps(count=200, rate=3e-4)
+TAIL_BLOCKS = 4
+POSITIONS = 256
+"""At about so many positions a step compares the predictions."""
+
+HEAD_ROWS = 128
+"""Rows whose logits are in memory together."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns the last state into logits: final norm, weight `[vocab, hidden]` and bias, of the steps' dtype."""
+
+    norm: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def logits(self, states: Tensor) -> Tensor:
+        return F.linear(rms_norm(states, self.norm, self.eps), self.weight, self.bias)
+
+
+def tail(
+    original: Decoder,
+    pruned: Decoder,
+    input_ids: Tensor,
+    steps: Steps = TAIL_STEPS,
+    blocks: int = TAIL_BLOCKS,
+    memory: int | None = None,
+    journal: RepairJournal | None = None,
+    name: str = "tail",
+    progress: Progress = lambda done, total: None,
+) -> tuple[Decoder, list[BlockFit]]:
+    """The pruned model with its last `blocks` blocks (all, where it has fewer) fitted to the original's predictions.
+
+    `pruned` may have been repaired before. The `BlockFit` has the divergence on the held-out windows, in nats.
+    journal: keeps the blocks under `name`, and every 50 steps Adam's state.
+    """
+    samples, tokens = input_ids.shape
+    states = States(sequence.activation_dtype(original), original.device, memory)
+    rotation = original.rope.tables(tokens, prompt=tokens)
+    size = chunk_of(original.sizes(), tokens)
+    chunks = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
+    kept = list(pruned.blocks)
+    fixed, last = kept[:-blocks], kept[-blocks:]
+    entry = None if journal is None else journal.get(name)
+    if entry is not None:
+        fitted = with_tensors(last, entry[0])
+        fit = BlockFit(tuple(block.index for block in last), entry[1]["before"], entry[1]["after"])
+        return replace(pruned, blocks=(*fixed, *fitted)), [fit]
+
+    passes, total = 0, len(original.sizes().blocks) + len(fixed) + 1
+
+    def stream(through: Any) -> Tensor:
+        nonlocal passes
+        x = states.empty(samples, tokens, original.hidden_size)
+        with torch.inference_mode():
+            for chunk in chunks:
+                x[chunk] = sequence.embed(original, input_ids[chunk])
+            for block in through:
+                for chunk in chunks:
+                    x[chunk] = sequence.run_block(block, x[chunk], *rotation, original.eps)
+                passes += 1
+                progress(passes, total)
+        return x
+
+    teacher, student = stream(original.blocks), stream(fixed)
+    dtype = dtype_for_steps(student)
+    bias = None if original.head.bias is None else original.head.bias.to(dtype)
+    head = Head(original.norm.to(dtype), original.head.weight.to(dtype), bias, original.eps)
+
+    def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
+        x, t = student[list(chosen)].to(dtype), teacher[list(chosen)].to(dtype)
+        for block in of:
+            x = differentiable.run_block(block, x, *rotation, original.eps)
+        x, t = x.flatten(0, 1), t.flatten(0, 1)
+        if step is not None:
+            rows = _positions(len(x), steps.seed, step).to(x.device)
+            x, t = x[rows], t[rows]
+        return divergence(x, t, head)
+
+    def keep(moments: Moments) -> None:
+        if journal is not None:
+            parts = {"weight": moments.weights, "first": moments.first, "second": moments.second}
+            tensors = {f"{part}.{place}": t for part, ts in parts.items() for place, t in enumerate(ts)}
+            journal.put(f"{name}.steps", tensors, {"step": moments.step})
+
+    resumed = None if journal is None else journal.get(f"{name}.steps")
+    moments = None
+    if resumed is not None:
+        count = len(resumed[0]) // 3
+        listed = ([resumed[0][f"{part}.{place}"] for place in range(count)] for part in ("weight", "first", "second"))
+        moments = Moments(resumed[1]["step"], *listed)
+    fitted, before, after = fit_blocks(last, (samples, tokens), dtype, steps, loss, moments, keep)
+    if journal is not None:
+        journal.put(name, block_tensors(fitted), {"before": before, "after": after})
+        journal.drop(f"{name}.steps")
+    progress(total, total)
+    fit = BlockFit(tuple(block.index for block in last), before, after)
+    return replace(pruned, blocks=(*fixed, *fitted)), [fit]
+
+
+def _positions(count: int, seed: int, step: int) -> Tensor:
+    """POSITIONS of `count` positions, or all where there are fewer; others in each step."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
+
+
+def divergence(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
+    """mean over rows of KL(p(teacher) || p(student)) in nats, of last states `[rows, hidden]`, differentiable in
+    `student`. Logits of HEAD_ROWS rows are in memory at a time."""
+    return _Divergence.apply(student, teacher, head)  # type: ignore[no-any-return]  # untyped in torch
+
+
+class _Divergence(torch.autograd.Function):
+    """The gradient in the student's logits is p(student) - p(teacher); it is taken through the head on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Head) -> Tensor:
+        total = student.new_zeros((), dtype=torch.float64)
+        slope = torch.empty_like(student)
+        for place in range(0, len(student), HEAD_ROWS):
+            rows = slice(place, place + HEAD_ROWS)
+            wished = F.log_softmax(head.logits(teacher[rows]), -1)
+            with torch.enable_grad():
+                states = student[rows].detach().requires_grad_()
+                normed = rms_norm(states, head.norm, head.eps)
+            reached = F.log_softmax(F.linear(normed.detach(), head.weight, head.bias), -1)
+            probability = wished.exp()
+            total += (probability * (wished - reached)).sum(dtype=torch.float64)
+            error = reached.exp_().sub_(probability).div_(len(student))
+            slope[rows] = torch.autograd.grad(normed, states, error @ head.weight)[0]
+        ctx.save_for_backward(slope)
+        return (total / len(student)).to(student.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * slopes[0], None, None

@@ -1,0 +1,52 @@
+"""What fits into the minutes that a repair may take, by what a forward pass took on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyprune.models.decoder import Block, Decoder
+from pyprune.recovery.local_steps import Steps
+
+GRADIENT_STEP = 4.0
+"""A gradient step takes about so many forward passes of its tokens: one, two on the way back, and Adam."""
+
+CLOSED_FORM = 1.5
+"""A closed form takes at most about so many times the forward passes of original and pruned model."""
+
+FEWEST_STEPS = 20
+"""Fewer are not worth beginning."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """until: when all is to be done, by `time.perf_counter`. seconds: that one forward pass of `decoder` with its head
+    took over `tokens` tokens."""
+
+    until: float
+    seconds: float
+    decoder: Decoder
+    tokens: int
+
+    def is_enough_for_closed_form(self, tokens: int, *models: Decoder) -> bool:
+        """Whether a closed form over `tokens` tokens of these models fits."""
+        blocks = sum(_parameters(model.sizes().blocks) for model in models)
+        return time.perf_counter() + CLOSED_FORM * tokens * blocks * self._of_a_parameter() <= self.until
+
+    def steps(self, steps: Steps, seq_len: int, blocks: Sequence[Block], head_share: float = 0.0) -> int:
+        """How many of `steps` fit, each of them for all of these blocks and, for a share of the tokens, for the head;
+        0 where that is not worth beginning."""
+        parameters = _parameters(blocks) + head_share * self.decoder.head.weight.numel()
+        a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
+        count = min(steps.count, int(max(0.0, self.until - time.perf_counter()) / a_step))
+        return count if count >= min(FEWEST_STEPS, steps.count) else 0
+
+    def _of_a_parameter(self) -> float:
+        """Seconds that a token takes in each parameter."""
+        parameters = self.decoder.head.weight.numel() + _parameters(self.decoder.sizes().blocks)
+        return self.seconds / self.tokens / parameters
+
+
+def _parameters(blocks: Sequence[Block]) -> int:
+    return sum(tensor.numel() for block in blocks for _, tensor in block.tensors())

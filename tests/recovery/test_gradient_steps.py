@@ -1,0 +1,138 @@
+"""Block-wise and tail distillation: their losses in float64, what they change, and the bounds of `auto`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import pyprune
+from pyprune import Pruning
+from pyprune.recovery import repair_with_report
+from pyprune.recovery.local_steps import Steps
+from pyprune.recovery.tail import Head, divergence
+from pyprune.recovery.time_left import TimeLeft
+from pyprune.runtime.sequence import embed, run_block
+from tests import seeds
+
+SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
+CUT = Pruning(blocks=(2,))
+
+
+@pytest.fixture
+def llama():
+    return pyprune.load(SIZES, dtype=torch.float32)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
+
+
+def last_states(decoder, ids, blocks):
+    x = embed(decoder, ids)
+    rotation = decoder.rope.tables(ids.shape[1], prompt=ids.shape[1])
+    for block in blocks:
+        x = run_block(block, x, *rotation, decoder.eps)
+    return x.double()
+
+
+def log_probabilities(states, norm, weight, bias, eps):
+    normed = states * (states.square().mean(-1, keepdim=True) + eps).rsqrt() * norm
+    logits = normed @ weight.T
+    return (logits if bias is None else logits + bias).log_softmax(-1)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_divergence_and_its_slope_are_autograds(has_bias):
+    generator = seeds.generator(8)
+    student, teacher = (torch.randn(300, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    norm, weight = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((20,), (53, 20)))
+    bias = torch.randn(53, generator=generator, dtype=torch.float64) if has_bias else None
+    student.requires_grad_()
+    wished, reached = (log_probabilities(states, norm, weight, bias, 1e-5) for states in (teacher, student))
+    expected = (wished.exp() * (wished - reached)).sum(-1).mean()
+    (slope,) = torch.autograd.grad(expected, student)
+    ours = divergence(student, teacher, Head(norm, weight, bias, 1e-5))
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(3 * ours, student)[0], 3 * slope, rtol=1e-9, atol=1e-12)
+
+
+def test_tail_lowers_the_divergence_by_the_last_blocks_alone(llama, ids):
+    report = repair_with_report(llama, CUT, ids.repeat(4, 1), "tail", steps=60, tail_blocks=2, rate=3e-3)
+    pruned = pyprune.apply(llama, CUT)
+    (fit,) = report.fits
+    assert fit["blocks"] == [3, 4]
+    assert report.decoder.blocks[:2] == pruned.blocks[:2]
+    held_out = ids.repeat(4, 1)[7::8]
+    parts = llama.norm.double(), llama.head.weight.double(), None, llama.eps
+    wished = log_probabilities(last_states(llama, held_out, llama.blocks), *parts)
+    for name, decoder in (("before", pruned), ("after", report.decoder)):
+        reached = log_probabilities(last_states(decoder, held_out, decoder.blocks), *parts)
+        expected = float((wished.exp() * (wished - reached)).sum(-1).mean())
+        assert fit[name] == pytest.approx(expected, rel=1e-4)
+    assert fit["after"] < fit["before"]
+
+
+def test_blockwise_reports_the_streams_relative_error(llama, ids):
+    report = repair_with_report(llama, CUT, ids, "blockwise", steps=5)
+    held_out = ids[7::8]
+    first = report.fits[0]
+    assert first["blocks"] == [1]
+    target = last_states(llama, held_out, llama.blocks[:3])
+    for name, blocks in (("before", llama.blocks[:2]), ("after", report.decoder.blocks[:2])):
+        error = last_states(llama, held_out, blocks) - target
+        expected = float((error.square().sum(-1) / target.square().sum(-1)).mean())
+        assert first[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_methods_in_order_are_one_after_the_other(llama, ids):
+    at_once = pyprune.repair(llama, CUT, ids, "refit-all-o+blockwise+tail", steps=3)
+    decoder = pyprune.apply(llama, CUT)
+    for method in ("refit-all-o", "blockwise", "tail"):
+        decoder = pyprune.repair(llama, decoder, ids, method, **({} if method == "refit-all-o" else {"steps": 3}))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(at_once.tensors(), decoder.tensors(), strict=True))
+
+
+def test_sixteen_bit_weights_are_fitted_in_float32(ids):
+    original = pyprune.load(SIZES, dtype=torch.bfloat16)
+    report = repair_with_report(original, CUT, ids, "blockwise+tail", steps=3)
+    assert {tensor.dtype for _, tensor in report.decoder.tensors()} == {torch.bfloat16}
+    assert all(fit["after"] <= fit["before"] for fit in report.fits)
+
+
+def test_each_sample_is_seen_before_any_is_seen_again():
+    steps = Steps(count=7, rate=1.0, tokens=60, seed=seeds.seed(2))
+    chosen = steps.samples(range(10, 19), batch=steps.batch(20))
+    assert [len(samples) for samples in chosen] == [3] * 7
+    for start in (0, 3):
+        assert sorted(sample for samples in chosen[start : start + 3] for sample in samples) == list(range(10, 19))
+    assert chosen == steps.samples(range(10, 19), batch=3)
+    assert steps.rate_at(6) == pytest.approx(0.7 / 7)
+
+
+def test_no_time_left_begins_nothing(llama, ids, tmp_path):
+    report = repair_with_report(llama, CUT, ids, minutes=1e-9)
+    assert (report.method, report.tried, report.fits) == ("none", {}, [])
+    settings = {"minutes": 60.0, "steps": 2, "resume": tmp_path / "journal"}
+    report = repair_with_report(llama, CUT, ids, **settings)
+    assert len(report.tried) == 6
+    assert repair_with_report(llama, CUT, ids, **settings).tried == report.tried
+
+
+def test_steps_are_those_there_is_time_for(llama, monkeypatch):
+    """A forward pass of 1 s over 100 tokens; a step of 50 tokens through two of five blocks, with half of the head."""
+    sizes = llama.sizes().blocks
+    block = sum(tensor.numel() for _, tensor in sizes[0].tensors())
+    head = llama.head.weight.numel()
+    a_step = 4 * 0.5 * (2 * block + 0.5 * head) / (5 * block + head)
+    monkeypatch.setattr("pyprune.recovery.time_left.time", SimpleNamespace(perf_counter=lambda: 7.0))
+    left = TimeLeft(7 + 30.5 * a_step, 1.0, llama, 100)
+    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5) == 30
+    assert left.steps(Steps(10, 1.0, tokens=50), 25, sizes[:2], 0.5) == 10
+    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes, 10.0) == 0
+    a_pass = 1.5 * 5 * block / (5 * block + head)  # of 100 tokens through the five blocks
+    left = TimeLeft(7 + 2 * a_pass, 1.0, llama, 100)
+    assert left.is_enough_for_closed_form(150, llama)
+    assert not left.is_enough_for_closed_form(150, llama, llama)
