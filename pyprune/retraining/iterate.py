@@ -314,9 +314,9 @@ def _retrained(
     pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None], *,
     text: Any, instructions: Any, options: dict[str, Any], teacher: Decoder | None,
 ) -> Decoder:  # fmt: skip
-    """`retrain` as a Trainer. It holds no samples out unless told to: each round is judged here."""
+    """`retrain` as a Trainer. It holds no samples out: each round is judged here."""
     return retrain_with_report(
         pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
         progress=lambda done, total, loss: progress(done, total), distill_from=teacher,
-        **{"held_out": 0, **options},
+        held_out=0, **options,
     ).decoder  # fmt: skip
