@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
-from pyprune.commands.inputs import calibration_windows, loaded, require_texts
+from pyprune.commands.inputs import calibration_windows, journal_beside, loaded, require_texts
 from pyprune.commands.options import (
     MODEL_HELP,
     add_json,
@@ -19,10 +18,10 @@ from pyprune.commands.options import (
     add_unit,
     at_least,
     command,
-    number,
     share,
 )
 from pyprune.commands.output import Bar, console, print_json, print_table
+from pyprune.commands.retrain import NUMBERS
 from pyprune.errors import InputError
 
 
@@ -40,9 +39,14 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     amount = parser.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--count", type=at_least(1), metavar="N", help="units to remove, one a round")
     amount.add_argument(
-        "--ratio", type=share, metavar="P%", help="rounds until the units gone come nearest to P%% of all parameters"
+        "--count", type=at_least(1), metavar="N", help="units to remove, one a round (this or --ratio is required)"
+    )
+    amount.add_argument(
+        "--ratio",
+        type=share,
+        metavar="P%",
+        help="rounds until the units gone come nearest to P%% of all parameters (this or --count is required)",
     )
     add_unit(parser, "what is removed: a block, or only its attention or FFN sublayer")
     parser.add_argument(
@@ -58,8 +62,16 @@ def add_options(commands: Any) -> None:
     )
     add_option(parser, "--eval-tokens", "tokens of it, from its beginning", 4096, type=at_least(2), metavar="N")
     texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--train-text", metavar="FILE", help="text to retrain on, named like --text")
-    texts.add_argument("--instructions", metavar="FILE", help="instructions to retrain on, as retrain takes them")
+    texts.add_argument(
+        "--train-text",
+        metavar="FILE",
+        help="text to retrain on, named like --text (this or --instructions is required)",
+    )
+    texts.add_argument(
+        "--instructions",
+        metavar="FILE",
+        help="instructions to retrain on, as retrain takes them (this or --train-text is required)",
+    )
     add_option(parser, "--retrain-steps", "optimizer steps after each removal", 100, type=at_least(1), metavar="N")
     _add_training(parser)
     parser.add_argument(
@@ -70,7 +82,10 @@ def add_options(commands: Any) -> None:
     )
     add_stored_dtype(parser, "dtype of the weights")
     parser.add_argument(
-        "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint, JSON, CSV and figure"
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="new or empty directory for the checkpoint, JSON, CSV and figure (required)",
     )
     parser.add_argument(
         "--resume",
@@ -82,46 +97,54 @@ def add_options(commands: Any) -> None:
     add_json(parser)
 
 
+SETTINGS = (
+    "cutoff", "batch", "micro_batch", "learning_rate", "warmup_steps", "lora_rank", "lora_alpha", "lora_dropout",
+)  # fmt: skip
+"""Of the numbers that retrain takes."""
+
+
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    """What differs from the settings of retrain, whose defaults stand where nothing is given."""
-    group = parser.add_argument_group("each retraining", "as in pyprune retrain, with its defaults")
-    for option, kind, metavar, about in (
-        ("--batch", at_least(1), "N", "samples of a step"),
-        ("--micro-batch", at_least(1), "N", "samples that go through the model together"),
-        ("--cutoff", at_least(2), "T", "tokens of a sample"),
-        ("--lora-rank", at_least(1), "R", "rank of the adapters"),
-        ("--learning-rate", number(0, 1e6), "X", "the highest learning rate"),
+    group = parser.add_argument_group("each retraining", "as in pyprune retrain")
+    for name, kind, metavar, about in NUMBERS:
+        if name in SETTINGS:
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about)
+    add_option(group, "--precision", "fp32, or bf16", shown="that of the model", choices=("fp32", "bf16"))
+    for name, about in (
+        ("full", "train all parameters, not LoRA"),
+        ("gradient-checkpointing", "compute blocks again on the way back, for less memory"),
+        ("distill", "the unpruned model teaches on the same tokens"),
     ):
-        add_option(group, option, about, shown="that of retrain", type=kind, metavar=metavar)
-    add_option(group, "--precision", "fp32 or bf16", shown="the model's", choices=("fp32", "bf16"))
-    group.add_argument("--full", action="store_true", help="train all parameters, not LoRA (default: off)")
-    add_train_from(group)
-    group.add_argument(
-        "--distill", action="store_true", help="the unpruned model teaches each retraining (default: off)"
-    )
+        group.add_argument(f"--{name}", action="store_true", help=f"{about} (default: off)")
     add_distillation(group)
+    add_train_from(group)
 
 
 def _chosen_training(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("batch", "micro_batch", "cutoff", "lora_rank", "learning_rate", "precision", "full", "train_from")
-    values = {name: getattr(options, name) for name in names if getattr(options, name)}
-    if "batch" in values and "micro_batch" not in values:
-        values["micro_batch"] = math.gcd(values["batch"], 4)
+    names = (*SETTINGS, "precision", "full", "gradient_checkpointing", "train_from")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return {**values, **chosen_distillation(options)}
 
 
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
-    from pyprune.files import write_bytes
-    from pyprune.retraining.iterate import iterate
+    from shutil import rmtree
+
+    from pyprune.files import remove_parts
+    from pyprune.retraining.adapters import require_extra
+    from pyprune.retraining.iterate import DISTILLATION, iterate
+    from pyprune.retraining.train import checked_settings
     from pyprune.scoring.calibration import evaluation
     from pyprune.study.destination import require_directory
     from pyprune.study.iterate_report import cells, figure
 
     require_directory(options.out)
+    require_extra()
     training = _chosen_training(options)
+    checked_settings({name: value for name, value in training.items() if name not in DISTILLATION})
     require_texts(options)
     eval_text, train_text = _other_texts(options)
+    if options.resume:
+        remove_parts(options.out)
     decoder = loaded(options.model, options.dtype)
     windows = calibration_windows(options, decoder)
     held_out = evaluation(decoder, eval_text, options.eval_tokens, options.seq_len, options.seed)
@@ -142,12 +165,14 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             calibration=windows.fingerprint,
             memory=options.memory,
-            out=options.out,
-            resume=options.resume,
+            resume=journal_beside(options) or False,
             progress=bar,
+            **_calibrated(options),
             **training,
         )
-    write_bytes(os.path.join(options.out, "iterate.png"), figure(result))
+    result.save(options.out, {"iterate.png": figure(result)})
+    if (journal := journal_beside(options)) is not None:
+        rmtree(journal)
     if options.json:
         return print_json({**result.to_dict(), "out": options.out})
     print_table(*cells(result), f"{result.model}: perplexity on held-out text, {result.steps} steps a round")
@@ -161,6 +186,8 @@ def run(options: argparse.Namespace) -> None:
 def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     """The held-out text and the one to train on, read now where that takes reading; InputError for ones that are
     missing, and where the held-out text is one of the others."""
+    from pyprune.retraining.clean_texts import require_clean
+    from pyprune.retraining.instructions import require_instructions
     from pyprune.scoring.calibration import CALIBRATION, EVALUATION, require_text, same_text
 
     is_random = options.model.startswith("shape:")
@@ -169,9 +196,18 @@ def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     for name, text in used.items():
         if text is not None and held_out is not None and same_text(text, held_out):
             raise InputError(f"{name} {text}: is the held-out text too; another --eval-text is expected")
-    texts = [
-        (held_out, "--eval-text"),
-        (options.train_text, "--train-text"),
-    ]
+    if options.instructions is not None:
+        require_instructions(options.instructions)
+    require_clean(options.train_text)
+    texts = ((held_out, "--eval-text"), (options.train_text, "--train-text"))
     read = [None if text is None else require_text(text, option) or text for text, option in texts]
     return read[0], read[1]
+
+
+def _calibrated(options: argparse.Namespace) -> dict[str, Any]:
+    """The draws whose rows of the demonstration text are not trained on: the usual ones, and the one made here."""
+    from pyprune.retraining.clean_texts import DRAWN, Drawn
+
+    if options.text is not None:
+        return {}
+    return {"calibrated": (*DRAWN, Drawn(options.samples, options.seq_len, options.seed))}

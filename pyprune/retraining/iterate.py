@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory
+from pyprune.files import remove_parts, require_free_directory
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
@@ -62,7 +62,7 @@ def iterate(
     calibration: dict[str, Any] | None = None,
     memory: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | str | os.PathLike[str] = False,
     progress: StageProgress = lambda stage, done, total: None,
     **options: Any,
 ) -> Iterated:
@@ -75,15 +75,20 @@ def iterate(
     `retrain`. text, instructions, options: of `retrain_with_report`; distill: the unpruned model teaches.
     one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the steps of
     all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is finished in a
-    folder beside `out`, with `.journal` behind its name, and go on from one that an interrupted run left.
+    folder, `out` with `.journal` behind it or of this name, and go on from one that an interrupted run left; it is
+    removed when `out` is written.
 
     InputError for values that cannot be had, before anything is computed where that can be known.
     """
     require_whole("iterate: steps", steps, 1)
     training = _described_training(train, text, instructions, distill, steps, seed, options)
-    journal = _journal_of(out) if resume else None
+    journal = _journal_of(out, resume)
+    if protect is not None and not isinstance(protect, str):
+        protect = sorted(protect)
     if out is not None:
         require_free_directory(out)
+        if journal is not None:
+            remove_parts(out)
     original = as_decoder(model)
     original.require_weights()
     ids, _ = check_samples(original, input_ids, None)
@@ -99,12 +104,14 @@ def iterate(
         "count": count,
         "ratio": ratio,
         "unit": unit,
-        "protect": protect if protect is None or isinstance(protect, str) else sorted(protect),
+        "protect": protect,
         "steps": steps,
         "seed": seed,
         "one_shot_retrained": one_shot_retrained,
         "training": training,
-        "options": {name: repr(value) for name, value in options.items()},
+        "options": {
+            name: value if isinstance(value, int | float | str) else repr(value) for name, value in options.items()
+        },
     }
     rounds = Rounds(journal, subject)
     work = _Work(original, ids, judged, unit, protect, steps, seed, train, memory, rounds, progress)
@@ -126,12 +133,12 @@ def iterate(
         one_shot_retrained=at_once,
         calibration=calibration or fingerprint(ids),
         held_out=fingerprint(judged),
-        settings={"seed": seed, **training, **{name: repr(value) for name, value in options.items()}},
+        settings={"seed": seed, **training, **subject["options"]},
         decoder=decoder,
     )
     if out is not None:
         result.save(out)
-    rounds.remove()
+        rounds.remove()
     return result
 
 
@@ -146,7 +153,7 @@ def _described_training(
     require_extra()
     if (text is None) == (instructions is None):
         raise InputError("iterate: one of text and instructions, to retrain on, is expected")
-    settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, "field")}
+    settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, *OF_TEXTS)}
     checked_settings({**settings, "steps": steps, "seed": seed})
     distillation = {kind: options.get(name) for name, kind in DISTILLATION.items()}
     distillation_options(distill or None, None, distillation)
@@ -160,14 +167,20 @@ def _text_name(text: Any) -> str | None:
     return f"{getattr(text, 'name', type(text).__name__)} {hashlib.sha256(repr(text).encode()).hexdigest()[:16]}"
 
 
+OF_TEXTS = ("field", "calibrated", "tokenizer")
+"""Options of `retrain_with_report` about its texts."""
 DISTILLATION = {
     "distill_loss": "kind", "distill_top_k": "top_k", "distill_weight": "weight", "temperature": "temperature",
 }  # fmt: skip
 """Options of `retrain_with_report` -> of `Distillation`."""
 
 
-def _journal_of(out: str | os.PathLike[str] | None) -> Path:
-    """The folder of the journal beside `out`; InputError without one."""
+def _journal_of(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
+    """The folder of the journal, None without one; InputError where it has no name."""
+    if resume is False:
+        return None
+    if resume is not True:
+        return Path(resume)
     if out is None:
         raise InputError("iterate: resume: the journal stands beside out, which was not given")
     path = Path(out).absolute()
@@ -301,8 +314,9 @@ def _retrained(
     pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None], *,
     text: Any, instructions: Any, options: dict[str, Any], teacher: Decoder | None,
 ) -> Decoder:  # fmt: skip
-    """`retrain` as a Trainer."""
+    """`retrain` as a Trainer. It holds no samples out: each round is judged here."""
     return retrain_with_report(
         pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
-        progress=lambda done, total, loss: progress(done, total), distill_from=teacher, **options,
+        progress=lambda done, total, loss: progress(done, total), distill_from=teacher,
+        held_out=0, **options,
     ).decoder  # fmt: skip

@@ -21,9 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyprune.retraining.divergence import divergence
-
-TILE_BYTES = 16 << 20
-"""Of one model's logits in memory at a time."""
+from pyprune.retraining.linear_cross_entropy import TILE_BYTES, product_dtype
 
 TeacherLogits = Callable[[slice], Tensor]
 """The teacher's logits `[R, V]` of a range of the rows, with no gradient."""
@@ -47,10 +45,12 @@ def linear_distillation(
     """The mean loss, a scalar in float32 (float64 for float64 states), differentiable in `hidden [M, H]`, and in
     `weight [V, H]` and `bias [V]` where they require a gradient.
 
-    targets: int64 `[M]`, each in [0, V). tile_rows: rows of a tile (default: as many as TILE_BYTES holds). Under
-    autocast products are in its dtype, as a Linear's are; sums of logits and gradients of the head are not.
+    targets: int64 `[M]`, each in [0, V); the loss is 0 without any. tile_rows: rows of a tile (default: as many as
+    TILE_BYTES holds). Under autocast products are in its dtype, as a Linear's are; sums over logits are not.
     """
-    rows = tile_rows or max(1, TILE_BYTES // (weight.shape[0] * 4))
+    if not len(hidden):
+        return hidden.sum() * 0.0
+    rows = tile_rows or max(1, TILE_BYTES[hidden.device.type] // (weight.shape[0] * 4))
     return _LinearDistillation.apply(hidden, weight, bias, targets, teacher_logits, mixture, rows)  # type: ignore[no-untyped-call]  # of torch
 
 
@@ -60,7 +60,7 @@ class _LinearDistillation(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher_logits: TeacherLogits,
         mixture: Mixture, rows: int,
     ) -> Tensor:  # fmt: skip
-        product = _product_dtype(hidden, weight)
+        product = product_dtype(hidden, weight)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         head, head_bias = weight.to(product), None if bias is None else bias.to(product)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -112,11 +112,3 @@ def _tile(logits: Tensor, teacher: Tensor, targets: Tensor, mixture: Mixture) ->
         slope.add_(log_p.exp_(), alpha=rest)
         slope.scatter_add_(-1, target, torch.full_like(target, -rest, dtype=slope.dtype))
     return losses, slope
-
-
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """What a Linear would multiply in here."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return torch.promote_types(hidden.dtype, weight.dtype)

@@ -18,7 +18,7 @@ from tests.cli.command_line import run
 SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 FEW = (
     "--count", "2", "--samples", "4", "--seq-len", "8", "--eval-tokens", "32", "--retrain-steps", "2", "--batch", "2",
-    "--cutoff", "8", "--train-from", "first-cut",
+    "--micro-batch", "2", "--cutoff", "8", "--train-from", "first-cut",
 )  # fmt: skip
 
 

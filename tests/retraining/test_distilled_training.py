@@ -45,8 +45,6 @@ def test_only_what_is_behind_the_cut_changes(teacher, text, full, kind):
     assert [same(a, b) for a, b in zip(result.blocks, student.blocks, strict=True)] == [True, True, False, False]
     assert all(torch.equal(x, y) for x, (_, y) in zip(before, teacher.tensors(), strict=True))
     assert report.to_dict()["distillation"]["kind"] == kind
-    before_training, after = report.curve[1].loss, report.curve[-1].loss
-    assert after < before_training * 1.05  # random text: what there is to learn is the teacher
 
 
 def test_from_the_cut_on_a_shared_prefix_trains_as_without_sharing(teacher, text, monkeypatch):
@@ -65,8 +63,21 @@ def test_a_resumed_distillation_needs_the_same_teacher(teacher, text, tmp_path):
     whole = retrain_with_report(student, distill_from=teacher, **options)
     again = retrain_with_report(student, distill_from=teacher, **options)  # the state is of the end
     assert all(same(a, b) for a, b in zip(whole.decoder.blocks, again.decoder.blocks, strict=True))
-    with pytest.raises(InputError, match="teacher"):
-        retrain_with_report(student, distill_from=teacher.map(lambda t: t * 2), **options)
+    other = teacher.map_blocks(lambda block: block if block.index < 4 else block.map(lambda t: t * 2))
+    with pytest.raises(InputError, match="with teacher"):
+        retrain_with_report(student, distill_from=other, **options)
+
+
+def test_what_gets_no_gradient_is_kept_too(teacher, text, tmp_path):
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    options = {
+        "text": text, "distill_from": teacher, "distill_loss": "hidden", "distill_weight": 1.0, "full": True,
+        "save_seconds": 0, "resume": tmp_path / "state", **FEW,
+    }  # fmt: skip
+    whole = retrain_with_report(student, **options).decoder
+    again = retrain_with_report(student, **options).decoder
+    assert torch.equal(whole.head.weight, student.head.weight)  # the streams alone were compared
+    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(whole.tensors(), again.tensors(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -90,8 +101,8 @@ def test_an_unpruned_model_has_no_first_cut(teacher, text):
 
 def test_iterate_trains_by_retrain_with_the_original_as_teacher(teacher, text):
     ids, held_out = (torch.randint(0, 97, (4, 9), generator=seeds.generator(n)) for n in (1, 2))
-    few = {name: value for name, value in FEW.items() if name != "steps"}
+    few = {name: value for name, value in FEW.items() if name not in ("steps", "held_out")}
     result = iterate(teacher, ids, held_out=held_out, count=2, steps=2, text=text, distill=True, seed=3, **few)
     first = pyprune.apply(teacher, Pruning(blocks=(result.rounds[0].removed[1],)))
-    trained = retrain_with_report(first, text=text, distill_from=teacher, seed=4, **{**few, "steps": 2}).decoder
+    trained = retrain_with_report(first, text=text, distill_from=teacher, seed=4, steps=2, held_out=0, **few).decoder
     assert result.rounds[0].retrained == pyprune.perplexity(trained, held_out)
