@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyprune.pruning.index_map import index_map
     from pyprune.pruning.width import width
     from pyprune.recovery.repair import repair
+    from pyprune.retraining.train import retrain
     from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
@@ -68,6 +69,7 @@ __all__ = [
     "recipe",
     "repair",
     "restore",
+    "retrain",
     "samples",
     "score",
     "search",
@@ -83,6 +85,7 @@ _PACKAGES = {
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "recovery": ("repair",),
+    "retraining": ("retrain",),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),

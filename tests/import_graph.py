@@ -24,6 +24,7 @@ LAYERS = (
     ("study",),
     ("evaluation",),
     ("lm_eval",),
+    ("retraining",),
     ("recovery",),
     ("scoring",),
     ("pruning",),

@@ -1,0 +1,121 @@
+"""The model that is trained, made from a decoder: LoRA by peft, or all parameters; and the way back."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.errors import InputError
+from pyprune.files import whole_directory
+from pyprune.models.decoder import Decoder
+from pyprune.models.load_any import AnyDecoder
+from pyprune.models.names import hf_name
+from pyprune.models.ragged import PROJECTIONS
+from pyprune.models.transformers_model import to_transformers
+from pyprune.retraining.settings import Settings
+
+ADAPTER = "default"
+EXTRA = "pip install pyprune[retrain]"
+
+
+def require_extra() -> None:
+    """Raise InputError naming the command that installs what is missing."""
+    missing = [name for name in ("peft", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"retrain: needs {' and '.join(missing)}, which are not installed ({EXTRA})")
+
+
+def trainable(decoder: Decoder, settings: Settings) -> Any:
+    """A transformers model to train: with LoRA adapters, or a copy whose parameters all are trained in float32.
+
+    With LoRA the frozen weights are the decoder's own where the dtype is the same: nothing writes to them.
+    """
+    dtype = base_dtype(decoder, settings)
+    own = decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full))
+    model = to_transformers(own)
+    for parameter in model.parameters():
+        parameter.requires_grad_(settings.full)
+    if settings.gradient_checkpointing:
+        # transformers 5.24 renames it, and warns of the old name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model if settings.full else with_lora(model, settings)
+
+
+def base_dtype(decoder: AnyDecoder, settings: Settings) -> torch.dtype:
+    """Of the weights that the products read: bfloat16 only where they are frozen, so that they are not converted in
+    every step."""
+    return torch.bfloat16 if precision_of(decoder, settings) == "bf16" and not settings.full else torch.float32
+
+
+def precision_of(decoder: AnyDecoder, settings: Settings) -> str:
+    """The precision that was asked for, or the one of the decoder's dtype."""
+    return settings.precision or ("fp32" if decoder.dtype == torch.float32 else "bf16")
+
+
+def with_lora(model: nn.Module, settings: Settings) -> Any:
+    """peft's model: adapters in float32 on every projection of every block."""
+    from peft import LoraConfig, get_peft_model
+
+    present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a factor, whole or not
+        lora_dropout=settings.lora_dropout,
+        target_modules=[name for name in PROJECTIONS if name in present],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, adapter_name=ADAPTER)
+
+
+def merged(decoder: Decoder, model: Any) -> Decoder:
+    """The decoder with what was trained in its weights: added in float32, rounded once to the decoder's dtype.
+
+    Name, record and original indices stay, and so do all tensors that nothing was added to.
+    """
+    if not hasattr(model, "get_base_model"):
+        return decoder_with(decoder, lambda name, tensor: model.get_parameter(hf_name(name)).detach().to(tensor.dtype))
+    base = model.get_base_model()
+    modules = dict(base.named_modules())
+
+    def with_delta(name: str, tensor: Tensor) -> Tensor:
+        owner, _, kind = hf_name(name).rpartition(".")
+        module = modules[owner]
+        if kind != "weight" or not hasattr(module, "get_delta_weight"):
+            return tensor
+        return (tensor.float() + module.get_delta_weight(ADAPTER).float()).to(tensor.dtype)
+
+    with torch.no_grad():
+        return decoder_with(decoder, with_delta)
+
+
+def decoder_with(decoder: Decoder, change: Any) -> Decoder:
+    """The decoder with `change(name, tensor)` in each tensor's place, names as in `Decoder.tensors()`."""
+    new = {name: change(name, tensor) for name, tensor in decoder.tensors()}
+    blocks = []
+    for position, block in enumerate(decoder.blocks):
+        names = {id(tensor): f"blocks.{position}.{name}" for name, tensor in block.tensors()}
+        blocks.append(block.map(lambda tensor, names=names: new[names[id(tensor)]]))  # type: ignore[misc]
+    head = replace(
+        decoder.head,
+        weight=new["embedding"] if decoder.tied else new["head.weight"],
+        bias=new.get("head.bias"),
+    )
+    return replace(decoder, embedding=new["embedding"], blocks=tuple(blocks), norm=new["norm"], head=head)
+
+
+def save_adapters(model: Any, directory: str | os.PathLike[str]) -> None:
+    """Write the adapters alone as peft has them, whole or not at all."""
+    with whole_directory(directory) as scratch:
+        model.save_pretrained(scratch, save_embedding_layers=False)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,196 @@
+"""`retrain`: gradient steps through a whole model, LoRA's or all parameters', with our own checkpoints and saving."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from pyprune.errors import InputError
+from pyprune.files import require_free_directory, whole_directory, write_json, write_text
+from pyprune.models import as_decoder
+from pyprune.models.decoder import Decoder
+from pyprune.retraining.adapters import merged, precision_of, require_extra, save_adapters, trainable
+from pyprune.retraining.curve import Point, csv_text
+from pyprune.retraining.objectives import NextToken, Objective
+from pyprune.retraining.samples import Sample
+from pyprune.retraining.settings import Settings
+from pyprune.retraining.state import StateFile
+from pyprune.retraining.texts import text_samples
+from pyprune.retraining.trainer import Session
+
+HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A retrained model, its curve, and what it was trained with: `settings` and the texts' names, as JSON data."""
+
+    decoder: Decoder
+    curve: list[Point]
+    settings: dict[str, Any]
+
+    def held_out(self) -> tuple[float, float] | None:
+        """Mean negative log-likelihood on the held-out samples before and after; None where none are held out."""
+        first, last = self.curve[0].held_out, self.curve[-1].held_out
+        return None if first is None or last is None else (first, last)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        last, held_out = self.curve[-1], self.held_out()
+        return {
+            **self.settings,
+            "trained_steps": last.step,
+            "trained_tokens": last.tokens,
+            "seconds": last.seconds,
+            "loss": last.loss,
+            "held_out_loss": None if held_out is None else {"before": held_out[0], "after": held_out[1]},
+        }
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the model with `retraining.json` and `curve.csv` beside it; the directory appears whole or not at
+        all."""
+        with whole_directory(directory) as scratch:
+            self.decoder.save(scratch)
+            write_json(scratch / "retraining.json", self.to_dict())
+            write_text(scratch / "curve.csv", csv_text(self.curve))
+
+
+def retrain(
+    model: Any,
+    *,
+    text: Any = None,
+    instructions: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Decoder:
+    """The model retrained on a text, merged, with its pruning record and original indices.
+
+    model: what `load` takes; it is unchanged to the bit. text: whatever `calibration` takes, in windows of `cutoff`
+    tokens. out: a directory to save to. options: those of `retrain_with_report`, and the fields of `Settings`: steps,
+    epochs, lora_rank, full, precision, seed and so on.
+    InputError for values that cannot be had, a text that is too short, and where peft is not installed.
+    """
+    return retrain_with_report(model, text=text, instructions=instructions, out=out, **options).decoder
+
+
+def retrain_with_report(
+    model: Any,
+    *,
+    text: Any = None,
+    instructions: Any = None,
+    field: str | None = None,
+    eval_text: Any = None,
+    objective: Objective | None = None,
+    out: str | os.PathLike[str] | None = None,
+    adapters: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    progress: Any = lambda done, total, loss: None,
+    **options: Any,
+) -> Retrained:
+    """`retrain`, with its curve.
+
+    eval_text: held-out text; without one some samples of the training text are kept from training. objective: what is
+    made small (the next token's loss by default). adapters: a directory for LoRA's adapters alone, as peft writes
+    them. resume: keep the state in a file, `out` with `.journal` behind it or of this name, and go on from one that is
+    there; the result is then the one of an undisturbed run, and the file is removed when `out` is written.
+    progress: called with (micro-batches done, in all, loss of the last step).
+    """
+    settings = checked_settings(options)
+    require_extra()
+    if (text is None) == (instructions is None):
+        raise InputError("retrain: one of text and instructions is expected")
+    if instructions is not None:
+        raise InputError("retrain: instructions: not built yet")
+    for directory in (out, adapters):
+        if directory is not None:
+            require_free_directory(directory)
+    if adapters is not None and settings.full:
+        raise InputError(f"retrain: adapters {adapters}: full training has none")
+    state_path = _state_path(out, resume)
+    decoder = as_decoder(model)
+    decoder.require_weights()
+    samples, name = text_samples(decoder, text, settings.cutoff, field=field)
+    names = {"text": name}
+    if eval_text is not None:
+        held_out, names["eval_text"] = text_samples(decoder, eval_text, settings.cutoff)
+        held_out = held_out[: settings.held_out]
+    else:
+        samples, held_out = _split(samples, settings)
+    subject = {
+        "model": decoder_digest(decoder), "samples": samples_digest(samples), "held_out": samples_digest(held_out),
+        **names, **settings.to_dict(), "objective": repr(objective),
+    }  # fmt: skip
+    del subject["save_seconds"]
+    torch.manual_seed(settings.seed)
+    network = trainable(decoder, settings)
+    session = Session(
+        network, objective or NextToken(), settings, samples, held_out, decoder.pad_token_id(),
+        precision_of(decoder, settings) == "bf16", NextToken(), None if state_path is None
+        else StateFile(state_path, subject), progress,
+    )  # fmt: skip
+    curve = session.run()
+    result = Retrained(merged(decoder, network), curve, {**names, **settings.to_dict()})
+    if adapters is not None:
+        save_adapters(network, adapters)
+    if out is not None:
+        result.save(out)
+    if session.state is not None and out is not None:
+        session.state.delete()
+    return result
+
+
+def checked_settings(options: dict[str, Any]) -> Settings:
+    """The settings; InputError for a name that is none."""
+    known = Settings.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise InputError(f"retrain: unknown option {name!r}; {', '.join(known)} are accepted")
+    return Settings(**options)
+
+
+def decoder_digest(decoder: Decoder) -> str:
+    """SHA-256 of a decoder's tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in decoder.tensors():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """SHA-256 of samples' ids and labels."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        for part in (sample.input_ids, sample.labels):
+            digest.update(numpy.ascontiguousarray(part, dtype="<i8").tobytes() + b"|")
+    return digest.hexdigest()
+
+
+def _state_path(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
+    if resume is False:
+        return None
+    if resume is not True:
+        return Path(resume)
+    if out is None:
+        raise InputError("retrain: resume: the state stands beside out, which was not given")
+    path = Path(out).absolute()
+    return path.with_name(f"{path.name}.journal")
+
+
+def _split(samples: list[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples, those drawn by the seed."""
+    count = settings.held_out
+    if count is None:
+        count = min(HELD_OUT_MOST, len(samples) // HELD_OUT_SHARE)
+    if count >= len(samples):
+        raise InputError(f"retrain: held_out {count}: the text has {len(samples)} samples; fewer are expected")
+    chosen = set(numpy.random.default_rng([settings.seed, len(samples)]).permutation(len(samples))[:count].tolist())
+    training = [sample for place, sample in enumerate(samples) if place not in chosen]
+    return training, [samples[place] for place in sorted(chosen)]
