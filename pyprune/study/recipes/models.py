@@ -13,7 +13,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS
-from pyprune.recovery import repair
+from pyprune.recovery import repair_with_report
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.journal import weights_digest
 from pyprune.scoring.scores import Scores
@@ -135,17 +135,24 @@ class Models:
         """Whether the row is retrained under this budget."""
         return model.retrain and self._budget.steps != 0
 
+    def about(self, model: Model) -> Any:
+        """How the row's retraining, or its repair, went; None where there was none, or it was not needed."""
+        content = self.content(model)
+        return self._store.about_model(content) if {"repair", "retrain"} & set(content) else None
+
     def made(self, model: Model) -> Decoder:
         """The row's model, in its checkpoint's dtype."""
         decoder, content = self.pruned(model), self.content(model)
         training = content.pop("retrain", None)
         if model.repair is not None:
             pruned, method = decoder, model.repair
-            label = f"repairing, {model.name}"
 
-            def mend() -> Decoder:
-                windows = self.windows(REPAIR_WINDOWS).input_ids
-                return repair(self.decoder, pruned, windows, method, progress=partial(self._progress, label))
+            def mend() -> tuple[Decoder, Any]:
+                repaired = repair_with_report(
+                    self.decoder, pruned, self.windows(REPAIR_WINDOWS).input_ids, method,
+                    progress=partial(self._progress, f"repairing, {model.name}"),
+                )  # fmt: skip
+                return repaired.decoder, repaired.to_dict()
 
             decoder = self._store.model(content, mend, self.decoder.device)
         if training is None:
@@ -153,9 +160,10 @@ class Models:
         start, content = decoder, {**content, "retrain": training}
         journal = self._store.scratch("model", content)
 
-        def train() -> Decoder:
+        def train() -> tuple[Decoder, Any]:
             teacher = self.decoder if model.distill else None
-            return retrained(start, self._texts, self._budget, teacher, journal, model.name, self._progress)
+            result = retrained(start, self._texts, self._budget, teacher, journal, model.name, self._progress)
+            return result.decoder, {**result.to_dict(), "curve": [vars(point) for point in result.curve]}
 
         return self._store.model(content, train, self.decoder.device)
 

@@ -273,6 +273,7 @@ class _Run:
             written = self._store.part("samples", {**content, **drawn}, partial(self._written, lazy))
             row["samples"] = {**written, "model": {**written["model"], "name": model.name}}
             values["repeated_4grams"] = written["model"]["repeated_4grams"]
+        row["made"] = self._models.about(model)
         return row
 
     def _perplexity(self, lazy: _Lazy, name: str) -> dict[str, Any]:

@@ -57,17 +57,28 @@ class Store:
         self._piece("pruning", content, write)
         return Pruning.from_json(self._place("pruning", content) / "pruning.json")
 
-    def model(self, content: Any, make: Callable[[], Decoder], device: Any = "cpu") -> Decoder:
-        """A checkpoint, always as it is read back: a resumed run goes on with the same weights."""
-        self._piece("model", content, lambda folder: make().save(folder / "checkpoint"))
+    def model(self, content: Any, make: Callable[[], tuple[Decoder, Any]], device: Any = "cpu") -> Decoder:
+        """A checkpoint, always as it is read back, so that a resumed run goes on with the same weights. `make` gives
+        the model, and JSON data about it that is kept beside."""
+
+        def write(folder: Path) -> Any:
+            decoder, about = make()
+            decoder.save(folder / "checkpoint")
+            return about
+
+        self._piece("model", content, write)
         return load(self._place("model", content) / "checkpoint", device=device)
+
+    def about_model(self, content: Any) -> Any:
+        """What was kept beside a checkpoint; None where it was not made."""
+        return self._piece("model", content, _nothing)["result"] if self.has("model", content) else None
 
     def remove(self) -> None:
         """Remove all of it, now that the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def scratch(self, kind: str, content: Any) -> Path:
-        """A folder for what a piece under way keeps itself; removed when the piece is finished."""
+        """A file or folder for what a piece under way keeps itself; removed when the piece is finished."""
         return self.folder / "unfinished" / self._place(kind, content).name
 
     def _place(self, kind: str, content: Any) -> Path:
@@ -87,7 +98,7 @@ class Store:
                     "result": result,
                 }
                 write_json(folder / "part.json", record)
-            shutil.rmtree(self.scratch(kind, content), ignore_errors=True)
+            _remove(self.scratch(kind, content))
         record = _record(place / "part.json")
         self.seconds[place.name] = record["seconds"]
         return record
@@ -98,3 +109,14 @@ def _record(file: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(f"{file}: no finished work of a recipe; another folder, or this one removed, is expected")
     return record
+
+
+def _nothing(folder: Path) -> None:
+    raise AssertionError("it is there")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

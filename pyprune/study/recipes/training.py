@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.models.decoder import Decoder
-from pyprune.retraining import retrain
+from pyprune.retraining import Retrained, retrain_with_report
 from pyprune.scoring.calibration import public_name
 from pyprune.scoring.calibration.sources import Source, Texts
 from pyprune.study.progress import Progress
@@ -38,8 +38,9 @@ def retrained(
     journal: Path,
     name: str,
     progress: Progress,
-) -> Decoder:
-    """The model after LoRA retraining, merged. journal: where an interrupted run goes on from."""
+) -> Retrained:
+    """The model after LoRA retraining, merged, and how that went. journal: the file that an interrupted run goes on
+    from."""
     settings: dict[str, Any] = {key: getattr(budget, key) for key in SETTINGS}
     if budget.steps is None:
         settings["epochs"] = budget.epochs
@@ -47,10 +48,13 @@ def retrained(
         settings["instructions"] = texts.instructions
     else:
         settings["text"] = training_text(decoder, texts, budget)
-    progress(f"retraining, {name}", 0, 1)
-    model = retrain(decoder, distill_from=teacher, **settings)
-    progress(f"retraining, {name}", 1, 1)
-    return model
+    if teacher is not None:
+        settings["distill_from"] = teacher
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    return retrain_with_report(
+        decoder, resume=journal, progress=lambda done, total, loss: progress(f"retraining, {name}", done, total),
+        **settings,
+    )  # fmt: skip
 
 
 def _source_digest(source: Source) -> str:
