@@ -1,0 +1,282 @@
+"""`iterate`: remove one unit, retrain, score again, as in Figure 5 of Shortened LLaMA.
+
+Each round scores the model that the last training left, so nothing of an earlier scoring holds any more: weights have
+changed below every state. Beside it stand the same number of removals without training, from one ranking (one-shot) and
+ranked again each time (greedy).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyprune.checks import require_whole
+from pyprune.errors import InputError
+from pyprune.files import require_free_directory
+from pyprune.models import as_decoder
+from pyprune.models.decoder import Decoder
+from pyprune.models.pruning import original_name
+from pyprune.pruning.apply import apply
+from pyprune.pruning.depth import removal
+from pyprune.retraining.iterated import Iterated, Removal, Round, Unit
+from pyprune.retraining.rounds import Rounds
+from pyprune.retraining.train import checked_settings, decoder_digest, require_extra, retrain_with_report
+from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.perplexity import check_samples, perplexities, perplexity
+from pyprune.scoring.removals import NO_REMOVAL, removal_of
+from pyprune.scoring.score import score
+from pyprune.scoring.scores import json_number, read_number
+from pyprune.scoring.searches import SearchResult, search
+
+Trainer = Callable[[Decoder, int, int, Path | None, Callable[[int, int], None]], Decoder]
+"""(model, steps, seed, state, progress) -> the model retrained, with its record. state: a file or folder that an
+interrupted run may have left and that the training may write, or None; progress: called with (done, in all)."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with what is being done, and (done, in all)."""
+
+
+def iterate(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    held_out: Tensor,
+    count: int | None = None,
+    ratio: float | None = None,
+    unit: str = "block",
+    protect: Iterable[int] | str | None = None,
+    steps: int = 100,
+    one_shot_retrained: bool = False,
+    train: Trainer | None = None,
+    text: Any = None,
+    instructions: Any = None,
+    seed: int = 0,
+    calibration: dict[str, Any] | None = None,
+    memory: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: StageProgress = lambda stage, done, total: None,
+    **options: Any,
+) -> Iterated:
+    """Remove a unit and retrain, again and again; the last model, and the perplexity after every step.
+
+    model: what `load` takes; it is unchanged. input_ids `[S, T]`: calibration, by which each round chooses the unit
+    whose removal costs least. held_out `[S, T]`: other text, on which all perplexities of the result are taken. count:
+    rounds; or ratio: as many as a greedy search takes for that share of all parameters. unit, protect, calibration,
+    memory as in `score`. steps: of each training; its seed is `seed` and the round. train: another training than
+    `retrain`. text, instructions, options: of `retrain_with_report`. one_shot_retrained: also remove the front of the
+    first ranking at once and train that model once, with the steps of all rounds. out: a directory, which is checked
+    but not written here: the journal of `resume` stands beside it, and whoever writes the result removes the journal
+    (`journal_of`). resume: keep what is finished, and go on from what an interrupted run left.
+
+    InputError for values that cannot be had, before anything is computed where that can be known.
+    """
+    require_whole("iterate: steps", steps, 1)
+    if train is None:
+        require_extra()
+        if (text is None) == (instructions is None):
+            raise InputError("iterate: one of text and instructions, to retrain on, is expected")
+        settings = {name: value for name, value in options.items() if name not in NOT_SETTINGS}
+        checked_settings({**settings, "steps": steps, "seed": seed})
+        train = partial(_retrained, text=text, instructions=instructions, options=options)
+        training = {"text": str(text), "instructions": str(instructions)}
+    elif options:
+        raise InputError(f"iterate: option {next(iter(options))!r}: of retrain, but train {train!r} trains")
+    else:
+        training = {"train": getattr(train, "__qualname__", type(train).__qualname__)}
+    journal = journal_of(out) if resume else None
+    if out is not None:
+        require_free_directory(out)
+    original = as_decoder(model)
+    original.require_weights()
+    ids, _ = check_samples(original, input_ids, None)
+    judged, _ = check_samples(original, held_out, None)
+    subject = {
+        "model": original.name,
+        "weights": decoder_digest(original),
+        "calibration": fingerprint(ids)["sha256"],
+        "held_out": fingerprint(judged)["sha256"],
+        "count": count,
+        "ratio": ratio,
+        "unit": unit,
+        "protect": protect if protect is None or isinstance(protect, str) else sorted(protect),
+        "steps": steps,
+        "seed": seed,
+        "one_shot_retrained": one_shot_retrained,
+        "training": training,
+        "options": {name: repr(value) for name, value in options.items()},
+    }
+    rounds = Rounds(journal, subject)
+    work = _Work(original, ids, judged, unit, protect, steps, seed, train, memory, rounds, progress)
+    searches = rounds.part("searches", partial(work.searches, count, ratio))
+    one_shot, greedy = (tuple(map(Removal.from_dict, searches[name])) for name in ("one_shot", "greedy"))
+    finished, decoder = work.rounds_of(len(greedy))
+    at_once = None
+    if one_shot_retrained:
+        at_once = read_number(rounds.part("one-shot retrained", partial(work.at_once, one_shot)), "perplexity")
+    return Iterated(
+        model=original_name(original),
+        unit=unit,
+        steps=steps,
+        baseline=read_number(searches["baseline"], "baseline"),
+        parameters=original.parameters(),
+        rounds=tuple(finished),
+        one_shot=one_shot,
+        greedy=greedy,
+        one_shot_retrained=at_once,
+        calibration=calibration or fingerprint(ids),
+        held_out=fingerprint(judged),
+        settings={"seed": seed, **training, **{name: repr(value) for name, value in options.items()}},
+        decoder=decoder,
+    )
+
+
+NOT_SETTINGS = ("field", "eval_text", "distill_from")
+"""Options of `retrain_with_report` that are no fields of its settings."""
+
+
+def journal_of(out: str | os.PathLike[str] | None) -> Path:
+    """The folder of the journal beside `out`; InputError without one."""
+    if out is None:
+        raise InputError("iterate: resume: the journal stands beside out, which was not given")
+    path = Path(out).absolute()
+    return path.with_name(f"{path.name}.journal")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the rounds have in common."""
+
+    original: Decoder
+    ids: Tensor
+    held_out: Tensor
+    unit: str
+    protect: Iterable[int] | str | None
+    steps: int
+    seed: int
+    train: Trainer
+    memory: int | None
+    journal: Rounds
+    progress: StageProgress
+
+    def searches(self, count: int | None, ratio: float | None) -> dict[str, Any]:
+        """The two curves without training, as JSON data."""
+        settings = {"unit": self.unit, "protect": self.protect, "memory": self.memory}
+        greedy = search(
+            self.original,
+            self.ids,
+            "greedy",
+            count=count,
+            ratio=ratio,
+            progress=self._stage("greedy search"),
+            **settings,
+        )
+        one_shot = search(
+            self.original, self.ids, "one-shot", count=len(greedy.order), progress=self._stage("one-shot search"),
+            **settings,
+        )  # fmt: skip
+        removals = [
+            removal_of(self.original, result.order[:length])
+            for result in (one_shot, greedy)
+            for length in range(1, len(result.order) + 1)
+        ]
+        baseline, *values = perplexities(
+            self.original, self.held_out, None, [NO_REMOVAL, *removals], memory=self.memory,
+            progress=self._stage("held-out text"),
+        )  # fmt: skip
+        return {
+            "baseline": json_number(baseline),
+            "one_shot": _curve(one_shot, values[: len(one_shot.order)]),
+            "greedy": _curve(greedy, values[len(one_shot.order) :]),
+        }
+
+    def rounds_of(self, count: int) -> tuple[list[Round], Decoder]:
+        """The rounds, and the model after the last one."""
+        names = [_result(number) for number in range(1, count + 1)]
+        done = sum(1 for name in names if self.journal.has(name))
+        decoder = self.original
+        if done:
+            decoder = self.journal.model(done, self.original, self._missing)
+            self.journal.drop(f"round-{done - 1}")  # an interruption may have left it
+        for number in range(done + 1, count + 1):
+            decoder = self._round(number, count, decoder)
+        return [Round.from_dict(self.journal.part(name, dict)) for name in names], decoder
+
+    def at_once(self, one_shot: Sequence[Removal]) -> float | str:
+        """The perplexity when the units go at once and one training has the steps of all rounds."""
+        units, state = [step.removed for step in one_shot], self.journal.state_file("one-shot")
+        pruned = apply(self.original, removal(original_name(self.original), units, f"one-shot ppl {self.unit}"))
+        trained = self._trained(pruned, self.steps * len(units), self.seed, "one-shot", state)
+        value = perplexity(trained, self.held_out, memory=self.memory)
+        self.journal.drop("one-shot.state")
+        return json_number(value)
+
+    def _round(self, number: int, count: int, decoder: Decoder) -> Decoder:
+        """The model after one more round, whose parts are in the journal."""
+        stage = f"round {number} of {count}"
+        chosen = self.journal.part(f"round {number} choice", partial(self._choice, decoder, stage))
+        unit: Unit = tuple(chosen["removed"])  # type: ignore[assignment]  # a pair
+        pruned = apply(decoder, removal(original_name(decoder), [unit], f"iterate ppl {self.unit}"))
+        trained = self.journal.model(
+            number, self.original, lambda state: self._trained(pruned, self.steps, self.seed + number, stage, state)
+        )
+
+        def result() -> dict[str, Any]:
+            step = Round(
+                unit,
+                perplexity(pruned, self.held_out, memory=self.memory),
+                read_number(chosen["score"], "score"),
+                perplexity(trained, self.held_out, memory=self.memory),
+                trained.parameters(),
+            )
+            return step.to_dict()
+
+        self.journal.part(_result(number), result)
+        self.journal.drop(f"round-{number - 1}")
+        self.journal.drop(f"round-{number}.state")
+        return trained
+
+    def _choice(self, decoder: Decoder, stage: str) -> dict[str, Any]:
+        """The unit whose removal costs least now, and the perplexity without it."""
+        scores = score(
+            decoder, self.ids, unit=self.unit, protect=self.protect, memory=self.memory,
+            progress=self._stage(f"{stage}, scoring"),
+        )  # fmt: skip
+        unit = scores.order()[0]  # protected ones are last
+        return {"removed": list(unit), "score": json_number(scores.values[scores.units.index(unit)])}
+
+    def _trained(self, pruned: Decoder, steps: int, seed: int, stage: str, state: Path | None) -> Decoder:
+        trained = self.train(pruned, steps, seed, state, self._stage(f"{stage}, retraining"))
+        if trained.pruning != pruned.pruning or [b.index for b in trained.blocks] != [b.index for b in pruned.blocks]:
+            raise InputError("iterate: train: gave a model with another record; the one that it was given is expected")
+        return trained
+
+    def _missing(self, state: Path | None) -> Decoder:
+        raise InputError(f"{self.journal.path}: lacks the model of the last round; delete it to begin again")
+
+    def _stage(self, name: str) -> Callable[[int, int], None]:
+        return partial(self.progress, name)
+
+
+def _result(number: int) -> str:
+    return f"round {number} result"
+
+
+def _curve(result: SearchResult, values: Sequence[float]) -> list[dict[str, Any]]:
+    return [Removal(unit, value).to_dict() for unit, value in zip(result.order, values, strict=True)]
+
+
+def _retrained(
+    pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None], *,
+    text: Any, instructions: Any, options: dict[str, Any],
+) -> Decoder:  # fmt: skip
+    """`retrain` as a Trainer."""
+    return retrain_with_report(
+        pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
+        progress=lambda done, total, loss: progress(done, total), **options,
+    ).decoder  # fmt: skip

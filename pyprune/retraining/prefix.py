@@ -1,0 +1,139 @@
+"""The leading blocks of a model in training that do not train: run by the operators for inference, once.
+
+Up to the first cut a depth-pruned model is its original. Where the adapters leave those blocks out, teacher and student
+have one stream up to there, and no gradient goes below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyprune.errors import InputError
+from pyprune.models.decoder import Block, Decoder
+from pyprune.recovery.streams import equal
+from pyprune.retraining.objectives.objective import transformers_model
+from pyprune.retraining.samples import Batch
+
+
+def equal_blocks(original: Decoder, decoder: Decoder) -> int:
+    """How many leading blocks of both hold the same values, rounded to `decoder`'s dtype: the place of the first cut,
+    or of the first weights that a repair or a training changed. 0 where the embeddings differ."""
+    first, second = original.embedding, decoder.embedding
+    if first.shape != second.shape or not torch.equal(first.to(second.dtype), second.to(first.device)):
+        return 0
+    count = 0
+    for block, other in zip(original.blocks, decoder.blocks, strict=False):
+        if block.index != other.index or not _equal(block, other, decoder.dtype):
+            break
+        count += 1
+    return count
+
+
+def first_cut(decoder: Decoder) -> int:
+    """The place of the first block of a pruned decoder that lacks something or has something missing before it.
+
+    Where only what follows the last block went, that is the last block. InputError where nothing went.
+    """
+    pruning = decoder.pruning
+    narrowed: set[int] = set()
+    if pruning is not None:
+        narrowed = {*pruning.mha, *pruning.ffn, *pruning.kv_groups, *pruning.heads, *pruning.neurons}
+    if pruning is None or not (pruning.blocks or narrowed):
+        raise InputError(f"{decoder.name}: nothing was removed, so there is no first cut; all blocks can be trained")
+    blocks = decoder.sizes().blocks
+    return next(
+        (place for place, block in enumerate(blocks) if block.index != place or block.index in narrowed),
+        len(blocks) - 1,
+    )
+
+
+def frozen_blocks(model: nn.Module) -> int:
+    """How many leading layers of a transformers model, or PEFT's around one, have nothing that trains; 0 where the
+    embedding trains."""
+    inner = transformers_model(model).base_model
+    count = 0
+    for part in (inner.embed_tokens, *inner.layers):
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            break
+        count += 1
+    return max(0, count - 1)
+
+
+@contextlib.contextmanager
+def with_layers(inner: Any, layers: list[nn.Module]) -> Iterator[None]:
+    """Meanwhile the model has these layers."""
+    own = inner.layers
+    inner.layers = nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        inner.layers = own
+
+
+class Passed(nn.Module):
+    """In the place of a layer that has been run already; the count of layers stays, by which masks are chosen."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        return hidden_states
+
+
+class Recorded(nn.Module):
+    """A layer whose output is kept, outside of its checkpoint: a hook within would also see the second run."""
+
+    def __init__(self, layer: nn.Module, outputs: list[Tensor]) -> None:
+        super().__init__()
+        self._layer, self._outputs = layer, outputs
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_layer"), name)  # `attention_type` chooses a mask
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._layer(*args, **kwargs)
+        self._outputs.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+
+def states_behind(
+    model: nn.Module,
+    batch: Batch,
+    prefix: Tensor | None = None,
+    blocks: int = 0,
+    outputs: list[Tensor] | None = None,
+) -> Tensor:
+    """As `objective.last_states`: the states `[N, T, hidden]` that the head reads.
+
+    prefix: the stream behind the first `blocks` layers `[N, T, hidden]`, which are not run then. outputs: gets the
+    stream behind each layer that is run.
+    """
+    inner = transformers_model(model).base_model
+    layers: list[nn.Module] = list(inner.layers)
+    if prefix is not None:
+        layers[:blocks] = [Passed() for _ in range(blocks)]
+    if outputs is not None:
+        layers = [layer if isinstance(layer, Passed) else Recorded(layer, outputs) for layer in layers]
+    arguments: dict[str, Any] = {"attention_mask": batch["attention_mask"]}
+    if prefix is None:
+        arguments["input_ids"] = batch["input_ids"]
+    else:
+        arguments["inputs_embeds"] = prefix.to(inner.embed_tokens.weight.dtype)
+        if getattr(inner, "is_gradient_checkpointing", False):
+            arguments["inputs_embeds"].requires_grad_()  # a reentrant checkpoint passes gradients on only then
+    with with_layers(inner, layers):
+        return inner(**arguments, use_cache=False).last_hidden_state
+
+
+def _equal(block: Block, other: Block, dtype: torch.dtype) -> bool:
+    pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
+    return all(
+        sublayer is counterpart
+        or (sublayer is not None and counterpart is not None and equal(sublayer, counterpart, dtype))
+        for sublayer, counterpart in pairs
+    )

@@ -1,0 +1,78 @@
+"""Iterative pruning as files: the checkpoint with JSON, CSV and a figure in the manner of the paper's Figure 5."""
+
+from __future__ import annotations
+
+import os
+
+from pyprune.files import json_text, whole_directory
+from pyprune.retraining.iterated import Iterated, csv_text, unit_text
+from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.score_axes import BASELINE
+
+RESULT, TABLE, FIGURE = "iterate.json", "iterate.csv", "iterate.png"
+
+
+def save(result: Iterated, directory: str | os.PathLike[str]) -> None:
+    """Write the last model as a checkpoint, with `iterate.json`, `iterate.csv` and `iterate.png` beside its files; the
+    directory appears whole or not at all. InputError when it is taken."""
+    assert result.decoder is not None  # a result that was computed has it
+    image = figure(result)
+    with whole_directory(directory) as scratch:
+        result.decoder.save(scratch)
+        (scratch / RESULT).write_text(json_text(result.to_dict()), encoding="utf-8")
+        (scratch / TABLE).write_text(csv_text(result), encoding="utf-8")
+        (scratch / FIGURE).write_bytes(image)
+
+
+def cells(result: Iterated) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table: a line for each number of units removed."""
+    header = ["gone", "removed", "pruned", "retrained", "one-shot", "greedy", "parameters"]
+    whole = f"{result.baseline:.4g}"
+    rows = [["0", "", whole, whole, whole, whole, f"{result.parameters:,}"]]
+    for number, step in enumerate(result.rounds, start=1):
+        values = (
+            step.perplexity, step.retrained, result.one_shot[number - 1].perplexity,
+            result.greedy[number - 1].perplexity,
+        )  # fmt: skip
+        rows.append(
+            [str(number), unit_text(step.removed), *(f"{value:.4g}" for value in values), f"{step.parameters:,}"]
+        )
+    return header, rows
+
+
+def figure(result: Iterated) -> bytes:
+    """PNG after Figure 5: perplexity on the held-out text against the units removed, with and without training."""
+    numbers = list(range(len(result.rounds) + 1))
+    lines = (
+        ("one-shot, not retrained", [step.perplexity for step in result.one_shot], "#999933", "s", (0, (1, 1.5))),
+        ("greedy, not retrained", [step.perplexity for step in result.greedy], "#CC6677", "^", (0, (4, 2))),
+        ("iterative, before each retraining", [step.perplexity for step in result.rounds], "#88CCEE", "o", (0, (4, 2))),
+        (f"iterative, {result.steps} steps after each removal", [step.retrained for step in result.rounds], "#332288",
+         "o", "solid"),
+    )  # fmt: skip
+    drawing = new_figure(8.0, 5.4)
+    panel = drawing.subplots()
+    for label, values, colour, marker, dashes in lines:
+        panel.plot(
+            numbers, [result.baseline, *values], label=label, color=colour, marker=marker, linestyle=dashes,
+            linewidth=1.6, markersize=6,
+        )  # fmt: skip
+    if result.one_shot_retrained is not None:
+        steps = result.steps * len(result.rounds)
+        panel.plot(
+            numbers[-1], result.one_shot_retrained, label=f"one-shot, then {steps} steps", color="#117733", marker="*",
+            markersize=14, linestyle="none",
+        )  # fmt: skip
+    panel.axhline(result.baseline, color=BASELINE, linewidth=1.1, linestyle=(0, (5, 2)))
+    finite = [value for _, values, *_ in lines for value in values if value < float("inf")]
+    if finite and max(finite) > 4 * result.baseline:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+    panel.set_xticks(numbers)
+    panel.set_xlabel(f"Units removed ({result.unit}); dashed line: nothing removed")
+    panel.set_ylabel("Perplexity on the held-out text (lower is better)")
+    panel.set_title(f"{result.model}: iterative pruning and retraining against pruning alone")
+    add_grid(panel)
+    panel.legend(fontsize=9)
+    return png(drawing)
