@@ -77,7 +77,7 @@ def difference(a: dict[str, Any], b: dict[str, Any], value: str, factor: float =
     medians, leave it open. A perplexity that is not finite is above all others."""
     left, right = a["values"].get(value), b["values"].get(value)
     if left is None or right is None:
-        return (left is None) - (right is None) if value.startswith("ppl:") else 0
+        return (left is None) - (right is None) if value.startswith("ppl") else 0
     if known_value(value).measure == "speed":
         return _apart(a["intervals"].get(value), b["intervals"].get(value), factor)
     gap = left - factor * right

@@ -24,9 +24,9 @@ class Budget:
     Texts: `calibration`, `training` and `held_out` (name -> text), as `pyprune.scoring.calibration` reads them, with a
     part in brackets, "demo:lambada[0%:40%]"; "given": the user names it. `instructions`: instead of `training`, a file
     of instructions. Calibration: `samples` windows of `seq_len` tokens, drawn by `seed`. Retraining: `steps` (None:
-    `epochs`), and the settings of `pyprune.retrain`. Perplexity on at most `tokens` of each held-out text, in windows
-    of `window`. Tasks: `limit` documents each. Speed: as a `Protocol`, with `batches`. Samples: `draws` of at most
-    `new_tokens`. `dtype`: of evaluation and timing.
+    `epochs`), of the trainings of an iterative pruning `round_steps` each, and the settings of `pyprune.retrain`.
+    Perplexity on at most `tokens` of each held-out text, in windows of `window`. Tasks: `limit` documents each. Speed:
+    as a `Protocol`, with `batches`. Samples: `draws` of at most `new_tokens`. `dtype`: of evaluation and timing.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Budget:
     seq_len: int
     seed: int
     steps: int | None
+    round_steps: int
     epochs: int
     batch: int
     micro_batch: int
@@ -85,6 +86,7 @@ def read_budget(name: str, changes: Mapping[str, Any], where: str) -> Budget:
         seq_len=fields.take("seq_len", whole(2)),
         seed=fields.take("seed", whole(0)),
         steps=fields.take("steps", whole(0), None),
+        round_steps=fields.take("round_steps", whole(1)),
         epochs=fields.take("epochs", whole(1)),
         batch=fields.take("batch", whole(1)),
         micro_batch=fields.take("micro_batch", whole(1)),

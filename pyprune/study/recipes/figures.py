@@ -125,14 +125,11 @@ def _speed_figures(
 
 def as_comparison(results: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """The timings of one number of input tokens in the form of `compare`'s results, every row under its own name."""
-    texts = list(results["held_out"])
-    first = f"ppl:{texts[0]}" if texts else None
     rows, timings, shortages = [], [], []
     for row in results["rows"]:
         name = ORIGINAL if row["method"] == ORIGINAL else row["name"]
-        ppl = row["values"].get(first) if first else None
         rows.append(
-            {**row["values"], "name": name, "method": row["method"], "ratio": row["group"] or None, "ppl": ppl,
+            {**row["values"], "name": name, "method": row["method"], "ratio": row["group"] or None, "ppl": row["values"].get("ppl"),
              "ppl_stderr": None}
         )  # fmt: skip
         for entries, kept in ((measured["timings"], timings), (measured["oom"], shortages)):

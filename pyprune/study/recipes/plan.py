@@ -11,7 +11,7 @@ from pyprune.evaluation.tasks import Tasks
 from pyprune.models.decoder import Decoder
 from pyprune.scoring.calibration import random_windows
 from pyprune.study.recipes.budget import Budget
-from pyprune.study.recipes.recipe import DEPTH, Prune, Recipe
+from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Prune, Recipe
 
 PROBE = (4, 128)
 """Windows and tokens of the forward pass that is timed."""
@@ -78,11 +78,19 @@ def plan(recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: T
     for criterion in measures.scores:
         prune = Prune(DEPTH, "1", criterion)
         add(f"score, {criterion}", _choosing(prune, blocks, budget), _key(prune))
+    rounds = [int(m.prune.amount) for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]
+    if rounds:
+        one = (
+            _choosing(Prune(DEPTH, "1"), blocks, budget) + budget.round_steps * budget.batch * budget.cutoff * BACKWARD
+        )
+        add(f"iterate, {max(rounds)} rounds", max(rounds) * one * 1.3)
     for model in recipe.models:
-        if model.prune is not None:
+        if model.prune is not None and model.prune.search != ITERATIVE:
             add(f"choose, {model.name}", _choosing(model.prune, blocks, budget), _key(model.prune))
     share = {model.name: 1.0 if model.prune is None else 0.75 for model in recipe.models}
     for model in recipe.models:
+        if model.prune is not None and model.prune.search == ITERATIVE:
+            continue
         if model.repair is not None:
             add(f"repair, {model.name}", 8 * 128 * budget.seq_len)
         if model.retrain and budget.steps != 0:
@@ -145,6 +153,10 @@ def _notes(recipe: Recipe, budget: Budget) -> list[str]:
     notes = []
     if any(model.retrain for model in recipe.models):
         full = training_tokens(paper)
+        if rounds := [m for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]:
+            notes.append(
+                f"An iterative pruning trains {budget.round_steps} steps after each removal ({len(rounds)} rows)."
+            )
         if budget.steps == 0:
             notes.append("Nothing is retrained under this budget.")
         elif budget.steps is not None and training_tokens(budget) < full:

@@ -23,6 +23,8 @@ from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.values import known_value
 
 DEPTH = "depth"
+ITERATIVE = "iterative"
+"""A search of ours alone: remove a block, retrain, and so on (`pyprune.iterate`)."""
 UNITS = ("block", "mha", "ffn", "mha+ffn")
 FIGURES = ("none", "lines", "quality-speed", "latency-batch", "scores")
 CLAIMS = ("lower", "higher")
@@ -288,13 +290,18 @@ def _prune(entry: Mapping[str, Any], where: str) -> Prune:
         criterion=fields.take("criterion", text, "ppl"),
         unit=fields.take("unit", one_of(*UNITS), "block"),
         protect=fields.take("protect", text, None),
-        search=fields.take("search", one_of(*SEARCHES), "one-shot"),
+        search=fields.take("search", one_of(*SEARCHES, ITERATIVE), "one-shot"),
         variant=fields.take("variant", text, None),
         samples=fields.take("samples", whole(1), None),
     )
     fields.finish()
     try:
-        if prune.method == DEPTH:
+        if prune.search == ITERATIVE:
+            if (prune.criterion, prune.protect) != ("ppl", None) or parse_amount(prune.amount).count is None:
+                raise InputError(
+                    f"search {ITERATIVE}: criterion ppl, no protect and an amount that is a number of units are expected"
+                )
+        elif prune.method == DEPTH:
             prune.choice.check()
         else:
             variant_options(prune.method, prune.variant)
@@ -412,6 +419,15 @@ def _check(recipe: Recipe, where: str) -> None:
             raise InputError(
                 f"{where}: columns: value {column.value!r}: is not measured; {needed} under measures is expected"
             )
+    iterative = [model for model in recipe.models if model.prune is not None and model.prune.search == ITERATIVE]
+    measured = [name for name, value in vars(recipe.measures).items() if value and name not in ("perplexity", "scores")]
+    if iterative and measured:
+        raise InputError(
+            f"{where}: models: {iterative[0].name!r} is pruned by search {ITERATIVE}, and {measured[0]} is measured;"
+            " perplexity alone is expected with it"
+        )
+    if len({(model.prune.unit, model.prune.samples) for model in iterative if model.prune}) > 1:
+        raise InputError(f"{where}: models: search {ITERATIVE}: the same unit and samples are expected of all")
     needed_by = {"quality-speed": "speed", "latency-batch": "speed", "scores": "scores"}
     measure = needed_by.get(recipe.figure.kind)
     if measure is not None and not getattr(recipe.measures, measure):

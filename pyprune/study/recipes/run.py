@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -21,7 +23,11 @@ from pyprune.models.load import load_sizes, require_device
 from pyprune.models.shapes import PREFIX
 from pyprune.models.sizes import BlockSizes
 from pyprune.pruning import Pruning
+from pyprune.pruning.amount import parse_amount
+from pyprune.pruning.width import dry_run
+from pyprune.retraining.iterated import Iterated
 from pyprune.scoring.scores import Scores
+from pyprune.scoring.searches.candidates import Candidates
 from pyprune.study import machine
 from pyprune.study.compare import public_model_name
 from pyprune.study.depth_choice import ONE_SHOT, DepthChoice
@@ -29,6 +35,7 @@ from pyprune.study.destination import require_directory
 from pyprune.study.labels import ORIGINAL
 from pyprune.study.progress import Progress, silent
 from pyprune.study.recipes.budget import Budget
+from pyprune.study.recipes.iterating import iterated
 from pyprune.study.recipes.measuring import (
     Values,
     accuracies_of,
@@ -44,7 +51,7 @@ from pyprune.study.recipes.models import Models
 from pyprune.study.recipes.names import BUDGETS
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import Plan, forward_rate, plan
-from pyprune.study.recipes.recipe import DEPTH, Model, Recipe, read_recipe
+from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Model, Prune, Recipe, read_recipe
 from pyprune.study.recipes.report import FORMAT, save
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import RecipeTexts, held_out_windows, read_texts, tasks_in_training
@@ -102,7 +109,7 @@ def recipe(
         _check_model(chosen, sizes, settings)
     tasks = require_tasks(chosen.measures.tasks, data=data, limit=settings.limit) if chosen.measures.tasks else None
     random = isinstance(model, (str, os.PathLike)) and os.fspath(model).startswith(PREFIX)
-    trains = settings.steps != 0 and any(row.retrain for row in chosen.models)
+    trains = any(_is_iterative(row) or (row.retrain and settings.steps != 0) for row in chosen.models)
     read = read_texts(settings, texts or {}, random, trains)
     progress("loading", 0, 1)
     decoder = load(model, device=place)
@@ -114,7 +121,8 @@ def recipe(
     try:
         run = _Run(chosen, settings, decoder, read, tasks, kept, progress)
         results = {
-            **_subject(chosen, model, decoder, settings, read),
+            **_subject(chosen, decoder, settings, read),
+            "command": _command(name, model, decoder, budget, texts or {}, data),
             **run.results(),
             "planned": planned.to_json(),
             "seconds": dict(sorted(kept.seconds.items())),
@@ -160,6 +168,9 @@ def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget) -> None:
         lengths.append(max(speed.input_tokens) + max(speed.output_tokens or budget.output_tokens))
     if chosen.measures.memory is not None:
         lengths.append(chosen.measures.memory.input_tokens + max(chosen.measures.memory.output_tokens))
+    for model in chosen.models:
+        if model.prune is not None:
+            _check_prune(decoder, model.prune, f"recipe {chosen.name}, {model.name}")
     if max(lengths) > decoder.max_positions:
         raise InputError(
             f"{decoder.name}: a context of {decoder.max_positions} tokens; recipe {chosen.name} with budget "
@@ -167,12 +178,22 @@ def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget) -> None:
         )
 
 
-def _subject(chosen: Recipe, spec: Any, decoder: Decoder, budget: Budget, texts: RecipeTexts) -> dict[str, Any]:
-    named = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else decoder.name
+def _check_prune(decoder: Decoder, prune: Prune, where: str) -> None:
+    """Raise InputError where the model has no such pruning."""
+    amount = parse_amount(prune.amount)
+    try:
+        if prune.method == DEPTH:
+            Candidates.of(decoder, prune.unit, prune.choice.protected, amount.count, amount.ratio)
+        else:
+            dry_run(decoder, prune.method, ratio=amount.ratio, variant=prune.variant)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _subject(chosen: Recipe, decoder: Decoder, budget: Budget, texts: RecipeTexts) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"pyprune recipe {chosen.name} {public_model_name(named)} --budget {budget.name}",
         "recipe": chosen.content(),
         "budget": budget.to_json(),
         "paper_budget": chosen.budgets["paper"].to_json(),
@@ -185,6 +206,16 @@ def _subject(chosen: Recipe, spec: Any, decoder: Decoder, budget: Budget, texts:
         "left_out": list(texts.left_out),
         "machine": machine.describe(),
     }
+
+
+def _command(name: Any, model: Any, decoder: Decoder, budget: str, texts: Mapping[str, str], data: Any) -> str:
+    """The command that repeats it, without the folders of absolute paths."""
+    named = os.fspath(model) if isinstance(model, (str, os.PathLike)) else decoder.name
+    words = ["pyprune", "recipe", public_model_name(os.fspath(name)), public_model_name(named), "--budget", budget]
+    for role, text in texts.items():
+        words += ["--text", f"{role}={public_model_name(text)}"]
+    words += [] if data is None else ["--data", public_model_name(os.fspath(data))]
+    return shlex.join(words)
 
 
 class _Run:
@@ -230,6 +261,8 @@ class _Run:
 
     def _row(self, model: Model) -> dict[str, Any]:
         """Names, sizes and quality of a row."""
+        if _is_iterative(model):
+            return self._iterated_row(model)
         measures, lazy = self._recipe.measures, _Lazy(self._models, model)
         content = {"model": self._models.content(model), "dtype": self._budget.dtype}
         values: Values = sizes_of(self._models.in_dtype(self._models.pruned(model)), self._decoder)
@@ -244,6 +277,8 @@ class _Run:
                     partial(self._perplexity, lazy, name),
                 )
                 values[f"ppl:{name}"], errors[f"ppl:{name}"] = measured["value"], measured["stderr"]
+            first = f"ppl:{next(iter(self._held_out))}"
+            values["ppl"], errors["ppl"] = values[first], errors[first]
         tasks_data: dict[str, Any] = {}
         for name in () if self._tasks is None else self._tasks.names:
             tasks_data |= self._store.part(
@@ -253,13 +288,8 @@ class _Run:
             of_tasks, their_errors = accuracy_values(tasks_data)
             values, errors = values | of_tasks, errors | their_errors
         row = {
-            "name": model.name,
-            "method": _method(model),
-            "group": model.group,
-            "series": model.series,
-            "x": model.x,
+            **_labels(model),
             "retrained": self._models.trains(model),
-            "repaired": model.repair,
             "key": content_key(content["model"]),
             "removed": None if model.prune is None else _removed(self._models.pruning(model.prune)),
             "values": values,
@@ -275,6 +305,44 @@ class _Run:
             values["repeated_4grams"] = written["model"]["repeated_4grams"]
         row["made"] = self._models.about(model)
         return row
+
+    @cached_property
+    def _iterated(self) -> Iterated:
+        """The rounds, as many as the longest row has."""
+        prunes = [model.prune for model in self._recipe.models if model.prune is not None and _is_iterative(model)]
+        return iterated(
+            self._decoder, self._models.identity, prunes[0], max(_count(prune) for prune in prunes),
+            self._models.windows(prunes[0].samples), next(iter(self._held_out.values())), self._texts, self._budget,
+            self._store, self._progress,
+        )  # fmt: skip
+
+    def _iterated_row(self, model: Model) -> dict[str, Any]:
+        """A row of an iterative pruning: the perplexity on the first held-out text alone, before or after the last
+        training."""
+        assert model.prune is not None
+        rounds = self._iterated.rounds[: _count(model.prune)]
+        last = rounds[-1]
+        perplexity = last.retrained if model.retrain else last.perplexity
+        finite = perplexity if math.isfinite(perplexity) else None
+        values = {
+            "parameters": last.parameters,
+            "removed_share": 1 - last.parameters / self._decoder.parameters(),
+            "ppl": finite,
+            f"ppl:{next(iter(self._held_out))}": finite,
+        }
+        if model.prune.unit == "block":
+            values["blocks"] = len(self._decoder.blocks) - len(rounds)
+        return {
+            **_labels(model),
+            "retrained": model.retrain,
+            "key": None,
+            "removed": {"units": [list(step.removed) for step in rounds]},
+            "values": values,
+            "errors": {},
+            "intervals": {},
+            "tasks": {},
+            "made": {"steps": self._iterated.steps, "trainings": len(rounds) - (not model.retrain)},
+        }
 
     def _perplexity(self, lazy: _Lazy, name: str) -> dict[str, Any]:
         progress = partial(self._progress, f"perplexity, {lazy.name}, {name}")
@@ -350,6 +418,25 @@ class _Lazy:
     @cached_property
     def decoder(self) -> Decoder:
         return self._models.in_dtype(self._models.made(self._model))
+
+
+def _labels(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "method": _method(model),
+        "group": model.group,
+        "series": model.series,
+        "x": model.x,
+        "repaired": model.repair,
+    }
+
+
+def _is_iterative(model: Model) -> bool:
+    return model.prune is not None and model.prune.search == ITERATIVE
+
+
+def _count(prune: Prune) -> int:
+    return parse_amount(prune.amount).count or 0
 
 
 def _method(model: Model) -> str:

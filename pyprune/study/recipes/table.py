@@ -66,7 +66,7 @@ def _name(row: dict[str, Any]) -> str:
     return (
         row["name"]
         + ("" if row["repaired"] is None else f", repaired by {row['repaired']}")
-        + (", retrained" if row["retrained"] else "")
+        + (", retrained" if row["retrained"] and "retrained" not in row["name"] else "")
     )
 
 

@@ -30,6 +30,13 @@ def training_settings(decoder: Decoder, texts: RecipeTexts, budget: Budget, dist
     return {**settings, "distill": distill, **data}
 
 
+def training_source(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> dict[str, Any]:
+    """What a model is trained on, as `pyprune.retrain` takes it."""
+    if texts.instructions is not None:
+        return {"instructions": texts.instructions}
+    return {"text": training_text(decoder, texts, budget)}
+
+
 def retrained(
     decoder: Decoder,
     texts: RecipeTexts,
@@ -44,10 +51,7 @@ def retrained(
     settings: dict[str, Any] = {key: getattr(budget, key) for key in SETTINGS}
     if budget.steps is None:
         settings["epochs"] = budget.epochs
-    if texts.instructions is not None:
-        settings["instructions"] = texts.instructions
-    else:
-        settings["text"] = training_text(decoder, texts, budget)
+    settings |= training_source(decoder, texts, budget)
     if teacher is not None:
         settings["distill_from"] = teacher
     journal.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ VALUES: dict[str, Value] = {
     "ffn_width": Value("FFN width", _fixed),
     "heads": Value("heads", _fixed),
     "bytes_per_token": Value("MB/token", millions),
+    "ppl": Value("PPL", perplexity, "perplexity", "lower"),
     "accuracy": Value("mean acc. %", _percent, "tasks", "higher", 100),
     **{name: Value(f"{HEADERS[name]} %", _percent, "tasks", "higher", 100) for name in PAPER_TASKS},
     "latency_s": Value("latency s", significant, "speed", "lower"),
@@ -53,8 +54,9 @@ VALUES: dict[str, Value] = {
 
 
 def known_value(name: str) -> Value:
-    """The value of that name; `ppl:TEXT` is the perplexity on a held-out text, `memory:LxM` the planned GiB for L new
-    tokens and batch M. InputError for another name."""
+    """The value of that name; `ppl` is the perplexity on the first held-out text, `ppl:TEXT` on the one of that name,
+    `memory:LxM` the planned GiB for L new tokens and
+    batch M. InputError for another name."""
     kind, _, rest = name.partition(":")
     if kind == "ppl" and rest:
         return Value(f"PPL {rest}", perplexity, "perplexity", "lower")
@@ -62,5 +64,5 @@ def known_value(name: str) -> Value:
         length, batch = rest.split("x")
         return Value(f"GiB, L {length}, M {batch}", significant, "memory", "lower", 1 / 2**30)
     if name not in VALUES:
-        raise InputError(f"one of {', '.join(VALUES)}, ppl:TEXT or memory:LxM (such as memory:128x16) is expected")
+        raise InputError(f"one of {', '.join(VALUES)}, ppl:TEXT or memory:LxM (memory:128x16) is expected")
     return VALUES[name]
