@@ -128,10 +128,8 @@ def as_comparison(results: dict[str, Any], measured: dict[str, Any]) -> dict[str
     rows, timings, shortages = [], [], []
     for row in results["rows"]:
         name = ORIGINAL if row["method"] == ORIGINAL else row["name"]
-        rows.append(
-            {**row["values"], "name": name, "method": row["method"], "ratio": row["group"] or None, "ppl": row["values"].get("ppl"),
-             "ppl_stderr": None}
-        )  # fmt: skip
+        about = {"name": name, "method": row["method"], "ratio": row["group"] or None, "ppl_stderr": None}
+        rows.append({"ppl": None, **row["values"], **about})
         for entries, kept in ((measured["timings"], timings), (measured["oom"], shortages)):
             kept += [{**entry, "row": name} for entry in entries if entry["row"] == row["timed_as"]]
     return {

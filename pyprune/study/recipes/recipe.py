@@ -299,7 +299,7 @@ def _prune(entry: Mapping[str, Any], where: str) -> Prune:
         if prune.search == ITERATIVE:
             if (prune.criterion, prune.protect) != ("ppl", None) or parse_amount(prune.amount).count is None:
                 raise InputError(
-                    f"search {ITERATIVE}: criterion ppl, no protect and an amount that is a number of units are expected"
+                    f"search {ITERATIVE}: criterion ppl, no protect, and a number of units as amount are expected"
                 )
         elif prune.method == DEPTH:
             prune.choice.check()
