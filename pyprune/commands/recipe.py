@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, quiet_transformers
@@ -126,6 +127,7 @@ def _show(plan: Any) -> None:
     print_table(["part", "planned seconds"], rows, f"{plan.recipe} on {plan.model}, budget {plan.budget}")
     for note in plan.notes:
         console().print(f"- {note}", markup=False, highlight=False)
+    sys.stdout.flush()  # it is read while the work goes on, also from a file
 
 
 def _report(options: argparse.Namespace, results: dict[str, Any]) -> None:

@@ -66,12 +66,12 @@ def texts_of(decoder: Decoder, budget: Budget, progress: Progress) -> dict[str, 
     return {"settings": written.settings, "model": written.models[0]}
 
 
-def memory_of(decoder: Decoder, memory: Memory) -> Values:
-    """Planned bytes (weights, cache and workspace) for each length and batch."""
+def memory_of(decoder: Decoder, memory: Memory, device: str) -> Values:
+    """Planned bytes (weights, cache and workspace) on that kind of device, for each length and batch."""
     values = {}
     for length in memory.output_tokens:
         for batch in memory.batches:
-            plan = plan_memory(decoder, batch, memory.input_tokens + length)
+            plan = plan_memory(decoder, batch, memory.input_tokens + length, device=device)
             values[f"memory:{length}x{batch}"] = plan.total
     return values
 

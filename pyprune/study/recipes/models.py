@@ -18,6 +18,7 @@ from pyprune.scoring.calibration import Windows
 from pyprune.scoring.journal import weights_digest
 from pyprune.scoring.scores import Scores
 from pyprune.scoring.searches import SearchResult
+from pyprune.study import machine
 from pyprune.study.depth_choice import ONE_SHOT, DepthChoice
 from pyprune.study.progress import Progress, silent
 from pyprune.study.recipes.budget import Budget
@@ -42,6 +43,7 @@ class Models:
             "weights": weights_digest(decoder.tensors()),
             "dtype": str(decoder.dtype).removeprefix("torch."),
             "device": decoder.device.type,
+            "versions": machine.describe()["versions"],
         }
 
     def windows(self, samples: int | None) -> Windows:

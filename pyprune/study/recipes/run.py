@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pyprune.models.shapes import PREFIX
 from pyprune.models.sizes import BlockSizes
 from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
+from pyprune.pruning.apply import apply
 from pyprune.pruning.width import dry_run
 from pyprune.retraining.iterated import Iterated
 from pyprune.scoring.scores import Scores
@@ -101,7 +103,7 @@ def recipe(
     if budget not in BUDGETS:
         raise InputError(f"budget {budget!r}: {' or '.join(BUDGETS)} is expected")
     settings = chosen.budgets[budget]
-    kept = _store(out, store, resume)
+    folder = _folder(out, store, resume)
     check_paper(chosen)
     place = require_device(device)
     sizes = described(model)
@@ -118,7 +120,7 @@ def recipe(
     planned = plan(chosen, settings, decoder, forward_rate(decoder), tasks)
     if announce is not None and announce(planned) is False:
         return None
-    try:
+    with _opened(folder) as kept:
         run = _Run(chosen, settings, decoder, read, tasks, kept, progress)
         results = {
             **_subject(chosen, decoder, settings, read),
@@ -130,31 +132,37 @@ def recipe(
         result = RecipeResult(results)
         if out is not None:
             result.save(out)
-    except BaseException:
-        if out is None and store is None:
+        if store is None:
             kept.remove()
-        raise
-    if store is None:
-        kept.remove()
-    return result
+        return result
 
 
-def _store(out: Any, store: Any, resume: bool) -> Store:
+def _folder(out: Any, store: Any, resume: bool) -> Path | None:
+    """Where finished work is kept; None where nothing says so. InputError for what an interrupted run left there."""
     if out is not None:
         require_directory(out)
     if store is not None:
-        return Store(store)
+        return Path(store)
     if out is None:
         if resume:
             raise InputError("--resume: what is finished is kept beside --out or in --store; neither was given")
-        return Store(tempfile.mkdtemp(prefix="pyprune-recipe-"))
+        return None
     target = Path(out).absolute()
     folder = target.with_name(target.name + UNFINISHED)
     if folder.exists() and not resume:
         raise InputError(
             f"{folder}: an interrupted recipe left it; --resume goes on from it, or remove it to begin again"
         )
-    return Store(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _opened(folder: Path | None) -> Iterator[Store]:
+    if folder is not None:
+        yield Store(folder)
+    else:
+        with tempfile.TemporaryDirectory(prefix="pyprune-recipe-") as scratch:
+            yield Store(scratch)
 
 
 def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget) -> None:
@@ -234,6 +242,7 @@ class _Run:
         self._recipe, self._budget, self._decoder, self._texts = chosen, budget, decoder, texts
         self._tasks, self._store, self._progress = tasks, store, progress
         self._models = Models(decoder, texts, budget, store, progress)
+        self._sizes = load_sizes(decoder, budget.dtype)
         self._held_out = {}
         if chosen.measures.perplexity or chosen.measures.speed is not None:
             self._held_out = {name: held_out_windows(decoder, texts, name, budget) for name in texts.held_out}
@@ -265,10 +274,11 @@ class _Run:
             return self._iterated_row(model)
         measures, lazy = self._recipe.measures, _Lazy(self._models, model)
         content = {"model": self._models.content(model), "dtype": self._budget.dtype}
-        values: Values = sizes_of(self._models.in_dtype(self._models.pruned(model)), self._decoder)
+        sizes = self._sizes if model.prune is None else apply(self._sizes, self._models.pruning(model.prune))
+        values: Values = sizes_of(sizes, self._sizes)
         errors: Values = {}
         if measures.memory is not None:
-            values |= memory_of(self._models.in_dtype(self._models.pruned(model)), measures.memory)
+            values |= memory_of(sizes, measures.memory, self._decoder.device.type)
         if measures.perplexity:
             for name, windows in self._held_out.items():
                 measured = self._store.part(

@@ -19,6 +19,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.scoring import calibration
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.calibration.sources import Source, Texts, Tokens, read_source
+from pyprune.scoring.calibration.token_files import SUFFIXES as TOKEN_FILES
 from pyprune.study.recipes.budget import GIVEN, Budget
 
 ROLES = ("calibration", "training", "instructions")
@@ -74,7 +75,7 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         elif text == GIVEN:
             left_out.append(name)
         else:
-            sources[name] = _held_out(text)
+            sources[name] = _held_out(name, text)
     if not sources:
         raise InputError(f"held-out texts {', '.join(left_out)}: none is named; --text {left_out[0]}=FILE is expected")
     chosen = _required(
@@ -123,10 +124,12 @@ def read_part(text: str) -> Source:
     return Texts(name, documents) if isinstance(source, Texts) else Tokens(name, list(documents))
 
 
-def _held_out(text: str) -> Source:
-    if "[" in text and text.endswith("]"):
+def _held_out(name: str, text: str) -> Source:
+    """The text; those of the paper's tables with a blank line between every two rows, as its code joins them."""
+    if text.endswith("]") and "[" in text:
         return read_part(text)
-    return read_text_of(text, "rows") if text in DATASETS else read_source(text)
+    of_the_paper = name in DATASETS and not text.endswith(TOKEN_FILES)
+    return read_text_of(text, "rows" if of_the_paper else "raw")
 
 
 def _require_disjoint(texts: RecipeTexts) -> None:
@@ -144,8 +147,9 @@ def _require_disjoint(texts: RecipeTexts) -> None:
 def _compared(source: Source | None) -> Iterable[str]:
     if not isinstance(source, Texts):
         return []
-    documents = itertools.islice(source.documents, COMPARED_DOCUMENTS)
-    return (words for text in documents if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
+    paragraphs = (part for document in source.documents for part in re.split(r"\n\s*\n", document))
+    compared = itertools.islice(paragraphs, COMPARED_DOCUMENTS)
+    return (words for text in compared if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
 
 
 def calibration_windows(decoder: Decoder, texts: RecipeTexts, budget: Budget, samples: int | None) -> Windows:
