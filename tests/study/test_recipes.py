@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyprune.cli import build_parser
 from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.study.recipes import run as module
-from pyprune.study.recipes.agreement import agreement, compared_pairs, incomparable
+from pyprune.study.recipes.agreement import agreement, compared_pairs, difference, incomparable
 from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import plan
@@ -269,21 +270,37 @@ def test_iterative_rows_are_rounds_of_one_pruning(tmp_path):
 def test_agreement_counts_signs_of_differences_within_groups():
     def row(name, group, ours, theirs, error=0.0):
         return {
-            "name": name, "group": group, "method": "depth", "values": {"ppl": ours}, "errors": {"ppl": error},
-            "intervals": {}, "paper": {} if theirs is None else {"ppl": theirs}, "retrained": False,
+            "name": name, "group": group, "method": "depth", "values": {"accuracy": ours},
+            "errors": {"accuracy": error}, "losses": {}, "intervals": {}, "paper": {"accuracy": theirs},
+            "retrained": False,
         }  # fmt: skip
 
     rows = [row("a", "1", 10, 20), row("b", "1", 11, 30), row("c", "1", 12, 25, 0.2), row("d", "2", 1, 99)]
-    pairs = compared_pairs(rows, "ppl")
+    pairs = compared_pairs(rows, "accuracy")
     assert (pairs.agree, pairs.undecided, pairs.against) == (2, 0, [("b", "c")])
     assert pairs.verdict == "agrees in part"
-    rows[2]["errors"]["ppl"] = 1.0
-    pairs = compared_pairs(rows, "ppl")
+    rows[2]["errors"]["accuracy"] = 1.0
+    pairs = compared_pairs(rows, "accuracy")
     assert (pairs.agree, pairs.undecided, pairs.against) == (1, 2, [])
-    recipe_data = {"columns": [{"value": "ppl", "header": "PPL"}], "claims": [], "paper_setup": ""}
+    recipe_data = {"columns": [{"value": "accuracy", "header": "acc."}], "claims": [], "paper_setup": ""}
     (sentence,) = agreement({"rows": rows, "recipe": recipe_data})
     assert "1 differ the same way as in the paper, 0 the other way, and 2 by too little" in sentence
     assert incomparable({"recipe": recipe_data}) == []
+
+
+def test_perplexities_are_compared_window_by_window():
+    def row(nll):
+        losses = {"nll": nll, "tokens": [10.0] * len(nll)}
+        value = math.exp(sum(nll) / (10 * len(nll)))
+        return {"values": {"ppl": value}, "errors": {"ppl": value}, "losses": {"ppl": losses}, "intervals": {}}
+
+    # The windows differ a lot, the two models hardly, but always to the same side.
+    a, b = row([10.0, 30.0, 50.0, 20.0]), row([10.4, 30.5, 50.4, 20.5])
+    assert (difference(a, b, "ppl"), difference(b, a, "ppl")) == (-1, 1)
+    assert difference(a, b, "ppl", factor=0.5) == 1
+    assert difference(a, row([10.4, 29.5, 50.4, 19.8]), "ppl") == 0
+    endless = {"values": {"ppl": None}, "errors": {}, "losses": {}, "intervals": {}}
+    assert (difference(endless, a, "ppl"), difference(a, endless, "ppl")) == (1, -1)
 
 
 @pytest.mark.parametrize(

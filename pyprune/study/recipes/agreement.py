@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from pyprune.study.recipes.values import known_value
 
 ERRORS = 2
 """Values with a standard error differ when they are so many of it apart."""
+TOLERANCE = 0.01
+"""Perplexities without losses by windows are called the same within 1 %."""
 NAMED = 3
 """Pairs that go the other way, so many are named."""
 MOSTLY, HARDLY = 0.75, 0.25
@@ -73,17 +76,36 @@ def compared_pairs(rows: Sequence[dict[str, Any]], value: str) -> Pairs:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any], value: str, factor: float = 1.0) -> int:
-    """The sign of a's value less `factor` times b's; 0 where two standard errors, or of speeds the intervals of the
-    medians, leave it open. A perplexity that is not finite is above all others."""
+    """The sign of a's value less `factor` times b's, 0 where that is left open: by two standard errors (of perplexities
+    those of the paired difference over the same windows, in their logarithms), or of speeds by intervals of the medians
+    that overlap. A perplexity that is not finite is above all others."""
     left, right = a["values"].get(value), b["values"].get(value)
     if left is None or right is None:
         return (left is None) - (right is None) if value.startswith("ppl") else 0
     if known_value(value).measure == "speed":
         return _apart(a["intervals"].get(value), b["intervals"].get(value), factor)
-    gap = left - factor * right
-    errors = [row["errors"].get(value) for row in (a, b)]
-    bound = ERRORS * sum((error or 0.0) ** 2 for error in errors) ** 0.5
+    losses = [row["losses"].get(value) for row in (a, b)]
+    if None not in losses:
+        gap, bound = _paired(losses[0], losses[1])
+        gap -= math.log(factor)
+    elif value.startswith("ppl"):  # of an iterative pruning no window's loss is kept
+        gap, bound = math.log(left / (factor * right)), TOLERANCE
+    else:
+        errors = [row["errors"].get(value) for row in (a, b)]
+        gap, bound = left - factor * right, ERRORS * sum((error or 0.0) ** 2 for error in errors) ** 0.5
     return 0 if abs(gap) <= bound else 1 if gap > 0 else -1
+
+
+def _paired(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float]:
+    """The difference of two log-perplexities on the same windows, and two standard errors of it."""
+    gaps = [x - y for x, y in zip(a["nll"], b["nll"], strict=True)]
+    tokens = a["tokens"]
+    total, count = sum(tokens), len(gaps)
+    mean = sum(gaps) / total
+    if count < 2:
+        return mean, math.inf
+    squares = sum((gap - mean * n) ** 2 for gap, n in zip(gaps, tokens, strict=True))
+    return mean, ERRORS * math.sqrt(count / (count - 1) * squares) / total
 
 
 def _apart(a: Any, b: Any, factor: float) -> int:

@@ -37,10 +37,17 @@ def sizes_of(decoder: Decoder, original: Decoder) -> Values:
 
 
 def perplexity_of(decoder: Decoder, windows: TextWindows, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """`{"value", "stderr"}`, None where it is not finite."""
+    """`{"value", "stderr", "nll", "tokens"}`: the perplexity, None where it is not finite, and each window's summed
+    loss and tokens, by which two models are compared on the same windows."""
     losses = window_losses(decoder, windows.input_ids, windows.targets, distributed=False, progress=progress)
     value = losses.perplexity
-    return {"value": value if math.isfinite(value) else None, "stderr": losses.stderr}
+    finite = math.isfinite(value)
+    return {
+        "value": value if finite else None,
+        "stderr": losses.stderr,
+        "nll": losses.nll.tolist() if finite else None,
+        "tokens": losses.tokens.tolist(),
+    }
 
 
 def accuracies_of(decoder: Decoder, tasks: Tasks, progress: Progress) -> dict[str, Any]:

@@ -277,6 +277,7 @@ class _Run:
         sizes = self._sizes if model.prune is None else apply(self._sizes, self._models.pruning(model.prune))
         values: Values = sizes_of(sizes, self._sizes)
         errors: Values = {}
+        losses: Values = {}
         if measures.memory is not None:
             values |= memory_of(sizes, measures.memory, self._decoder.device.type)
         if measures.perplexity:
@@ -287,8 +288,9 @@ class _Run:
                     partial(self._perplexity, lazy, name),
                 )
                 values[f"ppl:{name}"], errors[f"ppl:{name}"] = measured["value"], measured["stderr"]
+                losses[f"ppl:{name}"] = {"nll": measured["nll"], "tokens": measured["tokens"]}
             first = f"ppl:{next(iter(self._held_out))}"
-            values["ppl"], errors["ppl"] = values[first], errors[first]
+            values["ppl"], errors["ppl"], losses["ppl"] = values[first], errors[first], losses[first]
         tasks_data: dict[str, Any] = {}
         for name in () if self._tasks is None else self._tasks.names:
             tasks_data |= self._store.part(
@@ -304,6 +306,7 @@ class _Run:
             "removed": None if model.prune is None else _removed(self._models.pruning(model.prune)),
             "values": values,
             "errors": errors,
+            "losses": losses,
             "intervals": {},
             "tasks": tasks_data,
         }
@@ -349,6 +352,7 @@ class _Run:
             "removed": {"units": [list(step.removed) for step in rounds]},
             "values": values,
             "errors": {},
+            "losses": {},
             "intervals": {},
             "tasks": {},
             "made": {"steps": self._iterated.steps, "trainings": len(rounds) - (not model.retrain)},
