@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -16,10 +17,11 @@ from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.study.recipes import run as module
 from pyprune.study.recipes.agreement import agreement, compared_pairs, difference, incomparable
+from pyprune.study.recipes.figures import figures
 from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import plan
-from pyprune.study.recipes.recipe import read_recipe
+from pyprune.study.recipes.recipe import FIGURES, read_recipe
 from pyprune.study.recipes.run import recipe
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import read_part, read_texts
@@ -214,6 +216,34 @@ def test_the_page_is_drawn_again_from_the_results_alone(finished, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_every_kind_of_figure_is_drawn(finished):
+    results = copy.deepcopy(finished[0])
+    names = [row["name"] for row in results["rows"]]
+    for row in results["rows"]:
+        row["timed_as"] = "original" if row["method"] == "original" else row["name"]
+    results["timings"] = [
+        {
+            "protocol": {"input_tokens": 4, "output_tokens": [2]},
+            "batches": [1, 4],
+            "timings": [
+                {"row": name if name != "Original" else "original", "engine": engine, "batch": batch,
+                 "output_tokens": 2, "seconds": [1.0 + place, 1.1 + place]}
+                for place, name in enumerate(names) for engine in ("hf", "pyprune") for batch in (1, 4)
+            ],
+            "oom": [],
+        }
+    ]  # fmt: skip
+    drawn = {}
+    for kind in FIGURES:
+        results["recipe"]["figure"]["kind"] = kind
+        drawn[kind] = figures(results)
+        assert all(image.startswith(b"\x89PNG") for _, image in drawn[kind].values())
+    assert {kind: list(images) for kind, images in drawn.items()} == {
+        "none": [], "lines": ["figure.png"], "quality-speed": ["speed.png"], "latency-batch": ["latency.png"],
+        "scores": ["scores-ppl.png", "scores-magnitude.png", "map.png"],
+    }  # fmt: skip
+
+
 def test_an_interrupted_recipe_goes_on_to_equal_results(small, finished, tmp_path, monkeypatch):
     measure, calls = module.perplexity_of, []
 
@@ -310,7 +340,7 @@ def test_perplexities_are_compared_window_by_window():
         ('title = "Small"', "title = 3", "title 3: a text is expected"),
         ('title = "Small"', 'title = "Small"\ncolour = "red"', "colour 'red': no such key; "),
         ('method = "flap"', 'method = "magic"', "models 3, prune: method 'magic': one of depth, wanda-sp"),
-        ('amount = "25%" }\ngroup', 'amount = "125%" }\ngroup', "prune: amount '125%': amount '125%': a share"),
+        ('amount = "25%" }\ngroup', 'amount = "125%" }\ngroup', "prune: amount '125%': a share of the parameters (20%) or"),
         ('amount = "25%" }\ngroup', 'amount = "2" }\ngroup', "amount 2: a share of the parameters is expected of flap"),
         ('method = "depth", amount = "25%"', 'method = "depth", criterion = "luck", amount = "25%"', "'luck'"),
         ('method = "flap", ', 'method = "flap", unit = "mha", ', "unit 'mha': does not belong to method flap"),
@@ -320,6 +350,8 @@ def test_perplexities_are_compared_window_by_window():
         ("batch = 2", "batch = 3", "batch 3: a multiple of micro_batch, 2, is expected"),
         ('value = "memory:8x1"', 'value = "memory:8"', "columns 3: value 'memory:8': one of parameters"),
         ('value = "parameters"', 'value = "accuracy"', "value 'accuracy': is not measured; tasks under measures"),
+        ('name = "FLAP 25%"', 'name = "FLAP {much}"', "models 3: {much}: stands for nothing"),
+        ('prune = { method = "flap", amount = "25%" }', 'prune = { method = "flap" }', "prune: amount is missing; a share"),
         ('kind = "lines"', 'kind = "cake"', "figure: kind 'cake': one of none, lines"),
         ('kind = "lines"', 'kind = "quality-speed"', "kind 'quality-speed': needs speed under measures"),
         ('relation = "lower"', 'relation = "nicer"', "claims 1: relation 'nicer': one of lower, higher is expected"),

@@ -37,6 +37,7 @@ class Models:
         self, decoder: Decoder, texts: RecipeTexts, budget: Budget, store: Store, progress: Progress = silent
     ) -> None:
         self.decoder = decoder
+        self.tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
         self._texts, self._budget, self._store, self._progress = texts, budget, store, progress
         self._windows: dict[int, Windows] = {}
         self.identity = {
@@ -50,7 +51,7 @@ class Models:
         """Calibration windows, drawn once for each number of them."""
         count = samples or self._budget.samples
         if count not in self._windows:
-            self._windows[count] = calibration_windows(self.decoder, self._texts, self._budget, count)
+            self._windows[count] = calibration_windows(self.decoder, self.tokenizer, self._texts, self._budget, count)
         return self._windows[count]
 
     def used_windows(self) -> list[dict[str, Any]]:

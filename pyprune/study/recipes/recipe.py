@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,8 @@ def _models(entries: list[dict[str, Any]], where: str) -> tuple[Model, ...]:
         rest = {key: value for key, value in entry.items() if key != "each"}
         for values in itertools.product(*each.values()):
             filled = _filled(rest, dict(zip(each, map(str, values), strict=True)))
+            for word in re.findall(r"\{\w+\}", str(list(_texts(filled)))):
+                raise InputError(f"{here}: {word}: stands for nothing; a key of each is expected in braces")
             models.append(_model(filled, here))
     groups = list(dict.fromkeys(model.group for model in models))
     return tuple(sorted(models, key=lambda model: groups.index(model.group)))
@@ -238,6 +241,15 @@ def _filled(value: Any, words: Mapping[str, str]) -> Any:
             return int(replacement)
         value = value.replace(f"{{{word}}}", replacement)
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _model(entry: Mapping[str, Any], where: str) -> Model:
@@ -278,7 +290,10 @@ def _place(value: Any) -> float:
 
 
 def _amount(value: Any) -> str:
-    parse_amount(str(value))
+    try:
+        parse_amount(str(value))
+    except InputError:
+        raise ValueError("a share of the parameters (20%) or a number of units (6) is expected") from None
     return str(value)
 
 

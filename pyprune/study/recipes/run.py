@@ -245,7 +245,9 @@ class _Run:
         self._sizes = load_sizes(decoder, budget.dtype)
         self._held_out = {}
         if chosen.measures.perplexity or chosen.measures.speed is not None:
-            self._held_out = {name: held_out_windows(decoder, texts, name, budget) for name in texts.held_out}
+            self._held_out = {
+                name: held_out_windows(decoder, self._models.tokenizer, texts, name, budget) for name in texts.held_out
+            }
 
     def results(self) -> dict[str, Any]:
         rows = [self._row(model) for model in self._recipe.models]

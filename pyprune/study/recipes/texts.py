@@ -152,14 +152,16 @@ def _compared(source: Source | None) -> Iterable[str]:
     return (words for text in compared if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
 
 
-def calibration_windows(decoder: Decoder, texts: RecipeTexts, budget: Budget, samples: int | None) -> Windows:
+def calibration_windows(
+    decoder: Decoder, tokenizer: Any, texts: RecipeTexts, budget: Budget, samples: int | None
+) -> Windows:
     """`samples` windows (None: the budget's number) of the calibration text."""
     return calibration.calibration(
-        decoder, texts.calibration, samples or budget.samples, budget.seq_len, budget.seed, decoder_tokenizer(decoder)
+        decoder, texts.calibration, samples or budget.samples, budget.seq_len, budget.seed, tokenizer
     )
 
 
-def held_out_windows(decoder: Decoder, texts: RecipeTexts, name: str, budget: Budget) -> TextWindows:
+def held_out_windows(decoder: Decoder, tokenizer: Any, texts: RecipeTexts, name: str, budget: Budget) -> TextWindows:
     """The windows of a held-out text, by the protocol of the paper's code, with the budget's window and tokens."""
     source = texts.held_out[name]
     if source is None:
@@ -169,7 +171,9 @@ def held_out_windows(decoder: Decoder, texts: RecipeTexts, name: str, budget: Bu
         source = Tokens("random token ids", [windows.input_ids.flatten().numpy()])
     elif isinstance(source, Texts):
         source = Texts(source.name, [source.packed()])
-    return windows_of(decoder, source, PerplexityProtocol(window=budget.window), tokens=budget.tokens)
+    return windows_of(
+        decoder, source, PerplexityProtocol(window=budget.window), tokens=budget.tokens, tokenizer=tokenizer
+    )
 
 
 def training_text(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> Source:
@@ -178,11 +182,6 @@ def training_text(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> Sourc
         return texts.training
     ids = numpy.random.default_rng([budget.seed, 2]).integers(0, decoder.vocab_size, RANDOM_TOKENS, dtype=numpy.int64)
     return Tokens("random token ids", [ids])
-
-
-def decoder_tokenizer(decoder: Decoder) -> Any:
-    """The tokenizer, None of a model without one."""
-    return None if decoder.tokenizer_source is None else decoder.tokenizer()
 
 
 def tasks_in_training(training: Source | None, tasks: Mapping[str, Documents]) -> dict[str, int]:
