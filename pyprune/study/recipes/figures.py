@@ -42,9 +42,11 @@ def lines(results: dict[str, Any]) -> Figures:
             lambda row, v=value, a=about: scaled(row["errors"].get(v), a),
         )  # fmt: skip
         panels[0][column].set_title(f"{results['model']['name']}: {about.header}")
-        if with_paper:
+        if any(_paper(row, value) is not None for row in rows):
             _lines_panel(panels[1][column], rows, looks, lambda row, v=value: _paper(row, v), lambda row: None)
             panels[1][column].set_title(f"The paper: {about.header}")
+        elif with_paper:
+            panels[1][column].set_axis_off()
         for line in panels[:, column]:
             line.set_xlabel(figure_["x"])
     handles, labels = panels[0][0].get_legend_handles_labels()
