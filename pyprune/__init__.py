@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pyprune.pruning.index_map import index_map
     from pyprune.pruning.width import width
     from pyprune.recovery.repair import repair
+    from pyprune.retraining.iterate import iterate
+    from pyprune.retraining.iterated import Iterated
     from pyprune.retraining.train import retrain
     from pyprune.runtime import Engine, SamplingParams
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
@@ -48,6 +50,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "InputError",
+    "Iterated",
     "MemoryPlan",
     "NativeLibraryWarning",
     "PaddedLinear",
@@ -61,6 +64,7 @@ __all__ = [
     "depth",
     "evaluate",
     "index_map",
+    "iterate",
     "load",
     "load_any",
     "pad",
@@ -85,7 +89,7 @@ _PACKAGES = {
     "models.transformers_decoder": ("TransformersDecoder",),
     "pruning": ("Pruning", "apply", "depth", "index_map", "pad", "width"),
     "recovery": ("repair",),
-    "retraining": ("retrain",),
+    "retraining": ("Iterated", "iterate", "retrain"),
     "runtime": ("Engine", "SamplingParams"),
     "runtime.planner": ("MemoryPlan", "plan_memory"),
     "runtime.huggingface": ("accelerate", "restore"),

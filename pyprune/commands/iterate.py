@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import Any
 
+from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
 from pyprune.commands.inputs import calibration_windows, loaded, require_texts
 from pyprune.commands.options import (
     MODEL_HELP,
@@ -17,6 +19,7 @@ from pyprune.commands.options import (
     add_unit,
     at_least,
     command,
+    number,
     share,
 )
 from pyprune.commands.output import Bar, console, print_json, print_table
@@ -58,6 +61,7 @@ def add_options(commands: Any) -> None:
     texts.add_argument("--train-text", metavar="FILE", help="text to retrain on, named like --text")
     texts.add_argument("--instructions", metavar="FILE", help="instructions to retrain on, as retrain takes them")
     add_option(parser, "--retrain-steps", "optimizer steps after each removal", 100, type=at_least(1), metavar="N")
+    _add_training(parser)
     parser.add_argument(
         "--one-shot-retrained",
         action="store_true",
@@ -78,14 +82,44 @@ def add_options(commands: Any) -> None:
     add_json(parser)
 
 
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """What differs from the settings of retrain, whose defaults stand where nothing is given."""
+    group = parser.add_argument_group("each retraining", "as in pyprune retrain, with its defaults")
+    for option, kind, metavar, about in (
+        ("--batch", at_least(1), "N", "samples of a step"),
+        ("--micro-batch", at_least(1), "N", "samples that go through the model together"),
+        ("--cutoff", at_least(2), "T", "tokens of a sample"),
+        ("--lora-rank", at_least(1), "R", "rank of the adapters"),
+        ("--learning-rate", number(0, 1e6), "X", "the highest learning rate"),
+    ):
+        add_option(group, option, about, shown="that of retrain", type=kind, metavar=metavar)
+    add_option(group, "--precision", "fp32 or bf16", shown="the model's", choices=("fp32", "bf16"))
+    group.add_argument("--full", action="store_true", help="train all parameters, not LoRA (default: off)")
+    add_train_from(group)
+    group.add_argument(
+        "--distill", action="store_true", help="the unpruned model teaches each retraining (default: off)"
+    )
+    add_distillation(group)
+
+
+def _chosen_training(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("batch", "micro_batch", "cutoff", "lora_rank", "learning_rate", "precision", "full", "train_from")
+    values = {name: getattr(options, name) for name in names if getattr(options, name)}
+    if "batch" in values and "micro_batch" not in values:
+        values["micro_batch"] = math.gcd(values["batch"], 4)
+    return {**values, **chosen_distillation(options)}
+
+
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
-    from pyprune.retraining.iterate import iterate, journal_of
+    from pyprune.files import write_bytes
+    from pyprune.retraining.iterate import iterate
     from pyprune.scoring.calibration import evaluation
     from pyprune.study.destination import require_directory
-    from pyprune.study.iterate_report import cells, save
+    from pyprune.study.iterate_report import cells, figure
 
     require_directory(options.out)
+    training = _chosen_training(options)
     require_texts(options)
     eval_text, train_text = _other_texts(options)
     decoder = loaded(options.model, options.dtype)
@@ -104,18 +138,16 @@ def run(options: argparse.Namespace) -> None:
             one_shot_retrained=options.one_shot_retrained,
             text=train_text,
             instructions=options.instructions,
+            distill=options.distill,
             seed=options.seed,
             calibration=windows.fingerprint,
             memory=options.memory,
             out=options.out,
             resume=options.resume,
             progress=bar,
+            **training,
         )
-    save(result, options.out)
-    if options.resume:
-        from shutil import rmtree
-
-        rmtree(journal_of(options.out), ignore_errors=True)
+    write_bytes(os.path.join(options.out, "iterate.png"), figure(result))
     if options.json:
         return print_json({**result.to_dict(), "out": options.out})
     print_table(*cells(result), f"{result.model}: perplexity on held-out text, {result.steps} steps a round")

@@ -25,7 +25,11 @@ class Bar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bar = Progress(*columns, TextColumn("left"), console=Console(stderr=True), transient=True)
+            left = TextColumn("left{task.fields[note]}")
+            # A step of training can take minutes: the speed is taken over many.
+            self._bar = Progress(
+                *columns, left, console=Console(stderr=True), transient=True, speed_estimate_period=600
+            )
             self._bar.start()
         return self
 
@@ -33,12 +37,12 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         if self._bar is None:
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bar.add_task(stage, total=total, note="")
+        self._bar.update(self._tasks[stage], completed=done, total=total, note=note and f", {note}")
 
 
 def shown(value: object) -> str:

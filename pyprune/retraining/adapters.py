@@ -17,7 +17,8 @@ from pyprune.models.load_any import AnyDecoder
 from pyprune.models.names import hf_name
 from pyprune.models.ragged import PROJECTIONS
 from pyprune.models.transformers_model import to_transformers
-from pyprune.retraining.settings import Settings
+from pyprune.retraining.prefix import first_cut
+from pyprune.retraining.settings import FIRST_CUT, Settings
 
 ADAPTER = "default"
 EXTRA = "pip install pyprune[retrain]"
@@ -35,16 +36,29 @@ def trainable(decoder: Decoder, settings: Settings) -> Any:
 
     With LoRA the frozen weights are the decoder's own where the dtype is the same: nothing writes to them.
     """
-    dtype = base_dtype(decoder, settings)
+    dtype, first = base_dtype(decoder, settings), first_trained(decoder, settings)
     own = decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full))
     model = to_transformers(own)
     for parameter in model.parameters():
         parameter.requires_grad_(settings.full)
+    if first:
+        for part in (model.get_input_embeddings(), *model.base_model.layers[:first]):
+            part.requires_grad_(False)
     if settings.gradient_checkpointing:
         # transformers 5.24 renames it, and warns of the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return model if settings.full else with_lora(model, settings)
+    return model if settings.full else with_lora(model, settings, first)
+
+
+def first_trained(decoder: Decoder, settings: Settings) -> int:
+    """The place of the first block that trains. InputError where there is no such block, or no cut."""
+    if settings.train_from == FIRST_CUT:
+        return first_cut(decoder)
+    place, blocks = int(settings.train_from), len(decoder.sizes().blocks)
+    if place >= blocks:
+        raise InputError(f"retrain: train_from {place}: 0 to {blocks - 1} are accepted for {decoder.name}")
+    return place
 
 
 def base_dtype(decoder: AnyDecoder, settings: Settings) -> torch.dtype:
@@ -58,8 +72,8 @@ def precision_of(decoder: AnyDecoder, settings: Settings) -> str:
     return settings.precision or ("fp32" if decoder.dtype == torch.float32 else "bf16")
 
 
-def with_lora(model: nn.Module, settings: Settings) -> Any:
-    """peft's model: adapters in float32 on every projection of every block."""
+def with_lora(model: Any, settings: Settings, first: int = 0) -> Any:
+    """peft's model: adapters in float32 on every projection of every block from `first` on."""
     from peft import LoraConfig, get_peft_model
 
     present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -68,6 +82,8 @@ def with_lora(model: nn.Module, settings: Settings) -> Any:
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a factor, whole or not
         lora_dropout=settings.lora_dropout,
         target_modules=[name for name in PROJECTIONS if name in present],
+        layers_to_transform=list(range(first, len(model.base_model.layers))) if first else None,
+        layers_pattern="layers" if first else None,
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -7,6 +7,7 @@ ranked again each time (greedy).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pyprune.models.pruning import original_name
 from pyprune.pruning.apply import apply
 from pyprune.pruning.depth import removal
 from pyprune.retraining.iterated import Iterated, Removal, Round, Unit
+from pyprune.retraining.objectives.distillation import distillation_options
 from pyprune.retraining.rounds import Rounds
 from pyprune.retraining.train import checked_settings, decoder_digest, require_extra, retrain_with_report
 from pyprune.scoring.calibration import fingerprint
@@ -55,6 +57,7 @@ def iterate(
     train: Trainer | None = None,
     text: Any = None,
     instructions: Any = None,
+    distill: bool = False,
     seed: int = 0,
     calibration: dict[str, Any] | None = None,
     memory: int | None = None,
@@ -69,33 +72,25 @@ def iterate(
     whose removal costs least. held_out `[S, T]`: other text, on which all perplexities of the result are taken. count:
     rounds; or ratio: as many as a greedy search takes for that share of all parameters. unit, protect, calibration,
     memory as in `score`. steps: of each training; its seed is `seed` and the round. train: another training than
-    `retrain`. text, instructions, options: of `retrain_with_report`. one_shot_retrained: also remove the front of the
-    first ranking at once and train that model once, with the steps of all rounds. out: a directory, which is checked
-    but not written here: the journal of `resume` stands beside it, and whoever writes the result removes the journal
-    (`journal_of`). resume: keep what is finished, and go on from what an interrupted run left.
+    `retrain`. text, instructions, options: of `retrain_with_report`; distill: the unpruned model teaches.
+    one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the steps of
+    all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is finished in a
+    folder beside `out`, with `.journal` behind its name, and go on from one that an interrupted run left.
 
     InputError for values that cannot be had, before anything is computed where that can be known.
     """
     require_whole("iterate: steps", steps, 1)
-    if train is None:
-        require_extra()
-        if (text is None) == (instructions is None):
-            raise InputError("iterate: one of text and instructions, to retrain on, is expected")
-        settings = {name: value for name, value in options.items() if name not in NOT_SETTINGS}
-        checked_settings({**settings, "steps": steps, "seed": seed})
-        train = partial(_retrained, text=text, instructions=instructions, options=options)
-        training = {"text": str(text), "instructions": str(instructions)}
-    elif options:
-        raise InputError(f"iterate: option {next(iter(options))!r}: of retrain, but train {train!r} trains")
-    else:
-        training = {"train": getattr(train, "__qualname__", type(train).__qualname__)}
-    journal = journal_of(out) if resume else None
+    training = _described_training(train, text, instructions, distill, steps, seed, options)
+    journal = _journal_of(out) if resume else None
     if out is not None:
         require_free_directory(out)
     original = as_decoder(model)
     original.require_weights()
     ids, _ = check_samples(original, input_ids, None)
     judged, _ = check_samples(original, held_out, None)
+    if train is None:
+        teacher = original if distill else None
+        train = partial(_retrained, text=text, instructions=instructions, options=options, teacher=teacher)
     subject = {
         "model": original.name,
         "weights": decoder_digest(original),
@@ -119,7 +114,7 @@ def iterate(
     at_once = None
     if one_shot_retrained:
         at_once = read_number(rounds.part("one-shot retrained", partial(work.at_once, one_shot)), "perplexity")
-    return Iterated(
+    result = Iterated(
         model=original_name(original),
         unit=unit,
         steps=steps,
@@ -134,13 +129,44 @@ def iterate(
         settings={"seed": seed, **training, **{name: repr(value) for name, value in options.items()}},
         decoder=decoder,
     )
+    if out is not None:
+        result.save(out)
+    rounds.remove()
+    return result
 
 
-NOT_SETTINGS = ("field", "eval_text", "distill_from")
-"""Options of `retrain_with_report` that are no fields of its settings."""
+def _described_training(
+    train: Trainer | None, text: Any, instructions: Any, distill: bool, steps: int, seed: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What identifies the training in the journal; InputError for what cannot be had."""
+    if train is not None:
+        for name in ("distill",) if distill else options:
+            raise InputError(f"iterate: option {name!r}: of retrain, but train {train!r} trains")
+        return {"train": getattr(train, "__qualname__", type(train).__qualname__)}
+    require_extra()
+    if (text is None) == (instructions is None):
+        raise InputError("iterate: one of text and instructions, to retrain on, is expected")
+    settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, "field")}
+    checked_settings({**settings, "steps": steps, "seed": seed})
+    distillation = {kind: options.get(name) for name, kind in DISTILLATION.items()}
+    distillation_options(distill or None, None, distillation)
+    return {"text": _text_name(text), "instructions": _text_name(instructions), "distill": distill}
 
 
-def journal_of(out: str | os.PathLike[str] | None) -> Path:
+def _text_name(text: Any) -> str | None:
+    """The name of a text; of one that was read already also a digest."""
+    if text is None or isinstance(text, (str, os.PathLike)):
+        return None if text is None else os.fspath(text)
+    return f"{getattr(text, 'name', type(text).__name__)} {hashlib.sha256(repr(text).encode()).hexdigest()[:16]}"
+
+
+DISTILLATION = {
+    "distill_loss": "kind", "distill_top_k": "top_k", "distill_weight": "weight", "temperature": "temperature",
+}  # fmt: skip
+"""Options of `retrain_with_report` -> of `Distillation`."""
+
+
+def _journal_of(out: str | os.PathLike[str] | None) -> Path:
     """The folder of the journal beside `out`; InputError without one."""
     if out is None:
         raise InputError("iterate: resume: the journal stands beside out, which was not given")
@@ -273,10 +299,10 @@ def _curve(result: SearchResult, values: Sequence[float]) -> list[dict[str, Any]
 
 def _retrained(
     pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None], *,
-    text: Any, instructions: Any, options: dict[str, Any],
+    text: Any, instructions: Any, options: dict[str, Any], teacher: Decoder | None,
 ) -> Decoder:  # fmt: skip
     """`retrain` as a Trainer."""
     return retrain_with_report(
         pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
-        progress=lambda done, total, loss: progress(done, total), **options,
+        progress=lambda done, total, loss: progress(done, total), distill_from=teacher, **options,
     ).decoder  # fmt: skip

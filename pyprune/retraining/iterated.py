@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyprune.errors import InputError
+from pyprune.files import whole_directory, write_json, write_text
 from pyprune.models.decoder import Decoder
 from pyprune.scoring.scores import json_number, read_number, read_unit
 
@@ -94,6 +96,15 @@ class Iterated:
             "held_out": self.held_out,
             "settings": self.settings,
         }
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the last model as a checkpoint, with `iterate.json` and `iterate.csv` beside its files; the directory
+        appears whole or not at all. InputError when it is taken."""
+        assert self.decoder is not None, "a result that was read from a file has no model"
+        with whole_directory(directory) as scratch:
+            self.decoder.save(scratch)
+            write_json(scratch / "iterate.json", self.to_dict())
+            write_text(scratch / "iterate.csv", csv_text(self))
 
     @classmethod
     def from_dict(cls, data: object) -> Iterated:

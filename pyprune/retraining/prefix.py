@@ -124,7 +124,7 @@ def states_behind(
         arguments["input_ids"] = batch["input_ids"]
     else:
         arguments["inputs_embeds"] = prefix.to(inner.embed_tokens.weight.dtype)
-        if getattr(inner, "is_gradient_checkpointing", False):
+        if getattr(layers[-1], "gradient_checkpointing", False):
             arguments["inputs_embeds"].requires_grad_()  # a reentrant checkpoint passes gradients on only then
     with with_layers(inner, layers):
         return inner(**arguments, use_cache=False).last_hidden_state

@@ -10,6 +10,7 @@ from pyprune.checks import is_int
 from pyprune.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
+FIRST_CUT = "first-cut"
 _COUNTS = {  # name -> the least that is accepted
     "lora_rank": 1, "batch": 1, "micro_batch": 1, "cutoff": 2, "warmup_steps": 0, "steps": 1, "eval_steps": 1,
     "held_out": 0, "seed": 0,
@@ -21,7 +22,9 @@ _NUMBERS = {"learning_rate", "epochs", "lora_alpha", "max_grad_norm"}
 class Settings:
     """steps: optimizer steps; epochs: passes over the text where no steps are given. batch: samples of a step, which go
     through the model `micro_batch` at a time. cutoff: tokens of a sample. lora_rank, lora_alpha, lora_dropout: of LoRA
-    (Hu et al. 2021) on every projection. full: all parameters instead. learning_rate: AdamW's highest, after
+    (Hu et al. 2021) on every projection. full: all parameters instead. train_from:
+    the first block, by its place, that trains, or "first-cut", the first that lacks something or has something missing
+    before it; the blocks before it and the embedding then stay as they are. learning_rate: AdamW's highest, after
     `warmup_steps` (at most a tenth of all); from there it falls in a line to zero. precision: "fp32", or "bf16": frozen
     weights and products in bfloat16, what is trained in float32; None: the model's dtype says. gradient_checkpointing:
     blocks are computed again on the way back, for less memory. held_out: samples of the text that are kept from
@@ -44,6 +47,7 @@ class Settings:
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
     full: bool = False
+    train_from: int | str = 0
     precision: str | None = None
     gradient_checkpointing: bool = False
     held_out: int | None = None
@@ -71,6 +75,10 @@ class Settings:
             )
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"retrain: steps {self.steps} and epochs {self.epochs}: one of the two is expected")
+        if self.train_from != FIRST_CUT and not (is_int(self.train_from) and self.train_from >= 0):
+            raise InputError(
+                f"retrain: train_from {self.train_from!r}: a block's place from 0, or {FIRST_CUT}, is expected"
+            )
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"retrain: precision {self.precision!r}: {', '.join(PRECISIONS)} are accepted")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,30 @@ import numpy
 import torch
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory, whole_directory, write_json, write_text
+from pyprune.files import require_free_directory, whole_directory, write_bytes, write_json, write_text
 from pyprune.models import as_decoder
 from pyprune.models.decoder import Decoder
-from pyprune.retraining.adapters import merged, precision_of, require_extra, save_adapters, trainable
+from pyprune.retraining.adapters import (
+    ADAPTER,
+    first_trained,
+    merged,
+    precision_of,
+    require_extra,
+    save_adapters,
+    trainable,
+)
+from pyprune.retraining.clean_texts import DRAWN, Drawn, cleaned, require_clean
 from pyprune.retraining.curve import Point, csv_text
+from pyprune.retraining.instructions import instruction_samples
+from pyprune.retraining.lora_linear import fuse_adapters
 from pyprune.retraining.objectives import NextToken, Objective
+from pyprune.retraining.objectives.distillation import Distillation, distillation_options
 from pyprune.retraining.samples import Sample
 from pyprune.retraining.settings import Settings
 from pyprune.retraining.state import StateFile
 from pyprune.retraining.texts import text_samples
 from pyprune.retraining.trainer import Session
+from pyprune.scoring.calibration.demonstrations import EVALUATION, PREFIX
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
 
@@ -53,13 +66,15 @@ class Retrained:
             "held_out_loss": None if held_out is None else {"before": held_out[0], "after": held_out[1]},
         }
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the model with `retraining.json` and `curve.csv` beside it; the directory appears whole or not at
-        all."""
+    def save(self, directory: str | os.PathLike[str], files: Mapping[str, bytes] | None = None) -> None:
+        """Write the model with `retraining.json`, `curve.csv` and other files beside it; the directory appears whole or
+        not at all."""
         with whole_directory(directory) as scratch:
             self.decoder.save(scratch)
             write_json(scratch / "retraining.json", self.to_dict())
             write_text(scratch / "curve.csv", csv_text(self.curve))
+            for name, content in (files or {}).items():
+                write_bytes(scratch / name, content)
 
 
 def retrain(
@@ -70,11 +85,12 @@ def retrain(
     out: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Decoder:
-    """The model retrained on a text, merged, with its pruning record and original indices.
+    """The model retrained on a text or on instructions, merged, with its pruning record and original indices.
 
     model: what `load` takes; it is unchanged to the bit. text: whatever `calibration` takes, in windows of `cutoff`
-    tokens. out: a directory to save to. options: those of `retrain_with_report`, and the fields of `Settings`: steps,
-    epochs, lora_rank, full, precision, seed and so on.
+    tokens; or instructions: a file of instructions or conversations, of which the replies are learnt
+    (`retraining.instructions`). out: a directory to save to. options: those of `retrain_with_report`, and the fields of
+    `Settings`: steps, epochs, lora_rank, full, precision, seed and so on.
     InputError for values that cannot be had, a text that is too short, and where peft is not installed.
     """
     return retrain_with_report(model, text=text, instructions=instructions, out=out, **options).decoder
@@ -87,7 +103,14 @@ def retrain_with_report(
     instructions: Any = None,
     field: str | None = None,
     eval_text: Any = None,
+    calibrated: Sequence[Drawn] = DRAWN,
+    tokenizer: Any = None,
     objective: Objective | None = None,
+    distill_from: Any = None,
+    distill_loss: str | None = None,
+    distill_top_k: int | None = None,
+    distill_weight: float | None = None,
+    temperature: float | None = None,
     out: str | os.PathLike[str] | None = None,
     adapters: str | os.PathLike[str] | None = None,
     resume: bool | str | os.PathLike[str] = False,
@@ -96,18 +119,28 @@ def retrain_with_report(
 ) -> Retrained:
     """`retrain`, with its curve.
 
-    eval_text: held-out text; without one some samples of the training text are kept from training. objective: what is
-    made small (the next token's loss by default). adapters: a directory for LoRA's adapters alone, as peft writes
-    them. resume: keep the state in a file, `out` with `.journal` behind it or of this name, and go on from one that is
-    there; the result is then the one of an undisturbed run, and the file is removed when `out` is written.
+    field: the key of JSON lines, or column of a dataset, that holds the text. eval_text: held-out text; without one
+    `demo:boolq` where the text is a demonstration, else some samples are kept from training. calibrated: the draws from
+    `demo:lambada` whose rows are not trained on (`clean_texts`). tokenizer: the model's own when None. objective: what
+    is made small (the next token's loss by default). distill_from: the unpruned model, or what `load` takes, that
+    teaches; distill_loss, distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature of
+    `Distillation`. adapters: a directory for LoRA's adapters alone, as peft writes them. resume: keep the state in a
+    file, `out` with `.journal` behind it or of this name, and go on from one that is there; the result is then the one
+    of an undisturbed run, and the file is removed when `out` is written.
     progress: called with (micro-batches done, in all, loss of the last step).
     """
     settings = checked_settings(options)
+    taught = distillation_options(distill_from, objective, {
+        "kind": distill_loss, "top_k": distill_top_k, "weight": distill_weight, "temperature": temperature,
+    })  # fmt: skip
     require_extra()
     if (text is None) == (instructions is None):
         raise InputError("retrain: one of text and instructions is expected")
-    if instructions is not None:
-        raise InputError("retrain: instructions: not built yet")
+    require_clean(text)
+    if "RANK" in os.environ:
+        raise InputError("retrain: runs in one process; torchrun has started several")
+    if eval_text is None and isinstance(text, str) and text.startswith(PREFIX):
+        eval_text = EVALUATION
     for directory in (out, adapters):
         if directory is not None:
             require_free_directory(directory)
@@ -116,11 +149,20 @@ def retrain_with_report(
     state_path = _state_path(out, resume)
     decoder = as_decoder(model)
     decoder.require_weights()
-    samples, name = text_samples(decoder, text, settings.cutoff, field=field)
-    names = {"text": name}
+    first_trained(decoder, settings)  # before texts are read
+    if taught is not None:
+        teacher = as_decoder(distill_from)
+        objective = Distillation(teacher, decoder, **taught)
+    if instructions is not None:
+        samples, name = instruction_samples(decoder, instructions, settings.cutoff, tokenizer=tokenizer)
+        names = {"instructions": name}
+    else:
+        clean = cleaned(decoder, text, calibrated, tokenizer)
+        samples, name = text_samples(decoder, clean, settings.cutoff, field=field, tokenizer=tokenizer)
+        names = {"text": name}
     if eval_text is not None:
-        held_out, names["eval_text"] = text_samples(decoder, eval_text, settings.cutoff)
-        held_out = held_out[: settings.held_out]
+        held_out, names["eval_text"] = text_samples(decoder, eval_text, settings.cutoff, tokenizer=tokenizer)
+        held_out = held_out[: HELD_OUT_MOST if settings.held_out is None else settings.held_out]
     else:
         samples, held_out = _split(samples, settings)
     subject = {
@@ -128,15 +170,22 @@ def retrain_with_report(
         **names, **settings.to_dict(), "objective": repr(objective),
     }  # fmt: skip
     del subject["save_seconds"]
+    if taught is not None:
+        subject["teacher"] = decoder_digest(teacher)
     torch.manual_seed(settings.seed)
     network = trainable(decoder, settings)
+    if not settings.full:
+        fuse_adapters(network, ADAPTER)
     session = Session(
         network, objective or NextToken(), settings, samples, held_out, decoder.pad_token_id(),
         precision_of(decoder, settings) == "bf16", NextToken(), None if state_path is None
         else StateFile(state_path, subject), progress,
     )  # fmt: skip
     curve = session.run()
-    result = Retrained(merged(decoder, network), curve, {**names, **settings.to_dict()})
+    trained_with = {**names, **settings.to_dict()}
+    if taught is not None:
+        trained_with["distillation"] = {"teacher": teacher.name, **taught}
+    result = Retrained(merged(decoder, network), curve, trained_with)
     if adapters is not None:
         save_adapters(network, adapters)
     if out is not None:

@@ -1,27 +1,10 @@
-"""Iterative pruning as files: the checkpoint with JSON, CSV and a figure in the manner of the paper's Figure 5."""
+"""Iterative pruning as a table, and as a figure in the manner of the paper's Figure 5."""
 
 from __future__ import annotations
 
-import os
-
-from pyprune.files import json_text, whole_directory
-from pyprune.retraining.iterated import Iterated, csv_text, unit_text
+from pyprune.retraining.iterated import Iterated, unit_text
 from pyprune.study.figure import add_grid, new_figure, png
 from pyprune.study.score_axes import BASELINE
-
-RESULT, TABLE, FIGURE = "iterate.json", "iterate.csv", "iterate.png"
-
-
-def save(result: Iterated, directory: str | os.PathLike[str]) -> None:
-    """Write the last model as a checkpoint, with `iterate.json`, `iterate.csv` and `iterate.png` beside its files; the
-    directory appears whole or not at all. InputError when it is taken."""
-    assert result.decoder is not None  # a result that was computed has it
-    image = figure(result)
-    with whole_directory(directory) as scratch:
-        result.decoder.save(scratch)
-        (scratch / RESULT).write_text(json_text(result.to_dict()), encoding="utf-8")
-        (scratch / TABLE).write_text(csv_text(result), encoding="utf-8")
-        (scratch / FIGURE).write_bytes(image)
 
 
 def cells(result: Iterated) -> tuple[list[str], list[list[str]]]:

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 import pyprune
-from pyprune.retraining.iterate import iterate, journal_of
-from pyprune.study.iterate_report import save
+from pyprune.retraining.iterate import iterate
 
 SIZES = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 
@@ -33,11 +32,9 @@ def train(pruned, steps, seed, state, progress):
 def work(out: Path) -> None:
     model = pyprune.load(SIZES, dtype=torch.float32)
     ids = torch.randint(0, 97, (2, 4, 9), generator=torch.Generator().manual_seed(3))
-    result = iterate(
+    iterate(
         model, ids[0], held_out=ids[1], count=3, steps=5, train=train, one_shot_retrained=True, out=out, resume=True
     )
-    save(result, out)
-    shutil.rmtree(journal_of(out))
 
 
 def started(out: Path) -> int:

@@ -183,7 +183,7 @@ def test_the_teacher_is_never_changed_and_may_be_bfloat16(llama):
     losses = []
     for _ in range(4):
         loss = objective(model, batch_of())
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -17,9 +17,9 @@ import torch
 import pyprune
 from pyprune import InputError
 from pyprune.retraining import rounds
-from pyprune.retraining.iterate import iterate, journal_of
+from pyprune.retraining.iterate import iterate
 from pyprune.retraining.iterated import Iterated, csv_text
-from pyprune.study.iterate_report import cells, figure, save
+from pyprune.study.iterate_report import cells, figure
 from tests import seeds
 
 SIZES = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
@@ -109,8 +109,7 @@ def test_sublayers_and_ratios(model, unit):
 
 
 def test_a_result_round_trips_and_is_shown(model, tmp_path):
-    result = run(model, one_shot_retrained=True)
-    save(result, tmp_path / "out")
+    result = run(model, one_shot_retrained=True, out=tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "iterate.json").read_text())
     assert Iterated.from_dict(stored).to_dict() == result.to_dict() == stored
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "iterate.csv").read_text())))
@@ -120,7 +119,7 @@ def test_a_result_round_trips_and_is_shown(model, tmp_path):
     header, rows = cells(result)
     assert len(rows) == 4
     assert {len(row) for row in rows} == {len(header)}
-    assert (tmp_path / "out" / "iterate.png").read_bytes()[1:4] == b"PNG"
+    assert figure(result)[1:4] == b"PNG"
     loaded = pyprune.load(tmp_path / "out")
     assert [block.index for block in loaded.blocks] == [block.index for block in result.decoder.blocks]
     assert loaded.pruning == result.decoder.pruning
@@ -142,6 +141,7 @@ class Ended(BaseException):
 
 def test_it_resumes_from_every_write_as_if_nothing_had_been(model, tmp_path, monkeypatch):
     expected = run(model, one_shot_retrained=True, out=tmp_path / "whole", resume=True)
+    assert os.listdir(tmp_path) == ["whole"]
     assert same(expected, run(model, one_shot_retrained=True))  # a journal changes nothing
     write, saved = rounds.write_json, type(model).save
     events = []
@@ -161,16 +161,16 @@ def test_it_resumes_from_every_write_as_if_nothing_had_been(model, tmp_path, mon
     total = len(events)
     assert total >= 11  # searches, and for each of three rounds its choice, model and result
     for place in range(1, total + 1):
-        out = tmp_path / f"out{place}"
+        folder = tmp_path / f"{place}"
+        out = folder / "out"
         for fails_at[0] in (place, -place):
             events.clear()
             with pytest.raises(Ended):
                 run(model, one_shot_retrained=True, out=out, resume=True)
             fails_at[0] = 0
             assert same(expected, run(model, one_shot_retrained=True, out=out, resume=True))
-            names = sorted(entry.name for entry in journal_of(out).iterdir())
-            assert names == ["journal.json", "round-3"]
-            shutil.rmtree(journal_of(out))
+            assert os.listdir(folder) == ["out"]
+            shutil.rmtree(out)
 
 
 def test_finished_rounds_are_not_done_again(model, tmp_path):
@@ -194,7 +194,12 @@ def test_finished_rounds_are_not_done_again(model, tmp_path):
     [({"steps": 6}, "steps"), ({"seed": 1}, "seed"), ({"count": 2}, "count"), ({"unit": "ffn"}, "unit")],
 )
 def test_a_journal_of_other_work_is_refused(model, tmp_path, changes, word):
-    run(model, out=tmp_path / "out", resume=True)
+    def failing(pruned, *_):
+        raise Ended
+
+    failing.__qualname__ = "shaken"
+    with pytest.raises(Ended):
+        run(model, train=failing, out=tmp_path / "out", resume=True)
     with pytest.raises(InputError, match=f"out.journal: of {word}"):
         run(model, out=tmp_path / "out", resume=True, **changes)
     other = model.map(lambda t: t * 1.5)
@@ -203,7 +208,7 @@ def test_a_journal_of_other_work_is_refused(model, tmp_path, changes, word):
 
 
 def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyprune.retraining.iterate.search", None)
+    monkeypatch.setattr(sys.modules["pyprune.retraining.iterate"], "search", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for words, options in (
@@ -213,6 +218,9 @@ def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
         ("learning_rate -1", {"train": None, "text": "a", "learning_rate": -1}),
         ("'rank'", {"train": None, "text": "a", "rank": 3}),
         ("'lora_rank': of retrain", {"lora_rank": 3}),
+        ("but train", {"distill": True}),
+        ("loss 'kl'", {"train": None, "text": "a", "distill": True, "distill_loss": "kl"}),
+        ("no model to distill from", {"train": None, "text": "a", "temperature": 2.0}),
         ("not empty", {"out": tmp_path / "full"}),
         ("beside out", {"resume": True}),
         ("97", {"held_out": torch.full((2, 5), 97)}),

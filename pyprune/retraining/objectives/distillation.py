@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ class Distillation:
     Raises InputError for another vocabulary or hidden size, blocks that the teacher lacks, and values out of range.
     """
 
-    teacher: Decoder
-    student: Decoder
+    teacher: Decoder = field(repr=False)
+    student: Decoder = field(repr=False)
     kind: str = "forward-kl"
     top_k: int | None = None
     temperature: float = 1.0
@@ -132,6 +133,21 @@ class Distillation:
             if block.index in wanted:
                 behind.append(x)
         return prefix, behind
+
+
+def distillation_options(teacher: Any, objective: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Those of the options of `Distillation` that are not None, checked; None without a teacher. InputError for options
+    without one, and for another objective besides."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if teacher is None:
+        for name, value in options.items():
+            raise InputError(f"distill: {name} {value!r} given, but no model to distill from")
+        return None
+    if objective is not None:
+        raise InputError("distill: an objective and a model to distill from were given; one of the two is expected")
+    values = {"kind": "forward-kl", "top_k": None, "temperature": 1.0, "weight": 0.5, **options}
+    check_options(**values)
+    return values
 
 
 def check_options(kind: str, top_k: int | None, temperature: float, weight: float) -> None:

@@ -181,11 +181,15 @@ def draw_windows(
             f"{source}: {len(ids)} tokens give {count} windows of {length} tokens; "
             f"{samples} samples need {samples * length} tokens"
         )
-    chosen = numpy.sort(numpy.random.default_rng(seed).choice(count, size=samples, replace=False))
-    drawn = ids[: count * length].reshape(count, length)[chosen]
+    drawn = ids[: count * length].reshape(count, length)[drawn_places(count, samples, seed)]
     if bos_token is not None and bos == "each":
         drawn = _each_with_bos(drawn, bos_token)
     return _windows(drawn, seed, source, bos=bos)
+
+
+def drawn_places(windows: int, samples: int, seed: int) -> numpy.ndarray:
+    """Which of so many windows `draw_windows` draws, in order."""
+    return numpy.sort(numpy.random.default_rng(seed).choice(windows, size=samples, replace=False))
 
 
 def draw_documents(encoder: Encoder, samples: int, seq_len: int, seed: int, bos_token: int | None = None) -> Windows:

@@ -1,0 +1,187 @@
+"""`pyprune retrain`: gradient steps through a pruned model, LoRA's or all parameters', and save it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
+from pyprune.commands.inputs import journal_beside, loaded, remove_journal
+from pyprune.commands.options import MODEL_HELP, add_device, add_json, add_option, add_resume, at_least, command, number
+from pyprune.commands.output import Bar, print_json, print_table
+from pyprune.errors import InputError
+
+NUMBERS = (
+    ("steps", at_least(1), "N", "optimizer steps (default: those of --epochs)"),
+    ("epochs", number(0, 1e6), "X", "passes over the text (default: 2)"),
+    ("cutoff", at_least(2), "T", "tokens of a sample (default: 256)"),
+    ("batch", at_least(1), "B", "samples of a step (default: 64)"),
+    ("micro_batch", at_least(1), "M", "of which as many go through the model at a time (default: 4)"),
+    ("learning_rate", number(0, 1e3), "X", "AdamW's highest, after the warm-up; then a line to zero (default: 0.0001)"),
+    ("warmup_steps", at_least(0), "N", "steps of warm-up, at most a tenth of all (default: 100)"),
+    ("lora_rank", at_least(1), "R", "rank of the adapters on every projection (default: 8)"),
+    ("lora_alpha", number(0, 1e6), "X", "their factor, times the rank (default: 16)"),
+    ("lora_dropout", number(0, None), "P", "of their input, from 0 to below 1 (default: 0.05)"),
+    ("held_out", at_least(0), "N", "samples kept from training, or taken from --eval-text (default: at most 64)"),
+    ("eval_steps", at_least(1), "N", "steps between evaluations (default: a twentieth of all)"),
+    ("seed", at_least(0), "N", "of the order of samples, the adapters and the dropout (default: 0)"),
+)  # fmt: skip
+"""Fields of `retraining.Settings`, which would import torch; a test holds their defaults equal."""
+
+
+def add_options(commands: Any) -> None:
+    parser = command(
+        commands,
+        "retrain",
+        "train a pruned model: LoRA on every projection, or all parameters",
+        "Take gradient steps through the whole of a pruned model, on plain text or on the replies of instructions and "
+        "conversations, by LoRA or with all parameters, and save the result merged, with its pruning record. The "
+        "defaults are the paper's. Needs `pip install pyprune[retrain]`.",
+        "pyprune retrain smollm2-depth20 --text demo:lambada --steps 20 --batch 8 --out smollm2-retrained",
+        "pyprune retrain smollm2-depth20 --instructions alpaca.jsonl --resume --out smollm2-alpaca",
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; most often one that prune or repair wrote")
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument(
+        "--text",
+        metavar="FILE",
+        help="plain text, named as for score: a file, JSON lines, hf:NAME, demo:lambada (without the rows that "
+        "calibration drew), demo:sms, or token ids; cut into windows of --cutoff tokens",
+    )
+    texts.add_argument(
+        "--instructions",
+        metavar="FILE",
+        help="JSON lines with instruction, input and output (Alpaca's form), or with messages (through the model's "
+        "chat template); only replies are learnt",
+    )
+    add_option(parser, "--field", "the field of JSON lines or of a dataset that holds the text", None, "text",
+               metavar="NAME")  # fmt: skip
+    add_option(
+        parser,
+        "--eval-text",
+        "held-out text to evaluate on meanwhile, named like --text",
+        shown="for demo: texts demo:boolq, else samples of the text",
+        metavar="FILE",
+    )
+    add_option(
+        parser,
+        "--calibrated",
+        "what calibration drew from demo:lambada, samples x tokens and perhaps @seed: those rows are not trained on",
+        shown="10x128,128x128,256x128",
+        metavar="SxT,...",
+    )
+    for name, kind, metavar, about in NUMBERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about)
+    parser.add_argument("--full", action="store_true", help="train all parameters, not LoRA (default: off)")
+    add_option(
+        parser,
+        "--precision",
+        "fp32, or bf16: frozen weights and products in bfloat16, what is trained in float32",
+        shown="fp32 for a float32 model, else bf16",
+        choices=("fp32", "bf16"),
+    )
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute blocks again on the way back, for less memory (default: off)",
+    )
+    parser.add_argument(
+        "--distill", metavar="MODEL", help="the unpruned model, which teaches on the same tokens (default: none)"
+    )
+    add_distillation(parser)
+    add_train_from(parser)
+    add_device(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="new or empty directory for the model (required)")
+    parser.add_argument(
+        "--adapters",
+        metavar="DIR",
+        help="new or empty directory for LoRA's adapters alone, as peft has them (default: none)",
+    )
+    add_resume(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Retrain a model and save it."""
+    from functools import partial
+
+    from pyprune.files import require_free_directory
+    from pyprune.retraining import retrain_with_report
+    from pyprune.retraining.adapters import require_extra
+    from pyprune.retraining.train import checked_settings
+    from pyprune.study.training_plot import training_curve
+
+    settings = chosen_settings(options)
+    checked_settings(settings)
+    distillation = chosen_distillation(options)
+    require_extra()
+    for directory in (options.out, options.adapters):
+        if directory is not None:
+            require_free_directory(directory)
+    texts = read_texts(options)
+    decoder = loaded(options.model, device=options.device)
+    teacher = None if options.distill is None else loaded(options.distill, device=options.device)
+    with Bar() as bar:
+        result = retrain_with_report(
+            decoder,
+            **texts,
+            **settings,
+            **distillation,
+            distill_from=teacher,
+            adapters=options.adapters,
+            resume=journal_beside(options) or False,
+            progress=partial(_show, bar),
+        )
+    result.save(options.out, {"curve.png": training_curve(result.curve, f"Retraining of {decoder.name}")})
+    remove_journal(options)
+    report(options, decoder.name, result)
+
+
+def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Settings` that were given."""
+    names = [name for name, *_ in NUMBERS] + ["precision", "full", "gradient_checkpointing", "train_from"]
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def read_texts(options: argparse.Namespace) -> dict[str, Any]:
+    """The texts as `retrain` takes them. InputError now for what cannot be had, before anything is loaded."""
+    from pyprune.retraining.clean_texts import DRAWN, Drawn, require_clean
+    from pyprune.retraining.instructions import require_instructions
+    from pyprune.scoring.calibration import require_text, same_text
+
+    drawn = DRAWN if options.calibrated is None else tuple(map(Drawn.parse, options.calibrated.split(",")))
+    held_out = options.eval_text
+    if held_out is not None:
+        require_text(held_out, "--eval-text")
+    if options.instructions is not None:
+        if options.field is not None:
+            raise InputError(f"--field {options.field}: belongs to --text")
+        require_instructions(options.instructions)
+        return {"instructions": options.instructions, "eval_text": held_out, "calibrated": drawn}
+    require_clean(options.text)
+    require_text(options.text, field=options.field)
+    if held_out is not None and same_text(options.text, held_out):
+        raise InputError(f"--eval-text {held_out}: is the text that is trained on; another one is expected")
+    return {"text": options.text, "field": options.field, "eval_text": held_out, "calibrated": drawn}
+
+
+def report(options: argparse.Namespace, model: str, result: Any) -> None:
+    """Print what the training came to."""
+    told = {"model": model, "out": options.out, **result.to_dict()}
+    if options.json:
+        return print_json(told)
+    rows = [
+        ["steps", str(told["trained_steps"])],
+        ["tokens", f"{told['trained_tokens']:,}"],
+        ["tokens a second", f"{told['trained_tokens'] / max(told['seconds'], 1e-9):,.0f}"],
+        ["loss of the last step", f"{told['loss']:.3f}"],
+    ]
+    for when, loss in (told["held_out_loss"] or {}).items():
+        rows.append([f"held-out loss {when}", f"{loss:.3f}"])
+    print_table(["", ""], rows, f"{model}, retrained, written to {options.out}")
+    print(f"The curve: {Path(options.out) / 'curve.csv'} and curve.png")
+
+
+def _show(bar: Bar, done: int, total: int, loss: float) -> None:
+    bar("retraining", done, total, "" if loss != loss else f"loss {loss:.3f}")

@@ -1,0 +1,106 @@
+"""Training texts that hold nothing that the model was calibrated on or is to be judged by.
+
+Of `demo:lambada` the rows go that calibration drew from. The documents of the paper's seven tasks are not trained on:
+`demo:boolq`, which is evaluation text, is refused, and so are the tasks' datasets but for their training splits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.models.load_any import AnyDecoder
+from pyprune.scoring.calibration import hub
+from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION, PREFIX
+from pyprune.scoring.calibration.sources import GAP, Texts, read_source
+from pyprune.scoring.calibration.windows import drawn_places
+
+TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "ai2_arc", "openbookqa")
+"""The datasets of the seven tasks, as the last part of their names (ARC's two are one)."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A calibration: `samples` windows of `seq_len` tokens, drawn by `seed` from the packed `demo:lambada`."""
+
+    samples: int
+    seq_len: int
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Drawn:
+        """From "10x128", or "10x128@7" with a seed of 7. InputError for anything else."""
+        match = re.fullmatch(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,5})(?:@([0-9]{1,9}))?", text.strip(), re.ASCII)
+        if match is None:
+            raise InputError(
+                f"calibrated {text!r}: samples, tokens and perhaps a seed, 10x128 or 10x128@7, are expected"
+            )
+        return cls(int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+DRAWN = (Drawn(10, 128), Drawn(128, 128), Drawn(256, 128))
+"""What scoring and repair draw unless they are told otherwise, and what the documentation has repair draw."""
+
+
+def require_clean(text: Any) -> None:
+    """Raise InputError for a text by which models are judged."""
+    if not isinstance(text, (str, os.PathLike)):
+        return
+    name = os.fspath(text)
+    if name == EVALUATION:
+        raise InputError(
+            f"{name}: passages of a task that models are judged by; {CALIBRATION}, {PREFIX}sms or a text of your own is"
+            " expected"
+        )
+    if name.startswith(hub.PREFIX):
+        dataset = hub.parse_name(name)
+        if re.split(r"[/\\]", dataset.name)[-1].lower() in TASKS and not dataset.split.startswith(hub.SPLIT):
+            raise InputError(f"{name}: documents of a task that models are judged by; its split train is expected")
+
+
+def cleaned(decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: Any = None) -> Any:
+    """The text, of `demo:lambada` without the rows that those calibrations drew from."""
+    if not isinstance(text, (str, os.PathLike)) or os.fspath(text) != CALIBRATION:
+        return text
+    source = read_source(text)
+    assert isinstance(source, Texts)  # a demonstration is
+    gone = drawn_rows(source.documents, tokenizer or decoder.tokenizer(), drawn)
+    kept = [document for row, document in enumerate(source.documents) if row not in gone]
+    return Texts(f"{source.name}, without {len(gone)} rows of calibration", kept)
+
+
+def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn]) -> set[int]:
+    """The numbers of the documents that those windows of the packed text overlap.
+
+    InputError where the text has fewer windows than were drawn.
+    """
+    encoded = tokenizer(GAP.join(documents), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    ends, end = [], -len(GAP)
+    for document in documents:
+        end += len(GAP) + len(document)
+        ends.append(end)
+    rows: set[int] = set()
+    for draw in drawn:
+        windows = len(offsets) // draw.seq_len
+        if windows < draw.samples:
+            raise InputError(
+                f"calibrated {draw.samples}x{draw.seq_len}: the text has {windows} windows of {draw.seq_len} tokens"
+            )
+        for place in drawn_places(windows, draw.samples, draw.seed).tolist():
+            tokens = offsets[place * draw.seq_len : (place + 1) * draw.seq_len]
+            rows |= _overlapping(tokens[0][0], tokens[-1][1], ends, documents)
+    return rows
+
+
+def _overlapping(first: int, last: int, ends: Sequence[int], documents: Sequence[str]) -> set[int]:
+    """Documents that have a character in [first, last) of the packed text; `ends`: where each of them ends."""
+    begins = bisect_right(ends, first)
+    stops = bisect_left(ends, last)
+    rows = set(range(begins, min(stops + 1, len(documents))))
+    return {row for row in rows if ends[row] - len(documents[row]) < last}

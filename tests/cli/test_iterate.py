@@ -1,0 +1,75 @@
+"""`pyprune iterate`: what it writes and prints, how it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy
+import pytest
+
+from pyprune import load
+from pyprune.commands import distillation as options
+from pyprune.retraining.objectives.distillation import KINDS
+from pyprune.retraining.settings import FIRST_CUT
+from tests import seeds
+from tests.cli.command_line import run
+
+SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
+FEW = (
+    "--count", "2", "--samples", "4", "--seq-len", "8", "--eval-tokens", "32", "--retrain-steps", "2", "--batch", "2",
+    "--cutoff", "8", "--train-from", "first-cut",
+)  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "words.npy"
+    numpy.save(path, numpy.random.default_rng(seeds.seed()).integers(0, 97, 400))
+    return path
+
+
+def test_it_writes_a_checkpoint_and_the_curves(capsys, tmp_path, text):
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    words = ("iterate", SHAPE, *FEW, "--train-text", text, "--out", out, "--resume")
+    code, shown, err = run(capsys, *words, "--distill", "--distill-loss", "reverse-kl", "--distill-top-k", "9")
+    assert (code, err) == (0, "")
+    assert "retrained" in shown
+    assert sorted(os.listdir(tmp_path)) == ["out", "words.npy"]
+    names = set(os.listdir(out))
+    assert {"iterate.json", "iterate.csv", "iterate.png", "pruning.json", "config.json", "model.safetensors"} <= names
+    result = json.loads((out / "iterate.json").read_text())
+    gone = {step["removed"][1] for step in result["rounds"]}
+    assert [block.index for block in load(out).blocks] == [index for index in range(5) if index not in gone]
+    code, shown, _ = run(capsys, "iterate", SHAPE, *FEW, "--train-text", text, "--out", tmp_path / "two", "--json")
+    told = json.loads(shown)
+    assert code == 0
+    assert told["greedy"] == result["greedy"]
+    assert told["rounds"] != result["rounds"]  # no teacher
+
+
+def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, monkeypatch):
+    monkeypatch.setattr("pyprune.commands.iterate.loaded", None)
+    base = ("iterate", SHAPE, "--out", tmp_path / "out")
+    ways = (*base, "--count", "1", "--train-text", text)
+    for words, what in (
+        (base, "required"),
+        ((*base, "--count", "1"), "required"),
+        ((*ways, "--temperature", "2"), "--temperature: belongs to --distill"),
+        ((*ways, "--distill", "--distill-weight", "2"), "'2'"),
+        ((*ways, "--train-from", "cut"), "first-cut"),
+        ((*ways, "--retrain-steps", "0"), "'0'"),
+        ((*ways, "--eval-text", text), "held-out text too"),
+        ((*base, "--count", "1", "--train-text", "nowhere.txt"), "nowhere.txt"),
+        (("iterate", SHAPE, "--out", text, "--count", "1", "--train-text", text), "is a file"),
+    ):
+        code, _, err = run(capsys, *words)
+        assert code == 2
+        assert what in err
+        assert err.count("\n") == 1
+
+
+def test_the_options_are_those_of_the_package():
+    assert options.LOSSES == KINDS
+    assert options.FIRST_CUT == FIRST_CUT

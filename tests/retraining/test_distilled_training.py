@@ -1,0 +1,97 @@
+"""`retrain` with a teacher, and with blocks left out of the training, on tiny models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyprune
+from pyprune import InputError, Pruning
+from pyprune.retraining import retrain_with_report
+from pyprune.retraining.iterate import iterate
+from tests import seeds
+
+pytest.importorskip("peft")
+
+SIZES = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
+FEW = {"steps": 3, "batch": 4, "micro_batch": 2, "cutoff": 12, "learning_rate": 1e-2, "held_out": 2}
+
+
+@pytest.fixture
+def teacher():
+    return pyprune.load(SIZES, dtype=torch.float32)
+
+
+@pytest.fixture
+def text():
+    return torch.randint(0, 97, (400,), generator=seeds.generator(4))
+
+
+def same(block, other):
+    return all(torch.equal(x, y) for (_, x), (_, y) in zip(block.tensors(), other.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", ["forward-kl", "hidden"])
+def test_only_what_is_behind_the_cut_changes(teacher, text, full, kind):
+    before = [tensor.clone() for _, tensor in teacher.tensors()]
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    report = retrain_with_report(
+        student, text=text, distill_from=teacher, distill_loss=kind, train_from="first-cut", full=full, **FEW
+    )
+    result = report.decoder
+    assert result.pruning == student.pruning
+    assert torch.equal(result.embedding, student.embedding)
+    assert [same(a, b) for a, b in zip(result.blocks, student.blocks, strict=True)] == [True, True, False, False]
+    assert all(torch.equal(x, y) for x, (_, y) in zip(before, teacher.tensors(), strict=True))
+    assert report.to_dict()["distillation"]["kind"] == kind
+    before_training, after = report.curve[1].loss, report.curve[-1].loss
+    assert after < before_training * 1.05  # random text: what there is to learn is the teacher
+
+
+def test_from_the_cut_on_a_shared_prefix_trains_as_without_sharing(teacher, text, monkeypatch):
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    options = {"distill_from": teacher, "train_from": "first-cut", "lora_dropout": 0.0, **FEW}
+    shared = retrain_with_report(student, text=text, **options)
+    monkeypatch.setattr("pyprune.retraining.objectives.distillation.frozen_blocks", lambda model: 0)
+    alone = retrain_with_report(student, text=text, **options)
+    for one, other in zip(shared.curve, alone.curve, strict=True):
+        assert one.loss is None or abs(one.loss - other.loss) < 1e-4 * abs(other.loss)
+
+
+def test_a_resumed_distillation_needs_the_same_teacher(teacher, text, tmp_path):
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    options = {"text": text, "save_seconds": 0, "resume": tmp_path / "state", **FEW}
+    whole = retrain_with_report(student, distill_from=teacher, **options)
+    again = retrain_with_report(student, distill_from=teacher, **options)  # the state is of the end
+    assert all(same(a, b) for a, b in zip(whole.decoder.blocks, again.decoder.blocks, strict=True))
+    with pytest.raises(InputError, match="teacher"):
+        retrain_with_report(student, distill_from=teacher.map(lambda t: t * 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train_from": "cut"}, "train_from 'cut'"),
+        ({"train_from": 4}, "0 to 3 are accepted"),
+        ({"distill_loss": "hidden"}, "no model to distill from"),
+        ({"temperature": 2.0}, "no model to distill from"),
+    ],
+)
+def test_bad_options_are_named(teacher, text, options, words):
+    with pytest.raises(InputError, match=words):
+        retrain_with_report(pyprune.apply(teacher, Pruning(blocks=(2,))), text=text, **{**FEW, **options})
+
+
+def test_an_unpruned_model_has_no_first_cut(teacher, text):
+    with pytest.raises(InputError, match="first cut"):
+        retrain_with_report(teacher, text=text, train_from="first-cut", **FEW)
+
+
+def test_iterate_trains_by_retrain_with_the_original_as_teacher(teacher, text):
+    ids, held_out = (torch.randint(0, 97, (4, 9), generator=seeds.generator(n)) for n in (1, 2))
+    few = {name: value for name, value in FEW.items() if name != "steps"}
+    result = iterate(teacher, ids, held_out=held_out, count=2, steps=2, text=text, distill=True, seed=3, **few)
+    first = pyprune.apply(teacher, Pruning(blocks=(result.rounds[0].removed[1],)))
+    trained = retrain_with_report(first, text=text, distill_from=teacher, seed=4, **{**few, "steps": 2}).decoder
+    assert result.rounds[0].retrained == pyprune.perplexity(trained, held_out)

@@ -1,0 +1,123 @@
+"""The fused LoRA projection against its formula in float64, and against peft's own layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyprune
+from pyprune.retraining.adapters import ADAPTER, trainable
+from pyprune.retraining.lora_linear import fuse_adapters, kept_mask, lora_linear
+from pyprune.retraining.settings import Settings
+from tests import seeds
+from tests.judge import assert_no_worse_than_torch
+
+SIZES = "shape:hidden=24,blocks=2,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61,family=qwen2"
+
+
+def inputs(dtype, rows=9, width=14, out=10, rank=3):
+    generator = seeds.generator(4)
+    shapes = ((rows, width), (out, width), (out,), (rank, width), (out, rank))
+    return [torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
+
+
+def by_formula(x, weight, bias, a, b, scale, p, seed):
+    keep = (kept_mask(seed, x.numel(), p, x).view(x.shape) != 0).to(x.dtype) if p else torch.ones_like(x)
+    return F.linear(x, weight, bias) + F.linear(F.linear(x * keep / (1 - p), a), b) * scale
+
+
+def seed_of_next():
+    state = torch.get_rng_state()
+    seed = int(torch.randint(1 << 62, ()))
+    torch.set_rng_state(state)
+    return seed
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_its_gradients_in_float64(p):
+    x, weight, bias, a, b = inputs(torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (x, a, b)]
+    state = torch.get_rng_state()
+
+    def run(x, a, b):
+        torch.set_rng_state(state)  # the same mask for every difference
+        return lora_linear(x, weight, bias, a, b, 2.0, p)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    torch.set_rng_state(state)
+    expected = by_formula(x, weight, bias, a, b, 2.0, p, seed_of_next())
+    assert torch.allclose(run(*leaves), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_it_is_no_worse_than_pytorch(dtype, p):
+    tensors = inputs(dtype, 40, 64, 48, 8)
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    plain = [tensor.clone().requires_grad_() for tensor in tensors]
+    ours = [tensor.clone().requires_grad_(place in (0, 3, 4)) for place, tensor in enumerate(tensors)]
+    seed = seed_of_next()
+    result = lora_linear(*ours, 2.0, p)
+    theirs, truth = by_formula(*plain, 2.0, p, seed), None
+    keep = (kept_mask(seed, plain[0].numel(), p, plain[0]).view(plain[0].shape) != 0).double() if p else 1.0
+    x, weight, bias, a, b = exact
+    truth = F.linear(x, weight, bias) + F.linear(F.linear(x * keep / (1 - p), a), b) * 2.0
+    assert_no_worse_than_torch(result, theirs, truth, dtype=dtype)
+    for y in (result, theirs, truth):
+        y.square().sum().backward()
+    for place in (0, 3, 4):
+        assert_no_worse_than_torch(ours[place].grad, plain[place].grad, exact[place].grad, dtype=dtype)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_the_masks_have_their_probability(p):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        like = torch.zeros(1, dtype=dtype)
+        mask = kept_mask(seeds.seed(3), 200_001, p, like)
+        assert set(mask.unique().tolist()) == {0, -1}
+        share = float((mask == 0).double().mean())
+        assert abs(share - p) < 5 * (p * (1 - p) / 200_001) ** 0.5 + 1 / 32768
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_the_model_is_peft_s(p):
+    """With the same masks, which peft's layers are given, losses and gradients agree."""
+    decoder = pyprune.load(SIZES)
+    theirs = trainable(decoder, Settings(lora_dropout=p)).train()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=seeds.generator(1))
+    ours = copy.deepcopy(theirs)
+    assert fuse_adapters(ours, ADAPTER) == 14
+    for module in theirs.modules():
+        if isinstance(getattr(module, "lora_dropout", None), torch.nn.ModuleDict) and p:
+            module.lora_dropout[ADAPTER] = SameMask(p)
+    ids = torch.randint(0, 61, (2, 11), generator=seeds.generator(6))
+    state = torch.get_rng_state()
+    losses = []
+    for model in (theirs, ours):
+        torch.set_rng_state(state)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss)
+    assert torch.allclose(*losses, rtol=1e-5)
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.requires_grad}
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+class SameMask(torch.nn.Module):
+    """Dropout with the masks of `lora_linear`."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        keep = kept_mask(int(torch.randint(1 << 62, ())), x.numel(), self.p, x).view(x.shape) != 0
+        return x * keep / (1 - self.p)
