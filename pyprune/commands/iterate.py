@@ -40,9 +40,14 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     amount = parser.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--count", type=at_least(1), metavar="N", help="units to remove, one a round")
     amount.add_argument(
-        "--ratio", type=share, metavar="P%", help="rounds until the units gone come nearest to P%% of all parameters"
+        "--count", type=at_least(1), metavar="N", help="units to remove, one a round (this or --ratio is required)"
+    )
+    amount.add_argument(
+        "--ratio",
+        type=share,
+        metavar="P%",
+        help="rounds until the units gone come nearest to P%% of all parameters (this or --count is required)",
     )
     add_unit(parser, "what is removed: a block, or only its attention or FFN sublayer")
     parser.add_argument(
@@ -58,8 +63,16 @@ def add_options(commands: Any) -> None:
     )
     add_option(parser, "--eval-tokens", "tokens of it, from its beginning", 4096, type=at_least(2), metavar="N")
     texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--train-text", metavar="FILE", help="text to retrain on, named like --text")
-    texts.add_argument("--instructions", metavar="FILE", help="instructions to retrain on, as retrain takes them")
+    texts.add_argument(
+        "--train-text",
+        metavar="FILE",
+        help="text to retrain on, named like --text (this or --instructions is required)",
+    )
+    texts.add_argument(
+        "--instructions",
+        metavar="FILE",
+        help="instructions to retrain on, as retrain takes them (this or --train-text is required)",
+    )
     add_option(parser, "--retrain-steps", "optimizer steps after each removal", 100, type=at_least(1), metavar="N")
     _add_training(parser)
     parser.add_argument(
@@ -70,7 +83,10 @@ def add_options(commands: Any) -> None:
     )
     add_stored_dtype(parser, "dtype of the weights")
     parser.add_argument(
-        "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint, JSON, CSV and figure"
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="new or empty directory for the checkpoint, JSON, CSV and figure (required)",
     )
     parser.add_argument(
         "--resume",

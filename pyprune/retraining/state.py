@@ -39,7 +39,7 @@ class StateFile:
         tensors = {}
         for name, parameter in trained.items():
             tensors[f"parameter.{name}"] = parameter.detach()
-            for moment in _MOMENTS:
+            for moment in _MOMENTS if parameter in optimizer.state else ():  # none where it got no gradient
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
         metadata = {
             "format": FORMAT,
@@ -82,9 +82,12 @@ class StateFile:
                 )
 
     def _restore(self, stored: Any, step: int, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> None:
+        names = set(stored.keys())
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored.get_tensor(f"parameter.{name}"))
+                if f"{_MOMENTS[0]}.{name}" not in names:
+                    continue
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(step), dtype=torch.float32),
                     **{moment: stored.get_tensor(f"{moment}.{name}").to(parameter.device) for moment in _MOMENTS},

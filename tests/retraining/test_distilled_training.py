@@ -45,8 +45,7 @@ def test_only_what_is_behind_the_cut_changes(teacher, text, full, kind):
     assert [same(a, b) for a, b in zip(result.blocks, student.blocks, strict=True)] == [True, True, False, False]
     assert all(torch.equal(x, y) for x, (_, y) in zip(before, teacher.tensors(), strict=True))
     assert report.to_dict()["distillation"]["kind"] == kind
-    before_training, after = report.curve[1].loss, report.curve[-1].loss
-    assert after < before_training * 1.05  # random text: what there is to learn is the teacher
+
 
 
 def test_from_the_cut_on_a_shared_prefix_trains_as_without_sharing(teacher, text, monkeypatch):
@@ -67,6 +66,18 @@ def test_a_resumed_distillation_needs_the_same_teacher(teacher, text, tmp_path):
     assert all(same(a, b) for a, b in zip(whole.decoder.blocks, again.decoder.blocks, strict=True))
     with pytest.raises(InputError, match="teacher"):
         retrain_with_report(student, distill_from=teacher.map(lambda t: t * 2), **options)
+
+
+def test_what_gets_no_gradient_is_kept_too(teacher, text, tmp_path):
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    options = {
+        "text": text, "distill_from": teacher, "distill_loss": "hidden", "distill_weight": 1.0, "full": True,
+        "save_seconds": 0, "resume": tmp_path / "state", **FEW,
+    }  # fmt: skip
+    whole = retrain_with_report(student, **options).decoder
+    again = retrain_with_report(student, **options).decoder
+    assert torch.equal(whole.head.weight, student.head.weight)  # the streams alone were compared
+    assert all(torch.equal(x, y) for (_, x), (_, y) in zip(whole.tensors(), again.tensors(), strict=True))
 
 
 @pytest.mark.parametrize(
