@@ -8,7 +8,11 @@ from __future__ import annotations
 import pytest
 
 LEFT_OUT = ("slow", "alone")
-NEVER_QUICK = {"tests/gpu_check/test_dry_run.py"}  # one run of all parts; test_running.py runs parts of its own
+NEVER_QUICK = {
+    "tests/gpu_check/test_dry_run.py",  # one run of all parts; test_running.py runs parts of its own
+    "tests/cuda/test_later_architectures.py",  # a compilation each
+    "tests/runtime/test_generation_page.py",  # the examples of a page, on the real model
+}
 
 
 class Quick:

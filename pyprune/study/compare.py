@@ -60,7 +60,8 @@ def compare(
     under pyprune, interleaved. On a GPU every run is timed from an idle device to an idle one. A row that does not fit
     into memory beside those before it says so in the results.
     With `out`, the report is written there, and until then what is finished is kept beside it, in OUT.unfinished: the
-    scores, each row's evaluation, and each batch and output length. With `resume` that is not done again.
+    scores, each row's evaluation, its answers on tasks, each batch and output length. With `resume` that is not done
+    again.
     Raises InputError for any bad option before the model is loaded, when not even the original fits into memory, and
     for what an interrupted comparison left, without `resume` or of other settings, texts, weights or another machine.
     Source: the paper's Table 2 and Figures 1 and 2.
@@ -98,7 +99,7 @@ def compare(
     kept.require(
         checkpoints={row.name: weights_digest(row.decoder.sizes().tensors()) for row in rows if row.source is not None}
     )
-    entries = evaluated(rows, config.evaluations, material, kept)
+    entries = evaluated(rows, config.evaluations, replace(material, journal=kept.journal), kept)
     timings, shortages = time_rows(rows, prompts, config.batches, config.timing, progress, kept)
     results = {
         **subject(spec, decoder, config, scores),

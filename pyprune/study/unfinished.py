@@ -1,7 +1,8 @@
 """A comparison under way: what is finished of it, kept beside its directory, so that it resumes after any interruption.
 
 `results.json` in that folder is written whole after each finished part: the scores, each row's evaluation, and the
-timings of each batch and output length. The prunings of the width rows stand beside it.
+timings of each batch and output length. The prunings of the width rows stand beside it, and the answers of a row whose
+tasks are not all done.
 """
 
 from __future__ import annotations
@@ -98,6 +99,13 @@ class Unfinished:
         pruning = make()
         pruning.to_json(file)
         return pruning
+
+    def journal(self, name: str) -> Path | None:
+        """A file for what is finished within that part; None where nothing is kept."""
+        if self._folder is None:
+            return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{name.replace(os.sep, '-')}.journal"
 
     def remove(self) -> None:
         """Remove what was kept, now that the results are written."""

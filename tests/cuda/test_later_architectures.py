@@ -24,6 +24,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
 def test_nothing_spills_and_two_blocks_fit_a_processor(ptx: Path, tmp_path: Path, arch: str):
     ptxas = shutil.which("ptxas", path=str(Path(str(NVCC)).resolve().parent))

@@ -139,6 +139,7 @@ def test_table1_times_every_row_beside_the_original_the_smallest_ratio_first(tab
         assert line["speedup"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_costs_no_other(monkeypatch):
     step = table1.decode_replay
 
@@ -319,6 +320,7 @@ def test_a_recording_holds_what_it_reads(monkeypatch, tiny):
 # --- files that the report reads ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_reads_what_the_parts_write(table1_result, generations_result):
     parts = [part("table1", table1_result), part("generations", generations_result)]
     parts += [part("layer_peer", dry(layer_peer)), part("sweep", dry(width_sweep, seconds=0.3))]

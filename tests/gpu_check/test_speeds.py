@@ -59,6 +59,7 @@ def test_a_timeline_sums_by_name_and_joins_what_is_short():
     assert told["seconds"] == pytest.approx(sum(kernel["seconds"] for kernel in told["kernels"]))
 
 
+@pytest.mark.slow
 def test_every_step_has_its_prediction_and_what_breaks_leaves_the_rest(monkeypatch):
     right = decode.engine_and_step
 

@@ -198,6 +198,7 @@ print(refused)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_random_damage_is_refused_or_harmless(whole, tmp_path):
     """600 files cut, or overwritten at random places of their header, under a limit on memory."""

@@ -88,6 +88,7 @@ def test_what_the_library_does_not_dequantise_is_said_once(write_gguf):
         load(write_gguf("Q8_0", name="quick"))
 
 
+@pytest.mark.slow
 def test_without_the_library_the_package_dequantises_the_same_values(write_gguf):
     path = write_gguf("Q5_1", tensors=gguf_tensors(GGUF_SIZES))
     code = (

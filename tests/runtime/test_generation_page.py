@@ -10,6 +10,7 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "generation.md"
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_examples_can_be_pasted(smollm2, capsys):
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))

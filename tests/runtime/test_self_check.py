@@ -169,6 +169,7 @@ def test_doctor_checks_every_gpu_or_one_and_says_so(monkeypatch, capsys):
     assert (code, err) == (2, "pyprune: --device 2: 0 to 1 are the GPUs here\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_doctor_says_so_in_a_line():
     import subprocess

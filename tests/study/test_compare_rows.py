@@ -44,7 +44,7 @@ def answered(monkeypatch):
     """Accuracies that depend on the model's size alone, in place of lm-eval's."""
     calls = []
 
-    def evaluate_tasks(model, tokenizer, tasks, *, limit=None, data=None, progress=None):
+    def evaluate_tasks(model, tokenizer, tasks, *, limit=None, data=None, progress=None, resume=None):
         calls.append((len(model.blocks), tuple(tasks), limit))
         share = len(model.blocks) / 10
         figures = {"acc": share, "acc_stderr": 0.02, "acc_norm": share / 2, "acc_norm_stderr": 0.01}
@@ -154,6 +154,7 @@ def test_the_room_counts_what_earlier_rows_will_take(monkeypatch):
     assert transient.admit(decoder, keeps_cache=False) is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_repeats_nothing_that_is_finished(tmp_path, monkeypatch, answered):
     out, left = tmp_path / "report", tmp_path / "report.unfinished"
     options = {**OPTIONS, "batches": [1, 2], "methods": ["flap"], "tasks": ["boolq"], "limit": 5}
@@ -191,6 +192,29 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing_that_is_finished(
     assert {entry["batch"] for entry in results["timings"]} == {1, 2}
     assert not left.exists()
     assert json.loads((out / "results.json").read_text("utf-8")) == results
+
+
+@pytest.mark.slow
+def test_answers_of_a_row_that_was_interrupted_are_kept(tmp_path, monkeypatch, answered):
+    out, options = tmp_path / "report", {**OPTIONS, "methods": ["flap"], "tasks": ["boolq"]}
+    whole = accuracy.evaluate_tasks
+    held = []
+
+    def interrupted(model, *rest, resume, **keywords):
+        held.append((resume.name, resume.exists()))
+        if len(held) == 2:
+            resume.write_text("answers")
+            raise KeyboardInterrupt
+        return whole(model, *rest, **keywords)
+
+    monkeypatch.setattr(accuracy, "evaluate_tasks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(SHAPE, out=out, **options)
+    compare(SHAPE, out=out, resume=True, **options)
+    names = [name for name, _ in held]
+    assert len(set(names)) == 4  # a file a row
+    assert names[1] == names[2]
+    assert [exists for _, exists in held] == [False, False, True, False, False]
 
 
 def test_other_weights_are_not_resumed(tmp_path):

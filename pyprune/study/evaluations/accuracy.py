@@ -70,8 +70,9 @@ class Accuracy:
             material.progress(f"{stage}, {name}", done, total)
 
         results = evaluate_tasks(
-            decoder, material.tokenizer, list(self.tasks), limit=self.limit, data=self.data, progress=progress
-        )
+            decoder, material.tokenizer, list(self.tasks), limit=self.limit, data=self.data, progress=progress,
+            resume=material.journal(name),
+        )  # fmt: skip
         return {"accuracy": results}
 
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pyprune.models.decoder import Decoder
@@ -16,12 +17,13 @@ Need = Literal["windows", "tokenizer"]
 
 @dataclass(frozen=True)
 class Material:
-    """What all rows are evaluated with: held-out `windows`, the model's tokenizer (None for random shapes), and what
-    progress is reported to."""
+    """What all rows are evaluated with: held-out `windows`, the model's tokenizer (None for random shapes), what
+    progress is reported to, and by a row's name the file that keeps what is finished of it, if any is kept."""
 
     windows: Windows
     tokenizer: Any | None = None
     progress: Progress = silent
+    journal: Callable[[str], Path | None] = lambda name: None
 
 
 class Evaluation(Protocol):
