@@ -46,6 +46,7 @@ class Budget:
     learning_rate: float
     warmup_steps: int
     lora_rank: int
+    precision: str | None
     tokens: int | None
     window: int
     limit: int | None
@@ -94,6 +95,7 @@ def read_budget(name: str, changes: Mapping[str, Any], where: str) -> Budget:
         learning_rate=fields.take("learning_rate", number(0)),
         warmup_steps=fields.take("warmup_steps", whole(0)),
         lora_rank=fields.take("lora_rank", whole(1)),
+        precision=fields.take("precision", one_of("fp32", "bf16"), None),
         tokens=fields.take("tokens", whole(2), None),
         window=fields.take("window", whole(2)),
         limit=fields.take("limit", whole(1), None),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pyprune.evaluation.windows import TextWindows
@@ -15,11 +17,12 @@ from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.recipe import Prune
 from pyprune.study.recipes.store import Store
 from pyprune.study.recipes.texts import RecipeTexts
-from pyprune.study.recipes.training import training_settings, training_source
+from pyprune.study.recipes.training import retrained, training_settings
 
 
 def iterated(
     decoder: Decoder,
+    tokenizer: Any,
     identity: dict[str, Any],
     prune: Prune,
     count: int,
@@ -31,25 +34,30 @@ def iterated(
     progress: Progress,
 ) -> Iterated:
     """`count` rounds of a removal and a training of the budget's `round_steps`, and the curves beside them."""
-    settings = training_settings(decoder, texts, budget, False) | {"steps": budget.round_steps}
     content = {
         "model": identity,
         "calibration": calibration.fingerprint["sha256"],
         "held_out": held_out.description(),
         "unit": prune.unit,
         "count": count,
-        "retrain": {key: value for key, value in settings.items() if key != "epochs"},
+        "retrain": training_settings(decoder, texts, budget, False, budget.round_steps),
     }
+
+    def train(
+        pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None]
+    ) -> Decoder:
+        return retrained(
+            pruned, texts, budget, tokenizer=tokenizer, steps=steps, seed=seed, teacher=None, state=state,
+            progress=progress,
+        ).decoder  # fmt: skip
 
     def make() -> dict[str, Any]:
         place = store.scratch("iterate", content)
         place.parent.mkdir(parents=True, exist_ok=True)
-        names = ("batch", "micro_batch", "cutoff", "learning_rate", "warmup_steps", "lora_rank")
         result = iterate(
             decoder, calibration.input_ids, held_out=held_out.input_ids, count=count, unit=prune.unit,
-            steps=budget.round_steps, seed=budget.seed, calibration=calibration.fingerprint, out=place, resume=True,
-            progress=progress, **training_source(decoder, texts, budget),
-            **{name: getattr(budget, name) for name in names},
+            steps=budget.round_steps, train=train, seed=budget.seed, calibration=calibration.fingerprint, out=place,
+            resume=True, progress=progress,
         )  # fmt: skip
         shutil.rmtree(journal_of(place), ignore_errors=True)
         return result.to_dict()

@@ -131,7 +131,9 @@ class Models:
             windows = self.windows(REPAIR_WINDOWS)
             content["repair"] = {"method": model.repair, "calibration": windows.fingerprint["sha256"]}
         if self.trains(model):
-            content["retrain"] = training_settings(self.decoder, self._texts, self._budget, model.distill)
+            content["retrain"] = training_settings(
+                self.decoder, self._texts, self._budget, model.distill, self._budget.steps
+            )
         return content
 
     def trains(self, model: Model) -> bool:
@@ -164,9 +166,12 @@ class Models:
         journal = self._store.scratch("model", content)
 
         def train() -> tuple[Decoder, Any]:
-            teacher = self.decoder if model.distill else None
-            result = retrained(start, self._texts, self._budget, teacher, journal, model.name, self._progress)
-            return result.decoder, {**result.to_dict(), "curve": [vars(point) for point in result.curve]}
+            result = retrained(
+                start, self._texts, self._budget, tokenizer=self.tokenizer, steps=self._budget.steps,
+                seed=self._budget.seed, teacher=self.decoder if model.distill else None, state=journal,
+                progress=partial(self._progress, f"retraining, {model.name}"),
+            )  # fmt: skip
+            return result.decoder, {**result.to_dict(), "curve": [point.to_dict() for point in result.curve]}
 
         return self._store.model(content, train, self.decoder.device)
 

@@ -326,7 +326,7 @@ class _Run:
         """The rounds, as many as the longest row has."""
         prunes = [model.prune for model in self._recipe.models if model.prune is not None and _is_iterative(model)]
         return iterated(
-            self._decoder, self._models.identity, prunes[0], max(_count(prune) for prune in prunes),
+            self._decoder, self._models.tokenizer, self._models.identity, prunes[0], max(_count(prune) for prune in prunes),
             self._models.windows(prunes[0].samples), next(iter(self._held_out.values())), self._texts, self._budget,
             self._store, self._progress,
         )  # fmt: skip

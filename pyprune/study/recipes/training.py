@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,31 @@ from pyprune.models.decoder import Decoder
 from pyprune.retraining import Retrained, retrain_with_report
 from pyprune.scoring.calibration import public_name
 from pyprune.scoring.calibration.sources import Source, Texts
-from pyprune.study.progress import Progress
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.texts import RecipeTexts, training_text
 
-SETTINGS = ("steps", "batch", "micro_batch", "cutoff", "learning_rate", "warmup_steps", "lora_rank", "seed")
+SETTINGS = ("batch", "micro_batch", "cutoff", "learning_rate", "warmup_steps", "lora_rank", "precision")
+
+WATCHED = 16
+"""Samples of the training text that are kept from training, to see the loss before and after."""
 
 
-def training_settings(decoder: Decoder, texts: RecipeTexts, budget: Budget, distill: bool) -> dict[str, Any]:
-    """What a retraining depends on beyond the model, as JSON data."""
+def training_settings(
+    decoder: Decoder, texts: RecipeTexts, budget: Budget, distill: bool, steps: int | None
+) -> dict[str, Any]:
+    """What a training of `steps` (None: the budget's epochs) depends on beyond the model, as JSON data."""
     if texts.instructions is not None:
         data = {"instructions": public_name(texts.instructions), "sha256": _file_digest(texts.instructions)}
     else:
         source = training_text(decoder, texts, budget)
         data = {"text": source.name, "sha256": _source_digest(source)}
-    settings = {name: getattr(budget, name) for name in SETTINGS}
-    if budget.steps is None:
-        settings["epochs"] = budget.epochs
-    return {**settings, "distill": distill, **data}
+    return {**_settings(budget, steps), "seed": budget.seed, "distill": distill, **data}
+
+
+def _settings(budget: Budget, steps: int | None) -> dict[str, Any]:
+    settings = {name: getattr(budget, name) for name in SETTINGS} | {"held_out": WATCHED}
+    # A short training is not watched in between, which would take longer than the training itself.
+    return settings | ({"epochs": budget.epochs} if steps is None else {"steps": steps, "eval_steps": steps})
 
 
 def training_source(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> dict[str, Any]:
@@ -41,23 +49,22 @@ def retrained(
     decoder: Decoder,
     texts: RecipeTexts,
     budget: Budget,
+    *,
+    tokenizer: Any,
+    steps: int | None,
+    seed: int,
     teacher: Decoder | None,
-    journal: Path,
-    name: str,
-    progress: Progress,
+    state: Path | None,
+    progress: Callable[[int, int], None],
 ) -> Retrained:
-    """The model after LoRA retraining, merged, and how that went. journal: the file that an interrupted run goes on
+    """The model after LoRA retraining, merged, and how that went. state: the file that an interrupted run goes on
     from."""
-    settings: dict[str, Any] = {key: getattr(budget, key) for key in SETTINGS}
-    if budget.steps is None:
-        settings["epochs"] = budget.epochs
-    settings |= training_source(decoder, texts, budget)
-    if teacher is not None:
-        settings["distill_from"] = teacher
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
     return retrain_with_report(
-        decoder, resume=journal, progress=lambda done, total, loss: progress(f"retraining, {name}", done, total),
-        **settings,
+        decoder, **training_source(decoder, texts, budget), **_settings(budget, steps), seed=seed, tokenizer=tokenizer,
+        distill_from=teacher, resume=False if state is None else state,
+        progress=lambda done, total, loss: progress(done, total),
     )  # fmt: skip
 
 
