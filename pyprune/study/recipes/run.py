@@ -251,6 +251,7 @@ class _Run:
 
     def results(self) -> dict[str, Any]:
         rows = [self._row(model) for model in self._recipe.models]
+        scores = [self._scores(criterion).to_dict() for criterion in self._recipe.measures.scores]
         timings = self._timings()
         self._add_speeds(rows, timings)
         for model, row in zip(self._recipe.models, rows, strict=True):
@@ -261,7 +262,7 @@ class _Run:
             "held_out": {name: windows.description() for name, windows in self._held_out.items()},
             "calibration": self._models.used_windows(),
             "timings": timings,
-            "scores": [self._scores(criterion).to_dict() for criterion in self._recipe.measures.scores],
+            "scores": scores,
             "tasks_in_training": {} if self._tasks is None else tasks_in_training(
                 self._texts.training, self._tasks.local
             ),
@@ -325,8 +326,9 @@ class _Run:
     def _iterated(self) -> Iterated:
         """The rounds, as many as the longest row has."""
         prunes = [model.prune for model in self._recipe.models if model.prune is not None and _is_iterative(model)]
+        count = max(_count(prune) for prune in prunes)
         return iterated(
-            self._decoder, self._models.tokenizer, self._models.identity, prunes[0], max(_count(prune) for prune in prunes),
+            self._decoder, self._models.tokenizer, self._models.identity, prunes[0], count,
             self._models.windows(prunes[0].samples), next(iter(self._held_out.values())), self._texts, self._budget,
             self._store, self._progress,
         )  # fmt: skip
