@@ -9,7 +9,7 @@ from typing import Any
 
 from pyprune.evaluation.windows import TextWindows
 from pyprune.models.decoder import Decoder
-from pyprune.retraining.iterate import iterate, journal_of
+from pyprune.retraining.iterate import iterate
 from pyprune.retraining.iterated import Iterated
 from pyprune.scoring.calibration import Windows
 from pyprune.study.progress import Progress
@@ -59,7 +59,7 @@ def iterated(
             steps=budget.round_steps, train=train, seed=budget.seed, calibration=calibration.fingerprint, out=place,
             resume=True, progress=progress,
         )  # fmt: skip
-        shutil.rmtree(journal_of(place), ignore_errors=True)
+        shutil.rmtree(place.with_name(f"{place.name}.journal"), ignore_errors=True)  # of `resume`
         return result.to_dict()
 
     return Iterated.from_dict(store.part("iterate", content, make))
