@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyprune.scoring import Scores, SearchResult, search
     from pyprune.scoring.perplexity import perplexity
     from pyprune.scoring.score import score
+    from pyprune.study.recipes.run import recipe
     from pyprune.study.samples import samples
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "pad",
     "perplexity",
     "plan_memory",
+    "recipe",
     "repair",
     "restore",
     "retrain",
@@ -96,6 +98,7 @@ _PACKAGES = {
     "runtime.huggingface": ("accelerate", "restore"),
     "runtime.padded_linear": ("PaddedLinear",),
     "scoring": ("Scores", "SearchResult", "perplexity", "score", "search"),
+    "study.recipes.run": ("recipe",),
     "study.samples": ("samples",),
 }
 

@@ -120,7 +120,7 @@ def compare(
 def _settled(spec: Any, config: CompareConfig, here: dict[str, Any]) -> dict[str, Any]:
     """What results depend on, as far as it is known before the model is loaded: what is resumed must have the same."""
     return {
-        "model": _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__,
+        "model": public_model_name(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else type(spec).__name__,
         "settings": config.to_json(),
         "protocol": config.timing.to_json(),
         "evaluations": {evaluation.name: evaluation.settings() for evaluation in config.evaluations},
@@ -155,10 +155,10 @@ def tokenised(
 
 def subject(spec: Any, decoder: Decoder, config: CompareConfig, scores: dict[str, Any]) -> dict[str, Any]:
     """What is compared, and how, as JSON data; without the folders of an absolute path."""
-    name = _public(decoder.name)
+    name = public_model_name(decoder.name)
     (_, first), *more = ((method, {**record, "model": name}) for method, record in scores.items())
     others = dict(more)
-    named = _public(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else name
+    named = public_model_name(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else name
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -178,6 +178,6 @@ def subject(spec: Any, decoder: Decoder, config: CompareConfig, scores: dict[str
     }
 
 
-def _public(name: str) -> str:
+def public_model_name(name: str) -> str:
     """A model's name without the folders of an absolute path."""
     return os.path.basename(name.rstrip(os.sep)) if os.path.isabs(name) else name

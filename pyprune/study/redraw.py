@@ -22,9 +22,13 @@ from pyprune.study.page import html_page, html_table, inline_figure
 from pyprune.study.paper import pages
 from pyprune.study.paper.evidence import GPU_CHECK
 from pyprune.study.quality_plot import quality_against_speed
+from pyprune.study.recipes import report as recipe_report
 from pyprune.study.score_plots import chosen, chosen_bars, heat_map
 
-RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {report.FORMAT: report.render}
+RENDERERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    report.FORMAT: report.render,
+    recipe_report.FORMAT: recipe_report.render,
+}
 """What draws a directory from results of each format."""
 
 SCORES_KEYS = {"model", "criterion", "unit", "scores"}

@@ -117,13 +117,7 @@ def make_rows(
     if room is not None:
         room.admit(decoder, 0)
     sizes = load_sizes(decoder)
-    shared = {id(tensor) for _, tensor in sizes.tensors()}
-    for name, method, ratio, chosen, record in _pruned(prunings):
-        small = pruning.apply(sizes, chosen)
-        new = sum(t.numel() * t.element_size() for _, t in small.tensors() if id(t) not in shared)
-        shortage = None if room is None else room.admit(small, new)
-        row = small if shortage else pruning.apply(decoder, chosen)
-        rows.append(Row(name, method, ratio, row, record, shortage))
+    rows += [pruned_row(decoder, sizes, chosen, room, *names, record) for *names, chosen, record in _pruned(prunings)]
     for name, spec in checkpoints:
         small = load_sizes(spec, dtype)
         shortage = None if room is None else room.admit(small, weight_bytes(small, decoder.device.type == "cuda"))
@@ -131,6 +125,24 @@ def make_rows(
         removed = None if row.pruning is None else row.pruning.to_dict()
         rows.append(Row(name, f"{CHECKPOINT} {name}", None, row, removed, shortage, checkpoint_name(spec)))
     return rows
+
+
+def pruned_row(
+    decoder: Decoder,
+    sizes: Decoder,
+    chosen: Pruning,
+    room: Room | None,
+    name: str,
+    method: str,
+    ratio: str | None,
+    record: dict[str, Any],
+) -> Row:
+    """A pruned form of the decoder, whose `sizes` are those without weights; with sizes alone where `room` has none."""
+    shared = {id(tensor) for _, tensor in sizes.tensors()}
+    small = pruning.apply(sizes, chosen)
+    new = sum(t.numel() * t.element_size() for _, t in small.tensors() if id(t) not in shared)
+    shortage = None if room is None else room.admit(small, new)
+    return Row(name, method, ratio, small if shortage else pruning.apply(decoder, chosen), record, shortage)
 
 
 def _pruned(

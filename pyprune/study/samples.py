@@ -37,7 +37,7 @@ TOP_K, TOP_P, TEMPERATURE = 50, 0.95, 1.0
 GRAM = 4
 SHARES = ["model", "M params", "tokens", "repeated 4-grams"]
 TEXTS = ["model", "text"]
-_WRAPPED = "<style>td { white-space: pre-wrap; text-align: left; vertical-align: top; }</style>"
+_WRAPPED = "<style>.texts td { white-space: pre-wrap; text-align: left; vertical-align: top; }</style>"
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,15 @@ class Samples:
 
     def html(self) -> str:
         """Both tables as one page."""
-        parts = [
-            _WRAPPED,
+        return html_page("Generated texts", self.parts())
+
+    def parts(self) -> list[str]:
+        """The same as parts of a page."""
+        return [
             f"<p>{escape(self.introduction())}</p>",
             html_table(SHARES, self.shares()),
-            html_table(TEXTS, self.texts()),
+            f'<div class="texts">{_WRAPPED}{html_table(TEXTS, self.texts())}</div>',
         ]
-        return html_page("Generated texts", parts)
 
     def introduction(self) -> str:
         """How the texts were drawn, in a sentence or two."""

@@ -20,7 +20,7 @@ from pyprune.study.progress import Progress, silent
 from pyprune.study.protocols import Protocol
 from pyprune.study.room import Room, Shortage
 from pyprune.study.rows import Row
-from pyprune.study.unfinished import Unfinished
+from pyprune.study.unfinished import Kept, Unfinished
 
 HF, OURS = "hf", "pyprune"
 
@@ -34,7 +34,7 @@ def time_rows(
     batches: Sequence[int],
     protocol: Protocol,
     progress: Progress = silent,
-    kept: Unfinished | None = None,
+    kept: Kept | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Raw seconds of each row under each engine, for each batch and output length, all interleaved round by round; and
     what did not fit into memory, with the planner's figures.
@@ -42,7 +42,7 @@ def time_rows(
     The prompts are moved to the rows' device; both engines get them there. What `kept` holds is not timed again: a
     batch and an output length is finished, or begins anew, because its rows are compared round by round.
     """
-    kept = kept or Unfinished.nowhere()
+    kept = Unfinished.nowhere() if kept is None else kept
     theirs: dict[str, Generate] = {}
     prompts = prompts.to(rows[0].decoder.device)
     settings = [(batch, length) for batch in batches for length in protocol.output_tokens]

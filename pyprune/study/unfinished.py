@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pyprune.errors import InputError
 from pyprune.files import json_text, read_json, write_json
@@ -19,6 +19,13 @@ from pyprune.pruning import Pruning
 
 FORMAT = "pyprune-comparison-unfinished/1"
 Part = TypeVar("Part")
+
+
+class Kept(Protocol):
+    """What keeps finished parts."""
+
+    def part(self, name: str, make: Callable[[], Part]) -> Part:
+        """The finished part of that name, JSON data; made and kept where there is none yet."""
 
 
 class Unfinished:

@@ -115,6 +115,11 @@ def metric_of(task: str) -> str:
     return PAPER_TASKS[task].metric if task in PAPER_TASKS else "acc"
 
 
+def mean_accuracy(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean over the tasks of results, as `evaluate_tasks` gives them, and its standard error."""
+    return _mean_of({"accuracy": results}, list(results))
+
+
 def _mean_of(row: Mapping[str, Any], tasks: Sequence[str]) -> tuple[float, float] | None:
     """Mean over the tasks and its standard error, the tasks being independent; None where one has no figure."""
     values = [_figure(row, task) for task in tasks]

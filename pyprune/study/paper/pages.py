@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +12,7 @@ from pyprune.study.page import html_page, html_table, inline_figure
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import Evidence, collect
 from pyprune.study.paper.figures import equal_bytes, figure_1, figure_2, figure_6, saw_tooth
-from pyprune.study.paper.tables import Cells, alignment_table, markdown, memory_table, speed_table
+from pyprune.study.paper.tables import alignment_table, comma_separated, markdown, memory_table, speed_table
 from pyprune.study.paper.verdicts import findings
 
 BANNER = "Dry run: everything here comes from a run on a CPU in tiny sizes. No number or line of ours is a measurement."
@@ -91,18 +89,10 @@ def _model(evidence: Evidence, prefix: str, written: dict[str, bytes | str]) -> 
     for caption, (file, cells) in tables.items():
         if not cells[1]:
             continue
-        written[file] = _csv(cells)
+        written[file] = comma_separated(cells)
         html += [f"<h2>{escape(name)}: {escape(caption)}</h2>", html_table(*cells)]
         text += [f"### {caption}\n", markdown(cells)]
     for caption, (file, image) in figures.items():
         written[prefix + file] = image
         html.append(inline_figure(f"{name}: {caption}", image))
     return html, text
-
-
-def _csv(cells: Cells) -> str:
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(cells[0])
-    writer.writerows(cells[1])
-    return target.getvalue()

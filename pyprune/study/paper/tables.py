@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 
 from pyprune.study.alignment import POWERS, alignments
@@ -150,6 +152,15 @@ def alignment_table(evidence: Evidence) -> Cells:
                 ]
             )
     return header, rows
+
+
+def comma_separated(cells: Cells) -> str:
+    """The table as CSV."""
+    target = io.StringIO(newline="")
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(cells[0])
+    writer.writerows(cells[1])
+    return target.getvalue()
 
 
 def markdown(cells: Cells) -> str:

@@ -1,0 +1,234 @@
+"""Where a model agrees with the paper and where not, from the numbers alone: ranks, and signs of differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyprune.scoring.agreement import kendall, spearman
+from pyprune.study.recipes.budget import Budget
+from pyprune.study.recipes.plan import training_tokens
+from pyprune.study.recipes.values import known_value
+
+ERRORS = 2
+"""Values with a standard error differ when they are so many of it apart."""
+TOLERANCE = 0.01
+"""Perplexities without losses by windows are called the same within 1 %."""
+NAMED = 3
+"""Pairs that go the other way, so many are named."""
+MOSTLY, HARDLY = 0.75, 0.25
+
+
+@dataclass
+class Pairs:
+    """Pairs of rows of one group, by whether our difference has the sign of the paper's."""
+
+    agree: int = 0
+    undecided: int = 0
+    against: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def decided(self) -> int:
+        return self.agree + len(self.against)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.decided:
+            return "is undecided"
+        share = self.agree / self.decided
+        if share == 1:
+            return "agrees with the paper"
+        if share >= MOSTLY:
+            return "mostly agrees with the paper"
+        return "agrees in part" if share > HARDLY else "disagrees with the paper"
+
+
+def agreement(results: dict[str, Any]) -> list[str]:
+    """Sentences: of each column with numbers of the paper, then of each claim, then what does not compare."""
+    sentences = [sentence for column in results["recipe"]["columns"] if (sentence := _column(results, column))]
+    sentences += [_claim(results, claim) for claim in results["recipe"]["claims"]]
+    return sentences
+
+
+def compared_pairs(rows: Sequence[dict[str, Any]], value: str) -> Pairs:
+    """All pairs of rows of one group that both have our number and the paper's."""
+    pairs = Pairs()
+    both = [row for row in rows if _both(row, value)]
+    for a, b in itertools.combinations(both, 2):
+        if a["group"] != b["group"]:
+            continue
+        theirs = a["paper"][value] - b["paper"][value]
+        if theirs == 0:
+            continue
+        sign = difference(a, b, value)
+        if sign == 0:
+            pairs.undecided += 1
+        elif sign == (1 if theirs > 0 else -1):
+            pairs.agree += 1
+        else:
+            low, high = (a, b) if sign < 0 else (b, a)
+            pairs.against.append((low["name"], high["name"]))
+    return pairs
+
+
+def difference(a: dict[str, Any], b: dict[str, Any], value: str, factor: float = 1.0) -> int:
+    """The sign of a's value less `factor` times b's, 0 where that is left open: by two standard errors (of perplexities
+    those of the paired difference over the same windows, in their logarithms), or of speeds by intervals of the medians
+    that overlap. A perplexity that is not finite is above all others."""
+    left, right = a["values"].get(value), b["values"].get(value)
+    if left is None or right is None:
+        return (left is None) - (right is None) if value.startswith("ppl") else 0
+    if known_value(value).measure == "speed":
+        return _apart(a["intervals"].get(value), b["intervals"].get(value), factor)
+    losses = [row["losses"].get(value) for row in (a, b)]
+    if None not in losses:
+        gap, bound = _paired(losses[0], losses[1])
+        gap -= math.log(factor)
+    elif value.startswith("ppl"):  # of an iterative pruning no window's loss is kept
+        gap, bound = math.log(left / (factor * right)), TOLERANCE
+    else:
+        errors = [row["errors"].get(value) for row in (a, b)]
+        gap, bound = left - factor * right, ERRORS * sum((error or 0.0) ** 2 for error in errors) ** 0.5
+    return 0 if abs(gap) <= bound else 1 if gap > 0 else -1
+
+
+def _paired(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float]:
+    """The difference of two log-perplexities on the same windows, and two standard errors of it."""
+    gaps = [x - y for x, y in zip(a["nll"], b["nll"], strict=True)]
+    tokens = a["tokens"]
+    total, count = sum(tokens), len(gaps)
+    mean = sum(gaps) / total
+    if count < 2:
+        return mean, math.inf
+    squares = sum((gap - mean * n) ** 2 for gap, n in zip(gaps, tokens, strict=True))
+    return mean, ERRORS * math.sqrt(count / (count - 1) * squares) / total
+
+
+def _apart(a: Any, b: Any, factor: float) -> int:
+    """The sign of the difference of two intervals; 0 where they overlap, or where there were too few runs for one."""
+    if a is None or b is None:
+        return 0
+    return 1 if a[0] > factor * b[1] else -1 if a[1] < factor * b[0] else 0
+
+
+def _both(row: dict[str, Any], value: str) -> bool:
+    return isinstance(row["paper"].get(value), int | float) and row["values"].get(value) is not None
+
+
+def _column(results: dict[str, Any], column: dict[str, Any]) -> str | None:
+    value, header = column["value"], column["header"]
+    rows = [row for row in results["rows"] if _both(row, value)]
+    pruned = [row for row in rows if row["method"] != "original"]
+    if len(rows) < 2 or known_value(value).better is None:
+        return None
+    pairs = compared_pairs(rows, value)
+    text = f"{header}: "
+    if pairs.decided:
+        text += f"this model {pairs.verdict} on which row is better within a group: "
+    if pairs.agree or pairs.against or pairs.undecided:
+        total = pairs.decided + pairs.undecided
+        text += (
+            f"of {total} pairs, {pairs.agree} differ the same way as in the paper, {len(pairs.against)} the other way, "
+            f"and {pairs.undecided} by too little to say."
+        )
+    else:
+        text += "no two rows of a group have both numbers."
+    if pairs.against:
+        listed = "; ".join(f"{low} is below {high}" for low, high in pairs.against[:NAMED])
+        text += f" Other than in the paper, {listed}" + ("; and others." if len(pairs.against) > NAMED else ".")
+    if len(pruned) > 2:
+        ours, theirs = [row["values"][value] for row in pruned], [row["paper"][value] for row in pruned]
+        rho, tau = spearman(ours, theirs), kendall(ours, theirs)
+        if rho is not None and tau is not None:
+            text += f" Over all {len(pruned)} pruned rows the rank correlation is {rho:.2f} (Spearman), "
+            text += f"{tau:.2f} (Kendall)."
+    missing = sum(isinstance(row["paper"].get(value), int | float) and not _both(row, value) for row in results["rows"])
+    if missing:
+        text += f" {missing} rows of the paper have no finite number here."
+    return text
+
+
+def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
+    """How often what the paper says holds."""
+    sign = {"lower": -1, "higher": 1}[claim["relation"]]
+    value = claim["value"]
+    outcomes = []
+    for row in results["rows"]:
+        if not _fits(row, claim["rows"]):
+            continue
+        for other in results["rows"]:
+            same = other["group"] == row["group"] or other["method"] == "original"
+            if other is row or not same or not _fits(other, claim["than"]) or value not in row["values"]:
+                continue
+            if value in other["values"]:
+                outcomes.append(difference(row, other, value, claim["factor"]))
+    holds, fails, open_ = (outcomes.count(sign), outcomes.count(-sign), outcomes.count(0))
+    if not outcomes:
+        return f"The paper: {claim['text']} Nothing was measured here that says so or not."
+    verdict = (
+        "So it is here" if holds == len(outcomes)
+        else "Not so here" if not holds and fails
+        else "Undecided here" if not holds
+        else "Here it holds in part"
+    )  # fmt: skip
+    return (
+        f"The paper: {claim['text']} {verdict}: of {len(outcomes)} comparisons of {known_value(value).header}, "
+        f"{holds} say so, {fails} the contrary, {open_} neither."
+    )
+
+
+def _fits(row: dict[str, Any], pattern: str) -> bool:
+    return any(part in row["name"] for part in pattern.split("|"))
+
+
+def incomparable(results: dict[str, Any]) -> list[str]:
+    """What keeps the numbers themselves, and some of their order, from being compared with the paper's."""
+    recipe = results["recipe"]
+    if not recipe["paper_setup"]:
+        return []
+    budget, paper = results["budget"], results["paper_budget"]
+    model = results["model"]
+    measures = recipe["measures"]
+    sentences = [
+        f"The paper has {recipe['paper_setup']}; this is {model['name']} with {model['parameters'] / 1e6:.1f} M "
+        "parameters: the numbers themselves do not compare, only their order and direction."
+    ]
+    texts = results["texts"]
+    sentences.append(
+        f"Calibration is {texts['calibration']}, {budget['samples']} windows of {budget['seq_len']} tokens unless a "
+        "row says otherwise (the paper: BookCorpus, 10 of 128)."
+    )
+    trained = [row for row in results["rows"] if row["retrained"]]
+    if trained:
+        tokens, full = (training_tokens(_budget(data)) for data in (budget, paper))
+        sentences.append(
+            f"Rows that are retrained saw {texts['training']}, at most {tokens:,} tokens at learning rate "
+            f"{budget['learning_rate']:g}; the paper's saw instructions (refined Alpaca) for 2 epochs, up to "
+            f"{full:,} tokens."
+        )
+    elif any(model_row["retrain"] for model_row in recipe["models"]):
+        sentences.append("Nothing was retrained here, and the paper's rows were: ranks may differ for that alone.")
+    if measures["perplexity"]:
+        names = ", ".join(text["source"] for text in results["held_out"].values())
+        sentences.append(
+            f"Perplexity is on {names}, in windows of {budget['window']} tokens, with this model's tokenizer."
+        )
+    if results["left_out"]:
+        sentences.append(f"No text was named for {', '.join(results['left_out'])}: those columns are empty.")
+    if measures["tasks"] and budget["limit"]:
+        sentences.append(f"Accuracy is on the first {budget['limit']} documents of each task.")
+    if measures["speed"] is not None:
+        machine = results["machine"]
+        where = ", ".join(gpu["name"] for gpu in machine["gpus"]) or machine["cpu"]
+        sentences.append(
+            f"Speed is that of {where} in {budget['dtype']}, {budget['runs']} runs; the paper's GPUs are others."
+        )
+    return sentences + list(recipe["incomparable"])
+
+
+def _budget(data: dict[str, Any]) -> Budget:
+    return Budget(**{**data, "batches": tuple(data["batches"]), "output_tokens": tuple(data["output_tokens"])})

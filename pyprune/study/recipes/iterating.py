@@ -1,0 +1,65 @@
+"""Iterative pruning as rows of a recipe: remove a unit, retrain, score again, by `pyprune.iterate`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyprune.evaluation.windows import TextWindows
+from pyprune.models.decoder import Decoder
+from pyprune.retraining.iterate import iterate
+from pyprune.retraining.iterated import Iterated
+from pyprune.scoring.calibration import Windows
+from pyprune.study.progress import Progress
+from pyprune.study.recipes.budget import Budget
+from pyprune.study.recipes.recipe import Prune
+from pyprune.study.recipes.store import Store
+from pyprune.study.recipes.texts import RecipeTexts
+from pyprune.study.recipes.training import retrained, training_settings
+
+
+def iterated(
+    decoder: Decoder,
+    tokenizer: Any,
+    identity: dict[str, Any],
+    prune: Prune,
+    count: int,
+    calibration: Windows,
+    held_out: TextWindows,
+    texts: RecipeTexts,
+    budget: Budget,
+    store: Store,
+    progress: Progress,
+) -> Iterated:
+    """`count` rounds of a removal and a training of the budget's `round_steps`, and the curves beside them."""
+    content = {
+        "model": identity,
+        "calibration": calibration.fingerprint["sha256"],
+        "held_out": held_out.description(),
+        "unit": prune.unit,
+        "count": count,
+        "retrain": training_settings(decoder, texts, budget, False, budget.round_steps),
+    }
+
+    def train(
+        pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None]
+    ) -> Decoder:
+        return retrained(
+            pruned, texts, budget, tokenizer=tokenizer, steps=steps, seed=seed, teacher=None, state=state,
+            progress=progress,
+        ).decoder  # fmt: skip
+
+    def make() -> dict[str, Any]:
+        place = store.scratch("iterate", content)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        result = iterate(
+            decoder, calibration.input_ids, held_out=held_out.input_ids, count=count, unit=prune.unit,
+            steps=budget.round_steps, train=train, seed=budget.seed, calibration=calibration.fingerprint, out=place,
+            resume=True, progress=progress,
+        )  # fmt: skip
+        shutil.rmtree(place.with_name(f"{place.name}.journal"), ignore_errors=True)  # of `resume`
+        return result.to_dict()
+
+    return Iterated.from_dict(store.part("iterate", content, make))

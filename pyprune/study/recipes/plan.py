@@ -1,0 +1,173 @@
+"""What a recipe will do, and about how long each part takes on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyprune.evaluation.perplexity import window_losses
+from pyprune.evaluation.tasks import Tasks
+from pyprune.models.decoder import Decoder
+from pyprune.scoring.calibration import random_windows
+from pyprune.study.recipes.budget import Budget
+from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Prune, Recipe
+
+PROBE = (4, 128)
+"""Windows and tokens of the forward pass that is timed."""
+
+BACKWARD = 4.0
+"""A training token costs about so many forward ones."""
+SCORED = 0.6
+"""Scoring a block costs about so much of a forward pass, for what stands before it is shared."""
+OURS_STEP, HF_STEP = 8.0, 30.0
+"""A decode step at batch 1 costs about so many forward tokens."""
+DOCUMENT_TOKENS = 120
+"""Tokens of a task's document with all its choices, about."""
+ALL_DOCUMENTS = 3000
+ALPACA = 50_000
+WHOLE_TEXT = 300_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A part of the work and its planned seconds."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parts in order; `notes`: what the budget caps."""
+
+    recipe: str
+    model: str
+    budget: str
+    cells: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(cell.seconds for cell in self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"cells": [asdict(cell) for cell in self.cells], "seconds": self.seconds, "notes": list(self.notes)}
+
+
+def forward_rate(decoder: Decoder) -> float:
+    """Tokens a second of a forward pass with its loss, measured."""
+    ids = random_windows(decoder.vocab_size, PROBE[0], min(PROBE[1], decoder.max_positions), 0).input_ids
+    window_losses(decoder, ids[:1], distributed=False)
+    began = time.perf_counter()
+    window_losses(decoder, ids, distributed=False)
+    return ids.numel() / max(1e-6, time.perf_counter() - began)
+
+
+def plan(recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: Tasks | None) -> Plan:
+    """The parts of a recipe on a model that reads `rate` tokens a second; what is finished already is counted too."""
+    cells: list[Cell] = []
+    seen: set[Any] = set()
+    blocks, measures = len(decoder.blocks), recipe.measures
+
+    def add(name: str, tokens: float, key: Any = None) -> None:
+        if key is None or key not in seen:
+            cells.append(Cell(name, tokens / rate))
+        seen.add(key)
+
+    for criterion in measures.scores:
+        prune = Prune(DEPTH, "1", criterion)
+        add(f"score, {criterion}", _choosing(prune, blocks, budget), _key(prune))
+    rounds = [int(m.prune.amount) for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]
+    if rounds:
+        one = (
+            _choosing(Prune(DEPTH, "1"), blocks, budget) + budget.round_steps * budget.batch * budget.cutoff * BACKWARD
+        )
+        add(f"iterate, {max(rounds)} rounds", max(rounds) * one * 1.3)
+    for model in recipe.models:
+        if model.prune is not None and model.prune.search != ITERATIVE:
+            add(f"choose, {model.name}", _choosing(model.prune, blocks, budget), _key(model.prune))
+    share = {model.name: 1.0 if model.prune is None else 0.75 for model in recipe.models}
+    for model in recipe.models:
+        if model.prune is not None and model.prune.search == ITERATIVE:
+            continue
+        if model.repair is not None:
+            add(f"repair, {model.name}", 8 * 128 * budget.seq_len)
+        if model.retrain and budget.steps != 0:
+            add(
+                f"retrain, {model.name}",
+                training_tokens(budget) * BACKWARD * share[model.name] * (1 + model.distill / 3),
+            )
+        quality = 0.0
+        if measures.perplexity:
+            quality += (budget.tokens or WHOLE_TEXT) * len(budget.held_out)
+        if tasks is not None:
+            quality += len(tasks.names) * (budget.limit or ALL_DOCUMENTS) * DOCUMENT_TOKENS
+        if measures.samples:
+            quality += 3 * budget.draws * budget.new_tokens * OURS_STEP
+        if quality:
+            add(f"measure, {model.name}", quality * share[model.name])
+    if measures.speed is not None:
+        speed = measures.speed
+        sizes = {
+            (_key(m.prune), m.prune.amount) if m.prune and m.prune.method != DEPTH else m.group for m in recipe.models
+        }
+        steps = sum(speed.output_tokens or budget.output_tokens) * len(speed.input_tokens)
+        batches = speed.batches or budget.batches
+        once = sum(steps * (OURS_STEP * (1 + batch / 8) + HF_STEP * (1 + batch / 16)) for batch in batches)
+        add("time all rows", len(sizes) * (budget.warmups + budget.runs) * once)
+    return Plan(recipe.name, decoder.name, budget.name, tuple(cells), tuple(_notes(recipe, budget)))
+
+
+def training_tokens(budget: Budget) -> int:
+    """Tokens that a retraining sees, at most."""
+    samples = ALPACA * budget.epochs if budget.steps is None else budget.steps * budget.batch
+    return samples * budget.cutoff
+
+
+def _choosing(prune: Prune, blocks: int, budget: Budget) -> float:
+    """Forward tokens that choosing what goes costs."""
+    tokens = (prune.samples or budget.samples) * budget.seq_len
+    if prune.method != DEPTH:
+        return tokens * (BACKWARD if prune.method in ("llm-pruner", "head-gate") else 2.0) + 4000
+    units = blocks * (2 if prune.unit == "mha+ffn" else 1)
+    if prune.search == "greedy":
+        return tokens * units * units * 0.1
+    if prune.choice.criterion == "ppl":
+        return tokens * (units + 1) * SCORED
+    return tokens * BACKWARD if prune.choice.criterion != "magnitude" else 1000.0
+
+
+def _key(prune: Prune | None) -> Any:
+    """What prunings that are chosen together have in common."""
+    if prune is None:
+        return None
+    if prune.method != DEPTH:
+        return prune
+    amount = "" if prune.search == "one-shot" else prune.amount
+    return (prune.criterion, prune.unit, prune.protect, prune.search, prune.samples, amount)
+
+
+def _notes(recipe: Recipe, budget: Budget) -> list[str]:
+    paper = recipe.budgets["paper"]
+    notes = []
+    if any(model.retrain for model in recipe.models):
+        full = training_tokens(paper)
+        if rounds := [m for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]:
+            notes.append(
+                f"An iterative pruning trains {budget.round_steps} steps after each removal ({len(rounds)} rows)."
+            )
+        if budget.steps == 0:
+            notes.append("Nothing is retrained under this budget.")
+        elif budget.steps is not None and training_tokens(budget) < full:
+            notes.append(
+                f"Retraining is capped at {budget.steps} steps of {budget.batch} sequences of at most {budget.cutoff} "
+                f"tokens, {training_tokens(budget):,} tokens; the paper's budget has up to {full:,}."
+            )
+    if recipe.measures.tasks and budget.limit is not None:
+        notes.append(f"Tasks are capped at their first {budget.limit} documents.")
+    if recipe.measures.perplexity and budget.tokens is not None:
+        notes.append(f"Perplexity is taken on at most {budget.tokens:,} tokens of each text.")
+    if recipe.measures.speed is not None and budget.runs < paper.runs:
+        notes.append(f"Times are of {budget.runs} runs after {budget.warmups} warm-ups; the paper has 20 after 10.")
+    return notes

@@ -1,0 +1,150 @@
+"""What a recipe leaves behind: results as JSON, its table as CSV and Markdown, figures, and a page."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pyprune.errors import InputError
+from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
+from pyprune.study.page import html_page, html_table, inline_figure, machine_cells
+from pyprune.study.paper.tables import comma_separated, markdown
+from pyprune.study.recipes.agreement import agreement, incomparable
+from pyprune.study.recipes.figures import Figures, figures
+from pyprune.study.recipes.table import cells, values
+from pyprune.study.report import RESULTS, ReportError
+from pyprune.study.samples import Samples
+
+FORMAT = "pyprune-recipe/1"
+
+
+def save(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
+    """Write results.json into a new directory, then all that is drawn from it, the page last.
+
+    What took hours is on disk before anything can fail to be drawn. InputError when the directory is taken, ReportError
+    when something cannot be drawn.
+    """
+    target = require_free_directory(directory)
+    with whole_directory(target) as scratch:
+        write_json(scratch / RESULTS, results)
+    try:
+        for name, data in drawn(results).items():
+            write_bytes(target / name, data)
+    except Exception as error:
+        kept = Path(directory) / RESULTS
+        raise ReportError(
+            f"the report could not be drawn ({type(error).__name__}: {error}); the results are in {kept}: "
+            f"pyprune report {kept} --out DIR draws them again"
+        ) from error
+
+
+def render(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
+    """Write the same files as `save` from results that are on disk already; whole or not at all."""
+    if results.get("format") != FORMAT:
+        raise InputError(f"results of format {results.get('format')!r}: {FORMAT!r} is expected")
+    files = {RESULTS: json_text(results).encode(), **drawn(results)}
+    with whole_directory(directory) as scratch:
+        for name, data in files.items():
+            (scratch / name).write_bytes(data)
+
+
+def drawn(results: dict[str, Any]) -> dict[str, bytes]:
+    """table.csv, table.md, figures and index.html, from the results alone."""
+    images = figures(results)
+    return {
+        "table.csv": comma_separated(values(results)).encode(),
+        "table.md": _markdown(results).encode(),
+        **{name: image for name, (_, image) in images.items()},
+        "index.html": _page(results, images).encode(),
+    }
+
+
+def written_samples(results: dict[str, Any]) -> Samples | None:
+    """What the rows wrote; None where nothing was asked for."""
+    entries = [row["samples"] for row in results["rows"] if "samples" in row]
+    return Samples(entries[0]["settings"], [entry["model"] for entry in entries]) if entries else None
+
+
+def introduction(results: dict[str, Any]) -> str:
+    """What was run, in a sentence or two."""
+    recipe, model = results["recipe"], results["model"]
+    source = f" ({recipe['source']})" if recipe["source"] else ""
+    return (
+        f"{recipe['shows']}{source} Run on {model['name']}, {model['parameters'] / 1e6:.1f} M parameters in "
+        f"{model['blocks']} blocks, with the budget {results['budget']['name']}."
+    )
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    parts = [f"# {results['recipe']['title']}", introduction(results), markdown(cells(results))]
+    parts += ["## Against the paper", "\n".join(f"- {sentence}" for sentence in agreement(results))]
+    notes = incomparable(results)
+    parts += ["## What does not compare", "\n".join(f"- {sentence}" for sentence in notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(results: dict[str, Any], images: Figures) -> str:
+    parts = [f"<p>{escape(introduction(results))}</p>"]
+    sentences, notes = agreement(results), incomparable(results)
+    if sentences:
+        parts += ["<h2>Where this model agrees with the paper, and where not</h2>", _list(sentences)]
+    if notes:
+        parts += ["<h2>What does not compare</h2>", _list(notes)]
+    parts += [f"<h2>{escape(results['recipe']['title'])}</h2>", html_table(*cells(results))]
+    parts.append("<p>± is a standard error: of perplexity over windows, of accuracy over documents.</p>")
+    parts += [inline_figure(caption, image) for caption, image in images.values()]
+    samples = written_samples(results)
+    if samples is not None:
+        parts += ["<h2>Generated texts</h2>", *samples.parts()]
+    parts += ["<h2>Texts</h2>", html_table(["", "text", "tokens", "SHA-256 of the token ids"], _text_cells(results))]
+    parts += [f"<p>{escape(sentence)}</p>" for sentence in _overlaps(results)]
+    parts += ["<h2>Machine and versions</h2>", html_table(["", ""], machine_cells(results["machine"]))]
+    planned = results["planned"]
+    parts += [
+        "<h2>To reproduce</h2>",
+        f"<pre>{escape(results['command'])}</pre>",
+        f"<p>{escape(_times(results))}</p>",
+        _list(planned["notes"]) if planned["notes"] else "",
+        f"<p>Every raw number is in results.json beside this page. Made {escape(results['created'])}.</p>",
+    ]
+    return html_page(f"{results['recipe']['title']}: {results['model']['name']}", parts)
+
+
+def _list(sentences: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+
+
+def _text_cells(results: dict[str, Any]) -> list[list[str]]:
+    rows = [
+        ["calibration", text["source"], f"{text['samples']} x {text['seq_len']}", text["sha256"]]
+        for text in results["calibration"]
+    ]
+    trains = any(row["retrained"] for row in results["rows"])
+    rows += [["training", results["texts"]["training"], "", ""]] if trains else []
+    rows += [
+        [f"held out, {name}", text["source"], str(text["tokens"]), text["sha256"]]
+        for name, text in results["held_out"].items()
+    ]
+    return rows
+
+
+def _overlaps(results: dict[str, Any]) -> list[str]:
+    sentences = ["Calibration, training and held-out texts have no document in common: that is checked."]
+    shared = results["tasks_in_training"]
+    if shared:
+        counts = ", ".join(f"{name} {count}" for name, count in shared.items())
+        sentences.append(
+            "No text of the tasks is trained on; documents of them that share 13 words in a row with the training "
+            f"text: {counts}."
+        )
+    return sentences
+
+
+def _times(results: dict[str, Any]) -> str:
+    took = sum(results["seconds"].values())
+    return (
+        f"The parts took {took / 60:.1f} minutes when they were made (some perhaps for another recipe); "
+        f"{results['planned']['seconds'] / 60:.1f} were planned."
+    )

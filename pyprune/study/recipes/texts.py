@@ -1,0 +1,209 @@
+"""The texts of a recipe by their roles: calibration, training and held-out, which have no document in common."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from pyprune.errors import InputError
+from pyprune.evaluation.protocol import PerplexityProtocol
+from pyprune.evaluation.task_data import Documents
+from pyprune.evaluation.texts import DATASETS, read_text_of
+from pyprune.evaluation.windows import TextWindows, windows_of
+from pyprune.models.decoder import Decoder
+from pyprune.scoring import calibration
+from pyprune.scoring.calibration import Windows
+from pyprune.scoring.calibration.sources import Source, Texts, Tokens, read_source
+from pyprune.scoring.calibration.token_files import SUFFIXES as TOKEN_FILES
+from pyprune.study.recipes.budget import GIVEN, Budget
+
+ROLES = ("calibration", "training", "instructions")
+TASK_TEXTS = ("demo:boolq",)
+"""Texts that are parts of the seven tasks: never trained on."""
+
+COMPARED_DOCUMENTS = 200_000
+LEAST_CHARACTERS = 40
+"""Shorter documents, headings and the like, may stand in two texts."""
+RUN = 13
+"""Words in a row that a document of a task and a training text must share to count as overlapping."""
+
+RANDOM_TOKENS = 100_000
+
+
+@dataclass(frozen=True)
+class RecipeTexts:
+    """What was read. None: random token ids, of a `shape:` model. `instructions`: a file that takes the place of the
+    training text. `left_out`: held-out texts that nobody named."""
+
+    calibration: Source | None
+    training: Source | None
+    instructions: str | None
+    held_out: dict[str, Source | None]
+    left_out: tuple[str, ...]
+
+    def described(self) -> dict[str, str]:
+        """Role -> what the text is called."""
+        random = "random token ids"
+        training = self.instructions or (random if self.training is None else self.training.name)
+        held_out = {f"held out, {name}": random if s is None else s.name for name, s in self.held_out.items()}
+        calibration_name = random if self.calibration is None else self.calibration.name
+        return {"calibration": calibration_name, "training": training, **held_out}
+
+
+def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: bool) -> RecipeTexts:
+    """The texts of a budget, those that the user names in place of its own.
+
+    named: role or held-out name -> text. random: whether the model takes random token ids where nothing is named.
+    trains: whether a text to train on is needed. InputError for a name that is no role, a text that cannot be had, one
+    of the tasks' texts as training text, and a document that two texts share.
+    """
+    accepted = (*ROLES, *budget.held_out)
+    for role in named:
+        if role not in accepted:
+            raise InputError(f"--text {role}=...: {', '.join(accepted)} are accepted before the =")
+    sources: dict[str, Source | None] = {}
+    left_out = []
+    for name, default in budget.held_out.items():
+        text = named.get(name, default)
+        if random and name not in named:
+            sources[name] = None
+        elif text == GIVEN:
+            left_out.append(name)
+        else:
+            sources[name] = _held_out(name, text)
+    if not sources:
+        raise InputError(f"held-out texts {', '.join(left_out)}: none is named; --text {left_out[0]}=FILE is expected")
+    chosen = _required(
+        "calibration", named.get("calibration", budget.calibration), random and "calibration" not in named
+    )
+    instructions = named.get("instructions", None if "training" in named else budget.instructions)
+    training = None
+    if not trains:
+        instructions = None
+    elif instructions is None:
+        text = named.get("training", budget.training or GIVEN)
+        if text.split("[")[0] in TASK_TEXTS:
+            raise InputError(f"training {text}: is a text of the tasks; another one is expected")
+        training = _required("training", text, random and "training" not in named)
+    elif instructions == GIVEN:
+        raise InputError("instructions: none are named; --text instructions=FILE is expected (or training=FILE)")
+    texts = RecipeTexts(chosen, training, instructions, sources, tuple(left_out))
+    _require_disjoint(texts)
+    return texts
+
+
+def _required(role: str, text: str, random: bool) -> Source | None:
+    if random:
+        return None
+    if text == GIVEN:
+        raise InputError(f"{role}: no text is named; --text {role}=FILE is expected")
+    return read_part(text)
+
+
+def read_part(text: str) -> Source:
+    """A text, or with "[A%:B%]" behind its name the documents from A % to B % of it."""
+    match = re.fullmatch(r"(.+)\[(\d{1,3})%:(\d{1,3})%\]", text)
+    if match is None:
+        if text.endswith("]") and "[" in text:
+            raise InputError(f"text {text!r}: a part such as demo:lambada[0%:40%] is expected in brackets")
+        return read_source(text)
+    first, last = int(match[2]), int(match[3])
+    if not first < last <= 100:
+        raise InputError(f"text {text!r}: a part from a smaller to a larger percentage up to 100 is expected")
+    source = read_source(match[1])
+    count = len(source.documents)
+    documents = source.documents[count * first // 100 : count * last // 100]
+    if not len(documents):
+        raise InputError(f"text {text!r}: no document lies in that part of {count}")
+    name = f"{source.name}, documents {count * first // 100 + 1} to {count * last // 100} of {count}"
+    return Texts(name, documents) if isinstance(source, Texts) else Tokens(name, list(documents))
+
+
+def _held_out(name: str, text: str) -> Source:
+    """The text; those of the paper's tables with a blank line between every two rows, as its code joins them."""
+    if text.endswith("]") and "[" in text:
+        return read_part(text)
+    of_the_paper = name in DATASETS and not text.endswith(TOKEN_FILES)
+    return read_text_of(text, "rows" if of_the_paper else "raw")
+
+
+def _require_disjoint(texts: RecipeTexts) -> None:
+    seen: dict[str, str] = {}
+    roles = {"calibration": texts.calibration, "training": texts.training, **texts.held_out}
+    for role, source in roles.items():
+        for document in set(_compared(source)):
+            if seen.setdefault(document, role) != role:
+                raise InputError(
+                    f"{role}: has a document in common with {seen[document]}, {document[:60]!r}; texts without a "
+                    "common document are expected"
+                )
+
+
+def _compared(source: Source | None) -> Iterable[str]:
+    if not isinstance(source, Texts):
+        return []
+    paragraphs = (part for document in source.documents for part in re.split(r"\n\s*\n", document))
+    compared = itertools.islice(paragraphs, COMPARED_DOCUMENTS)
+    return (words for text in compared if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
+
+
+def calibration_windows(
+    decoder: Decoder, tokenizer: Any, texts: RecipeTexts, budget: Budget, samples: int | None
+) -> Windows:
+    """`samples` windows (None: the budget's number) of the calibration text."""
+    return calibration.calibration(
+        decoder, texts.calibration, samples or budget.samples, budget.seq_len, budget.seed, tokenizer
+    )
+
+
+def held_out_windows(decoder: Decoder, tokenizer: Any, texts: RecipeTexts, name: str, budget: Budget) -> TextWindows:
+    """The windows of a held-out text, by the protocol of the paper's code, with the budget's window and tokens."""
+    source = texts.held_out[name]
+    if source is None:
+        tokens = budget.tokens or RANDOM_TOKENS
+        count = max(1, tokens // budget.window)
+        windows = calibration.random_windows(decoder.vocab_size, count, budget.window, [budget.seed, 1])
+        source = Tokens("random token ids", [windows.input_ids.flatten().numpy()])
+    elif isinstance(source, Texts):
+        source = Texts(source.name, [source.packed()])
+    return windows_of(
+        decoder, source, PerplexityProtocol(window=budget.window), tokens=budget.tokens, tokenizer=tokenizer
+    )
+
+
+def training_text(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> Source:
+    """What a model is trained on where there are no instructions."""
+    if texts.training is not None:
+        return texts.training
+    ids = numpy.random.default_rng([budget.seed, 2]).integers(0, decoder.vocab_size, RANDOM_TOKENS, dtype=numpy.int64)
+    return Tokens("random token ids", [ids])
+
+
+def tasks_in_training(training: Source | None, tasks: Mapping[str, Documents]) -> dict[str, int]:
+    """Task -> how many of its documents share a run of 13 words with the training text."""
+    if not isinstance(training, Texts):
+        return {}
+    runs = {run for document in training.documents for run in _runs(document)}
+    return {
+        name: sum(any(run in runs for run in _runs(" ".join(_words_of(row)))) for row in documents.rows)
+        for name, documents in tasks.items()
+    }
+
+
+def _runs(text: str) -> Iterable[int]:
+    words = re.findall(r"\w+", text.lower())
+    return (hash(tuple(words[place : place + RUN])) for place in range(len(words) - RUN + 1))
+
+
+def _words_of(row: Any) -> Iterable[str]:
+    """The texts in a document of a task."""
+    if isinstance(row, str):
+        yield row
+    elif isinstance(row, Mapping | list | tuple):
+        for item in row.values() if isinstance(row, Mapping) else row:
+            yield from _words_of(item)
