@@ -71,6 +71,15 @@ def remove_parts(path: str | os.PathLike[str]) -> None:
             part.unlink(missing_ok=True)
 
 
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Remove a directory if there is one: whole or not at all but for parts, which `remove_parts` removes."""
+    target = Path(path).absolute()
+    if target.is_dir():
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        os.replace(target, scratch)  # an empty directory gives way
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def require_free_directory(path: str | os.PathLike[str]) -> Path:
     """Return `path`, links followed, if a directory can be put there; else raise InputError."""
     target = Path(path).resolve()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from pyprune.commands.criterion import REPAIR_SAMPLES, chosen_criterion
 from pyprune.commands.output import Bar
 from pyprune.errors import InputError
+from pyprune.files import remove_directory
 
 
 def require_scorable(options: argparse.Namespace, unit: str) -> None:
@@ -55,7 +55,7 @@ def remove_journal(options: argparse.Namespace) -> None:
     """Remove the journal of --resume, a file or a folder, now that the result is written."""
     journal = journal_beside(options)
     if journal is not None and journal.is_dir():
-        shutil.rmtree(journal, ignore_errors=True)
+        remove_directory(journal)
     elif journal is not None:
         journal.unlink(missing_ok=True)
 

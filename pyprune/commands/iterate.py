@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
-from pyprune.commands.inputs import calibration_windows, journal_beside, loaded, require_texts
+from pyprune.commands.inputs import calibration_windows, journal_beside, loaded, remove_journal, require_texts
 from pyprune.commands.options import (
     MODEL_HELP,
     add_json,
@@ -127,8 +127,6 @@ def _chosen_training(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
-    from shutil import rmtree
-
     from pyprune.files import remove_parts
     from pyprune.retraining.adapters import require_extra
     from pyprune.retraining.iterate import DISTILLATION, iterate
@@ -171,8 +169,7 @@ def run(options: argparse.Namespace) -> None:
             **training,
         )
     result.save(options.out, {"iterate.png": figure(result)})
-    if (journal := journal_beside(options)) is not None:
-        rmtree(journal)
+    remove_journal(options)
     if options.json:
         return print_json({**result.to_dict(), "out": options.out})
     print_table(*cells(result), f"{result.model}: perplexity on held-out text, {result.steps} steps a round")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_json
+from pyprune.files import read_json, remove_directory, remove_parts, write_json
 from pyprune.models.decoder import Decoder
 from pyprune.models.load import load
 
@@ -32,9 +32,13 @@ class Rounds:
         self.path = None if path is None else Path(path).absolute()
         self._parts: dict[str, Any] = {}
         self._data = {"format": FORMAT, "subject": json.loads(json.dumps(subject)), "parts": self._parts}
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
         file = self.path / "journal.json"
+        remove_parts(self.path)
+        remove_parts(file)
+        if not self.path.exists():
+            return
         if not file.is_file():
             if self.path.is_dir() and not any(self.path.iterdir()):
                 return
@@ -69,6 +73,7 @@ class Rounds:
             return make(None)
         checkpoint = self.path / f"round-{number}"
         if not checkpoint.exists():
+            remove_parts(checkpoint)
             self._write()
             make(self.state_file(f"round-{number}")).save(checkpoint)
         # Read back even when it was just made: what follows is then the same after an interruption.
@@ -91,7 +96,7 @@ class Rounds:
     def remove(self) -> None:
         """Remove the folder, now that the result is written."""
         if self.path is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_directory(self.path)
 
     def _write(self) -> None:
         if self.path is not None:
