@@ -117,11 +117,13 @@ def read_part(text: str) -> Source:
         raise InputError(f"text {text!r}: a part from a smaller to a larger percentage up to 100 is expected")
     source = read_source(match[1])
     count = len(source.documents)
-    documents = source.documents[count * first // 100 : count * last // 100]
-    if not len(documents):
+    start, stop = count * first // 100, count * last // 100
+    if start == stop:
         raise InputError(f"text {text!r}: no document lies in that part of {count}")
-    name = f"{source.name}, documents {count * first // 100 + 1} to {count * last // 100} of {count}"
-    return Texts(name, documents) if isinstance(source, Texts) else Tokens(name, list(documents))
+    name = f"{source.name}, documents {start + 1} to {stop} of {count}"
+    if isinstance(source, Texts):
+        return Texts(name, source.documents[start:stop])
+    return Tokens(name, source.documents[start:stop])
 
 
 def _held_out(name: str, text: str) -> Source:
