@@ -60,10 +60,9 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --t
 
 {tables.accuracies(COMPARISON_BY_TASKS)}
 
-Accuracy tells what perplexity hides. Depth pruning keeps the lowest perplexity of the pruned rows, yet FLAP answers
-as well: their means lie within two standard errors. Depth loses most on ARC-e and HellaSwag, and nothing on BoolQ and
-WinoGrande, where this small model guesses. LLM-Pruner has almost the perplexity of FLAP and loses on ARC-e what FLAP keeps. Wanda-sp's perplexity says that the
-model is broken, and its accuracies lie near chance.
+Accuracy shows what perplexity hides. Depth has the lowest perplexity of the pruned rows, yet FLAP answers as well: the
+means lie within two standard errors. Depth loses most on ARC-e and HellaSwag, and nothing on BoolQ and WinoGrande,
+where this model guesses. LLM-Pruner loses on ARC-e what FLAP keeps. Wanda-sp is near chance.
 
 ## Decoding
 
