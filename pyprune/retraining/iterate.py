@@ -205,20 +205,9 @@ class _Work:
 
     def searches(self, count: int | None, ratio: float | None) -> dict[str, Any]:
         """The two curves without training, as JSON data."""
-        settings = {"unit": self.unit, "protect": self.protect, "memory": self.memory}
-        greedy = search(
-            self.original,
-            self.ids,
-            "greedy",
-            count=count,
-            ratio=ratio,
-            progress=self._stage("greedy search"),
-            **settings,
-        )
-        one_shot = search(
-            self.original, self.ids, "one-shot", count=len(greedy.order), progress=self._stage("one-shot search"),
-            **settings,
-        )  # fmt: skip
+        find = partial(search, self.original, self.ids, unit=self.unit, protect=self.protect, memory=self.memory)
+        greedy = find("greedy", count=count, ratio=ratio, progress=self._stage("greedy search"))
+        one_shot = find("one-shot", count=len(greedy.order), progress=self._stage("one-shot search"))
         removals = [
             removal_of(self.original, result.order[:length])
             for result in (one_shot, greedy)
@@ -259,7 +248,7 @@ class _Work:
         """The model after one more round, whose parts are in the journal."""
         stage = f"round {number} of {count}"
         chosen = self.journal.part(f"round {number} choice", partial(self._choice, decoder, stage))
-        unit: Unit = tuple(chosen["removed"])  # type: ignore[assignment]  # a pair
+        unit: Unit = tuple(chosen["removed"])
         pruned = apply(decoder, removal(original_name(decoder), [unit], f"iterate ppl {self.unit}"))
         trained = self.journal.model(
             number, self.original, lambda state: self._trained(pruned, self.steps, self.seed + number, stage, state)
@@ -315,8 +304,9 @@ def _retrained(
     text: Any, instructions: Any, options: dict[str, Any], teacher: Decoder | None,
 ) -> Decoder:  # fmt: skip
     """`retrain` as a Trainer. It holds no samples out: each round is judged here."""
-    return retrain_with_report(
+    result = retrain_with_report(
         pruned, text=text, instructions=instructions, steps=steps, seed=seed, resume=False if state is None else state,
         progress=lambda done, total, loss: progress(done, total), distill_from=teacher,
         held_out=0, **options,
-    ).decoder  # fmt: skip
+    )  # fmt: skip
+    return as_decoder(result.decoder)

@@ -47,7 +47,7 @@ def linear_cross_entropy(
     if not len(flat):
         return rows.sum() * 0.0
     tile = tile_rows or max(1, TILE_BYTES[hidden.device.type] // (weight.shape[0] * 4))
-    return _LinearCrossEntropy.apply(rows, weight, flat, bias, scale, cap, tile)  # type: ignore[no-untyped-call]  # of torch
+    return _LinearCrossEntropy.apply(rows, weight, flat, bias, scale, cap, tile)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -51,7 +51,7 @@ def linear_distillation(
     if not len(hidden):
         return hidden.sum() * 0.0
     rows = tile_rows or max(1, TILE_BYTES[hidden.device.type] // (weight.shape[0] * 4))
-    return _LinearDistillation.apply(hidden, weight, bias, targets, teacher_logits, mixture, rows)  # type: ignore[no-untyped-call]  # of torch
+    return _LinearDistillation.apply(hidden, weight, bias, targets, teacher_logits, mixture, rows)
 
 
 class _LinearDistillation(torch.autograd.Function):

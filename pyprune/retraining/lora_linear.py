@@ -46,7 +46,7 @@ def lora_linear(
 ) -> Tensor:
     """y `[..., out]` of x `[..., in]` in the dtype of `weight`, which gets no gradient; dropout: p, 0 for none."""
     seed = int(torch.randint(1 << 62, ())) if dropout else 0
-    return _LoraLinear.apply(x, weight, bias, a, b, scale, dropout, seed)  # type: ignore[no-untyped-call]  # of torch
+    return _LoraLinear.apply(x, weight, bias, a, b, scale, dropout, seed)
 
 
 def kept_mask(seed: int, count: int, dropout: float, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def text_samples(
     text: whatever `calibration` takes. A partial last window is dropped. InputError for a text without one window.
     """
     source = read_source(text, field)
-    ids = Encoder(decoder, source, tokenizer).stream()  # type: ignore[arg-type]  # the two kinds of tokens are one here
+    ids = Encoder(decoder, source, tokenizer).stream()
     windows = len(ids) // cutoff
     if not windows:
         raise InputError(f"{source.name}: {len(ids)} tokens; a window of {cutoff} (cutoff) is expected at least")

@@ -223,7 +223,7 @@ def decoder_digest(decoder: AnyDecoder) -> str:
     digest = hashlib.sha256()
     for name, tensor in decoder.tensors():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

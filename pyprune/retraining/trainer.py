@@ -153,7 +153,7 @@ def kept_random_state() -> Iterator[None]:
 class NothingWritten(TrainingArguments):
     """Trainer's arguments without its folder, which it makes before it knows whether anything is saved."""
 
-    should_save = property(lambda _: False)  # type: ignore[assignment]
+    should_save = property(lambda _: False)
 
 
 class ObjectiveTrainer(Trainer):
@@ -213,6 +213,7 @@ class ObjectiveTrainer(Trainer):
         """The objective's mean over a micro-batch, weighed by its share of the target tokens of the whole batch."""
         with self.session.autocast():
             mean = self.session.objective(model, inputs)
+        assert num_items_in_batch is not None  # Trainer counts the labels of the whole batch
         targets = (inputs["labels"] != IGNORED).sum()
         loss = mean * (targets / num_items_in_batch)
         self.session.micro_batch_done(float(loss.detach()), int(inputs["attention_mask"].sum()))
