@@ -113,7 +113,7 @@ def test_every_pruned_row_has_its_own_name_model_and_record():
         ("original", "original", None, None),
         ("depth 20%", "depth", "20%", depth.to_dict()),
         ("flap 20%", "flap", "20%", width.to_dict()),
-        ("flap 20%, padded", "flap, padded", "20%", {"as": "flap 20%", "pad_to": 32}),
+        ("flap 20%, padded", "flap padded", "20%", {"as": "flap 20%", "pad_to": 32}),
     ]
     blocks = [[block.index for block in row.decoder.blocks] for row in made]
     assert blocks == [list(range(8)), [0, 1, 2, 5, 6, 7], list(range(8)), list(range(8))]
