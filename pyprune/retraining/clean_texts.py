@@ -1,7 +1,8 @@
 """Training texts that hold nothing that the model was calibrated on or is to be judged by.
 
-Of `demo:lambada` the rows go that calibration drew from. The documents of the paper's seven tasks are not trained on:
-`demo:boolq`, which is evaluation text, is refused, and so are the tasks' datasets but for their training splits.
+Of `demo:lambada` the rows go that calibration drew from, and those that quote them: some of its passages overlap. The
+documents of the paper's seven tasks are not trained on: `demo:boolq`, which is evaluation text, is refused, and so are
+the tasks' datasets but for their training splits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder
+from pyprune.retraining.overlap import word_runs
 from pyprune.scoring.calibration import hub
 from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION, PREFIX
 from pyprune.scoring.calibration.sources import GAP, Texts, read_source
@@ -47,6 +49,10 @@ DRAWN = (Drawn(10, 128), Drawn(128, 128), Drawn(256, 128))
 """What scoring and repair draw unless they are told otherwise, and what the documentation has repair draw."""
 
 
+QUOTED = 8
+"""Words in a row that two passages must share for one to quote the other."""
+
+
 def require_clean(text: Any) -> None:
     """Raise InputError for a text by which models are judged."""
     if not isinstance(text, (str, os.PathLike)):
@@ -70,6 +76,7 @@ def cleaned(decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: A
     source = read_source(text)
     assert isinstance(source, Texts)  # a demonstration is
     gone = drawn_rows(source.documents, tokenizer or decoder.tokenizer(), drawn)
+    gone |= quoting_rows(source.documents, gone)
     kept = [document for row, document in enumerate(source.documents) if row not in gone]
     return Texts(f"{source.name}, without {len(gone)} rows of calibration", kept)
 
@@ -96,6 +103,12 @@ def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn])
             tokens = offsets[place * draw.seq_len : (place + 1) * draw.seq_len]
             rows |= _overlapping(tokens[0][0], tokens[-1][1], ends, documents)
     return rows
+
+
+def quoting_rows(documents: Sequence[str], rows: set[int]) -> set[int]:
+    """The numbers of the documents that share a run of QUOTED words with one of these rows."""
+    runs = {run for row in rows for run in word_runs(documents[row], QUOTED)}
+    return {row for row, text in enumerate(documents) if any(run in runs for run in word_runs(text, QUOTED))}
 
 
 def _overlapping(first: int, last: int, ends: Sequence[int], documents: Sequence[str]) -> set[int]:

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from pyprune import InputError
-from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, require_clean
+from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, quoting_rows, require_clean
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.calibration.demonstrations import DEMONSTRATIONS
 from pyprune.scoring.calibration.sources import GAP
@@ -37,6 +37,17 @@ def test_the_rows_are_those_that_the_windows_overlap(seed):
     chosen = numpy.sort(numpy.random.default_rng(seed).choice(windows, size=6, replace=False))
     expected = {row for place in chosen for row in owner[place * 10 : place * 10 + 10]} - {-1}
     assert drawn_rows(documents, Letters(), [draw]) == expected
+
+
+def test_rows_that_quote_a_drawn_one_go_too():
+    passage = "one two three four five six seven eight nine ten"
+    documents = [
+        passage,
+        "Then: three four, FIVE six seven eight nine ten; end.",
+        "one two three four five six seven",
+    ]
+    assert quoting_rows(documents, {0}) == {0, 1}
+    assert quoting_rows(documents, set()) == set()
 
 
 @needs_texts
