@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +100,9 @@ def with_lora(model: Any, settings: Settings, first: int = 0, targets: list[str]
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, adapter_name=ADAPTER)
+    with warnings.catch_warnings():  # peft reads the old name, of which transformers 5.24 warns
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        return get_peft_model(model, config, adapter_name=ADAPTER)
 
 
 def merged(decoder: AnyDecoder, model: Any) -> AnyDecoder:

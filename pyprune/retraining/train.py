@@ -191,12 +191,13 @@ def retrain_with_report(
     else:
         next_token, pad = NextToken(decoder.structure.logits, any_family=True), pad_token(decoder)
     state = None if state_path is None else StateFile(state_path, subject)
-    is_bf16 = precision_of(decoder, settings) == "bf16"
+    precision = precision_of(decoder, settings)
     session = Session(
-        network, objective or next_token, settings, samples, held_out, pad, is_bf16, next_token, state, progress
-    )
+        network, objective or next_token, settings, samples, held_out, pad, precision == "bf16", next_token, state,
+        progress,
+    )  # fmt: skip
     curve = session.run()
-    trained_with = {**names, **settings.to_dict()}
+    trained_with = {**names, **settings.to_dict(), "precision": precision}
     if taught is not None:
         trained_with["distillation"] = {"teacher": teacher.name, **taught}
     result = Retrained(merged(decoder, network), curve, trained_with)

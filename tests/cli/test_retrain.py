@@ -41,6 +41,7 @@ def test_it_trains_saves_and_tells(capsys, tmp_path, pruned, ids):
     told = json.loads(text)
     assert told["trained_steps"] == 2
     assert told["trained_tokens"] == 2 * 4 * 12
+    assert told["precision"] == "fp32"  # the one of the model
     expected = retrain(pruned, text=ids, cutoff=12, steps=2, batch=4, micro_batch=2, learning_rate=0.01)
     saved = load(str(out))
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(saved.tensors(), expected.tensors(), strict=True))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_the_original_stays_to_the_bit(llama, text, full):
 
 def test_the_pruning_record_and_the_original_indices_stay(llama, text, tmp_path):
     pruned = pyprune.apply(llama, Pruning(blocks=(1,), ffn=(2,)))
-    trained = pyprune.retrain(pruned, text=text, out=tmp_path / "out", **FEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a user has no use for those of peft and transformers
+        trained = pyprune.retrain(pruned, text=text, out=tmp_path / "out", **FEW)
     loaded = pyprune.load(str(tmp_path / "out"))
     assert same(loaded, trained)
     assert loaded.pruning == trained.pruning == pruned.pruning
@@ -172,12 +175,13 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("pruning", PRUNINGS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "pruning"), [*((family, "depth") for family in FAMILIES), ("tied", "ragged"), ("qwen2", "padded")]
+)
 def test_every_family_and_form_learns_and_loads_again(text, tmp_path, family, pruning):
     original = pyprune.load(FAMILIES[family], dtype=torch.float32)
     pruned = pyprune.apply(original, PRUNINGS[pruning])
-    result = retrain_with_report(pruned, text=text, cutoff=12, steps=12, batch=8, micro_batch=8, learning_rate=3e-2,
+    result = retrain_with_report(pruned, text=text, cutoff=12, steps=8, batch=8, micro_batch=8, learning_rate=3e-2,
                                  out=tmp_path / "out")  # fmt: skip
     losses = [point.loss for point in result.curve[1:]]
     assert sum(losses[-3:]) < sum(losses[:3])
