@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.pages import tables
-from bench.pages.results import COMPARISON, DECODING, RESULTS, link, machine
+from bench.pages.results import COMPARISON, COMPARISON_BY_TASKS, DECODING, RESULTS, link, machine
 
 ACCELERATE = "accelerate-smollm2-bf16-2core-zen4.json"
 AMX = "instruction-sets-bf16-16core-amx.json"
@@ -51,6 +51,18 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --b
 ```
 
 {tables.depth_and_width()}
+
+The same rows on the paper's tasks ({link(COMPARISON_BY_TASKS)}):
+
+```bash
+pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --tasks paper --limit 200
+```
+
+{tables.accuracies(COMPARISON_BY_TASKS)}
+
+Accuracy shows what perplexity hides. Depth has the lowest perplexity of the pruned rows, yet FLAP answers as well: the
+means lie within two standard errors. Depth loses most on ARC-e and HellaSwag, and nothing on BoolQ and WinoGrande,
+where this model guesses. LLM-Pruner loses on ARC-e what FLAP keeps. Wanda-sp is near chance.
 
 ## Decoding
 

@@ -42,6 +42,30 @@ def depth_and_width(name: str = COMPARISON, batch: int | None = None) -> str:
     return table(header, rows)
 
 
+def accuracies(name: str) -> str:
+    """Perplexity beside the accuracy on each task, in percent, of a comparison's rows; padded ones are the same."""
+    from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
+    from pyprune.study.labels import unpadded
+
+    results = read(name)
+    rows = []
+    for row in results["rows"]:
+        if unpadded(row["method"]) != row["method"]:
+            continue
+        values = [row["accuracy"][task][metric_of(task)] for task in HEADERS]
+        mean = mean_accuracy(row["accuracy"])
+        assert mean is not None
+        rows.append(
+            [
+                row["name"],
+                perplexity(row["ppl"]),
+                f"{100 * mean[0]:.1f} ± {100 * mean[1]:.1f}",
+                *(f"{100 * value:.1f}" for value in values),
+            ]
+        )
+    return table(["SmolLM2-135M", "PPL", "mean accuracy, %", *HEADERS.values()], rows)
+
+
 def perplexity(value: float | None) -> str:
     """To three digits."""
     return "" if value is None else f"{value:.4g}" if value >= 1000 else f"{value:.3g}"

@@ -1,8 +1,8 @@
 """Training texts that hold nothing that the model was calibrated on or is to be judged by.
 
-Of `demo:lambada` the rows go that calibration drew from, and those that repeat something of them. The documents of the
-paper's seven tasks are not trained on: `demo:boolq`, which is evaluation text, is refused, and so are the tasks'
-datasets but for their training splits.
+Of `demo:lambada` the rows go that calibration drew from, and those that quote them: some of its passages overlap. The
+documents of the paper's seven tasks are not trained on: `demo:boolq`, which is evaluation text, is refused, and so are
+the tasks' datasets but for their training splits.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder
+from pyprune.retraining.overlap import word_runs
 from pyprune.scoring.calibration import hub
 from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION, PREFIX
 from pyprune.scoring.calibration.sources import GAP, Texts, read_source
@@ -47,8 +48,9 @@ class Drawn:
 DRAWN = (Drawn(10, 128), Drawn(128, 128), Drawn(256, 128))
 """What scoring and repair draw unless they are told otherwise, and what the documentation has repair draw."""
 
-PIECE, STRIDE = 30, 10
-"""Characters: of a piece by which passages that overlap are found, and between the beginnings of two."""
+
+QUOTED = 8
+"""Words in a row that two passages must share for one to quote the other."""
 
 
 def require_clean(text: Any) -> None:
@@ -68,30 +70,15 @@ def require_clean(text: Any) -> None:
 
 
 def cleaned(decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: Any = None) -> Any:
-    """The text, of `demo:lambada` without the rows that those calibrations drew from, and without those that repeat
-    something of them: some of its passages overlap in their book."""
+    """The text, of `demo:lambada` without the rows that those calibrations drew from."""
     if not isinstance(text, (str, os.PathLike)) or os.fspath(text) != CALIBRATION:
         return text
     source = read_source(text)
     assert isinstance(source, Texts)  # a demonstration is
     gone = drawn_rows(source.documents, tokenizer or decoder.tokenizer(), drawn)
-    gone |= repeating_rows(source.documents, gone)
+    gone |= quoting_rows(source.documents, gone)
     kept = [document for row, document in enumerate(source.documents) if row not in gone]
     return Texts(f"{source.name}, without {len(gone)} rows of calibration", kept)
-
-
-def repeating_rows(documents: Sequence[str], rows: Set[int]) -> set[int]:
-    """The documents that have PIECE + STRIDE - 1 or more characters on end of one of `rows`, and those themselves."""
-    pieces = {
-        documents[row][start : start + PIECE]
-        for row in rows
-        for start in range(0, len(documents[row]) - PIECE + 1, STRIDE)
-    }
-    return set(rows) | {
-        row
-        for row, document in enumerate(documents)
-        if any(document[start : start + PIECE] in pieces for start in range(len(document) - PIECE + 1))
-    }
 
 
 def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn]) -> set[int]:
@@ -116,6 +103,12 @@ def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn])
             tokens = offsets[place * draw.seq_len : (place + 1) * draw.seq_len]
             rows |= _overlapping(tokens[0][0], tokens[-1][1], ends, documents)
     return rows
+
+
+def quoting_rows(documents: Sequence[str], rows: set[int]) -> set[int]:
+    """The numbers of the documents that share a run of QUOTED words with one of these rows."""
+    runs = {run for row in rows for run in word_runs(documents[row], QUOTED)}
+    return {row for row, text in enumerate(documents) if any(run in runs for run in word_runs(text, QUOTED))}
 
 
 def _overlapping(first: int, last: int, ends: Sequence[int], documents: Sequence[str]) -> set[int]:

@@ -224,7 +224,7 @@ def decoder_digest(decoder: AnyDecoder) -> str:
     digest = hashlib.sha256()
     for name, tensor in decoder.tensors():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -117,7 +117,8 @@ def make_rows(
     if room is not None:
         room.admit(decoder, 0)
     sizes = load_sizes(decoder)
-    rows += [pruned_row(decoder, sizes, chosen, room, *names, record) for *names, chosen, record in _pruned(prunings)]
+    for name, method, ratio, chosen, record in _pruned(prunings):
+        rows.append(pruned_row(decoder, sizes, chosen, room, name, method, ratio, record))
     for name, spec in checkpoints:
         small = load_sizes(spec, dtype)
         shortage = None if room is None else room.admit(small, weight_bytes(small, decoder.device.type == "cuda"))

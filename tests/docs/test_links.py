@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,6 @@ OTHERS = (
     "CONTRIBUTING.md", "CHANGELOG.md", "bench/NOTES.md", "bench/README.md", "bench/gpu_check/README.md",
     "csrc/README.md",
 )  # fmt: skip
-COMING = {"docs/retrain.md", "docs/iterate.md", "docs/recipes.md"}
-"""Pages that are linked before they are there; `test_pages_that_are_there_are_not_coming` takes them off the list."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -34,16 +31,9 @@ def test_internal_links_lead_somewhere(page: str):
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
-        name = str(Path(file).resolve().relative_to(ROOT))
-        if name in COMING:
-            continue
         assert file.exists(), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(file.read_text("utf-8")), f"{page}: {target}"
-
-
-def test_pages_that_are_there_are_not_coming():
-    assert not [page for page in COMING if (ROOT / page).exists()]
 
 
 def test_every_page_is_linked_from_the_index():
@@ -61,4 +51,4 @@ def test_paths_of_pages_in_the_code_exist():
     for file in sources:
         if file.suffix in (".py", ".h", ".cpp", ".cu", ".toml"):
             for path in re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text("utf-8")):
-                assert (ROOT / path).exists() or path in COMING, f"{file}: {path}"
+                assert (ROOT / path).exists(), f"{file}: {path}"

@@ -32,7 +32,7 @@ def hook() -> Any:
 
 
 def test_links_lead_where_the_site_has_the_files(hook):
-    page = "docs/guides/new.md"
+    page = "docs/guides/extend.md"
     assert hook.rewritten("[a](../quickstart.md#install)", page) == "[a](../quickstart.md#install)"
     assert hook.rewritten("[a](../../README.md)", page) == "[a](../index.md)"
     assert hook.rewritten("[a](../README.md)", page) == "[a](../contents.md)"
@@ -65,7 +65,7 @@ def test_links_in_html_name_the_pages_that_are_made(hook):
     ],
 )
 def test_code_addresses_and_what_is_not_there_stay_as_they_are(hook, text):
-    assert hook.rewritten(text, "docs/guides/new.md") == text
+    assert hook.rewritten(text, "docs/guides/extend.md") == text
 
 
 def test_pages_stand_as_the_index_of_the_docs_lists_them(hook):

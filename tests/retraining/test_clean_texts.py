@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from pyprune import InputError
-from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, repeating_rows, require_clean
+from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, quoting_rows, require_clean
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.calibration.demonstrations import DEMONSTRATIONS
 from pyprune.scoring.calibration.sources import GAP
@@ -39,26 +39,29 @@ def test_the_rows_are_those_that_the_windows_overlap(seed):
     assert drawn_rows(documents, Letters(), [draw]) == expected
 
 
-def test_passages_that_overlap_a_drawn_one_go_with_it():
-    letters = numpy.random.default_rng(seeds.seed()).choice(list("abcdefgh "), size=400)
-    book = "".join(letters)
-    documents = [book[:100], "zz" + book[1:40] + "zz", book[71:150], "short", book[200:]]
-    assert repeating_rows(documents, {0}) == {0, 1}  # has 39 characters of it, the next one 29
-    assert repeating_rows(documents, {3}) == {3}
-    assert repeating_rows(documents, set()) == set()
+def test_rows_that_quote_a_drawn_one_go_too():
+    passage = "one two three four five six seven eight nine ten"
+    documents = [
+        passage,
+        "Then: three four, FIVE six seven eight nine ten; end.",
+        "one two three four five six seven",
+    ]
+    assert quoting_rows(documents, {0}) == {0, 1}
+    assert quoting_rows(documents, set()) == set()
 
 
 @needs_texts
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_no_calibrated_row_is_trained_on(smollm2):
-    draw = Drawn(64, 32, 5)
+    drawn = [Drawn(10, 128), Drawn(64, 32, 5)]
     tokenizer = smollm2.tokenizer()
-    left = cleaned(smollm2, "demo:lambada", [draw], tokenizer)
+    left = cleaned(smollm2, "demo:lambada", drawn, tokenizer)
     text = GAP.join(left.documents)
-    for ids in calibration(smollm2, None, draw.samples, draw.seq_len, draw.seed).input_ids:
-        middle = tokenizer.decode(ids[2:-2])
-        assert max(middle.split(GAP), key=len) not in text
+    for draw in drawn:
+        for ids in calibration(smollm2, None, draw.samples, draw.seq_len, draw.seed).input_ids:
+            middle = tokenizer.decode(ids[2:-2])
+            assert max(middle.split(GAP), key=len) not in text
     assert len(left.documents) > 4000
 
 

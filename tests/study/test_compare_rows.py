@@ -104,6 +104,25 @@ def test_a_search_chooses_the_depth_row(search):
     assert sorted(index for _, index in order) == removed
 
 
+def test_every_pruned_row_has_its_own_name_model_and_record():
+    decoder = load(SHAPE)
+    depth, width = Pruning(blocks=[3, 4]), Pruning(neurons={block: range(60) for block in range(8)})
+    padded = width | Pruning(pad_to=32)
+    made = rows.make_rows(decoder, {"20%": rows.RatioPrunings({"depth": depth}, {"flap": (width, padded)})})
+    assert [(row.name, row.method, row.ratio, row.pruning) for row in made] == [
+        ("original", "original", None, None),
+        ("depth 20%", "depth", "20%", depth.to_dict()),
+        ("flap 20%", "flap", "20%", width.to_dict()),
+        ("flap 20%, padded", "flap padded", "20%", {"as": "flap 20%", "pad_to": 32}),
+    ]
+    blocks = [[block.index for block in row.decoder.blocks] for row in made]
+    assert blocks == [list(range(8)), [0, 1, 2, 5, 6, 7], list(range(8)), list(range(8))]
+    assert [row.decoder.parameters() for row in made] == [
+        decoder.parameters(), *(pyprune.apply(decoder, pruning).parameters() for pruning in (depth, width, padded))
+    ]  # fmt: skip
+    assert all(row.shortage is None for row in made)
+
+
 def test_a_row_without_room_says_so_and_the_others_are_measured(monkeypatch, tmp_path, checkpoint):
     admit = room.Room.admit
 

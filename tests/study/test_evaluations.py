@@ -78,7 +78,7 @@ def test_a_new_evaluation_reaches_results_command_csv_page_and_screen(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert "<th>counted</th>" in page
     assert f"<td>{3 * blocks['original']} counted</td>" in page
-    assert f"<li>depth 20% counts {3 * blocks['depth 20%']}.</li>" in page
+    assert f"<tr><td>Quality</td><td>depth 20% counts {3 * blocks['depth 20%']}.</td></tr>" in page
     console = Console(width=200)
     with console.capture() as captured:
         for part in terminal(results):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyprune.scoring.scores import Scores
@@ -37,13 +37,14 @@ def lines(results: dict[str, Any]) -> Figures:
     looks = _looks(rows)
     for column, value in enumerate(values):
         about = known_value(value)
-        _lines_panel(
-            panels[0][column], rows, looks, lambda row, v=value, a=about: scaled(row["values"].get(v), a),
-            lambda row, v=value, a=about: scaled(row["errors"].get(v), a),
-        )  # fmt: skip
+        points = [
+            (row, scaled(row["values"].get(value), about), scaled(row["errors"].get(value), about)) for row in rows
+        ]
+        _lines_panel(panels[0][column], points, looks)
         panels[0][column].set_title(f"{results['model']['name']}: {about.header}")
-        if any(_paper(row, value) is not None for row in rows):
-            _lines_panel(panels[1][column], rows, looks, lambda row, v=value: _paper(row, v), lambda row: None)
+        paper = [(row, _paper(row, value), None) for row in rows]
+        if any(number is not None for _, number, _ in paper):
+            _lines_panel(panels[1][column], paper, looks)
             panels[1][column].set_title(f"The paper: {about.header}")
         elif with_paper:
             panels[1][column].set_axis_off()
@@ -70,19 +71,14 @@ def _looks(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return looks
 
 
-def _lines_panel(
-    panel: Any,
-    rows: list[dict[str, Any]],
-    looks: dict[str, Any],
-    value: Callable[[dict[str, Any]], Any],
-    error: Callable[[dict[str, Any]], Any],
-) -> None:
-    seen = []
+def _lines_panel(panel: Any, entries: Sequence[tuple[dict[str, Any], Any, Any]], looks: dict[str, Any]) -> None:
+    """entries: rows with their value and its error; those whose value is no number are left out."""
+    seen: list[float] = []
     for series, (colour, marker) in looks.items():
         points = sorted(
-            (row["x"], value(row), error(row) or 0.0)
-            for row in rows
-            if row["series"] == series and isinstance(value(row), int | float)
+            (row["x"], value, error or 0.0)
+            for row, value, error in entries
+            if row["series"] == series and isinstance(value, int | float)
         )
         if points:
             x, y, bars = zip(*points, strict=True)
@@ -91,7 +87,7 @@ def _lines_panel(
     if seen and min(seen) > 0 and max(seen) > 8 * min(seen):
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
-    places = sorted({row["x"] for row in rows})
+    places = sorted({row["x"] for row, _, _ in entries})
     if places[0] > 0 and places[-1] >= 20 * places[0]:
         panel.set_xscale("log")
     panel.set_xticks(places, [f"{place:g}" for place in places])
@@ -127,7 +123,9 @@ def _speed_figures(
 
 def as_comparison(results: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """The timings of one number of input tokens in the form of `compare`'s results, every row under its own name."""
-    rows, timings, shortages = [], [], []
+    rows: list[dict[str, Any]] = []
+    timings: list[dict[str, Any]] = []
+    shortages: list[dict[str, Any]] = []
     for row in results["rows"]:
         name = ORIGINAL if row["method"] == ORIGINAL else row["name"]
         about = {"name": name, "method": row["method"], "ratio": row["group"] or None, "ppl_stderr": None}
@@ -149,8 +147,8 @@ def scores(results: dict[str, Any]) -> Figures:
     kinds = [Scores.from_dict(data) for data in results["scores"]]
     drawn: Figures = {}
     for kind in kinds:
-        amount = {"ratio": MARKED} if kind.unit_parameters is not None else {}
-        drawn[f"scores-{kind.criterion}.png"] = (f"Scores by {kind.criterion}", chosen_bars(kind, **amount))
+        marked = None if kind.unit_parameters is None else MARKED
+        drawn[f"scores-{kind.criterion}.png"] = (f"Scores by {kind.criterion}", chosen_bars(kind, ratio=marked))
     if len(kinds) > 1:
         labels = [kind.criterion for kind in kinds]
         drawn["map.png"] = ("Places under each criterion", heat_map(kinds, labels))

@@ -46,10 +46,11 @@ def iterated(
     def train(
         pruned: Decoder, steps: int, seed: int, state: Path | None, progress: Callable[[int, int], None]
     ) -> Decoder:
-        return retrained(
+        result, _ = retrained(
             pruned, texts, budget, tokenizer=tokenizer, steps=steps, seed=seed, teacher=None, state=state,
             progress=progress,
-        ).decoder  # fmt: skip
+        )  # fmt: skip
+        return result
 
     def make() -> dict[str, Any]:
         place = store.scratch("iterate", content)

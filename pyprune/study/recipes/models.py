@@ -166,12 +166,12 @@ class Models:
         journal = self._store.scratch("model", content)
 
         def train() -> tuple[Decoder, Any]:
-            result = retrained(
+            trained, result = retrained(
                 start, self._texts, self._budget, tokenizer=self.tokenizer, steps=self._budget.steps,
                 seed=self._budget.seed, teacher=self.decoder if model.distill else None, state=journal,
                 progress=partial(self._progress, f"retraining, {model.name}"),
             )  # fmt: skip
-            return result.decoder, {**result.to_dict(), "curve": [point.to_dict() for point in result.curve]}
+            return trained, {**result.to_dict(), "curve": [point.to_dict() for point in result.curve]}
 
         return self._store.model(content, train, self.decoder.device)
 

@@ -15,7 +15,7 @@ from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS, variant_options
-from pyprune.recovery.repair import METHODS as REPAIRS
+from pyprune.recovery.methods import METHODS as REPAIRS
 from pyprune.scoring.searches.search import METHODS as SEARCHES
 from pyprune.study.depth_choice import DepthChoice
 from pyprune.study.recipes.budget import Budget, read_budget

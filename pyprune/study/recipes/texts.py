@@ -16,6 +16,7 @@ from pyprune.evaluation.task_data import Documents
 from pyprune.evaluation.texts import DATASETS, read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.models.decoder import Decoder
+from pyprune.retraining.overlap import word_runs
 from pyprune.scoring import calibration
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.calibration.sources import Source, Texts, Tokens, read_source
@@ -117,11 +118,13 @@ def read_part(text: str) -> Source:
         raise InputError(f"text {text!r}: a part from a smaller to a larger percentage up to 100 is expected")
     source = read_source(match[1])
     count = len(source.documents)
-    documents = source.documents[count * first // 100 : count * last // 100]
-    if not len(documents):
+    start, stop = count * first // 100, count * last // 100
+    if start == stop:
         raise InputError(f"text {text!r}: no document lies in that part of {count}")
-    name = f"{source.name}, documents {count * first // 100 + 1} to {count * last // 100} of {count}"
-    return Texts(name, documents) if isinstance(source, Texts) else Tokens(name, list(documents))
+    name = f"{source.name}, documents {start + 1} to {stop} of {count}"
+    if isinstance(source, Texts):
+        return Texts(name, source.documents[start:stop])
+    return Tokens(name, source.documents[start:stop])
 
 
 def _held_out(name: str, text: str) -> Source:
@@ -188,16 +191,11 @@ def tasks_in_training(training: Source | None, tasks: Mapping[str, Documents]) -
     """Task -> how many of its documents share a run of 13 words with the training text."""
     if not isinstance(training, Texts):
         return {}
-    runs = {run for document in training.documents for run in _runs(document)}
+    runs = {run for document in training.documents for run in word_runs(document, RUN)}
     return {
-        name: sum(any(run in runs for run in _runs(" ".join(_words_of(row)))) for row in documents.rows)
+        name: sum(any(run in runs for run in word_runs(" ".join(_words_of(row)), RUN)) for row in documents.rows)
         for name, documents in tasks.items()
     }
-
-
-def _runs(text: str) -> Iterable[int]:
-    words = re.findall(r"\w+", text.lower())
-    return (hash(tuple(words[place : place + RUN])) for place in range(len(words) - RUN + 1))
 
 
 def _words_of(row: Any) -> Iterable[str]:

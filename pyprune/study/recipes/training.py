@@ -56,16 +56,18 @@ def retrained(
     teacher: Decoder | None,
     state: Path | None,
     progress: Callable[[int, int], None],
-) -> Retrained:
+) -> tuple[Decoder, Retrained]:
     """The model after LoRA retraining, merged, and how that went. state: the file that an interrupted run goes on
     from."""
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
-    return retrain_with_report(
+    result = retrain_with_report(
         decoder, **training_source(decoder, texts, budget), **_settings(budget, steps), seed=seed, tokenizer=tokenizer,
         distill_from=teacher, resume=False if state is None else state,
         progress=lambda done, total, loss: progress(done, total),
     )  # fmt: skip
+    assert isinstance(result.decoder, Decoder)  # a model of ours is retrained to one of ours
+    return result.decoder, result
 
 
 def _source_digest(source: Source) -> str:
