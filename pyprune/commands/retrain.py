@@ -106,21 +106,16 @@ def run(options: argparse.Namespace) -> None:
     """Retrain a model and save it."""
     from functools import partial
 
-    from pyprune.files import remove_parts, require_free_directory
     from pyprune.retraining import retrain_with_report
     from pyprune.retraining.adapters import require_extra
-    from pyprune.retraining.train import checked_settings
+    from pyprune.retraining.train import checked_settings, require_outputs
     from pyprune.study.training_plot import training_curve
 
     settings = chosen_settings(options)
-    checked_settings(settings)
+    checked = checked_settings(settings)
     distillation = chosen_distillation(options)
     require_extra()
-    for directory in (options.out, options.adapters):
-        if directory is not None:
-            require_free_directory(directory)
-            if options.resume:
-                remove_parts(directory)
+    require_outputs(options.out, options.adapters, checked, options.resume)
     texts = read_texts(options)
     device = chosen_device(options)
     decoder = loaded_any(options.model, device=device)

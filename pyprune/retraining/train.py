@@ -143,13 +143,7 @@ def retrain_with_report(
         raise InputError("retrain: runs in one process; torchrun has started several")
     if eval_text is None and isinstance(text, str) and text.startswith(PREFIX):
         eval_text = EVALUATION
-    for directory in (out, adapters):
-        if directory is not None:
-            require_free_directory(directory)
-            if resume:
-                remove_parts(directory)
-    if adapters is not None and settings.full:
-        raise InputError(f"retrain: adapters {adapters}: full training has none")
+    require_outputs(out, adapters, settings, bool(resume))
     state_path = _state_path(out, resume)
     decoder = as_any_decoder(model)
     if isinstance(decoder, Decoder):
@@ -217,6 +211,23 @@ def checked_settings(options: dict[str, Any]) -> Settings:
         if name not in known:
             raise InputError(f"retrain: unknown option {name!r}; {', '.join(known)} are accepted")
     return Settings(**options)
+
+
+def require_outputs(
+    out: str | os.PathLike[str] | None, adapters: str | os.PathLike[str] | None, settings: Settings, resume: bool
+) -> None:
+    """Raise InputError where the directories of the results cannot be written; resume: remove what was half written."""
+    if adapters is not None and settings.full:
+        raise InputError(f"retrain: adapters {adapters}: full training has none")
+    if adapters is not None and out is not None:
+        one, other = Path(adapters).resolve(), Path(out).resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise InputError(f"retrain: adapters {adapters}: a directory apart from {out} is expected")
+    for directory in (out, adapters):
+        if directory is not None:
+            require_free_directory(directory)
+            if resume:
+                remove_parts(directory)
 
 
 def decoder_digest(decoder: AnyDecoder) -> str:

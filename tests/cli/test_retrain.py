@@ -77,10 +77,13 @@ def test_a_table_tells_the_same(capsys, tmp_path, pruned, ids):
         (("--text", "IDS", "--calibrated", "3"), "10x128"),
         (("--text", "IDS", "--distill-top-k", "3"), "belongs to --distill"),
         (("--instructions", "IDS", "--field", "a"), "belongs to --text"),
+        (("--text", "IDS", "--adapters", "OUT"), "a directory apart from"),
+        (("--text", "IDS", "--adapters", "OUT/adapters"), "a directory apart from"),
+        (("--text", "IDS", "--adapters", "other", "--full"), "full training has none"),
     ],
 )
 def test_bad_words_are_told_before_anything_is_loaded(capsys, tmp_path, ids, words, message):
-    words = [ids if word == "IDS" else word for word in words]
+    words = [ids if word == "IDS" else word.replace("OUT", str(tmp_path / "out")) for word in words]
     code, _, err = run(capsys, "retrain", "/no/such/model", *words, "--out", tmp_path / "out")
     assert code == 2
     assert message in err
