@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on_and_another_candidate_is_another_work(decode
         score(decoder, ids, candidates=[PRUNINGS["FLAP"], MODULES["module"]], measure=["ppl", "kl"], resume=journal)
     with pytest.raises(InputError, match=r"work score ppl\+kl candidate, but work is score ppl candidate"):
         score(decoder, ids, candidates=candidates, resume=journal)
-    with pytest.raises(InputError, match="a function in it"):
+    with pytest.raises(InputError, match="a candidate holds a function"):
         score(decoder, ids, candidates=[MODULES["function"]], resume=tmp_path / "other")
 
 

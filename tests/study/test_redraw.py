@@ -92,7 +92,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, resul
             ["new.json"],
             "out",
             {},
-            "format 'pyprune-comparison/9'; pyprune-scores/1, pyprune-comparison/1, pyprune-gpu-check/1, *",
+            "format 'pyprune-comparison/9'; pyprune-scores/1, pyprune-comparison/1, pyprune-recipe/1, *",
         ),
         (["torn.json"], "out", {}, "torn.json: not whole results"),
         (["list.json"], "out", {}, "list.json: names no format; a JSON object with .* is expected"),
