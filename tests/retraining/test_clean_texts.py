@@ -54,9 +54,9 @@ def test_rows_that_quote_a_drawn_one_go_too():
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_no_calibrated_row_is_trained_on(smollm2, monkeypatch):
-    some = Texts("some", DEMONSTRATIONS["lambada"].documents()[:600])
+    some = Texts("some", DEMONSTRATIONS["lambada"].documents()[:300])
     monkeypatch.setattr("pyprune.retraining.clean_texts.read_source", lambda name: some)
-    drawn = [Drawn(10, 128), Drawn(64, 32, 5)]
+    drawn = [Drawn(10, 128), Drawn(32, 32, 5)]
     tokenizer = smollm2.tokenizer()
     left = cleaned(smollm2, "demo:lambada", drawn, tokenizer)
     text = GAP.join(left.documents)
@@ -64,7 +64,7 @@ def test_no_calibrated_row_is_trained_on(smollm2, monkeypatch):
         for ids in calibration(smollm2, some, draw.samples, draw.seq_len, draw.seed).input_ids:
             middle = tokenizer.decode(ids[2:-2])
             assert max(middle.split(GAP), key=len) not in text
-    assert 400 < len(left.documents) < 600
+    assert 200 < len(left.documents) < 300
 
 
 @needs_texts
