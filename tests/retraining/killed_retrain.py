@@ -25,7 +25,7 @@ SIZES = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61"
 def work(out: Path) -> None:
     model = pyprune.apply(pyprune.load(SIZES), pyprune.Pruning(blocks=(1,)))
     ids = torch.randint(0, 61, (40, 12), generator=torch.Generator().manual_seed(3))
-    retrain(model, text=ids, cutoff=12, steps=20, batch=4, save_seconds=0, eval_steps=5, out=out, resume=True)
+    retrain(model, text=ids, cutoff=12, steps=12, batch=4, save_seconds=0, eval_steps=5, out=out, resume=True)
 
 
 def started(out: Path) -> int:

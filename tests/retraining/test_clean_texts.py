@@ -9,7 +9,7 @@ from pyprune import InputError
 from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, quoting_rows, require_clean
 from pyprune.scoring.calibration import calibration
 from pyprune.scoring.calibration.demonstrations import DEMONSTRATIONS
-from pyprune.scoring.calibration.sources import GAP
+from pyprune.scoring.calibration.sources import GAP, Texts
 from tests import seeds
 
 needs_texts = pytest.mark.skipif(
@@ -53,16 +53,18 @@ def test_rows_that_quote_a_drawn_one_go_too():
 @needs_texts
 @pytest.mark.real_model
 @pytest.mark.slow
-def test_no_calibrated_row_is_trained_on(smollm2):
-    drawn = [Drawn(10, 128), Drawn(64, 32, 5)]
+def test_no_calibrated_row_is_trained_on(smollm2, monkeypatch):
+    some = Texts("some", DEMONSTRATIONS["lambada"].documents()[:300])
+    monkeypatch.setattr("pyprune.retraining.clean_texts.read_source", lambda name: some)
+    drawn = [Drawn(10, 128), Drawn(32, 32, 5)]
     tokenizer = smollm2.tokenizer()
     left = cleaned(smollm2, "demo:lambada", drawn, tokenizer)
     text = GAP.join(left.documents)
     for draw in drawn:
-        for ids in calibration(smollm2, None, draw.samples, draw.seq_len, draw.seed).input_ids:
+        for ids in calibration(smollm2, some, draw.samples, draw.seq_len, draw.seed).input_ids:
             middle = tokenizer.decode(ids[2:-2])
             assert max(middle.split(GAP), key=len) not in text
-    assert len(left.documents) > 4000
+    assert 200 < len(left.documents) < 300
 
 
 @needs_texts

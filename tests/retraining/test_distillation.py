@@ -121,7 +121,8 @@ def gradients(model, loss):
 def forms():
     """Llama in every form, and every other family in one."""
     kinds = ("forward-kl", "reverse-kl", "hidden")
-    yield from itertools.product(["llama"], kinds, PRUNINGS, [False, True])
+    yield from itertools.product(["llama"], kinds, PRUNINGS, [False])
+    yield from itertools.product(["llama"], kinds, ["block", "sublayers", "last"], [True])  # the first is the cut
     yield from itertools.product([family for family in FAMILIES if family != "llama"], kinds[::2], ["block"], [False])
 
 

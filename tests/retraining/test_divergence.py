@@ -76,8 +76,7 @@ def test_top_k_is_a_lower_bound_that_vanishes_for_equal_models(kind):
 
 
 @pytest.mark.parametrize("top_k", TOP_K)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize(("kind", "weight"), [("forward-kl", 0.3), ("reverse-kl", 1.0)])
 def test_gradients_of_the_fused_loss(kind, top_k, weight):
     hidden, head, bias, teacher, targets = case()
     mixture = Mixture(kind, top_k, temperature=1.5, weight=weight)
