@@ -1,4 +1,4 @@
-"""`--full`: the tests marked `full` too, which need a browser, mkdocs or a notebook's kernel.
+"""`--full`: the tests marked `full` too, which need a browser, mkdocs or a notebook's kernel, or take minutes.
 
 `make test-full` installs these tools; without the option the tests are skipped and say so.
 """

@@ -268,11 +268,12 @@ def test_what_a_kill_left_half_written_or_half_removed_is_no_obstacle(model, tmp
 
 
 @pytest.mark.slow
-def test_killed_four_times_at_random_it_ends_the_same(tmp_path):
-    words = [sys.executable, "-m", "tests.retraining.killed_iterate", str(tmp_path), "4", str(seeds.seed())]
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_at_random_it_ends_the_same(tmp_path, kills):
+    words = [sys.executable, "-m", "tests.retraining.killed_iterate", str(tmp_path), str(kills), str(seeds.seed())]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kills"] == 4
+    assert json.loads(done.stdout)["kills"] == kills
     assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
     for name in ("iterate.json", "model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
