@@ -26,6 +26,7 @@ SCORING_BF16 = "scoring-gemms-smollm2-bf16-2core-zen4.json"
 SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
 WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
 TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
+TRAINING = ("training-smollm2-bf16-2core-zen4.json", "training-smollm2-fp32-2core-zen4.json")
 SWEEP = "sweep-7000-7300-bf16-2core-zen4.json"
 
 
@@ -155,6 +156,18 @@ python -m pytest bench/test_tasks.py --benchmark-enable --documents=100 -k bf16
 ```
 
 {tables.tasks(*TASKS)}
+
+`by sharing` is what reading shared contexts once would give alone.
+
+## Training
+
+LoRA on SmolLM2-135M without six blocks, batches of 4 x 256 tokens ({link(*TRAINING)}).
+
+```bash
+python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
+```
+
+{tables.training(*TRAINING)}
 
 ## What the bytes allow
 

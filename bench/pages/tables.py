@@ -167,8 +167,21 @@ def tasks(*names: str) -> str:
     for name in names:
         for case in cases(name):
             own = f"{median(case['seconds']['pyprune']):.1f}"
-            rows.append([case["dtype"], case["task"], str(case["documents"]), own, ratio(case["ratio"]["hf"])])
-    return table(["dtype", "task", "documents", "s", "over lm-eval's `hf`"], rows)
+            peers = [ratio(case["ratio"][peer]) for peer in ("hf", "hf, accelerated")]
+            bound = f"{case['bound_by_sharing']:.2f}x"
+            rows.append([case["dtype"], case["task"], str(case["documents"]), own, *peers, bound])
+    return table(["dtype", "task", "documents", "s", "over lm-eval's `hf`", "over it accelerated", "by sharing"], rows)
+
+
+def training(*names: str) -> str:
+    """Tokens a second of LoRA training beside peft with plain transformers."""
+    rows = []
+    for name in names:
+        for case in cases(name):
+            rates = [f"{case['tokens'] / median(case['seconds'][side]):.0f}" for side in ("pyprune", "peft")]
+            difference = f"{case['largest_relative_difference']:.0e}"
+            rows.append([case["precision"], *rates, ratio(case["ratio"]["peft"]), difference])
+    return table(["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "losses of 20 steps differ by"], rows)
 
 
 def scoring_memory(name: str) -> str:
