@@ -181,7 +181,9 @@ def training(*names: str) -> str:
             rates = [f"{case['tokens'] / median(case['seconds'][side]):.0f}" for side in ("pyprune", "peft")]
             difference = f"{case['largest_relative_difference']:.0e}"
             rows.append([case["precision"], *rates, ratio(case["ratio"]["peft"]), difference])
-    return table(["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "losses of 20 steps differ by"], rows)
+    return table(
+        ["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "losses of 20 steps differ by"], rows
+    )
 
 
 def scoring_memory(name: str) -> str:
