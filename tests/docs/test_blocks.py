@@ -37,6 +37,7 @@ WITH_PYTHON = [page for page in pages() if session(page)]
 REAL = [page for page in WITH_PYTHON if page not in QUICKER and "smollm2-135m" in session(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [

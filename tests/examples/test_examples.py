@@ -40,6 +40,7 @@ def test_a_script_runs_as_it_stands(name, monkeypatch, capsys):
     assert re.fullmatch(OUTPUTS[name], capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_retraining_brings_back_what_pruning_took(monkeypatch, capsys):
     if importlib.util.find_spec("peft") is None:
         pytest.skip("peft is not installed: retraining by LoRA needs it")

@@ -99,6 +99,7 @@ def test_an_unpruned_model_has_no_first_cut(teacher, text):
         retrain_with_report(teacher, text=text, train_from="first-cut", **FEW)
 
 
+@pytest.mark.slow
 def test_iterate_trains_by_retrain_with_the_original_as_teacher(teacher, text):
     ids, held_out = (torch.randint(0, 97, (4, 9), generator=seeds.generator(n)) for n in (1, 2))
     few = {name: value for name, value in FEW.items() if name not in ("steps", "held_out")}

@@ -139,6 +139,7 @@ class Ended(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_it_resumes_from_every_write_as_if_nothing_had_been(model, tmp_path, monkeypatch):
     options = {"count": 2, "one_shot_retrained": True}
     expected = run(model, **options, out=tmp_path / "whole", resume=True)

@@ -68,6 +68,7 @@ def test_the_pruning_record_and_the_original_indices_stay(llama, text, tmp_path)
     assert index_map(loaded) == index_map(pruned)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_others(llama, text):
     one, two, other = (pyprune.retrain(llama, text=text, seed=seed, **FEW) for seed in (3, 3, 4))
     assert same(one, two)
@@ -78,6 +79,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"full": True}, {"precision": "bf16"}], ids=["lora", "full", "bf16"])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(llama, text, tmp_path, options):
     settings = {**FEW, "steps": 3, "save_seconds": 0, **options}
