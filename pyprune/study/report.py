@@ -5,57 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import os
-from pathlib import Path
 from typing import Any
 
-from pyprune.errors import InputError
-from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
+from pyprune.files import json_text
 from pyprune.study.columns import Table, cells, shown
 from pyprune.study.cut_diagram import Cut, cut_element
 from pyprune.study.cuts import comparison_cuts
 from pyprune.study.findings import findings
 from pyprune.study.page import model_cells, page, task_cells
 from pyprune.study.plots import latency_by_batch, latency_drawings, quality_and_throughput, quality_drawings
+from pyprune.study.results_directory import RESULTS, draw_results, save_results
 from pyprune.study.table import FORMAT, engines, settings, table, timing_columns, timing_lines
-
-RESULTS = "results.json"
-
-
-class ReportError(RuntimeError):
-    """The report could not be drawn; the message says where the results are, which `pyprune report` draws again."""
 
 
 def save(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write `results.json` (all raw samples) into a new directory, then all that is drawn from it, the page last.
-
-    What took hours is on disk before anything can fail to be drawn: on an error the directory keeps results.json.
-    Raises InputError when the directory is taken, ReportError when something cannot be drawn.
-    """
-    target = require_free_directory(directory)
-    with whole_directory(target) as scratch:
-        write_json(scratch / RESULTS, results)
-    try:
-        for name, data in drawn(results).items():
-            write_bytes(target / name, data)
-    except Exception as error:
-        kept = Path(directory) / RESULTS
-        raise ReportError(
-            f"the report could not be drawn ({type(error).__name__}: {error}); the results are in {kept}: "
-            f"pyprune report {kept} --out DIR draws them again"
-        ) from error
+    """Write a comparison into a new directory, as `save_results` does."""
+    save_results(results, directory, drawn)
 
 
 def render(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write the same files as `save` from results that are on disk already; whole or not at all.
-
-    Raises InputError when the directory is taken or the format is not ours.
-    """
-    if results.get("format") != FORMAT:
-        raise InputError(f"results of format {results.get('format')!r}: {FORMAT!r} is expected")
-    files = {RESULTS: json_text(results).encode(), **drawn(results)}
-    with whole_directory(directory) as scratch:
-        for name, data in files.items():
-            (scratch / name).write_bytes(data)
+    """Write the same files as `save` from results that are on disk already, as `draw_results` does."""
+    draw_results(results, directory, FORMAT, drawn)
 
 
 def drawn(results: dict[str, Any]) -> dict[str, bytes]:

@@ -16,7 +16,8 @@ from pyprune.study.columns import Table, shown
 from pyprune.study.findings import findings, speed_cells
 from pyprune.study.page import page
 from pyprune.study.plots import latency_drawings, quality_drawings
-from pyprune.study.report import ReportError, render, save, terminal
+from pyprune.study.report import render, save, terminal
+from pyprune.study.results_directory import ReportError
 from pyprune.study.table import table, timing_columns
 from pyprune.study.verdict import verdict
 

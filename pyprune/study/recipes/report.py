@@ -4,50 +4,27 @@ from __future__ import annotations
 
 import os
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from pyprune.errors import InputError
-from pyprune.files import json_text, require_free_directory, whole_directory, write_bytes, write_json
 from pyprune.study.page import html_page, html_table, inline_figure, machine_cells
 from pyprune.study.paper.tables import comma_separated, markdown
 from pyprune.study.recipes.agreement import agreement, incomparable
 from pyprune.study.recipes.figures import Figures, figures
 from pyprune.study.recipes.table import cells, values
-from pyprune.study.report import RESULTS, ReportError
+from pyprune.study.results_directory import draw_results, save_results
 from pyprune.study.samples import Samples
 
 FORMAT = "pyprune-recipe/1"
 
 
 def save(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write results.json into a new directory, then all that is drawn from it, the page last.
-
-    What took hours is on disk before anything can fail to be drawn. InputError when the directory is taken, ReportError
-    when something cannot be drawn.
-    """
-    target = require_free_directory(directory)
-    with whole_directory(target) as scratch:
-        write_json(scratch / RESULTS, results)
-    try:
-        for name, data in drawn(results).items():
-            write_bytes(target / name, data)
-    except Exception as error:
-        kept = Path(directory) / RESULTS
-        raise ReportError(
-            f"the report could not be drawn ({type(error).__name__}: {error}); the results are in {kept}: "
-            f"pyprune report {kept} --out DIR draws them again"
-        ) from error
+    """Write a recipe's results into a new directory, as `save_results` does."""
+    save_results(results, directory, drawn)
 
 
 def render(results: dict[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write the same files as `save` from results that are on disk already; whole or not at all."""
-    if results.get("format") != FORMAT:
-        raise InputError(f"results of format {results.get('format')!r}: {FORMAT!r} is expected")
-    files = {RESULTS: json_text(results).encode(), **drawn(results)}
-    with whole_directory(directory) as scratch:
-        for name, data in files.items():
-            (scratch / name).write_bytes(data)
+    """Write the same files as `save` from results that are on disk already, as `draw_results` does."""
+    draw_results(results, directory, FORMAT, drawn)
 
 
 def drawn(results: dict[str, Any]) -> dict[str, bytes]:
