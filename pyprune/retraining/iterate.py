@@ -26,6 +26,7 @@ from pyprune.models.pruning import original_name
 from pyprune.pruning.apply import apply
 from pyprune.pruning.depth import removal
 from pyprune.retraining.iterated import Iterated, Removal, Round, Unit
+from pyprune.retraining.journal_path import journal_path
 from pyprune.retraining.objectives.distillation import distillation_options
 from pyprune.retraining.rounds import Rounds
 from pyprune.retraining.train import checked_settings, decoder_digest, require_extra, retrain_with_report
@@ -82,7 +83,7 @@ def iterate(
     """
     require_whole("iterate: steps", steps, 1)
     training = _described_training(train, text, instructions, distill, steps, seed, options)
-    journal = _journal_of(out, resume)
+    journal = journal_path("iterate", out, resume)
     if protect is not None and not isinstance(protect, str):
         protect = sorted(protect)
     if out is not None:
@@ -173,18 +174,6 @@ DISTILLATION = {
     "distill_loss": "kind", "distill_top_k": "top_k", "distill_weight": "weight", "temperature": "temperature",
 }  # fmt: skip
 """Options of `retrain_with_report` -> of `Distillation`."""
-
-
-def _journal_of(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
-    """The folder of the journal, None without one; InputError where it has no name."""
-    if resume is False:
-        return None
-    if resume is not True:
-        return Path(resume)
-    if out is None:
-        raise InputError("iterate: resume: the journal stands beside out, which was not given")
-    path = Path(out).absolute()
-    return path.with_name(f"{path.name}.journal")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Block, Decoder
-from pyprune.recovery.streams import equal
+from pyprune.models.decoder import Decoder
+from pyprune.recovery.blockwise import equal_blocks
 from pyprune.retraining.objectives.objective import transformers_model
 from pyprune.retraining.samples import Batch
 
 
-def equal_blocks(original: Decoder, decoder: Decoder) -> int:
+def equal_prefix(original: Decoder, decoder: Decoder) -> int:
     """How many leading blocks of both hold the same values, rounded to `decoder`'s dtype: the place of the first cut,
     or of the first weights that a repair or a training changed. 0 where the embeddings differ."""
     first, second = original.embedding, decoder.embedding
@@ -28,7 +28,7 @@ def equal_blocks(original: Decoder, decoder: Decoder) -> int:
         return 0
     count = 0
     for block, other in zip(original.blocks, decoder.blocks, strict=False):
-        if block.index != other.index or not _equal(block, other, decoder.dtype):
+        if block.index != other.index or not equal_blocks(block, other, decoder.dtype):
             break
         count += 1
     return count
@@ -128,12 +128,3 @@ def states_behind(
             arguments["inputs_embeds"].requires_grad_()  # a reentrant checkpoint passes gradients on only then
     with with_layers(inner, layers):
         return inner(**arguments, use_cache=False).last_hidden_state
-
-
-def _equal(block: Block, other: Block, dtype: torch.dtype) -> bool:
-    pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
-    return all(
-        sublayer is counterpart
-        or (sublayer is not None and counterpart is not None and equal(sublayer, counterpart, dtype))
-        for sublayer, counterpart in pairs
-    )

@@ -29,6 +29,7 @@ from pyprune.retraining.adapters import (
 from pyprune.retraining.clean_texts import DRAWN, Drawn, cleaned, require_clean
 from pyprune.retraining.curve import Point, csv_text
 from pyprune.retraining.instructions import instruction_samples
+from pyprune.retraining.journal_path import journal_path
 from pyprune.retraining.lora_linear import fuse_adapters
 from pyprune.retraining.objectives import NextToken, Objective
 from pyprune.retraining.objectives.distillation import Distillation, distillation_options
@@ -144,7 +145,7 @@ def retrain_with_report(
     if eval_text is None and isinstance(text, str) and text.startswith(PREFIX):
         eval_text = EVALUATION
     require_outputs(out, adapters, settings, bool(resume))
-    state_path = _state_path(out, resume)
+    state_path = journal_path("retrain", out, resume)
     decoder = as_any_decoder(model)
     if isinstance(decoder, Decoder):
         decoder.require_weights()
@@ -251,17 +252,6 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 def _require_first_device(device: torch.device) -> None:
     if device.type == "cuda" and device.index not in (None, 0):
         raise InputError(f"retrain: device {device}: cuda:0 is expected (CUDA_VISIBLE_DEVICES says which GPU that is)")
-
-
-def _state_path(out: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
-    if resume is False:
-        return None
-    if resume is not True:
-        return Path(resume)
-    if out is None:
-        raise InputError("retrain: resume: the state stands beside out, which was not given")
-    path = Path(out).absolute()
-    return path.with_name(f"{path.name}.journal")
 
 
 def _split(samples: list[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:

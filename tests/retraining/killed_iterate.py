@@ -1,15 +1,7 @@
-"""Run an iterative pruning whole, and again killed at random moments: FOLDER KILLS SEED. Leaves FOLDER/whole, /killed.
-
-Each run is a fork of this process, which itself computes nothing: so a run costs no imports, and no thread is lost.
-"""
+"""Prune iteratively whole, and again killed at random moments: FOLDER KILLS SEED. Leaves FOLDER/whole and /killed."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +10,7 @@ import torch
 
 import pyprune
 from pyprune.retraining.iterate import iterate
+from tests.retraining.killing import killed_at_random
 
 SIZES = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 
@@ -37,32 +30,5 @@ def work(out: Path) -> None:
     )
 
 
-def started(out: Path) -> int:
-    child = os.fork()
-    if not child:
-        work(out)
-        os._exit(0)
-    return child
-
-
-def main(folder: str, kills: str, seed: str) -> None:
-    whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-    begin = time.monotonic()
-    assert os.waitpid(started(whole), 0)[1] == 0
-    duration = time.monotonic() - begin
-    draw = random.Random(int(seed))
-    done = 0
-    for _ in range(int(kills)):
-        child = started(killed)
-        time.sleep(draw.uniform(0, 0.4 * duration))
-        os.kill(child, signal.SIGKILL)
-        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            done += 1
-        if killed.exists():  # it was quicker; the rest of the kills begin again
-            shutil.rmtree(killed)
-    assert os.waitpid(started(killed), 0)[1] == 0
-    print(json.dumps({"kills": done}))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    killed_at_random(work, *sys.argv[1:], latest=0.4)

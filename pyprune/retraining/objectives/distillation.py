@@ -29,7 +29,7 @@ from pyprune.retraining import divergence
 from pyprune.retraining.linear_cross_entropy import linear_cross_entropy
 from pyprune.retraining.linear_distillation import Mixture, linear_distillation
 from pyprune.retraining.objectives.objective import transformers_model
-from pyprune.retraining.prefix import equal_blocks, frozen_blocks, states_behind
+from pyprune.retraining.prefix import equal_prefix, frozen_blocks, states_behind
 from pyprune.retraining.samples import Batch
 from pyprune.runtime import sequence
 from pyprune.scoring.losses import IGNORED
@@ -67,7 +67,7 @@ class Distillation:
             )
         if self.top_k is not None and self.top_k >= teacher.vocab_size:
             raise InputError(f"distill: top_k {self.top_k}: 1 to {teacher.vocab_size - 1} are accepted, None for all")
-        self.shared = min(equal_blocks(teacher, student), len(student.blocks) - 1)  # the last one is always run
+        self.shared = min(equal_prefix(teacher, student), len(student.blocks) - 1)  # the last one is always run
         if self.kind != "hidden":
             return
         if teacher.hidden_size != student.hidden_size:
