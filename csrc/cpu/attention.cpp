@@ -1,4 +1,5 @@
-// The attention sublayer up to its output projection: the operators norm_qkv_rope and decode_attention.
+// The attention sublayer up to its output projection: the operators norm_qkv_rope, decode_attention and
+// shared_prefix_attention.
 #include "checks.h"
 #include "gemm.h"
 #include "row_groups.h"
@@ -85,9 +86,39 @@ Tensor decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor positio
   return result;
 }
 
+Tensor shared_prefix_attention(Tensor q, Tensor keys, Tensor values, Tensor sequences, double scale, int64_t window) {
+  STD_TORCH_CHECK(q.dim() == 3, "q: [tokens, heads, head_dim] is expected");
+  const Rows rows(q, "q");
+  const int64_t count = q.size(0), heads = q.size(1), head_dim = q.size(2);
+  const Cache k = token_cache_of(keys, "keys"), v = token_cache_of(values, "values");
+  check_pair(k, v);
+  STD_TORCH_CHECK(k.length == count && k.head_dim == head_dim && k.heads > 0 && heads % k.heads == 0,
+                  "keys: q's tokens and head_dim and a divisor of its heads are expected");
+  STD_TORCH_CHECK(window >= 0, "window: ", window, " given; 0 (none) or a positive number is expected");
+  STD_TORCH_CHECK(sequences.is_cpu() && sequences.scalar_type() == ScalarType::Long && sequences.is_contiguous() &&
+                      sequences.dim() == 2 && sequences.size(1) == 3,
+                  "sequences: a contiguous CPU int64 tensor [sequences, 3] is expected");
+  Tensor result = new_tensor(q, {count, heads, head_dim}, q.scalar_type());
+  AttendPack stage{kernels(), rows.view, heads, k, v, window, float(scale), rows_of(result, head_dim), {}};
+  const auto* entry = static_cast<const int64_t*>(sequences.const_data_ptr());
+  int64_t begin = 0;
+  for (int64_t s = 0; s < sequences.size(0); ++s, entry += 3) {
+    const int64_t own = entry[0], prefix = entry[1], seen = entry[2];
+    STD_TORCH_CHECK(own >= 0 && prefix >= 0 && seen >= 0 && own <= count - begin && prefix <= count && seen <= count - prefix,
+                    "sequences: [", own, ", ", prefix, ", ", seen, "] is outside ", count, " tokens");
+    if (own > 0) stage.add(begin, own, prefix, seen);
+    begin += own;
+  }
+  STD_TORCH_CHECK(begin == count, "sequences: ", begin, " tokens in all; the ", count, " of q are expected");
+  ThreadTeam team(1);
+  team.run([&](ThreadTeam::Member& member) { member.run(stage); });
+  return result;
+}
+
 }  // namespace pyprune::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("norm_qkv_rope", TORCH_BOX(&pyprune::cpu::norm_qkv_rope));
+  m.impl("shared_prefix_attention", TORCH_BOX(&pyprune::cpu::shared_prefix_attention));
   m.impl("decode_attention", TORCH_BOX(&pyprune::cpu::decode_attention));
 }

@@ -12,6 +12,14 @@ inline Cache cache_of(const Tensor& t, const char* what) {
           t.stride(0), t.stride(1), t.stride(2)};
 }
 
+// Keys or values [kv_heads, tokens, head_dim] as a cache of one sequence.
+inline Cache token_cache_of(const Tensor& t, const char* what) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 3 && (t.size(2) <= 1 || t.stride(2) == 1), what,
+                  ": a CPU tensor [kv_heads, tokens, head_dim] with contiguous rows is expected");
+  return {static_cast<char*>(t.mutable_data_ptr()), dtype_of(t, what), 1, t.size(0), t.size(1), t.size(2), 0, t.stride(0),
+          t.stride(1)};
+}
+
 inline void check_pair(const Cache& keys, const Cache& values) {
   STD_TORCH_CHECK(keys.batch == values.batch && keys.heads == values.heads && keys.length == values.length &&
                       keys.head_dim == values.head_dim && keys.type == values.type,

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <type_traits>
+#include <vector>
 
 #include "kernels.h"
 #include "scratch.h"
@@ -273,6 +274,74 @@ struct Qkv {
   void operator()(int64_t task, int64_t end, const void* next = nullptr) const { multiply(task, end, {0, count}, next); }
 };
 
+// Rows of keys and values from `origin` on, of one KV head of one sequence.
+struct KeyRows {
+  Cache keys, values;
+  int64_t b, kv, origin;
+};
+
+// `n` queries over `count` rows, of which query i sees [begin(i), end(i)) and that with its values at query(i). Leaves each
+// one's maximum, then its sum, then its head_dim values, from `maximum` on.
+template <class Begin, class End, class Query>
+void attend_rows(const Kernels& k, const KeyRows& rows, int64_t count, int64_t n, Begin begin_of, End end_of, Query query,
+                 DType query_type, float scale, float* maximum) {
+  const Cache &keys = rows.keys, &values = rows.values;
+  float* sum = maximum + n;
+  const int64_t packed_bytes = k.packed_bytes(keys.type, keys.head_dim, n);
+  char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * count * 4);
+  auto* begin = reinterpret_cast<int64_t*>(packed + packed_bytes);
+  auto* end = begin + n;
+  auto* score = reinterpret_cast<float*>(end + n);
+  int64_t from = count, to = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    begin[i] = begin_of(i);
+    end[i] = end_of(i);
+    if (begin[i] < count && end[i] > 0) {
+      from = std::min(from, std::max<int64_t>(0, begin[i]));
+      to = std::max(to, std::min(count, end[i]));
+    }
+  }
+  if (from >= to) {  // before every query's window, or after every position: no key is read
+    std::fill(maximum, maximum + n, -INFINITY);
+    std::fill(sum, sum + n, 0.0f);
+    return;
+  }
+  // The values of a short sequence are prefetched while its keys are multiplied; a longer one gains nothing by it.
+  for (int64_t row = from; row < to && to - from <= 64; ++row)
+    for (int64_t byte = 0; byte < keys.head_dim * size_of(values.type); byte += 64)
+      __builtin_prefetch(static_cast<const char*>(values.at(rows.b, rows.kv, rows.origin + row)) + byte, 0, 2);
+  for (int64_t i = 0; i < n; ++i) {
+    begin[i] -= from;
+    end[i] -= from;
+    k.pack(keys.type, query(i), query_type, nullptr, DType::f32, scale, keys.head_dim, i, n, packed);
+  }
+  k.attend({keys.at(rows.b, rows.kv, rows.origin + from), keys.type, keys.row_stride},
+           {values.at(rows.b, rows.kv, rows.origin + from), values.type, values.row_stride}, to - from, keys.head_dim,
+           packed, n, begin, end, score, maximum, sum, sum + n);
+}
+
+// Joins what `attend_rows` left of `n` queries for each of `splits`, `part` floats apart; query i's result goes to out(i).
+template <class Out>
+void join_splits(const Kernels& k, const float* parts, int64_t part, int64_t splits, int64_t n, int64_t head_dim, Out out,
+                 DType out_type) {
+  auto* home = reinterpret_cast<float*>(scratch<1>(head_dim * 4));
+  for (int64_t i = 0; i < n; ++i) {
+    float highest = -INFINITY, total = 0.0f;
+    for (int64_t s = 0; s < splits; ++s) highest = std::max(highest, parts[s * part + i]);
+    std::fill(home, home + head_dim, 0.0f);
+    for (int64_t s = 0; s < splits; ++s) {
+      const float* maximum = parts + s * part;
+      const float* values = maximum + 2 * n + i * head_dim;
+      if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this split
+      const float factor = std::exp(maximum[i] - highest);
+      total += factor * maximum[n + i];
+      for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * values[d];
+    }
+    for (int64_t d = 0; d < head_dim; ++d) home[d] /= total;
+    k.from_float(home, head_dim, out(i), out_type);
+  }
+}
+
 // Softmax attention over the caches. The sequence is cut into KV splits of a fixed length, so neither the number of threads
 // nor the rest of the batch can change a bit of the result. A task is a split of one KV head of one sequence; `Reduce` joins
 // the splits.
@@ -315,42 +384,12 @@ struct Attend {
   // One split for some queries, which read no more of it than they see.
   void attend(const Queries& some, int64_t split, float* maximum) const {
     const int64_t b = some.pair / keys.heads, kv = some.pair % keys.heads, origin = split * kSplit;
-    const int64_t n = some.tokens * group();
-    float* sum = maximum + n;
-    const int64_t packed_bytes = k.packed_bytes(keys.type, keys.head_dim, n);
-    char* packed = scratch<1>(packed_bytes + 2 * n * 8 + n * kSplit * 4);
-    auto* begin = reinterpret_cast<int64_t*>(packed + packed_bytes);
-    auto* end = begin + n;
-    auto* score = reinterpret_cast<float*>(end + n);
-    int64_t from = kSplit, to = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t t = some.token + i / group();
-      begin[i] = lowest(b, t) - origin;
-      end[i] = positions[b * tokens + t] + 1 - origin;
-      if (begin[i] < kSplit && end[i] > 0) {
-        from = std::min(from, std::max<int64_t>(0, begin[i]));
-        to = std::max(to, std::min(kSplit, end[i]));
-      }
-    }
-    if (from >= to) {  // before every query's window, or after every position: no key is read
-      std::fill(maximum, maximum + n, -INFINITY);
-      std::fill(sum, sum + n, 0.0f);
-      return;
-    }
-    // The values of a short sequence are prefetched while its keys are multiplied; a longer one gains nothing by it.
-    for (int64_t row = from; row < to && to - from <= 64; ++row)
-      for (int64_t byte = 0; byte < keys.head_dim * size_of(values.type); byte += 64)
-        __builtin_prefetch(static_cast<const char*>(values.at(b, kv, origin + row)) + byte, 0, 2);
-    for (int64_t i = 0; i < n; ++i) {
-      begin[i] -= from;
-      end[i] -= from;
-      const int64_t t = some.token + i / group(), head = kv * group() + i % group();
-      k.pack(keys.type, q.at(((b * tokens + t) * heads + head) * keys.head_dim), q.type, nullptr, DType::f32, scale,
-             keys.head_dim, i, n, packed);
-    }
-    k.attend({keys.at(b, kv, origin + from), keys.type, keys.row_stride},
-             {values.at(b, kv, origin + from), values.type, values.row_stride}, to - from, keys.head_dim, packed, n,
-             begin, end, score, maximum, sum, sum + n);
+    const auto row = [&](int64_t i) { return b * tokens + some.token + i / group(); };
+    attend_rows(
+        k, {keys, values, b, kv, origin}, kSplit, some.tokens * group(),
+        [&](int64_t i) { return lowest(b, some.token + i / group()) - origin; },
+        [&](int64_t i) { return positions[row(i)] + 1 - origin; },
+        [&](int64_t i) { return q.at((row(i) * heads + kv * group() + i % group()) * keys.head_dim); }, q.type, scale, maximum);
   }
   void operator()(int64_t task) const {
     const Queries some = all(task / splits);
@@ -366,25 +405,11 @@ struct Reduce {
   int64_t tasks() const { return a.pairs(); }
   int64_t bytes() const { return a.tasks() * a.part(a.all(0)) * 4; }
   void join(const Attend::Queries& some, const float* parts) const {
-    const int64_t b = some.pair / a.keys.heads, kv = some.pair % a.keys.heads, head_dim = a.keys.head_dim;
-    const int64_t n = some.tokens * a.group();
-    auto* home = reinterpret_cast<float*>(scratch<1>(head_dim * 4));
-    for (int64_t i = 0; i < n; ++i) {
-      float highest = -INFINITY, total = 0.0f;
-      for (int64_t s = 0; s < a.splits; ++s) highest = std::max(highest, parts[s * a.part(some) + i]);
-      std::fill(home, home + head_dim, 0.0f);
-      for (int64_t s = 0; s < a.splits; ++s) {
-        const float* maximum = parts + s * a.part(some);
-        const float* values = maximum + 2 * n + i * head_dim;
-        if (maximum[n + i] == 0.0f) continue;  // this query sees nothing of this split
-        const float factor = std::exp(maximum[i] - highest);
-        total += factor * maximum[n + i];
-        for (int64_t d = 0; d < head_dim; ++d) home[d] += factor * values[d];
-      }
-      for (int64_t d = 0; d < head_dim; ++d) home[d] /= total;
-      const int64_t t = some.token + i / a.group(), head = kv * a.group() + i % a.group();
-      a.k.from_float(home, head_dim, out.row((b * a.tokens + t) * a.heads + head), out.type);
-    }
+    const int64_t b = some.pair / a.keys.heads, kv = some.pair % a.keys.heads;
+    const auto row = [&](int64_t i) {
+      return out.row((b * a.tokens + some.token + i / a.group()) * a.heads + kv * a.group() + i % a.group());
+    };
+    join_splits(a.k, parts, a.part(some), a.splits, some.tokens * a.group(), a.keys.head_dim, row, out.type);
   }
   void operator()(int64_t pair) const { join(a.all(pair), a.parts + pair * a.splits * a.part(a.all(pair))); }
 };
@@ -406,6 +431,60 @@ struct AttendPrefill {
     auto* parts = reinterpret_cast<float*>(scratch<3>(a.splits * a.part(some) * 4));
     for (int64_t s = 0; s < a.splits; ++s) a.attend(some, s, parts + s * a.part(some));
     reduce.join(some, parts);
+  }
+};
+
+// Sequences that lie side by side, each behind a prefix that stands somewhere among their tokens: what `AttendPrefill` is for
+// a cache. A task is some tokens of one KV head of one sequence. The splits begin anew where its own tokens begin, so no bit
+// depends on what else is in the pack.
+struct AttendPack {
+  struct Sequence {
+    int64_t begin, own, prefix, seen;  // its own tokens and where they begin; its prefix's
+    int64_t task;                      // the first of its tasks
+  };
+
+  const Kernels& k;
+  Const q;  // [tokens * heads, head_dim], contiguous
+  int64_t heads;
+  Cache keys, values;  // a batch of 1
+  int64_t window;
+  float scale;
+  Mut out;
+  std::vector<Sequence> sequences;
+  int64_t count = 0;  // of tasks
+
+  int64_t group() const { return heads / keys.heads; }
+  int64_t tokens() const { return std::max<int64_t>(1, AttendPrefill::kQueries / group()); }
+  int64_t tiles(const Sequence& s) const { return (s.own + tokens() - 1) / tokens(); }
+  void add(int64_t begin, int64_t own, int64_t prefix, int64_t seen) {
+    sequences.push_back({begin, own, prefix, seen, count});
+    count += tiles(sequences.back()) * keys.heads;
+  }
+  int64_t tasks() const { return count; }
+  int64_t bytes() const { return count * tokens() * group() * keys.head_dim * 4; }
+
+  void operator()(int64_t task) const {
+    const auto after = std::upper_bound(sequences.begin(), sequences.end(), task,
+                                        [](int64_t t, const Sequence& s) { return t < s.task; });
+    const Sequence& s = *std::prev(after);
+    const int64_t kv = (task - s.task) / tiles(s), first = (task - s.task) % tiles(s) * tokens();
+    const int64_t n = std::min(tokens(), s.own - first) * group(), last = first + n / group();  // of its own tokens
+    const int64_t part = n * (keys.head_dim + 2);
+    const auto splits_of = [](int64_t rows) { return (rows + Attend::kSplit - 1) / Attend::kSplit; };
+    const int64_t before = splits_of(s.seen), splits = before + splits_of(last);
+    auto* parts = reinterpret_cast<float*>(scratch<3>(splits * part * 4));
+    const auto row = [&](int64_t i) { return (s.begin + first + i / group()) * heads + kv * group() + i % group(); };
+    for (int64_t split = 0; split < splits; ++split) {
+      const bool shared = split < before;
+      const int64_t place = (shared ? split : split - before) * Attend::kSplit;  // in the prefix, or behind it
+      const int64_t position = shared ? place : s.seen + place;
+      const int64_t rows = std::min(Attend::kSplit, (shared ? s.seen : last) - place);
+      const auto end = [&](int64_t i) { return s.seen + first + i / group() + 1 - position; };
+      const auto begin = [&](int64_t i) { return window ? std::max<int64_t>(0, end(i) - window) : 0; };
+      attend_rows(k, {keys, values, 0, kv, (shared ? s.prefix : s.begin) + place}, rows, n, begin, end,
+                  [&](int64_t i) { return q.row(row(i)); }, q.type, scale, parts + split * part);
+    }
+    join_splits(k, parts, part, splits, n, keys.head_dim, [&](int64_t i) { return out.row(row(i)); }, out.type);
   }
 };
 

@@ -1,8 +1,8 @@
 """Sequences that begin alike, read together: what they share goes through the model once, and then each one's rest.
 
 A `Family` is a prefix and its branches. All tokens of several families lie side by side without padding, so that every
-linear sees one matrix; only attention puts them into rows, the prefixes first, then each branch behind a copy of its
-prefix's keys and values.
+linear sees one matrix. On a CPU attention reads them where they lie (`shared_prefix_attention`); elsewhere it puts them
+into rows, the prefixes first, then each branch behind a copy of its prefix's keys and values.
 """
 
 from __future__ import annotations
@@ -122,21 +122,27 @@ class Pack:
             self._prefix.append(len(ids))
             ids += family.prefix
             positions += range(len(family.prefix))
-        prefix_keys = [range(start, start + len(f.prefix)) for start, f in zip(self._prefix, members, strict=True)]
-        self._rows = [_rows(prefix_keys, [0] * len(members), device)]
-        branch_keys: list[list[int]] = []
-        after: list[int] = []
-        for family, prefix in zip(members, prefix_keys, strict=True):
+        prefixes = [range(start, start + len(f.prefix)) for start, f in zip(self._prefix, members, strict=True)]
+        branches: list[range] = []
+        contexts: list[range] = []
+        for family, prefix in zip(members, prefixes, strict=True):
             self._branch.append([])
             for branch in family.branches:
                 self._branch[-1].append(len(ids))
                 if branch:
-                    branch_keys.append([*prefix, *range(len(ids), len(ids) + len(branch))])
-                    after.append(len(prefix))
+                    branches.append(range(len(ids), len(ids) + len(branch)))
+                    contexts.append(prefix)
                 ids += branch
                 positions += range(len(prefix), len(prefix) + len(branch))
-        if branch_keys:
-            self._rows.append(_rows(branch_keys, after, device))
+        none = range(0)
+        sequences = [(run, none) for run in prefixes], list(zip(branches, contexts, strict=True))
+        self._sequences: Tensor | None = None
+        self._rows: list[_Rows] = []
+        if device.type == "cpu" and runs_operator(max(map(len, (*prefixes, *branches))), device):
+            in_order = itertools.chain.from_iterable(sequences)
+            self._sequences = torch.tensor([[len(own), seen.start, len(seen)] for own, seen in in_order])
+        else:
+            self._rows = [_rows(kind, device) for kind in sequences if kind]
         self._families = members
         self.longest = max(family.longest for family in members)
         self.ids = torch.tensor(ids, device=device)
@@ -151,20 +157,22 @@ class Pack:
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
         """q `[N, heads, head_dim]`, keys and values `[kv_heads, N, head_dim]` -> `[N, heads, head_dim]`."""
+        if self._sequences is not None:
+            return ops.shared_prefix_attention(q, keys, values, self._sequences, q.shape[-1] ** -0.5, window)
         return torch.cat([_attend(rows, q, keys, values, window) for rows in self._rows])
 
 
-def _rows(keys: Sequence[Sequence[int]], after: Sequence[int], device: torch.device) -> _Rows:
-    """Sequences whose tokens lie at `keys`, of which those behind the first `after` ask."""
-    batch = len(keys)
-    lengths = [len(places) - skipped for places, skipped in zip(keys, after, strict=True)]
+def _rows(sequences: Sequence[tuple[range, range]], device: torch.device) -> _Rows:
+    """Sequences whose own tokens, which ask, lie behind those of a prefix, each with where it lies."""
+    batch, longest = len(sequences), max(len(own) + len(prefix) for own, prefix in sequences)
+    lengths = [len(own) for own, _ in sequences]
     queries = torch.zeros(batch, max(lengths), dtype=torch.int64)
     positions = torch.zeros_like(queries)  # padding asks from row 0, which costs least
-    seen = torch.zeros(batch, max(map(len, keys)), dtype=torch.int64)
-    for b, (places, skipped) in enumerate(zip(keys, after, strict=True)):
-        seen[b, : len(places)] = torch.tensor(places)
-        queries[b, : lengths[b]] = seen[b, skipped : len(places)]
-        positions[b, : lengths[b]] = torch.arange(skipped, len(places))
+    seen = torch.zeros(batch, longest, dtype=torch.int64)
+    for b, (own, prefix) in enumerate(sequences):
+        seen[b, : len(prefix) + len(own)] = torch.tensor([*prefix, *own])
+        queries[b, : len(own)] = torch.tensor(own)
+        positions[b, : len(own)] = torch.arange(len(prefix), len(prefix) + len(own))
     used = torch.arange(queries.shape[1]) < torch.tensor(lengths)[:, None]
     home = used.flatten().nonzero()[:, 0]
     return _Rows(queries.to(device), seen.to(device), positions.to(device), home.to(device))

@@ -31,9 +31,16 @@ def arguments(name: str, rows: int) -> tuple:
     keys, values = (poisoned(case, torch.float32).nan_to_num(0.5) for _ in range(2))
     qkv = qkv_arguments(case, torch.float32, True)
     q = random(case[0], case[1], case[2], case[4])
+    together = (
+        random(rows, 4, 10),
+        random(2, rows, 10),
+        random(2, rows, 10),
+        torch.tensor([[1, 0, 0], [rows - 1, 0, 1]]),
+    )
     return {
         "norm_qkv_rope": (*qkv, keys, values),
         "decode_attention": (q, keys, values, qkv[-1], 0.3),
+        "shared_prefix_attention": (*together, 0.3),
         "linear_residual": (x, w, None, random(rows, 37)),
         "norm_gate_up": (x, n, 1e-5, w, weight(37, 61, torch.bfloat16), None, None),
         "norm_head": (x, n, 1e-5, w),

@@ -1,0 +1,134 @@
+"""Attention of sequences side by side behind shared prefixes: as each one would alone, copied behind its prefix."""
+
+from __future__ import annotations
+
+import random as draws
+
+import pytest
+import torch
+
+from pyprune import ops
+from tests import seeds
+from tests.judge import assert_no_worse_than_torch
+from tests.library import needs_library
+from tests.ops.inputs import WEIGHTS, double, random
+
+D = ops.reference
+SHAPES = [  # heads, kv_heads, head_dim
+    (9, 3, 64),
+    (4, 2, 10),
+    (3, 3, 22),
+    (70, 1, 8),
+    (2, 1, 128),
+]
+LENGTHS = {  # (own tokens, which earlier sequence is the prefix)
+    "alone": [(5, None)],
+    "a prefix of its own each": [(3, None), (70, None), (1, 0), (23, 1), (2, 1), (0, 0), (30, 0)],
+    "longer than a split": [(300, None), (1, 0), (290, 0)],
+}
+
+
+def sequences(lengths) -> torch.Tensor:
+    begins = torch.tensor([0, *(own for own, _ in lengths)]).cumsum(0).tolist()
+    return torch.tensor(
+        [[own, *((0, 0) if prefix is None else (begins[prefix], lengths[prefix][0]))] for own, prefix in lengths]
+    )
+
+
+def inputs(shape: tuple[int, int, int], tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    heads, kv_heads, head_dim = shape
+    keys, values = (random(kv_heads, tokens, head_dim, dtype=dtype) for _ in range(2))
+    return random(tokens, heads, head_dim) * 2, keys, values
+
+
+def alone(q, keys, values, entries, scale: float, window: int) -> torch.Tensor:
+    """Each sequence by `decode_attention` over a cache of its own: the definition, with everything copied."""
+    parts, begin = [], 0
+    for own, prefix, seen in entries.tolist():
+        k, v = (torch.cat([x[:, prefix : prefix + seen], x[:, begin : begin + own]], 1)[None] for x in (keys, values))
+        positions = torch.arange(seen, seen + own)[None]
+        if own:
+            parts.append(
+                D.decode_attention(q[None, begin : begin + own], k, v, positions, scale, None, 0, None, window)[0]
+            )
+        begin += own
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("window", [0, 1, 7, 280])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_sequence_attends_as_alone(isa: str, shape: tuple, lengths, window: int, dtype: torch.dtype):
+    entries = sequences(lengths)
+    args = inputs(shape, sum(own for own, _ in lengths), dtype)
+    scale = shape[2] ** -0.5
+    result = ops.shared_prefix_attention(*args, entries, scale, window)
+    plain = alone(args[0].to(dtype), *args[1:], entries, scale, window)
+    exact = alone(*double(*args), entries, scale, window)
+    assert result.dtype == args[0].dtype
+    assert_no_worse_than_torch(result, plain, exact)
+    assert_no_worse_than_torch(D.shared_prefix_attention(*double(*args), entries, scale, window), exact, exact)
+
+
+@needs_library
+def test_nothing_else_in_the_pack_changes_a_bit(isa: str):
+    draw = draws.Random(seeds.seed())
+    lengths = [(draw.randrange(1, 90), None) for _ in range(4)] + [(draw.randrange(1, 40), i) for i in range(4)]
+    entries = sequences(lengths)
+    q, keys, values = inputs((6, 2, 18), sum(own for own, _ in lengths), torch.float32)
+    whole = ops.shared_prefix_attention(q, keys, values, entries, 0.3)
+    threads = torch.get_num_threads()
+    begins = entries[:, 0].cumsum(0) - entries[:, 0]
+    for at, (own, prefix) in enumerate(lengths):
+        rows = slice(int(begins[at]), int(begins[at]) + own)
+        before = slice(0, 0) if prefix is None else slice(int(begins[prefix]), int(begins[prefix]) + lengths[prefix][0])
+        pair = [torch.cat([x[..., before, :], x[..., rows, :]], -2) for x in (q.transpose(0, 1), keys, values)]
+        seen = before.stop - before.start
+        few = torch.tensor([[seen, 0, 0], [own, 0, seen]])
+        torch.set_num_threads(1)
+        try:
+            result = ops.shared_prefix_attention(pair[0].transpose(0, 1).contiguous(), *pair[1:], few, 0.3)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(result[seen:], whole[rows])
+
+
+@needs_library
+def test_keys_may_lie_in_a_larger_cache(isa: str):
+    entries = torch.tensor([[4, 0, 0], [9, 1, 3]])
+    q, keys, values = inputs((4, 2, 10), 13, torch.bfloat16)
+    room = torch.full((2, 2, 40, 12), float("nan"), dtype=torch.bfloat16)
+    room[0, :, 5:18, :10], room[1, :, 5:18, :10] = keys, values
+    inside = room[0, :, 5:18, :10], room[1, :, 5:18, :10]
+    expected = ops.shared_prefix_attention(q, keys, values, entries, 0.3)
+    assert torch.equal(ops.shared_prefix_attention(q, *inside, entries, 0.3), expected)
+
+
+@pytest.mark.parametrize("function", [ops.shared_prefix_attention, D.shared_prefix_attention], ids=["op", "reference"])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([[5, 0, 0]], "5 tokens in all; the 6 of q"),
+        ([[7, 0, 0]], r"\[7, 0, 0\] is outside 6 tokens"),
+        ([[3, 0, 0], [3, 4, 3]], r"\[3, 4, 3\] is outside 6 tokens"),
+        ([[3, 0, 0], [3, -1, 1]], r"\[3, -1, 1\] is outside 6 tokens"),
+        ([[3, 0, 0], [3, 0, -1]], r"\[3, 0, -1\] is outside 6 tokens"),
+        ([[3, 0, 0], [3, 0, 2**62]], "is outside 6 tokens"),
+        ([[6, 0]], r"sequences: .*\[sequences, 3\] is expected"),
+    ],
+)
+def test_sequences_that_do_not_fit_are_refused(function, entries, message: str):
+    with pytest.raises(RuntimeError, match=message):
+        function(*inputs((4, 2, 10), 6, torch.float32), torch.tensor(entries), 0.3)
+
+
+@pytest.mark.parametrize("function", [ops.shared_prefix_attention, D.shared_prefix_attention], ids=["op", "reference"])
+def test_other_shapes_are_refused(function):
+    q, keys, values = inputs((4, 2, 10), 6, torch.float32)
+    entries = torch.tensor([[6, 0, 0]])
+    for wrong in ((q, keys[:, :5], values[:, :5]), (q, keys[..., :8], values[..., :8]), (q[:, :3], keys, values)):
+        with pytest.raises(RuntimeError, match="keys"):
+            function(*(x.contiguous() for x in wrong), entries, 0.3)
+    with pytest.raises(RuntimeError, match="window: -1"):
+        function(q, keys, values, entries, 0.3, -1)
