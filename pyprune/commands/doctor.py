@@ -19,10 +19,9 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "doctor",
-        "what pyprune runs on here, and what is missing",
-        "Say what pyprune finds on this machine: the processor and its instructions, memory, versions, the native "
-        "library, the code path in use, the demonstration model and texts. Where something is missing, say how to get "
-        "it.",
+        "show the kernels in use on this machine and what is missing",
+        "Show what pyprune finds on this machine: CPU and instruction sets, memory, versions, native libraries, the "
+        "kernels in use on CPU and GPUs, the demonstration model and texts. Say how to get what is missing.",
         "pyprune doctor",
         "pyprune doctor --json",
         "pyprune doctor --gpu",
@@ -30,14 +29,14 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--gpu",
         action="store_true",
-        help="check the GPU kernels on this machine's GPUs, at most 90 seconds each; on a GPU where they pass they are "
-        "used from then on (default: off)",
+        help="check the GPU kernels on every GPU, for at most 90 seconds each; pyprune then uses them on every GPU "
+        "that passes (default: off)",
     )
     parser.add_argument(
         "--device",
         type=gpu_number,
         metavar="N",
-        help="with --gpu: check GPU N alone, counted from 0 (default: every GPU)",
+        help="with --gpu: check only GPU N, counted from 0 (default: every GPU)",
     )
     add_json(parser)
 
@@ -53,7 +52,7 @@ def gpu_number(text: str) -> int:
 def run(options: argparse.Namespace) -> None:
     """Say what pyprune runs on here, and what is missing; with --gpu check the GPU kernels."""
     if options.device is not None and not options.gpu:
-        raise InputError("--device: goes with --gpu")
+        raise InputError(f"--device {options.device}: needs --gpu")
     if options.gpu:
         return check_gpus(options.device, options.json)
     from pyprune.models.demo import DEMO_MODEL, demo_model_path
