@@ -45,7 +45,7 @@ def gpu_number(text: str) -> int:
     """A GPU's number, as N or cuda:N."""
     digits = text.removeprefix("cuda:")
     if not (digits.isascii() and digits.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text}: the number of a GPU is expected, as 0 or cuda:0")
+        raise argparse.ArgumentTypeError(f"{text}: a GPU number such as 0 or cuda:0 is expected")
     return int(digits)
 
 
@@ -97,8 +97,8 @@ def _cuda_library(file: Path) -> str:
 
     targets = library_files.cuda_targets(file)
     if targets is None:
-        return f"none, this installation is for CPUs (and Triton): {library_files.problem(file)}"
-    return targets if torch.version.cuda else f"{targets}; never loaded, for this torch has no CUDA"
+        return f"none: {library_files.problem(file)}; GPUs use Triton alone"
+    return targets if torch.version.cuda else f"{targets}; not loaded: this torch has no CUDA"
 
 
 def check_gpus(number: int | None, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def check_gpus(number: int | None, as_json: bool) -> None:
     gpu.require_triton("doctor --gpu")
     count = torch.cuda.device_count()
     if number is not None and number >= count:
-        raise InputError(f"--device {number}: 0 to {count - 1} are the GPUs here")
+        raise InputError(f"--device {number}: a GPU from 0 to {count - 1} is expected")
     verdicts = []
     for index in range(count) if number is None else (number,):
         with Bar() as bar:
@@ -138,8 +138,8 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
             f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=reference runs plain PyTorch instead.", *lines
         ]  # fmt: skip
     return [
-        f"{where}: not finished, {done}; nothing was wrong so far. Run it again: what was compiled is kept, so "
-        "that it gets further."
+        f"{where}: not finished, {done}; no failure so far. Run it again: compiled kernels are kept, so it gets "
+        "further."
     ]
 
 
@@ -147,8 +147,8 @@ def _failure(failure: dict[str, Any]) -> str:
     if failure.get("exception"):
         return " ".join(str(failure["exception"]).split())
     if not failure.get("same_bits_twice", True):
-        return "other bits the second time"
-    return f"error {failure['error']}, PyTorch's {failure['pytorch_error']} (shares of the largest value)"
+        return "different bits in a second run"
+    return f"error {failure['error']}, PyTorch's {failure['pytorch_error']} (relative to the largest value)"
 
 
 def _present(find: Callable[[], object]) -> str | None:
