@@ -110,4 +110,4 @@ def test_scores_that_are_already_made_leave_no_criterion_to_choose(capsys, tmp_p
     words = ["prune", TINY, "--depth", "1", "--scores", str(path), "--criterion", "last", "--out", str(tmp_path / "a")]
     code, _, error = run(capsys, *words)
     assert code == 2
-    assert "--criterion last: the scores in" in error
+    assert "--criterion last: does not go with --scores" in error
