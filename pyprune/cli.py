@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. Nothing heavy is imported here, so that --help answers at once."""
     parser = Parser(
         prog="pyprune",
-        description="Structured pruning of LLaMA-style language models, depth against width: score blocks, prune them, "
-        "measure what that costs in quality and brings in speed, and generate text with blocks skipped.",
+        description="Structured pruning of LLaMA-style language models, by depth and by width: score blocks, prune, "
+        "repair and retrain, measure quality and speed, and generate text with blocks skipped.",
         epilog=examples("pyprune doctor", "pyprune compare smollm2-135m --ratios 20% --out compare-135m")
         + "\n\nExit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.",
     )

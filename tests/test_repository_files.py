@@ -46,6 +46,18 @@ def test_the_citation_is_whole_and_has_the_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", pyprune.__version__)
 
 
+def test_the_readme_and_the_guide_cite_the_titles_of_the_citation_file():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    (paper,) = citation["references"]
+    readme, guide = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/guides/reproduce-the-paper.md"))
+    assert f"title = {{{citation['title']}}}" in readme
+    assert f"title = {{{paper['title']}}}" in readme
+    assert f"*{paper['title']}*" in guide
+    (identifier,) = paper["identifiers"]
+    assert identifier["value"] in readme
+    assert identifier["value"] in guide
+
+
 def test_the_release_checklist_names_commands_and_files_that_are_there():
     text = (ROOT / "RELEASING.md").read_text("utf-8")
     made = set(re.findall(r"`make ([a-z-]+)`", text))

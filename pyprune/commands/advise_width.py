@@ -25,20 +25,22 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "advise-width",
-        "what to round an FFN width to on this machine",
-        "Time the linears of an FFN at a width and at the multiples above it, under torch and under pyprune. Say "
-        "which is fastest here beyond the noise, and what padding costs and gains. Measurements are kept in "
-        "$PYPRUNE_WIDTHS, else pyprune/widths.json in the user's cache directory, and used again. Has never run on a "
-        "GPU.",
+        "recommend an FFN width for this machine",
+        "Time the linear layers of an FFN at its width and at the multiples above it, in torch and in pyprune. "
+        "Recommend the narrowest width that is about as fast as the best, with the cost and the gain of padding. "
+        "Results are kept in $PYPRUNE_WIDTHS, else in pyprune/widths.json in the user's cache directory. This has "
+        "never run on a GPU.",
         "pyprune advise-width 7155",
         "pyprune advise-width 1229 --hidden 576 --rows 1 --dtype fp32 --json",
     )
-    parser.add_argument("width", type=at_least(1), metavar="WIDTH", help="the FFN width as it was pruned")
+    parser.add_argument("width", type=at_least(1), metavar="WIDTH", help="the FFN width after pruning")
     add_hidden(parser)
-    add_rows(parser, WIDTH_ROWS, "rows of activations, batch times tokens")
+    add_rows(parser, WIDTH_ROWS, "rows of activations (batch times tokens)")
     add_dtype(parser, "bf16", "dtype of weights and activations")
     add_device(parser)
-    parser.add_argument("--again", action="store_true", help="measure anew what was measured before (default: off)")
+    parser.add_argument(
+        "--again", action="store_true", help="measure again instead of using stored results (default: off)"
+    )
     add_json(parser)
 
 
@@ -73,10 +75,10 @@ def run(options: argparse.Namespace) -> None:
             *(f"{count} row{'s' if count > 1 else ''}" for count in question.rows),
         ]
         size = f"FFN {options.width} x {options.hidden} in {options.dtype}"
-        print_table(header, rows, f"{side}: {size} on {question.device}, times faster than as it is")
+        print_table(header, rows, f"{side}: {size} on {question.device}, speed-up over the unpadded width")
     sentence = f"Round {options.width} to {advice.best} (* above; pyprune pad --multiple {advice.multiple})."
     if advice.best == options.width:
-        sentence = f"Leave {options.width} as it is: no multiple is measurably quicker here."
+        sentence = f"Leave {options.width} as it is: no multiple is measurably faster here."
     console().print(f"{sentence} Kept in {location()}.", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -16,22 +16,22 @@ def add_candidates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--candidates",
         metavar="DIR",
-        help="score these prunings instead of units, each as if it were the model: a directory of NAME.json files, or "
-        "NAME/pruning.json with its compensation.safetensors beside it (default: none)",
+        help="score these prunings instead of units, each alone: a directory of NAME.json files, or of "
+        "NAME/pruning.json, with compensation.safetensors beside it if there is one (default: none)",
     )
     parser.add_argument(
         "--measure",
         type=comma_separated,
         metavar="M,N",
-        help="what is measured: ppl, kl (divergence from the original, nats), cosine (distance of the last states), "
-        "top1 (share of other top-1 predictions), finercut (distance of the logits), task-loss (of --labels); several "
-        "come from one pass, the first ranks (default: ppl)",
+        help="what to measure: ppl, kl (divergence from the original, in nats), cosine (distance of the last hidden "
+        "states), top1 (share of changed top-1 predictions), finercut (distance of the logits), task-loss (loss on "
+        "--labels); several take one pass, and the first ranks (default: ppl)",
     )
     parser.add_argument(
         "--labels",
         metavar="FILE",
-        help="samples with answers, in place of --text: a safetensors file of input_ids and labels [samples, tokens], "
-        "-100 where none is, and attention_mask where samples are padded (default: none)",
+        help="labelled samples in place of --text: a safetensors file of input_ids and labels [samples, tokens], -100 "
+        "for no label, and attention_mask if samples are padded (default: none)",
     )
 
 
@@ -48,20 +48,20 @@ def chosen_candidates(options: argparse.Namespace) -> dict[str, Any]:
     from pyprune.scoring.measures import measure_names
 
     chosen: dict[str, Any] = {"measure": measure_names(options.measure)}
-    reason = f"goes with --criterion ppl, not {options.criterion}"
+    reason = f"needs --criterion ppl, not {options.criterion}"
     for name in ("candidates", "measure", "labels"):
         if getattr(options, name) is not None and options.criterion not in (None, "ppl"):
             raise InputError(f"--{name}: {reason}")
     if options.candidates is not None:
         for name in _OF_UNITS:
             if getattr(options, name) is not None:
-                raise InputError(f"--{name} {getattr(options, name)}: belongs to units, and --candidates are scored")
+                raise InputError(f"--{name} {getattr(options, name)}: does not go with --candidates")
         chosen["candidates"] = read_prunings(options.candidates)
     if ("task-loss" in chosen["measure"]) != (options.labels is not None):
-        raise InputError("--labels: measure task-loss and the file of its labels are expected together")
+        raise InputError("--labels FILE and --measure task-loss are expected together")
     if options.labels is not None:
         if options.text is not None:
-            raise InputError(f"--text {options.text}: --labels {options.labels} has the samples already")
+            raise InputError(f"--text {options.text}: does not go with --labels, which has the samples")
         samples = read_labelled(options.labels)
         chosen |= {"input_ids": samples.input_ids, "attention_mask": samples.mask, "labels": samples.labels}
         chosen["calibration"] = samples.fingerprint

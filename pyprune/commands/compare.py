@@ -32,7 +32,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "compare",
-        "measure depth and width pruning of one model side by side",
+        "measure depth and width pruning of a model side by side",
         "Prune one model by depth (--criterion) and by width (--methods) to the same number of parameters. Measure "
         "perplexity on held-out text, accuracy on --tasks, latency and throughput of every row, and of the "
         "checkpoints of --with, under Hugging Face transformers and under pyprune, interleaved. Latency is the time "

@@ -16,7 +16,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "convert",
-        "write a model as GGUF for llama.cpp, or as a Hugging Face checkpoint",
+        "convert a model to GGUF for llama.cpp, or to a Hugging Face checkpoint",
         "Write a model, pruned or not, in another format. A GGUF file gets the architecture of its family if all "
         "blocks are alike, and llama.cpp's deci otherwise. Sliding windows, the q/k-norm of a Qwen3 with unequal "
         "blocks, and RoPE that depends on the length are refused there.",

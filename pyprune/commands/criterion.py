@@ -21,67 +21,74 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--criterion",
         metavar="NAME",
-        help="ppl (exact), first-order-ppl, second-order-ppl, ppl-after-repair (of repaired units), taylor, "
+        help="ppl (exact), first-order-ppl, second-order-ppl, ppl-after-repair (perplexity once repaired), taylor, "
         "magnitude, weight-norm, block-influence, angular, relative-magnitude, first, last, middle, every, random "
         f"(default: {DEFAULT})",
     )
     parser.add_argument(
         "--protect",
         metavar="WHICH",
-        help="blocks that stay: first=N, last=N and indices, with commas; first=4,last=2 makes magnitude and taylor "
-        "the paper's Mag+ and Taylor+ (default: none)",
+        help="blocks to keep: first=N, last=N and indices, separated by commas; first=4,last=2 turns magnitude and "
+        "taylor into the paper's Mag+ and Taylor+ (default: none)",
     )
     group = parser.add_argument_group("options of single criteria")
     group.add_argument(
         "--form",
         choices=("linear", "mean-update"),
-        help="ppl-after-repair: what repairs each unit, a linear map of the output before it (ReplaceMe) or the mean "
-        "of what is missing (default: linear)",
+        help="ppl-after-repair: repair each unit by a linear map of the output before it (ReplaceMe) or by the mean "
+        "of its missing update (default: linear)",
     )
     group.add_argument(
         "--repair-samples",
         type=at_least(1),
         metavar="N",
-        help="ppl-after-repair, and prune --repair: windows of the calibration text that repairs are fitted on; those "
-        f"that score are others (default: {REPAIR_SAMPLES})",
+        help="ppl-after-repair, and prune --repair: calibration windows to fit repairs on, other than those that score "
+        f"(default: {REPAIR_SAMPLES})",
     )
     group.add_argument(
         "--variant",
         metavar="V",
-        help="faithful: compute taylor, block-influence or angular as the published code does, where it differs from "
-        "the formula; optipfair, for block-influence (default: corrected)",
+        help="taylor, block-influence, angular: faithful follows the published code where it differs from the formula; "
+        "block-influence also has optipfair (default: corrected)",
     )
     group.add_argument(
         "--tokens",
         choices=("mean", "last"),
-        help="block-influence, angular, relative-magnitude: all tokens or each sample's last (default: mean)",
+        help="block-influence, angular, relative-magnitude: the mean over all tokens, or each sample's last token "
+        "(default: mean)",
     )
-    group.add_argument("--power", type=at_least(1), metavar="P", help="magnitude: 1 or 2 in |W|^P (default: 1)")
-    group.add_argument("--norm", choices=("frobenius", "rms"), help="weight-norm: which norm (default: frobenius)")
+    group.add_argument(
+        "--power", type=at_least(1), metavar="P", help="magnitude: the exponent in |W|^P, 1 or 2 (default: 1)"
+    )
+    group.add_argument("--norm", choices=("frobenius", "rms"), help="weight-norm: the norm (default: frobenius)")
     group.add_argument(
         "--over",
         choices=("output", "input"),
         help="relative-magnitude: the state that the update is compared with (default: output)",
     )
-    group.add_argument("--every", type=at_least(1), metavar="K", help="every: each K-th unit goes (default: 2)")
+    group.add_argument("--every", type=at_least(1), metavar="K", help="every: remove each K-th unit (default: 2)")
     group.add_argument(
         "--salience",
         choices=("first", "per-sample", "vectorized", "second", "mixed"),
-        help="taylor: what a weight's gradient makes of it (default: first)",
+        help="taylor: how weights and gradients become a score (default: first)",
     )
     for name, what in (("within", "a matrix's output neurons"), ("across", "a unit's matrices")):
         group.add_argument(
             f"--{name}",
             choices=("sum", "mean", "max", "prod"),
-            help=f"magnitude, taylor: how the scores of {what} become one (default: sum)",
+            help=f"magnitude, taylor: how to combine the scores of {what} (default: sum)",
         )
     group.add_argument(
-        "--batch", type=at_least(1), metavar="N", help="faithful and optipfair variants: samples a batch (default: 10)"
+        "--batch",
+        type=at_least(1),
+        metavar="N",
+        help="faithful and optipfair variants: samples per batch (default: 10)",
     )
     group.add_argument(
         "--report",
         choices=("ppl", "loss"),
-        help="first-order-ppl, second-order-ppl: predicted perplexity, or change of the loss in nats (default: ppl)",
+        help="first-order-ppl, second-order-ppl: report the predicted perplexity or the change of the loss in nats "
+        "(default: ppl)",
     )
 
 
@@ -97,7 +104,7 @@ def chosen_criterion(options: argparse.Namespace, unit: str) -> tuple[Any, dict[
     repairs = "fit_ids" in criterion.options or getattr(options, "repair", None) is not None
     if options.repair_samples is not None and not repairs:
         raise InputError(
-            f"--repair-samples {options.repair_samples}: belongs to --repair of prune, or --criterion ppl-after-repair"
+            f"--repair-samples {options.repair_samples}: needs --repair of prune or --criterion ppl-after-repair"
         )
     return criterion, settings
 

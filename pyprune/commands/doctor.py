@@ -19,10 +19,9 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "doctor",
-        "what pyprune runs on here, and what is missing",
-        "Say what pyprune finds on this machine: the processor and its instructions, memory, versions, the native "
-        "library, the code path in use, the demonstration model and texts. Where something is missing, say how to get "
-        "it.",
+        "show the kernels in use on this machine and what is missing",
+        "Show what pyprune finds on this machine: CPU and instruction sets, memory, versions, native libraries, the "
+        "kernels in use on CPU and GPUs, the demonstration model and texts. Say how to get what is missing.",
         "pyprune doctor",
         "pyprune doctor --json",
         "pyprune doctor --gpu",
@@ -30,14 +29,14 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--gpu",
         action="store_true",
-        help="check the GPU kernels on this machine's GPUs, at most 90 seconds each; on a GPU where they pass they are "
-        "used from then on (default: off)",
+        help="check the GPU kernels on every GPU, for at most 90 seconds each; pyprune then uses them on every GPU "
+        "that passes (default: off)",
     )
     parser.add_argument(
         "--device",
         type=gpu_number,
         metavar="N",
-        help="with --gpu: check GPU N alone, counted from 0 (default: every GPU)",
+        help="with --gpu: check only GPU N, counted from 0 (default: every GPU)",
     )
     add_json(parser)
 
@@ -46,14 +45,14 @@ def gpu_number(text: str) -> int:
     """A GPU's number, as N or cuda:N."""
     digits = text.removeprefix("cuda:")
     if not (digits.isascii() and digits.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text}: the number of a GPU is expected, as 0 or cuda:0")
+        raise argparse.ArgumentTypeError(f"{text}: a GPU number such as 0 or cuda:0 is expected")
     return int(digits)
 
 
 def run(options: argparse.Namespace) -> None:
     """Say what pyprune runs on here, and what is missing; with --gpu check the GPU kernels."""
     if options.device is not None and not options.gpu:
-        raise InputError("--device: goes with --gpu")
+        raise InputError(f"--device {options.device}: needs --gpu")
     if options.gpu:
         return check_gpus(options.device, options.json)
     from pyprune.models.demo import DEMO_MODEL, demo_model_path
@@ -98,8 +97,8 @@ def _cuda_library(file: Path) -> str:
 
     targets = library_files.cuda_targets(file)
     if targets is None:
-        return f"none, this installation is for CPUs (and Triton): {library_files.problem(file)}"
-    return targets if torch.version.cuda else f"{targets}; never loaded, for this torch has no CUDA"
+        return f"none: {library_files.problem(file)}; GPUs use Triton alone"
+    return targets if torch.version.cuda else f"{targets}; not loaded: this torch has no CUDA"
 
 
 def check_gpus(number: int | None, as_json: bool) -> None:
@@ -112,7 +111,7 @@ def check_gpus(number: int | None, as_json: bool) -> None:
     gpu.require_triton("doctor --gpu")
     count = torch.cuda.device_count()
     if number is not None and number >= count:
-        raise InputError(f"--device {number}: 0 to {count - 1} are the GPUs here")
+        raise InputError(f"--device {number}: a GPU from 0 to {count - 1} is expected")
     verdicts = []
     for index in range(count) if number is None else (number,):
         with Bar() as bar:
@@ -139,8 +138,8 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
             f"{where}: FAILED, {len(failures)} of {done}. PYPRUNE_GPU=reference runs plain PyTorch instead.", *lines
         ]  # fmt: skip
     return [
-        f"{where}: not finished, {done}; nothing was wrong so far. Run it again: what was compiled is kept, so "
-        "that it gets further."
+        f"{where}: not finished, {done}; no failure so far. Run it again: compiled kernels are kept, so it gets "
+        "further."
     ]
 
 
@@ -148,8 +147,8 @@ def _failure(failure: dict[str, Any]) -> str:
     if failure.get("exception"):
         return " ".join(str(failure["exception"]).split())
     if not failure.get("same_bits_twice", True):
-        return "other bits the second time"
-    return f"error {failure['error']}, PyTorch's {failure['pytorch_error']} (shares of the largest value)"
+        return "different bits in a second run"
+    return f"error {failure['error']}, PyTorch's {failure['pytorch_error']} (relative to the largest value)"
 
 
 def _present(find: Callable[[], object]) -> str | None:

@@ -17,7 +17,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "export",
-        "write a pruning as another tool takes it",
+        "write a pruning in another tool's format",
         "Write a pruning in the form of another tool: a mergekit passthrough configuration, the layer lists of "
         "LLM-Drop, OptiPFair and Model Optimizer (which counts from 1), or plain JSON. What a tool cannot express, "
         "such as single sublayers in mergekit, is refused.",

@@ -14,7 +14,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "frontier",
-        "say which model of several comparisons to take under a latency or a size",
+        "pick the best compared model within a latency or size limit",
         "Put the models of one or more comparisons side by side: quality (perplexity, or mean accuracy over tasks) "
         "against latency and size. The Pareto front is marked: models than which no other one is both better and "
         "faster, or better and smaller. With a limit, say which model to take. The comparisons must share model, "

@@ -27,7 +27,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "generate",
-        "continue a prompt, with blocks or sublayers left out",
+        "generate text, with blocks or sublayers skipped",
         "Continue prompts with the pyprune engine and skip blocks, or only their attention or FFN sublayers, at run "
         "time. Nothing is written, so this is a quick look at what a pruning does. A text ends at the model's "
         "end-of-text token or after --max-new-tokens. A shape: model has no tokenizer: it gets a random prompt and "

@@ -46,7 +46,7 @@ def journal_beside(options: argparse.Namespace) -> Path | None:
     if not options.resume:
         return None
     if options.out is None:
-        raise InputError("--resume: the journal stands beside --out, which was not given")
+        raise InputError("--resume: needs --out; the journal is written beside it")
     out = Path(options.out).absolute()
     return out.with_name(f"{out.name}.journal")
 

@@ -29,7 +29,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "iterate",
-        "remove one unit, retrain, score again (the paper's Figure 5)",
+        "prune one block or sublayer at a time and retrain after each",
         "Remove the block whose removal costs least, retrain the model, rank what is left again, and so on. The table "
         "and the figure show the perplexity on held-out text after every removal, before and after its retraining, "
         "beside one-shot and greedy pruning without any. Three texts are needed: one to rank by, one to train on, one "

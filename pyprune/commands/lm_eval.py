@@ -19,7 +19,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "lm-eval",
-        "lm-eval's command line, with the model pyprune in it",
+        "run lm-eval on pyprune's models",
         "Run the command line of the EleutherAI evaluation harness with the model `pyprune` registered in it. Its "
         "arguments: pretrained=MODEL (whatever pyprune loads, a pruned directory too), skip=10,11 (blocks to skip), "
         "dtype, device, max_length, add_bos_token, tokenizer, and tokens=N (tokens read at once). `pyprune lm-eval "

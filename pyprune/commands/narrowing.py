@@ -22,27 +22,27 @@ def add_narrowing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         metavar="NAME",
-        help=f"{WIDTH_METHODS}; --variant then takes words with commas: of flap "
-        "WIFV|IFV|WIFN, AL-AM|AL-MM|UL-UM|UL-MM, bias|no-bias; of llm-pruner param_first|vectorize|param_second|"
-        "param_mix, local|global; of head-gate local|global; of wanda-sp, flap and llm-pruner corrected|faithful "
-        f"(default: {DEFAULT}, of each choice the first)",
+        help=f"{WIDTH_METHODS} (default: {DEFAULT}); --variant takes a word of each choice, separated by commas, by "
+        "default the first: flap WIFV|IFV|WIFN, AL-AM|AL-MM|UL-UM|UL-MM, bias|no-bias; llm-pruner param_first|"
+        "vectorize|param_second|param_mix, local|global; head-gate local|global; wanda-sp, flap and llm-pruner "
+        "corrected|faithful",
     )
     group.add_argument(
         "--align",
         type=at_least(1),
         metavar="N",
-        help="keep FFN widths that are multiples of N (default: any width)",
+        help="make FFN widths multiples of N (default: any width)",
     )
     group.add_argument(
         "--units",
         choices=("both", "heads", "neurons"),
-        help="what is removed: whole KV groups, neurons or both (default: both)",
+        help="what to remove: heads (whole KV groups), neurons or both (default: both)",
     )
     group.add_argument(
         "--remove-groups",
         type=at_least(0),
         metavar="N",
-        help="KV groups that go in all, for flap's AL-MM and UL-MM and head-gate's global (default: their share)",
+        help="total of KV groups to remove, for flap's AL-MM and UL-MM and head-gate's global (default: their share)",
     )
 
 

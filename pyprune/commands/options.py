@@ -79,14 +79,13 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
         "--count",
         type=at_least(1),
         metavar="N",
-        help=f"the N most removable units: the choice that {about} (default: none)",
+        help=f"the N most removable units, {about} (default: none)",
     )
     ways.add_argument(
         "--ratio",
         type=share,
         metavar="P%",
-        help="the same choice as a share: the units nearest to P%% of all parameters (default: 20%% where two scores "
-        "are compared)",
+        help="the same as a share: the number nearest to P%% of all parameters (default: 20%% when comparing)",
     )
 
 
@@ -103,8 +102,8 @@ def add_weight_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-format",
         metavar="FORMAT",
-        help="how the engine stores weights: bf16, or on CPUs bf16-lossless12, which keeps bfloat16 weights in 12 bits "
-        "without loss and with AVX-512 decodes small batches faster (default: as they are)",
+        help="how the engine stores weights: bf16, or on CPUs bf16-lossless12 (bfloat16 in 12 bits without loss, "
+        "faster for small batches with AVX-512) (default: the model's dtype)",
     )
     parser.add_argument(
         "--compress",
@@ -112,7 +111,7 @@ def add_weight_format(parser: argparse.ArgumentParser) -> None:
         action=_OldName,
         nargs=0,
         const="bf16-lossless12",
-        help="the old name of --weight-format bf16-lossless12 (default: off)",
+        help="old name of --weight-format bf16-lossless12 (default: off)",
     )
 
 
@@ -143,14 +142,14 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         parser,
         CalibrationConfig,
         "field",
-        "the field of JSON lines or of a dataset that holds the text",
+        "the JSON field or dataset column that holds the text",
         shown="text",
         metavar="NAME",
     )
     windows = (
         ("samples", at_least(1), "S", "calibration windows"),
         ("seq_len", at_least(2), "T", "tokens in each window"),
-        ("seed", at_least(0), "N", "seed that draws the windows"),
+        ("seed", at_least(0), "N", "seed for drawing the windows"),
     )
     for field, kind, metavar, about in windows:
         add_option_of(parser, CalibrationConfig, field, about, type=kind, metavar=metavar)
@@ -158,15 +157,15 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         parser,
         CalibrationConfig,
         "packing",
-        "packed: all documents one after another, cut into windows; documents: a random window from each of S "
-        "documents that are long enough",
+        "packed: all documents in a row, cut into windows; documents: a random window from each of S documents that "
+        "are long enough",
         choices=("packed", "documents"),
     )
     add_option_of(
         parser,
         CalibrationConfig,
         "bos",
-        "beginning-of-sequence token: none, one before all of the text, or one in each window",
+        "beginning-of-sequence token: none, one before the whole text, or one in each window",
         choices=("none", "first", "each"),
     )
 
@@ -199,7 +198,7 @@ def add_dtype(parser: argparse.ArgumentParser, default: str | None, about: str) 
 
 
 def add_device(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
-    add_option(parser, "--device", "cpu, cuda or cuda:N, to run on", default, type=device, metavar="D")
+    add_option(parser, "--device", "where to run: cpu, cuda or cuda:N", default, type=device, metavar="D")
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -207,8 +206,8 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=size,
         metavar="SIZE",
-        help="limit of memory beyond the weights, such as 800MB or 2GiB; the work is split to stay within it, with the "
-        "same result (default: what is free)",
+        help="memory limit beyond the weights, such as 800MB or 2GiB; work is split to fit, with the same result "
+        "(default: all free memory)",
     )
 
 
@@ -216,8 +215,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="read each block's weights when it runs, for models larger than memory; a Hugging Face directory or name "
-        "is needed (default: off)",
+        help="read each block's weights only when it runs, for models larger than memory; needs a Hugging Face "
+        "directory or name (default: off)",
     )
 
 
@@ -225,8 +224,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep finished work in a journal beside --out, and go on from the journal of an interrupted run (default: "
-        "off)",
+        help="keep finished work in a journal beside --out, and resume an interrupted run from it (default: off)",
     )
 
 

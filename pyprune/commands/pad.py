@@ -14,16 +14,20 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "pad",
-        "round the FFN widths of a checkpoint up to a multiple",
-        "Round every FFN width of a checkpoint up to a multiple, with zeros. The function stays exactly the same, and "
-        "GEMMs may run faster. Any checkpoint that pyprune loads will do. auto takes the multiple that advise-width "
-        "finds best on this machine; 1 takes the padding out again.",
+        "pad the FFN widths of a checkpoint to a multiple",
+        "Pad every FFN width of a checkpoint with zeros to a multiple. The model computes exactly the same, and GEMMs "
+        "may run faster. Any checkpoint that pyprune loads is accepted. auto takes the multiple that advise-width "
+        "finds best on this machine; 1 removes the padding again.",
         "pyprune pad smollm2-width20 --multiple 64 --out smollm2-width20-padded",
         "pyprune pad smollm2-width20 --multiple auto --rows 1,16 --out smollm2-width20-padded",
     )
     parser.add_argument("model", metavar="DIR", help="Hugging Face directory or hub name, .gguf file or smollm2-135m")
     parser.add_argument(
-        "--multiple", type=multiple, default="auto", metavar="N|auto", help="of neurons, or auto (default: auto)"
+        "--multiple",
+        type=multiple,
+        default="auto",
+        metavar="N|auto",
+        help="multiple of neurons, or auto (default: auto)",
     )
     add_rows(parser, WIDTH_ROWS, "rows of activations that auto measures")
     add_device(parser)
@@ -84,7 +88,7 @@ def advised(decoder: Any, options: argparse.Namespace, bar: Bar) -> Any:
 
     widths = Counter(block.ffn.width for block in pruning.pad(decoder, 1).blocks if block.ffn is not None)
     if not widths:
-        raise InputError(f"pad: {decoder.name} has no FFN sublayer; there is nothing to pad")
+        raise InputError(f"pad: {decoder.name} has no FFN sublayer to pad")
     common = max(widths, key=lambda width: (widths[width], width))
     dtype = str(decoder.dtype).removeprefix("torch.")
     return advise(common, decoder.hidden_size, options.rows, dtype, options.device, progress=bar)

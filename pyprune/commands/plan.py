@@ -25,46 +25,55 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "plan",
-        "how much memory a model and its engine will take",
-        "Say how much memory a model and its engine will take at full length: weights, the KV cache of M sequences of "
-        "L tokens, and the workspace of prefill and decode, on a CPU or a GPU. Only the configuration is read, so the "
-        "model need not fit here. The Python process comes on top (about 0.25 GB).",
+        "show how much memory a model and its engine need",
+        "Show how much memory a model and its engine need at full length: weights, the KV cache of M sequences of L "
+        "tokens, and the workspace of prefill and decode, on a CPU or a GPU. Only the configuration is read, so the "
+        "model need not fit here. The Python process needs about 0.25 GB more.",
         "pyprune plan smollm2-135m --memory --batch 16 --len 2048 --skip 5,14",
         "pyprune plan smollm2-135m --memory --candidates 360 --measure kl,ppl",
         "pyprune plan shape:vicuna-13b --memory --batch 1,16,64 --len 140,524 --dtype fp16",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; only its configuration is read")
-    parser.add_argument("--memory", action="store_true", help="plan the memory (required: nothing else is planned yet)")
+    parser.add_argument("--memory", action="store_true", help="plan the memory (required; there is no other plan yet)")
     parser.add_argument(
         "--batch",
         type=numbers("batch sizes", "1,8"),
         default=[1],
         metavar="M,N",
-        help="sequences at a time, 1 to 64 (default: 1)",
+        help="sequences in a batch, 1 to 64 (default: 1)",
     )
     parser.add_argument(
         "--len",
         type=numbers("lengths", "140,524"),
         metavar="L,K",
-        help="tokens of a sequence, prompt and new ones together (default: the model's context, at most 4096)",
+        help="tokens in a sequence, prompt and new tokens together (default: the model's context, at most 4096)",
     )
     parser.add_argument(
         "--candidates",
         type=at_least(1),
         metavar="N",
-        help="plan scoring instead of an engine: N candidates or units together, with the model itself (default: none)",
+        help="plan scoring instead of an engine: memory beyond the weights for N candidates or units at once "
+        "(default: none)",
     )
     parser.add_argument(
-        "--samples", type=at_least(1), default=10, metavar="S", help="with --candidates: windows (default: 10)"
+        "--samples",
+        type=at_least(1),
+        default=10,
+        metavar="S",
+        help="with --candidates: calibration windows (default: 10)",
     )
     parser.add_argument(
-        "--seq-len", type=at_least(2), default=128, metavar="T", help="with --candidates: tokens of each (default: 128)"
+        "--seq-len",
+        type=at_least(2),
+        default=128,
+        metavar="T",
+        help="with --candidates: tokens in each window (default: 128)",
     )
     parser.add_argument(
         "--measure",
         type=comma_separated,
         metavar="M,N",
-        help="with --candidates: what is measured, as in score (default: ppl)",
+        help="with --candidates: what to measure, as in score (default: ppl)",
     )
     add_skip(parser)
     add_weight_format(parser)
@@ -72,7 +81,7 @@ def add_options(commands: Any) -> None:
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="kind of device to plan for, which need not be here (default: cpu)",
+        help="device to plan for; this machine need not have it (default: cpu)",
     )
     add_stored_dtype(parser, "dtype of weights and cache")
     add_json(parser)
@@ -81,11 +90,11 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Say how much memory a model and its engine will take."""
     if not options.memory:
-        raise InputError("plan: nothing to plan; --memory is expected")
+        raise InputError("plan: --memory is expected")
     if options.candidates is not None:
         return _plan_scoring(options)
     if options.measure is not None:
-        raise InputError(f"--measure {','.join(options.measure)}: belongs to --candidates")
+        raise InputError(f"--measure {','.join(options.measure)}: needs --candidates")
     import torch
 
     from pyprune.runtime import memory
@@ -134,7 +143,7 @@ def _plan_scoring(options: argparse.Namespace) -> None:
 
     for name in ("len", "skip", "skip_mha", "skip_ffn", "weight_format"):
         if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')}: belongs to an engine, and --candidates plans scoring")
+            raise InputError(f"--{name.replace('_', '-')}: plans an engine; does not go with --candidates")
     measures = measure_names(options.measure)
     decoder = loaded_sizes(options.model, options.dtype)
     shape = options.candidates, options.samples, options.seq_len
@@ -155,5 +164,5 @@ def _plan_scoring(options: argparse.Namespace) -> None:
     print_table(
         ["candidates", "samples", "tokens", "measures", "GiB"],
         [row],
-        f"{decoder.name}: memory of scoring all at once, beyond the model",
+        f"{decoder.name}: memory for scoring all at once, beyond the weights",
     )

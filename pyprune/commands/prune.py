@@ -48,11 +48,11 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "prune",
-        "remove blocks, sublayers or width, and save the smaller checkpoint",
-        "Remove blocks, their attention or FFN sublayers, or heads and FFN neurons (width), and save the smaller "
-        "checkpoint. Plain transformers loads it where it can express it. Give exactly one of --depth, --blocks and "
-        "--width. --depth and --width measure on calibration text first, unless --scores is given. The weights keep "
-        "the checkpoint's dtype.",
+        "remove blocks, sublayers or width and save the checkpoint",
+        "Remove blocks, attention or FFN sublayers, or width (KV groups and FFN neurons), and save the smaller "
+        "checkpoint. Give exactly one of --depth, --blocks and --width. --depth and --width first measure on "
+        "calibration text; --scores spares that for --depth. Plain transformers loads the result, unless blocks differ "
+        "in size or lack a sublayer: then import pyprune first. The weights keep the checkpoint's dtype.",
         "pyprune prune smollm2-135m --depth 20% --protect first=4,last=2 --out smollm2-depth20",
         "pyprune prune smollm2-135m --depth 6 --criterion block-influence --out smollm2-bi6",
         "pyprune prune smollm2-135m --depth 6 --search greedy --repair linear --repair-each --out smollm2-mended6",
@@ -65,39 +65,37 @@ def add_options(commands: Any) -> None:
     ways.add_argument(
         "--depth",
         metavar="N|P%",
-        help="remove the N most removable units, or those that come nearest to P%% of all parameters",
+        help="remove the N most removable units, or the number nearest to P%% of all parameters",
     )
     ways.add_argument(
         "--blocks",
         type=indices,
         metavar="I,J",
-        help="remove the units of these blocks, numbered from 0 in the original model",
+        help="remove these blocks, or with --unit their sublayers, numbered from 0 in the original model",
     )
     ways.add_argument(
         "--width",
         metavar="P%",
-        help="narrow FFN and heads by --method to the size of the depth row of P%%",
+        help="narrow FFN and heads by --method, to the size that --depth P%% would give",
     )
     add_unit(
         parser,
-        "what --depth and --blocks remove (--blocks one kind); a model that lacks single sublayers loads in "
-        "transformers after import pyprune",
+        "what --depth and --blocks remove: whole blocks, attention sublayers, FFN sublayers, or (--depth only) "
+        "sublayers of both kinds",
     )
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="how --depth chooses: one ranking, ranking again after each removal, or the best blocks in a row "
-        "(default: one-shot)",
+        help="how --depth chooses: one ranking, a new ranking after each removal, or the best run of consecutive "
+        "blocks (default: one-shot)",
     )
     parser.add_argument(
         "--pad-to",
         type=at_least(1),
         metavar="N",
-        help="pad FFN widths with zeros to a multiple of N neurons (default: not)",
+        help="pad FFN widths with zeros to a multiple of N neurons (default: no padding)",
     )
-    parser.add_argument(
-        "--scores", metavar="FILE", help="scores that score --out wrote, instead of scoring now (default: score now)"
-    )
+    parser.add_argument("--scores", metavar="FILE", help="scores written by score --out (default: score now)")
     add_criterion(parser)
     add_narrowing(parser)
     add_text(parser)
@@ -105,13 +103,13 @@ def add_options(commands: Any) -> None:
         "--repair",
         type=repair_method,
         metavar="METHOD",
-        help=f"then fit what stays to what went, by {METHODS_HELP} (default: not)",
+        help=f"repair the pruned model, by {METHODS_HELP} (default: no repair)",
     )
     parser.add_argument(
         "--repair-each",
         action="store_true",
-        help="with --search greedy and --repair: repair after each removal, and choose the next one on the repaired "
-        "model; scores are then of other windows than repairs (default: off)",
+        help="with --search greedy and --repair: repair after each removal and choose the next unit on the repaired "
+        "model; repairs and scores use different windows (default: off)",
     )
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -152,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
     runs_itself = _checked_whole_blocks(options, decoder, chosen | padding)
     if runs_itself and options.repair is not None:
         raise InputError(
-            f"--repair {options.repair}: {options.model} runs by its own layers; a LLaMA-style model is expected"
+            f"--repair {options.repair}: transformers runs {options.model}; a LLaMA-style model is expected"
         )
     found = None
     with Bar() as bar:
@@ -220,37 +218,36 @@ def _width_ratio(text: str) -> float:
 def _check_prune_options(options: argparse.Namespace) -> None:
     """Raise InputError for an option that the chosen way of pruning would ignore."""
     if options.repair_each and (options.repair is None or options.search != "greedy"):
-        raise InputError("--repair-each: belongs to --search greedy with --repair, which were not both given")
+        raise InputError("--repair-each: needs both --search greedy and --repair")
     if options.repair_each and options.criterion not in (None, "ppl", "ppl-after-repair"):
-        raise InputError(f"--criterion {options.criterion}: --repair-each goes by ppl or ppl-after-repair")
+        raise InputError(f"--criterion {options.criterion}: with --repair-each, ppl or ppl-after-repair is expected")
     if options.repair_each and {"flap-bias", "stat"} & set(options.repair.split("+")):
-        raise InputError(f"--repair {options.repair}: is for heads and neurons; --repair-each removes units")
+        raise InputError(
+            f"--repair {options.repair}: repairs heads and neurons, but --repair-each removes blocks or sublayers"
+        )
     scores_repaired = options.depth is not None and options.criterion == "ppl-after-repair"
     if options.repair_samples is not None and options.repair is None and not scores_repaired:
-        raise InputError(
-            f"--repair-samples {options.repair_samples}: belongs to --repair or --criterion ppl-after-repair, which"
-            " was not given"
-        )
+        raise InputError(f"--repair-samples {options.repair_samples}: needs --repair or --criterion ppl-after-repair")
     if options.depth is None:
         narrows = options.width is not None  # which takes --protect and --variant too
         for name in ("scores", "search", *(() if narrows else ("protect",))):
             if getattr(options, name) is not None:
-                raise InputError(f"--{name} {getattr(options, name)}: belongs to --depth, which was not given")
-        refuse_criterion(options, "belongs to --depth, which was not given", but=("variant",) if narrows else ())
+                raise InputError(f"--{name} {getattr(options, name)}: needs --depth")
+        refuse_criterion(options, "needs --depth", but=("variant",) if narrows else ())
     if options.width is None:
-        refuse_narrowing(options, "belongs to --width, which was not given")
+        refuse_narrowing(options, "needs --width")
     if options.scores is not None:
-        refuse_criterion(options, f"the scores in {options.scores} are already made")
+        refuse_criterion(options, "does not go with --scores, which holds scores already")
         if options.search not in (None, "one-shot"):
-            raise InputError(f"--scores {options.scores}: --search {options.search} makes rankings of its own")
+            raise InputError(
+                f"--scores {options.scores}: does not go with --search {options.search}, which computes its own scores"
+            )
     if options.resume and (options.depth is None or options.scores is not None):
-        raise InputError("--resume: belongs to --depth without --scores; only that work is kept")
+        raise InputError("--resume: needs --depth without --scores; only scoring and searches can resume")
     if options.width is not None and options.unit is not None:
-        raise InputError(f"--unit {options.unit}: belongs to --depth or --blocks; --width narrows every block")
+        raise InputError(f"--unit {options.unit}: needs --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):
-        raise InputError(
-            f"--unit {options.unit}: --blocks removes units of one kind; {', '.join(_FIELDS)} are accepted"
-        )
+        raise InputError(f"--unit {options.unit}: with --blocks, one of {', '.join(_FIELDS)} is expected")
 
 
 def _checked_whole_blocks(options: argparse.Namespace, decoder: Any, named: Any) -> bool:
@@ -261,7 +258,7 @@ def _checked_whole_blocks(options: argparse.Namespace, decoder: Any, named: Any)
         return False
     if options.width is not None:
         raise InputError(f"--width {options.width}: only whole blocks can be removed from {decoder.name}; --depth or"
-                         " --blocks is accepted")  # fmt: skip
+                         " --blocks is expected")  # fmt: skip
     decoder.check(named)
     return True
 

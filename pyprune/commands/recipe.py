@@ -18,7 +18,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "recipe",
-        "run one of the paper's experiments, or your own, on a model",
+        "run one of the paper's experiments, or your own",
         "Run an experiment from end to end: prune the model in several ways, repair and retrain it, measure all of "
         "that, and write table, figures and a page with the paper's numbers beside and sentences on where this model "
         "agrees with the paper and where not. A recipe is a TOML file; those of the paper's tables and figures come "

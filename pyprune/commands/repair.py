@@ -30,7 +30,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "repair",
-        "fold what was removed into the weights that stay, without training",
+        "repair a pruned model without retraining",
         "Take a pruned model and its original over calibration text, and fit what stays to what went. The result is a "
         "checkpoint of the same shapes (mean-update and flap-bias add biases). Every eighth window is held out: it "
         "chooses the ridge and the method, and shows whether the repair harms. Text of the kind that the model is for "

@@ -34,7 +34,7 @@ def add_options(commands: Any) -> None:
         help="results of compare (one file), scores of score --out (any number), gpu_check.json (any number), or "
         "prunings: .json files and directories that prune wrote (any number)",
     )
-    add_amount(parser, "scores' figures mark")
+    add_amount(parser, "to be marked in figures of scores")
     parser.add_argument(
         "--protect",
         metavar="WHICH",

@@ -34,7 +34,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "retrain",
-        "train a pruned model: LoRA on every projection, or all parameters",
+        "retrain a pruned model, with LoRA or all parameters",
         "Take gradient steps through the whole of a pruned model, on plain text or on the replies of instructions and "
         "conversations, by LoRA or with all parameters, and save the result merged, with its pruning record. The "
         "defaults are the paper's. Needs `pip install pyprune[retrain]`.",

@@ -25,7 +25,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "samples",
-        "show what a model and its pruned forms write on the same prompts",
+        "generate text from the same prompts with a model and its pruned versions",
         "Let a model and its pruned forms continue the same prompts with the same seed. Prompts and sampling are the "
         "paper's unless you give others. The texts stand side by side, with the share of 4-grams that each model "
         "repeats. --out writes JSON, a Markdown table and a page.",

@@ -40,35 +40,31 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "score",
-        "rank the units of a model by what their removal costs",
-        "Rank the units of a model by its perplexity without each of them (Shortened LLaMA, section 3.1), or by "
-        "another criterion. The table shows the most removable units first. --out keeps the scores for prune, and "
-        "--plot draws them. --against compares two sets of scores: rank correlation, what each would remove, where "
-        "they differ most. --candidates scores prunings instead of units, by --measure.",
+        "rank blocks or sublayers by the cost of removing them",
+        "Rank the units of a model (blocks or sublayers) by its perplexity without each of them (Shortened LLaMA, "
+        "section 3.1), or by another criterion. The table lists the most removable units first. --out saves the scores "
+        "for prune; --plot draws them. --against compares two sets of scores: rank correlation, what each would "
+        "remove, and where they differ most. --candidates scores prunings instead of units, by --measure.",
         "pyprune score smollm2-135m --text demo:boolq --out boolq.json",
         "pyprune score smollm2-135m --criterion taylor --protect first=4,last=2",
         "pyprune score smollm2-135m --candidates prunings --measure kl,ppl --out candidates.json",
         "pyprune score boolq.json --against sms.json --count 6 --plot boolq-sms.png",
         "torchrun --nproc-per-node 2 -m pyprune score smollm2-135m --out scores.json --resume",
     )
-    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file of scores that --out wrote")
-    add_unit(parser, "what is removed and scored: blocks, only their attention or FFN sublayers, or both kinds")
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a .json file written by --out")
+    add_unit(parser, "what to score: whole blocks, attention sublayers, FFN sublayers, or sublayers of both kinds")
     add_criterion(parser)
     add_candidates(parser)
     add_text(parser)
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
-    parser.add_argument(
-        "--out", metavar="FILE", help="JSON file for the scores; an old one is replaced (default: none)"
-    )
-    parser.add_argument(
-        "--against", metavar="FILE", help="scores that --out wrote, to compare these with (default: none)"
-    )
-    add_amount(parser, "--against compares and --plot marks")
+    parser.add_argument("--out", metavar="FILE", help="JSON file for the scores, replaced if it exists (default: none)")
+    parser.add_argument("--against", metavar="FILE", help="scores written by --out, to compare with (default: none)")
+    add_amount(parser, "to be compared by --against or marked by --plot")
     parser.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="figure of the scores, a bar a unit, or with --against of both (default: none)",
+        help="figure of the scores, one bar per unit; with --against, of both sets (default: none)",
     )
     add_memory(parser)
     add_stream(parser)
@@ -87,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     amount = chosen_amount(options)
     for name in {"count", "ratio"} & amount.keys():
         if options.against is None and options.plot is None:
-            raise InputError(f"--{name} {amount[name]}: belongs to --against or --plot")
+            raise InputError(f"--{name} {amount[name]}: needs --against or --plot")
     other = None if options.against is None else _read(options.against)
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is refused before the slow scoring
@@ -115,7 +111,7 @@ def _read(path: str) -> Any:
 
 
 def _given(options: argparse.Namespace) -> Any:
-    reason = f"belongs to scoring, and {options.model} holds scores already"
+    reason = f"needs a model to score; {options.model} has scores already"
     for name in ("text", "field", "unit", "dtype", "out", "candidates", "measure", "labels"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: {reason}")
@@ -125,7 +121,7 @@ def _given(options: argparse.Namespace) -> Any:
         raise InputError(f"--resume: {reason}")
     refuse_criterion(options, reason)
     if options.protect is not None and options.against is None and options.plot is None:
-        raise InputError(f"--protect {options.protect}: {reason}; it also goes with --against or --plot")
+        raise InputError(f"--protect {options.protect}: {reason}; --against or --plot accept it")
     return _read(options.model)
 
 
@@ -160,7 +156,7 @@ def _print_scores(scores: Any) -> None:
         return _print_measures(scores)
     values = dict(zip(scores.units, scores.values, strict=True))
     heads = ["place", "unit", scores.criterion]
-    heads += ["of the whole"] if scores.baseline else []
+    heads += ["of the unpruned"] if scores.baseline else []
     heads += [""] if scores.protected else []
     rows = []
     for place, (unit, index) in enumerate(scores.order(), start=1):
@@ -169,7 +165,7 @@ def _print_scores(scores: Any) -> None:
         row += [f"{value / scores.baseline:.4g}x"] if scores.baseline else []
         row += ["protected" if (unit, index) in scores.protected else ""] if scores.protected else []
         rows.append(row)
-    baseline = "" if scores.baseline is None else f", whole model {scores.baseline:.6g}"
+    baseline = "" if scores.baseline is None else f", unpruned model {scores.baseline:.6g}"
     print_table(heads, rows, f"{scores.model}: {scores.criterion}{baseline}; the most removable first")
 
 
@@ -184,7 +180,7 @@ def _print_measures(scores: Any) -> None:
         [str(rank), names[unit], *(f"{measured.values[places[unit]]:.6g}" for measured in measures.values())]
         for rank, unit in enumerate(scores.order(), start=1)
     ]
-    rows.append(["", "the model as it is", *(f"{measured.baseline:.6g}" for measured in measures.values())])
+    rows.append(["", "unpruned model", *(f"{measured.baseline:.6g}" for measured in measures.values())])
     what = "unit" if scores.candidates is None else "candidate"
     print_table(["place", what, *measures], rows, f"{scores.model}: the lowest {scores.criterion} first")
 
@@ -196,17 +192,17 @@ def _print_contrast(contrast: Any) -> None:
         return ", ".join(str(index) if kind == "block" else f"{kind} {index}" for kind, index in given) or "none"
 
     def number(value: float | None) -> str:
-        return "none: all scores of one side are equal" if value is None else f"{value:.3f}"
+        return "undefined: all scores of one set are equal" if value is None else f"{value:.3f}"
 
-    shared = f"{contrast.overlap:.0%} of what goes; {contrast.overlap_by_chance:.0%} is to be expected of blind choices"
+    shared = f"{contrast.overlap:.0%} of the removed units; {contrast.overlap_by_chance:.0%} expected by chance"
     facts = [
         ["A", named(contrast.a)],
         ["B", named(contrast.b)],
         ["Spearman's rank correlation", number(contrast.correlation.spearman)],
         ["Kendall's tau-b", number(contrast.correlation.kendall)],
-        ["goes under A", units(contrast.dropped_a)],
-        ["goes under B", units(contrast.dropped_b)],
-        ["goes under both", units(contrast.both)],
+        ["removed under A", units(contrast.dropped_a)],
+        ["removed under B", units(contrast.dropped_b)],
+        ["removed under both", units(contrast.both)],
         ["overlap", shared],
     ]
     names = " and ".join(dict.fromkeys((contrast.a.model, contrast.b.model)))

@@ -36,11 +36,11 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "search",
-        "choose units to remove together, with the perplexity after every step",
-        "Choose units to remove together. one-shot takes the front of one ranking, by any criterion. greedy removes "
-        "the best unit and ranks the rest again (SLEB over blocks, BlockPruner with --unit mha+ffn). window takes the "
-        "consecutive blocks that cost least together, by ppl, angular or block-influence. The table shows the "
-        "perplexity after each step; --out keeps it.",
+        "choose blocks or sublayers to remove together",
+        "Choose units (blocks or sublayers) to remove together. one-shot scores once, by any criterion, and removes "
+        "the lowest. greedy removes one unit, scores the rest again, and repeats (SLEB for blocks, BlockPruner with "
+        "--unit mha+ffn). window removes the run of consecutive blocks that costs least, by ppl, angular or "
+        "block-influence. The table shows the perplexity after each step; --out saves it.",
         "pyprune search smollm2-135m --depth 8 --method greedy --out greedy.json",
         "pyprune search smollm2-135m --depth 20% --method greedy --unit mha+ffn --protect first=1,last=1",
     )
@@ -49,26 +49,24 @@ def add_options(commands: Any) -> None:
         "--depth",
         metavar="N|P%",
         required=True,
-        help="remove N units, or those that come nearest to P%% of all parameters (required)",
+        help="remove N units, or the number nearest to P%% of all parameters (required)",
     )
     parser.add_argument(
         "--method",
         choices=SEARCHES,
         default="greedy",
-        help="how units are chosen (default: greedy)",
+        help="how to choose units (default: greedy)",
     )
-    add_unit(parser, "what is removed: a block, or only its attention or FFN sublayer")
+    add_unit(parser, "what to remove: whole blocks, attention sublayers, FFN sublayers, or sublayers of both kinds")
     add_criterion(parser)
     add_text(parser)
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
-    parser.add_argument(
-        "--out", metavar="FILE", help="JSON file for the result; an old one is replaced (default: none)"
-    )
+    parser.add_argument("--out", metavar="FILE", help="JSON file for the result, replaced if it exists (default: none)")
     parser.add_argument(
         "--pruning-out",
         metavar="FILE",
-        help="JSON file for what is removed, as generate --pruning and export take it (default: none)",
+        help="JSON file for the pruning, as generate --pruning and export read it (default: none)",
     )
     add_memory(parser)
     add_stream(parser)
@@ -113,10 +111,10 @@ def _report(name: str, result: Any) -> None:
         units = ", ".join(f"{kind} {index}" for kind, index in step.removed)
         change, share = f"{step.score / result.baseline:.4g}x", f"{gone / result.parameters:.1%}"
         rows.append([str(place), units, f"{step.score:.6g}", change, share])
-    title = f"{name}: {result.method} by {result.criterion}, whole model {result.baseline:.6g}"
-    print_table(["step", "removed", "ppl", "of the whole", "parameters gone"], rows, title)
+    title = f"{name}: {result.method} by {result.criterion}, unpruned model {result.baseline:.6g}"
+    print_table(["step", "removed", "ppl", "of the unpruned", "parameters removed"], rows, title)
     cost, naive = result.cost, result.naive
     print(
-        f"{cost.blocks:,.0f} block and {cost.heads:,.0f} head passes; one forward pass for every candidate:"
+        f"{cost.blocks:,.0f} block and {cost.heads:,.0f} head passes; a forward pass for each candidate would take"
         f" {naive.blocks:,.0f} and {naive.heads:,.0f}"
     )

@@ -26,11 +26,11 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "sweep",
-        "time, bandwidth and FLOP/s of a linear against its width",
-        "Time one linear of a width-pruned FFN at every width of a range, as gate/up (hidden -> width) and as down "
-        "(width -> hidden): torch, torch with padded weights, and pyprune. A directory gets every raw sample, a table "
-        "and a figure that marks the widths of the paper's Table 1. After an interruption, the same command goes on. "
-        "Has never run on a GPU.",
+        "time a linear layer over a range of widths",
+        "Time one linear layer of a width-pruned FFN at every width in a range, as gate/up (hidden -> width) and as "
+        "down (width -> hidden), in torch, in torch with padded weights, and in pyprune. --out gets the raw samples, a "
+        "table, and a figure that marks the widths of the paper's Table 1. To resume an interrupted run, repeat the "
+        "command. This has never run on a GPU.",
         "pyprune sweep --widths 7000:7300 --hidden 4096 --rows 1,8,64,1024 --dtype bf16 --out sweep-7155",
         "pyprune sweep --widths 1100:1200:4 --hidden 576 --rows 1,64 --rounds 5",
     )
@@ -39,15 +39,17 @@ def add_options(commands: Any) -> None:
         type=widths,
         metavar="A:B[:S]",
         required=True,
-        help="FFN widths from A to B by steps of S (required)",
+        help="FFN widths from A to B in steps of S (required)",
     )
     add_hidden(parser)
-    add_rows(parser, [1, 8, 64, 1024], "rows of activations, batch times tokens")
+    add_rows(parser, [1, 8, 64, 1024], "rows of activations (batch times tokens)")
     add_dtype(parser, "bf16", "dtype of weights and activations")
-    add_option(parser, "--multiple", "what torch's weights are padded to", 64, type=at_least(1), metavar="N")
-    add_option(parser, "--rounds", "timed rounds of every width", 9, type=at_least(1), metavar="N")
+    add_option(parser, "--multiple", "multiple that torch's weights are padded to", 64, type=at_least(1), metavar="N")
+    add_option(parser, "--rounds", "timed rounds for every width", 9, type=at_least(1), metavar="N")
     add_device(parser)
-    parser.add_argument("--out", metavar="DIR", help="new or empty directory for JSON, CSV and PNG (default: not kept)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="new or empty directory for JSON, CSV and PNG (default: not saved)"
+    )
     add_json(parser)
 
 

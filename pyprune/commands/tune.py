@@ -16,7 +16,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "tune",
-        "time the GPU kernels' configurations on this GPU and keep the best",
+        "tune the GPU kernels' configurations on this GPU",
         "Time the block sizes of the Triton kernels for a model's shapes on this GPU and keep the fastest in a file, "
         "where the kernels find them. Weights are random; only the model's configuration is read. Every candidate's "
         "result is checked before it is timed. Nothing is tuned at any other time.",

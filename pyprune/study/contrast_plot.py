@@ -77,9 +77,9 @@ def _common_measure(a: Scores, b: Scores) -> tuple[Callable[[Scores], list[float
         return [value / scores.baseline for value in scores.values]
 
     if min(*multiples(a), *multiples(b)) > 1:
-        axis_label = f"{a.criterion}, increase over the whole model's (1 = twice)"
+        axis_label = f"{a.criterion}, increase over the unpruned model's (1 = twice)"
         return lambda scores: [multiple - 1 for multiple in multiples(scores)], axis_label, None
-    return multiples, f"{a.criterion} over the whole model's", 1.0
+    return multiples, f"{a.criterion} over the unpruned model's", 1.0
 
 
 def _choices_panel(panel: Any, contrast: Contrast, blocks: list[int]) -> None:

@@ -148,7 +148,7 @@ def _bar_legend(
     if len(kinds) > 1:
         handles += [Patch(facecolor="#888888", edgecolor="white", hatch=HATCHES[kind], label=kind) for kind in kinds]
     if scores.baseline is not None and math.isfinite(scores.baseline):
-        label = f"whole model: {scores.baseline:.4g}"
+        label = f"unpruned model: {scores.baseline:.4g}"
         handles.append(Line2D([], [], color=BASELINE, linewidth=1.1, linestyle=(0, (5, 2)), label=label))
     return handles
 

@@ -72,14 +72,14 @@ def test_answers_of_a_file_are_the_samples(capsys, folder):
     [
         (["--candidates", "nowhere"], "nowhere: a directory of prunings is expected"),
         (["--candidates", "library/last/pruning.json"], "a directory of prunings is expected"),
-        (["--candidates", "library", "--unit", "ffn"], "--unit ffn: belongs to units"),
-        (["--candidates", "library", "--protect", "1"], "--protect 1: belongs to units"),
-        (["--candidates", "library", "--plot", "p.png"], "--plot p.png: belongs to units"),
-        (["--candidates", "library", "--criterion", "taylor"], "--candidates: goes with --criterion ppl, not taylor"),
+        (["--candidates", "library", "--unit", "ffn"], "--unit ffn: does not go with --candidates"),
+        (["--candidates", "library", "--protect", "1"], "--protect 1: does not go with --candidates"),
+        (["--candidates", "library", "--plot", "p.png"], "--plot p.png: does not go with --candidates"),
+        (["--candidates", "library", "--criterion", "taylor"], "--candidates: needs --criterion ppl, not taylor"),
         (["--measure", "best"], "measure: 'best' given"),
-        (["--measure", "kl", "--criterion", "magnitude"], "--measure: goes with"),
-        (["--measure", "task-loss"], "--labels: measure task-loss and the file"),
-        (["--labels", "no.safetensors"], "--labels: measure task-loss and the file"),
+        (["--measure", "kl", "--criterion", "magnitude"], "--measure: needs --criterion ppl"),
+        (["--measure", "task-loss"], "--labels FILE and --measure task-loss are expected"),
+        (["--labels", "no.safetensors"], "--labels FILE and --measure task-loss are expected"),
         (["--labels", "no.safetensors", "--measure", "task-loss"], "no.safetensors"),
         (["--labels", "library/narrow.json", "--measure", "task-loss"], "a .safetensors file"),
     ],
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(capsys, folder,
 def test_scores_in_a_file_take_no_candidates(capsys, folder):
     run(capsys, "score", *TINY, "--candidates", "library", "--out", "s.json")
     for words, message in (
-        (["s.json", "--candidates", "library"], "holds scores already"),
+        (["s.json", "--candidates", "library"], "has scores already"),
         (["s.json", "--plot", "p.png"], "scores of candidates"),
         (["s.json", "--against", "s.json"], "scores of candidates"),
     ):
@@ -114,6 +114,6 @@ def test_the_memory_of_scoring_is_planned_from_sizes(capsys):
     more = plan_scoring(load("shape:tiny"), 6, 40, 64)
     assert more.bytes - few.bytes == 3 * 40 * 64 * load("shape:tiny").hidden_size * 4
     code, _, err = run(capsys, "plan", *words, "--len", "100")
-    assert (code, "--len: belongs to an engine" in err) == (2, True)
+    assert (code, "--len: plans an engine; does not go with --candidates" in err) == (2, True)
     code, _, err = run(capsys, "plan", "shape:tiny", "--memory", "--measure", "kl")
-    assert (code, "--measure kl: belongs to --candidates" in err) == (2, True)
+    assert (code, "--measure kl: needs --candidates" in err) == (2, True)

@@ -30,11 +30,11 @@ def test_doctor_says_whether_the_installation_carries_the_cuda_library(capsys, m
         assert code == 0
         return json.loads(out)["cuda_library"]
 
-    assert told() == f"none, this installation is for CPUs (and Triton): {file.name} was not built"
+    assert told() == f"none: {file.name} was not built; GPUs use Triton alone"
     file.write_bytes(f"pyprune library: digest={digest()} targets=80,90a-real toolkit=13.0.88;".encode())
     targets = "sm_80, sm_90a, later GPUs by PTX of compute_80 (CUDA 13.0.88)"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert told() == f"{targets}; never loaded, for this torch has no CUDA"
+    assert told() == f"{targets}; not loaded: this torch has no CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert told() == targets
 

@@ -86,9 +86,12 @@ def test_protection_in_a_file_of_scores_holds_when_it_is_pruned_by(capsys, tmp_p
         (["score", TINY, "--criterion", "angular", "--variant", "x"], "variant: 'x' given"),
         (["score", TINY, "--criterion", "every", "--every", "0"], "--every"),
         (["score", TINY, "--protect", "middle=2"], "protect 'middle=2'"),
-        (["prune", TINY, "--blocks", "1", "--criterion", "last", "--out", "OUT"], "--criterion last: belongs to"),
-        (["prune", TINY, "--width", "20%", "--tokens", "last", "--out", "OUT"], "--tokens last: belongs to"),
-        (["prune", TINY, "--blocks", "1", "--unit", "mha+ffn", "--out", "OUT"], "--unit mha+ffn: --blocks removes"),
+        (["prune", TINY, "--blocks", "1", "--criterion", "last", "--out", "OUT"], "--criterion last: needs --depth"),
+        (["prune", TINY, "--width", "20%", "--tokens", "last", "--out", "OUT"], "--tokens last: needs --depth"),
+        (
+            ["prune", TINY, "--blocks", "1", "--unit", "mha+ffn", "--out", "OUT"],
+            "--unit mha+ffn: with --blocks, one of block",
+        ),
         (["prune", TINY, "--depth", "1", "--criterion", "magic", "--out", "OUT"], "criterion: 'magic'"),
     ],
 )
@@ -107,4 +110,4 @@ def test_scores_that_are_already_made_leave_no_criterion_to_choose(capsys, tmp_p
     words = ["prune", TINY, "--depth", "1", "--scores", str(path), "--criterion", "last", "--out", str(tmp_path / "a")]
     code, _, error = run(capsys, *words)
     assert code == 2
-    assert "--criterion last: the scores in" in error
+    assert "--criterion last: does not go with --scores" in error

@@ -43,7 +43,7 @@ BAD_INPUT = [
     (["prune", TINY, "--blocks", "1,x", "--out", "new"], "'1,x'"),
     (["prune", TINY, "--blocks", "4", "--out", "new"], "0 to 3"),
     (["prune", TINY, "--blocks", "1,1", "--out", "new"], "1 twice"),
-    (["prune", TINY, "--blocks", "1", "--protect", "0", "--out", "new"], "--protect 0: belongs to --depth"),
+    (["prune", TINY, "--blocks", "1", "--protect", "0", "--out", "new"], "--protect 0: needs --depth"),
     (["prune", TINY, "--width", "3", "--out", "new"], "--width 3"),
     (["prune", TINY, "--width", "20%", "--unit", "mha", "--out", "new"], "--unit mha"),
     (["prune", TINY, "--width", "20%", "--method", "magic", "--out", "new"], "method 'magic'"),

@@ -27,8 +27,8 @@ def test_two_files_of_scores_are_compared(capsys, files):
     code, out, _ = run(capsys, "score", "a.json", "--against", "b.json", "--count", "1")
     assert code == 0
     words = " ".join(out.split())
-    assert "Spearman's rank correlation 0.800 Kendall's tau-b 0.667 goes under A 1 goes under B 2" in words
-    assert "0% of what goes; 25% is to be expected of blind choices" in words
+    assert "Spearman's rank correlation 0.800 Kendall's tau-b 0.667 removed under A 1 removed under B 2" in words
+    assert "0% of the removed units; 25% expected by chance" in words
     code, out, _ = run(capsys, "score", "a.json", "--against", "b.json", "--count", "2", "--json", "--plot", "p.png")
     assert (code, json.loads(out)["both"]) == (0, [["block", 1], ["block", 2]])
     with open("p.png", "rb") as figure:
@@ -63,13 +63,13 @@ def test_reports_say_what_they_wrote(capsys, files):
 BAD_INPUT = [
     (["score", "a.json", "--against", "none.json"], "none.json"),
     (["score", "none.json"], "none.json"),
-    (["score", "a.json", "--count", "1"], "--count 1: belongs to --against or --plot"),
-    (["score", *TINY, "--ratio", "20%"], "--ratio 0.2: belongs to --against or --plot"),
-    (["score", "a.json", "--protect", "1"], "--protect 1: belongs to scoring"),
-    (["score", "a.json", "--text", "a.txt"], "--text a.txt: belongs to scoring, and a.json holds scores already"),
-    (["score", "a.json", "--criterion", "taylor"], "--criterion taylor: belongs to scoring"),
-    (["score", "a.json", "--resume"], "--resume: belongs to scoring"),
-    (["score", "a.json", "--out", "c.json"], "--out c.json: belongs to scoring"),
+    (["score", "a.json", "--count", "1"], "--count 1: needs --against or --plot"),
+    (["score", *TINY, "--ratio", "20%"], "--ratio 0.2: needs --against or --plot"),
+    (["score", "a.json", "--protect", "1"], "--protect 1: needs a model to score"),
+    (["score", "a.json", "--text", "a.txt"], "--text a.txt: needs a model to score; a.json has scores already"),
+    (["score", "a.json", "--criterion", "taylor"], "--criterion taylor: needs a model to score"),
+    (["score", "a.json", "--resume"], "--resume: needs a model to score"),
+    (["score", "a.json", "--out", "c.json"], "--out c.json: needs a model to score"),
     (["score", "a.json", "--against", "b.json", "--count", "9"], "1 to 4 units"),
     (["score", "a.json", "--against", "b.json", "--count", "1", "--ratio", "20%"], "not allowed with"),
     (["score", "a.json", "--against", "b.json", "--ratio", "3"], "ratio '3': a share of the parameters"),

@@ -36,7 +36,9 @@ def test_a_search_is_told_and_kept(capsys, tmp_path, decoder, samples):
     assert Pruning.from_json(removed) == found.pruning()
     for place, (kind, index) in enumerate(found.order, start=1):
         assert any(line.split()[:3] == [str(place), kind, str(index)] for line in told.splitlines())
-    assert f"one forward pass for every candidate: {found.naive.blocks:,.0f} and {found.naive.heads:,.0f}" in told
+    assert (
+        f"a forward pass for each candidate would take {found.naive.blocks:,.0f} and {found.naive.heads:,.0f}" in told
+    )
     assert sorted(os.listdir(tmp_path)) == ["found.json", "pruning.json"]  # the journal is gone
 
 
@@ -68,16 +70,16 @@ def test_prune_removes_what_a_search_finds(capsys, tmp_path, decoder, samples, m
     [
         (("search", SHAPE, "--depth", "6"), "all 6 units would be removed"),
         (("search", SHAPE, "--depth", "9"), "count 9: 1 to 6 units"),
-        (("search", SHAPE, "--depth", "2", "--resume"), "--resume: the journal stands beside --out"),
+        (("search", SHAPE, "--depth", "2", "--resume"), "--resume: needs --out; the journal is written beside it"),
         (("search", SHAPE, "--depth", "2", "--criterion", "taylor"), "method greedy accepts ppl"),
         (("search", SHAPE, "--depth", "2", "--method", "window", "--unit", "ffn"), "a window is of blocks"),
         (
             ("prune", SHAPE, "--blocks", "2", "--search", "greedy", "--out", "new"),
-            "--search greedy: belongs to --depth",
+            "--search greedy: needs --depth",
         ),
-        (("prune", SHAPE, "--blocks", "2", "--resume", "--out", "new"), "--resume: belongs to --depth"),
+        (("prune", SHAPE, "--blocks", "2", "--resume", "--out", "new"), "--resume: needs --depth"),
         (("score", SHAPE, "--criterion", "magnitude", "--resume", "--out", "new"), "magnitude keeps no journal; ppl"),
-        (("score", SHAPE, "--resume"), "--resume: the journal stands beside --out"),
+        (("score", SHAPE, "--resume"), "--resume: needs --out; the journal is written beside it"),
     ],
 )
 def test_what_does_not_fit_together_is_told(capsys, tmp_path, monkeypatch, words: tuple[str, ...], told: str):

@@ -89,17 +89,17 @@ def test_padding_comes_after_the_last_repair(capsys, tmp_path):
     ("words", "message"),
     [
         (("score", "--form", "linear"), "form: 'linear' given, but criterion ppl takes"),
-        (("score", "--repair-samples", "9"), "--repair-samples 9: belongs to --repair of prune, or --criterion"),
+        (("score", "--repair-samples", "9"), "--repair-samples 9: needs --repair of prune or --criterion"),
         (("score", "--criterion", "ppl-after-repair", "--form", "x"), "--form"),
         (("score", "--criterion", "ppl-after-repair", "--repair-samples", "0"), "--repair-samples"),
-        (("prune", "--depth", "1", "--repair-each"), "--repair-each: belongs to --search greedy with --repair"),
+        (("prune", "--depth", "1", "--repair-each"), "--repair-each: needs both --search greedy and --repair"),
         (
             ("prune", "--depth", "1", "--repair", "linear", "--repair-each"),
-            "--repair-each: belongs to --search greedy with --repair",
+            "--repair-each: needs both --search greedy and --repair",
         ),
-        (("prune", "--depth", "1", "--repair-samples", "9"), "--repair-samples 9: belongs to --repair or"),
-        ((*EACH, "--repair", "refit", "--criterion", "last"), "--criterion last: --repair-each goes by ppl or"),
-        ((*EACH, "--repair", "stat"), "--repair stat: is for heads and neurons; --repair-each removes units"),
+        (("prune", "--depth", "1", "--repair-samples", "9"), "--repair-samples 9: needs --repair or"),
+        ((*EACH, "--repair", "refit", "--criterion", "last"), "--criterion last: with --repair-each, ppl or"),
+        ((*EACH, "--repair", "stat"), "--repair stat: repairs heads and neurons, but --repair-each removes blocks"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_anything_is_loaded(capsys, tmp_path, words, message: str):
@@ -115,4 +115,4 @@ def test_scores_that_are_made_take_no_windows_to_fit_on(capsys, tmp_path):
     score(load(SHAPE), criterion="first").to_json(tmp_path / "scores.json")
     code, _, error = run(capsys, "score", str(tmp_path / "scores.json"), "--repair-samples", "9")
     assert code == 2
-    assert "--repair-samples 9: belongs to scoring" in error
+    assert "--repair-samples 9: needs a model to score" in error

@@ -50,7 +50,7 @@ def unread(monkeypatch):
         (["--ppl", "{text}", "--limit", "5"], "--limit 5: belongs to --tasks"),
         (["--tasks", "piqa", "--window", "64"], "--window 64: belongs to --ppl"),
         (["--tasks", "piqa", "--limit", "0"], "--limit: '0'"),
-        (["--ppl", "{text}", "--resume"], "--resume: the journal stands beside --out"),
+        (["--ppl", "{text}", "--resume"], "--resume: needs --out; the journal is written beside it"),
         (["--ppl", "{text}", "--out", "."], r"\.: is a directory"),
         (["--ppl", "{text}", "--device", "cuda:99"], "cuda:99: cannot be used"),
     ],

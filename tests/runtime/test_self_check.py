@@ -166,7 +166,7 @@ def test_doctor_checks_every_gpu_or_one_and_says_so(monkeypatch, capsys):
     assert (code, checked) == (0, ["cuda:0"])
     assert [one["passed"] for one in json.loads(out)["self_checks"]] == [True]
     code, _, err = pyprune(capsys, "doctor", "--gpu", "--device", "2")
-    assert (code, err) == (2, "pyprune: --device 2: 0 to 1 are the GPUs here\n")
+    assert (code, err) == (2, "pyprune: --device 2: a GPU from 0 to 1 is expected\n")
 
 
 @pytest.mark.slow

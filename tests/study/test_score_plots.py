@@ -58,7 +58,7 @@ def test_what_goes_and_what_is_protected_is_coloured(drawn):
     chosen_bars(BLOCKS, count=2, protect="first=1,4")
     assert colours(drawn[0].axes[0]) == [PROTECTED, DROPPED, DROPPED, KEPT, PROTECTED, KEPT]
     legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert legend == ["goes", "protected", "stays", "whole model: 2"]
+    assert legend == ["goes", "protected", "stays", "unpruned model: 2"]
 
 
 def test_units_that_the_scores_protect_are_marked_too(drawn):
@@ -118,7 +118,7 @@ def test_scores_of_two_texts_are_drawn_as_increases_over_their_own_baselines(dra
     values = drawn[0].axes[0]
     assert values.lines[0].get_ydata() == pytest.approx([value / 2 - 1 for value in BLOCKS.values])
     assert values.lines[1].get_ydata() == pytest.approx([value / 4 - 1 for value in OTHER.values])
-    assert "increase over the whole model's" in values.get_ylabel()
+    assert "increase over the unpruned model's" in values.get_ylabel()
 
 
 def test_a_removal_that_improves_the_model_is_drawn_as_a_multiple(drawn):
