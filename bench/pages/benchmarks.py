@@ -35,14 +35,12 @@ def page() -> str:
     text = f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # Benchmarks
 
-`make docs` writes this page from committed results; each links its raw samples and intervals.
+`make docs` writes this page from the linked samples. The sides of a comparison ran interleaved. A ratio is the median of
+paired ratios: **bold** if its 95 % interval excludes one, `~` if not, `*` without interval (too few rounds). *Of the read
+limit*: the time of a plain read of the step's weights, as a share of the step.
 
-**How to read it.** The sides of a comparison ran interleaved, in the same rounds. A ratio is the median of paired
-ratios: **bold** if its 95 % interval excludes one, `~` if not, `*` if there were too few rounds for an interval. *Of
-the read limit*: what a plain read of the step's weights takes in the same run, as a share of the step.
-
-Unless a section says otherwise, the machine is virtual: {machine(DECODING)}. Its bandwidth varies with its neighbours,
-so compare ratios, not speeds. [bench/README.md](../bench/README.md) describes the peers.
+Unless stated otherwise, the machine is virtual: {machine(DECODING)}. Its bandwidth varies, so compare ratios, not speeds.
+[bench/README.md](../bench/README.md) describes the peers.
 
 ## Depth against width
 
@@ -62,9 +60,8 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --t
 
 {tables.accuracies(COMPARISON_BY_TASKS)}
 
-Depth has the lowest perplexity of the pruned models, yet FLAP answers as well: their means lie within two standard
-errors. Depth loses most on ARC-e and HellaSwag, and nothing on BoolQ and WinoGrande, where the original guesses.
-LLM-Pruner falls behind FLAP mainly on ARC-e. Wanda-sp is near chance.
+Of the pruned models, depth has the lowest perplexity, yet FLAP answers as well: the means lie within two standard
+errors. On BoolQ and WinoGrande even the original guesses. Wanda-sp is near chance.
 
 ## Decoding
 
@@ -172,7 +169,7 @@ python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
 
 ## Decoding against the read limit
 
-`shape:llama-1b` in bf16, in runs at different bandwidths ({link(*READ_LIMITS)}):
+`shape:llama-1b` in bf16, at different bandwidths ({link(*READ_LIMITS)}):
 
 ```bash
 make bench ARGS="-k limits"
@@ -226,8 +223,8 @@ python -m pytest bench/test_instruction_sets.py --benchmark-enable
 
 ## On an H100
 
-Random weights, bf16, two runs of `python -m bench.gpu_check`. The code has changed since. Hugging Face was limited by
-the host CPU.
+Random weights, bf16, two runs of `python -m bench.gpu_check`. The code has changed since. The host CPU limited Hugging
+Face.
 
 {tables.gpu_decoding(*GPU)}
 

@@ -71,8 +71,7 @@ This code has run only in Triton's interpreter or in an emulator, or has only be
 
 {newer}
 
-You can [check your own GPU](guides/run-on-a-gpu.md#the-self-check). [The notes](../bench/NOTES.md) record each run on
-hardware.
+[Check your own GPU](guides/run-on-a-gpu.md). [The notes](../bench/NOTES.md) record each run on hardware.
 """
 
 

@@ -59,7 +59,7 @@ def redraw(
         if cut or _are_prunings(files):
             if dark or paper:
                 name = "--dark" if dark else "--paper"
-                raise InputError(f"{out}: {name} does not go with a drawing of what was cut")
+                raise InputError(f"{name}: does not belong to a diagram of what was removed, {out}")
             _refuse_amount(files, amount)
             return [draw_cuts(files, out, model)]
         if model is not None:
@@ -99,7 +99,7 @@ def _is_pruning(content: object) -> bool:
 def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amount: dict[str, Any]) -> Path:
     target = require_file(out)
     if len(files) != 1 or paper or amount:
-        raise InputError(f"{out}: an .svg is drawn of one comparison's results.json, without other options than --dark")
+        raise InputError(f"{out}: an .svg takes results.json of one comparison, and of the options --dark alone")
     results = read_json(files[0])
     if not isinstance(results, dict) or _format_of(files[0], results) != report.FORMAT:
         raise InputError(f"{files[0]}: {report.FORMAT} of pyprune compare is expected for a figure in SVG")

@@ -137,8 +137,8 @@ def test_a_figure_in_svg_is_of_one_comparison(files, results, tmp_path):
     write_json(tmp_path / "results.json", results)
     write_json(tmp_path / "torn.json", {"format": results["format"], "rows": []})
     refusals = [
-        (["results.json", "novels.json"], "out.svg", {}, "drawn of one comparison"),
-        (["results.json"], "out.svg", {"count": 2}, "without other options than --dark"),
+        (["results.json", "novels.json"], "out.svg", {}, "results.json of one comparison"),
+        (["results.json"], "out.svg", {"count": 2}, "of the options --dark alone"),
         (["novels.json"], "out.svg", {}, "pyprune-comparison/1 of pyprune compare is expected"),
         (["torn.json"], "out.svg", {}, "torn.json: not whole results"),
         (["novels.json"], "out.png", {"dark": True}, "a name that ends in .svg is expected"),
