@@ -37,7 +37,7 @@ def add_options(commands: Any) -> None:
         action="store_true",
         help="print the steps and their estimated times, and exit (default: off)",
     )
-    add_option(parser, "--budget", "quick: under an hour on a small model, retraining capped; paper: the paper's settings",
+    add_option(parser, "--budget", "quick: for a small model, retraining capped; paper: the paper's settings",
                BUDGETS[0], choices=BUDGETS)  # fmt: skip
     parser.add_argument(
         "--text",

@@ -203,8 +203,8 @@ def test_a_recipe_runs_from_end_to_end(finished):
     assert rows["Blocks 25%"]["values"]["ppl"] == rows["Blocks 25%"]["values"]["ppl:novel"]
     assert rows["FLAP 25%"]["paper"] == {"ppl": 17.0}
     page = (out / "index.html").read_text()
-    assert "Pruning takes less memory. So it is here: of 3 comparisons" in page
-    assert "The paper has another model; this is shape:tiny" in page
+    assert "Pruning takes less memory. It holds here: of 3 comparisons" in page
+    assert "The paper's results are for another model; these are for shape:tiny" in page
     assert 'src="data:image/png' in page
     assert page.count("<script") == page.count("<script>") == 1  # the page's own, which loads nothing
     assert 'src="http' not in page
@@ -314,7 +314,7 @@ def test_agreement_counts_signs_of_differences_within_groups():
     assert (pairs.agree, pairs.undecided, pairs.against) == (1, 2, [])
     recipe_data = {"columns": [{"value": "accuracy", "header": "acc."}], "claims": [], "paper_setup": ""}
     (sentence,) = agreement({"rows": rows, "recipe": recipe_data})
-    assert "1 differ the same way as in the paper, 0 the other way, and 2 by too little" in sentence
+    assert "1 differ as in the paper, 0 the other way, and 2 too little" in sentence
     assert incomparable({"recipe": recipe_data}) == []
 
 
