@@ -115,7 +115,7 @@ python -m pytest bench/test_prefill.py --benchmark-enable -k attention
 
 {tables.prompts(*PREFILL)}
 
-Attention alone, with SmolLM2's heads ({link(ATTENTION)}):
+Attention alone, SmolLM2's heads ({link(ATTENTION)}):
 
 {tables.attention(ATTENTION)}
 
@@ -232,7 +232,7 @@ Scoring all blocks of `shape:llama-7b` on 10 x 128 tokens:
 
 {tables.gpu_scoring(*GPU)}
 
-[Status](status.md) says what was checked on hardware; [the notes](../bench/NOTES.md) predict other GPUs.
+[What has been checked there](status.md), [predictions for other GPUs](../bench/NOTES.md).
 """
     return text + others(text)
 
