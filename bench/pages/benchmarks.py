@@ -35,12 +35,12 @@ def page() -> str:
     text = f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # Benchmarks
 
-`make docs` writes this page from the linked samples. The sides of a comparison ran interleaved. A ratio is the median of
-paired ratios: **bold** if its 95 % interval excludes one, `~` if not, `*` without interval (too few rounds). *Of the read
-limit*: the time of a plain read of the step's weights, as a share of the step.
+`make docs` writes this page from the linked samples. The sides of a comparison ran interleaved. A ratio is the median
+of paired ratios: **bold** if its 95 % interval excludes one, `~` if not, `*` without interval (too few rounds). *Of the
+read limit*: the time of a plain read of the step's weights, as a share of the step.
 
-Unless stated otherwise, the machine is virtual: {machine(DECODING)}. Its bandwidth varies, so compare ratios, not speeds.
-[bench/README.md](../bench/README.md) describes the peers.
+Unless stated otherwise, the machine is virtual: {machine(DECODING)}. Its bandwidth varies, so compare ratios, not
+speeds. [bench/README.md](../bench/README.md) describes the peers.
 
 ## Depth against width
 

@@ -79,14 +79,14 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
         "--count",
         type=at_least(1),
         metavar="N",
-        help=f"the N most removable units: the choice that {about} (default: none)",
+        help=f"the N most removable units, which {about} (default: none)",
     )
     ways.add_argument(
         "--ratio",
         type=share,
         metavar="P%",
-        help="the same choice as a share: the units nearest to P%% of all parameters (default: 20%% where two scores "
-        "are compared)",
+        help="the same by size: the units nearest to P%% of all parameters (default: 20%% where two scores are "
+        "compared)",
     )
 
 

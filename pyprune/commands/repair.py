@@ -20,8 +20,8 @@ FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
 METHODS_HELP = (
     "auto: the best closed form on held-out windows, then blockwise and tail, each kept if it helps. Closed forms: "
     "mean-update, scale (Prune&Comp), linear and linear-cosine (ReplaceMe), refit (least squares for the projection "
-    "before each cut), refit-all (and every later down), refit-all-o (and every later o); for width flap-bias and stat. "
-    "Gradient steps: blockwise (each block alone), tail (the last blocks together). + chains methods: "
+    "before each cut), refit-all (and every later down), refit-all-o (and every later o); for width flap-bias and "
+    "stat. Gradient steps: blockwise (each block alone), tail (the last blocks together). + chains methods: "
     "refit-all-o+blockwise+tail"
 )
 

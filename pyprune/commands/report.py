@@ -15,12 +15,13 @@ def add_options(commands: Any) -> None:
         commands,
         "report",
         "draw figures and pages from result files",
-        "Draw the results of other commands from their files. Nothing is measured. --out decides the form: a directory "
-        "gets a page with figures, FILE.png or FILE.svg one figure. results.json of compare or recipe gives its page; "
-        "a comparison also gives perplexity against tokens/s (.svg). A pruning, a pruned directory, or a comparison "
-        "with --cut gives a diagram of the removed blocks, heads and neurons (.svg). Scores give bar charts, several "
-        "scores a heat map of ranks (.png or a page). Files of `python -m bench.gpu_check`, also with comparisons of "
-        "the paper's models, give the paper's tables and figures of speed and memory with our numbers beside.",
+        "Draw the results of other commands from their files. Nothing is measured. --out decides the form: a "
+        "directory gets a page with figures, FILE.png or FILE.svg one figure. results.json of compare or recipe gives "
+        "its page; a comparison also gives perplexity against tokens/s (.svg). A pruning, a pruned directory, or a "
+        "comparison with --cut gives a diagram of the removed blocks, heads and neurons (.svg). Scores give bar "
+        "charts, several scores a heat map of ranks (.png or a page). Files of `python -m bench.gpu_check`, also with "
+        "comparisons of the paper's models, give the paper's tables and figures of speed and memory, with our numbers "
+        "beside the paper's.",
         "pyprune report compare-135m/results.json --out compare-again",
         "pyprune report compare-135m/results.json --out speed-dark.svg --dark",
         "pyprune report smollm2-depth20 --out cut.svg",
@@ -34,11 +35,11 @@ def add_options(commands: Any) -> None:
         help="results.json of compare or recipe (one); or any number of: scores of score --out, gpu_check.json, or "
         "prunings, as .json files or directories that prune wrote",
     )
-    add_amount(parser, "scores' figures mark")
+    add_amount(parser, "figures of scores mark")
     parser.add_argument(
         "--protect",
         metavar="WHICH",
-        help="blocks that this choice keeps: first=N, last=N and indices, with commas (default: none)",
+        help="blocks never marked: first=N, last=N and indices, with commas (default: none)",
     )
     parser.add_argument(
         "--paper",

@@ -35,9 +35,9 @@ def add_options(commands: Any) -> None:
         commands,
         "retrain",
         "train a pruned model: LoRA on every projection, or all parameters",
-        "Train a pruned model on plain text, or on the replies of instructions and conversations, and save it with LoRA "
-        "merged and its pruning record. --distill adds the unpruned model as a teacher. The defaults are the paper's. "
-        "Needs `pip install pyprune[retrain]`.",
+        "Train a pruned model on plain text, or on the replies of instructions and conversations, and save it with "
+        "LoRA merged and its pruning record. --distill adds the unpruned model as a teacher. The defaults are the "
+        "paper's. Needs `pip install pyprune[retrain]`.",
         "pyprune retrain smollm2-depth20 --text demo:lambada --steps 20 --batch 8 --out smollm2-retrained",
         "pyprune retrain smollm2-depth20 --instructions alpaca.jsonl --resume --out smollm2-alpaca",
     )

@@ -121,7 +121,7 @@ def search_with_repair(
         )
     if process_group(original.device, distributed).size > 1:
         if resume is not None:
-            raise InputError(f"resume: {os.fspath(resume)}: a search with repairs resumes in one process; several were started")
+            raise InputError(f"resume: {os.fspath(resume)}: works in one process only; several were started")
         if methods & set(BY_STEPS):
             raise InputError(f"repair: method {repair}: makes gradient steps in one process; several were started")
     rounds = _Rounds(

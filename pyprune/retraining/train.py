@@ -153,8 +153,10 @@ def retrain_with_report(
     first_trained(decoder, settings)  # before texts are read
     if taught is not None:
         if not isinstance(decoder, Decoder):
-            raise InputError(f"retrain: distill_from: {decoder.name} is of another family; Llama, Mistral, Qwen2 or Qwen3"
-                             " is expected")  # fmt: skip
+            raise InputError(
+                f"retrain: distill_from: {decoder.name} is of another family; Llama, Mistral, Qwen2 or Qwen3 is"
+                " expected"
+            )
         teacher = as_decoder(distill_from)
         objective = Distillation(teacher, decoder, **taught)
     if instructions is not None:

@@ -438,8 +438,8 @@ def _check(recipe: Recipe, where: str) -> None:
     measured = [name for name, value in vars(recipe.measures).items() if value and name not in ("perplexity", "scores")]
     if iterative and measured:
         raise InputError(
-            f"{where}: measures: {measured[0]}: {iterative[0].name!r} has search {ITERATIVE}, with which only perplexity"
-            " can be measured"
+            f"{where}: measures: {measured[0]}: {iterative[0].name!r} has search {ITERATIVE}, with which only "
+            "perplexity can be measured"
         )
     if len({(model.prune.unit, model.prune.samples) for model in iterative if model.prune}) > 1:
         raise InputError(f"{where}: models: search {ITERATIVE}: the same unit and samples are expected for all")
