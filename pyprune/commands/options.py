@@ -79,14 +79,13 @@ def add_amount(parser: argparse.ArgumentParser, about: str) -> None:
         "--count",
         type=at_least(1),
         metavar="N",
-        help=f"the N most removable units, which {about} (default: none)",
+        help=f"the N most removable units, {about} (default: none)",
     )
     ways.add_argument(
         "--ratio",
         type=share,
         metavar="P%",
-        help="the same by size: the units nearest to P%% of all parameters (default: 20%% where two scores are "
-        "compared)",
+        help="the same as a share: the number nearest to P%% of all parameters (default: 20%% when comparing)",
     )
 
 
@@ -150,7 +149,7 @@ def add_text(parser: argparse.ArgumentParser, samples: int = CalibrationConfig.s
     add_option(parser, "--samples", "calibration windows", samples, type=at_least(1), metavar="S")
     windows = (
         ("seq_len", at_least(2), "T", "tokens in each window"),
-        ("seed", at_least(0), "N", "seed that draws the windows"),
+        ("seed", at_least(0), "N", "seed for drawing the windows"),
     )
     for field, kind, metavar, about in windows:
         add_option_of(parser, CalibrationConfig, field, about, type=kind, metavar=metavar)

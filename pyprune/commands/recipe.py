@@ -18,7 +18,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "recipe",
-        "run one of the paper's experiments, or your own, on a model",
+        "run one of the paper's experiments, or your own",
         "Run a whole experiment: prune the model in several ways, repair or retrain each result, measure them all, and "
         "write a table, figures and a page. The page shows the paper's numbers beside yours and says where they agree. "
         "Recipes for the paper's tables and figures are included; your own is a TOML file. The steps and their "

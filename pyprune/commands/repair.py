@@ -18,10 +18,10 @@ METHODS = (
 FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
 """`recovery.methods.FOLLOWING`, likewise."""
 METHODS_HELP = (
-    "auto: the best closed form on held-out windows, then blockwise and tail, each kept if it helps. Closed forms: "
-    "mean-update, scale (Prune&Comp), linear and linear-cosine (ReplaceMe), refit (least squares for the projection "
-    "before each cut), refit-all (and every later down), refit-all-o (and every later o); for width flap-bias and "
-    "stat. Gradient steps: blockwise (each block alone), tail (the last blocks together). + chains methods: "
+    "auto (the best closed form on held-out windows, then blockwise and tail, each kept if it helps); a closed form: "
+    "mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), refit (least squares for the projection "
+    "before each cut), refit-all (and every later down), refit-all-o (and every later o), for width flap-bias or stat; "
+    "gradient steps: blockwise (each block alone) or tail (the last blocks together); or a chain such as "
     "refit-all-o+blockwise+tail"
 )
 
@@ -30,7 +30,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "repair",
-        "recover a pruned model's quality without training it as a whole",
+        "repair a pruned model without retraining",
         "Fit the remaining weights of a pruned model to its original on calibration text. Shapes and speed do not "
         "change (mean-update and flap-bias add biases). Every eighth window is held out: it chooses the ridge and the "
         "method, and shows whether the repair harms. The text matters more than the method: take several hundred "

@@ -35,7 +35,7 @@ def add_options(commands: Any) -> None:
         help="results.json of compare or recipe (one); or any number of: scores of score --out, gpu_check.json, or "
         "prunings, as .json files or directories that prune wrote",
     )
-    add_amount(parser, "figures of scores mark")
+    add_amount(parser, "to be marked in figures of scores")
     parser.add_argument(
         "--protect",
         metavar="WHICH",

@@ -34,7 +34,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "retrain",
-        "train a pruned model: LoRA on every projection, or all parameters",
+        "retrain a pruned model, with LoRA or all parameters",
         "Train a pruned model on plain text, or on the replies of instructions and conversations, and save it with "
         "LoRA merged and its pruning record. --distill adds the unpruned model as a teacher. The defaults are the "
         "paper's. Needs `pip install pyprune[retrain]`.",

@@ -64,7 +64,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--against", metavar="FILE", help="scores that --out wrote, to compare these with (default: none)"
     )
-    add_amount(parser, "--against compares and --plot marks")
+    add_amount(parser, "to be compared by --against or marked by --plot")
     parser.add_argument(
         "--plot",
         metavar="FILE.png",

@@ -16,7 +16,7 @@ def add_options(commands: Any) -> None:
     parser = command(
         commands,
         "tune",
-        "time block sizes of the Triton kernels on this GPU and keep the fastest",
+        "tune the GPU kernels' configurations on this GPU",
         "Time the block sizes of the Triton kernels for a model's shapes on this GPU, and write the fastest to a file "
         "that the kernels read from then on. Weights are random; only the model's configuration is read. Each "
         "candidate's result is checked before it is timed. No other command tunes anything.",

@@ -78,8 +78,8 @@ class StateFile:
         for name, value in self.subject.items():
             if subject.get(name) != value:
                 raise InputError(
-                    f"{self.path}: belongs to a training with {name} {subject.get(name)}, now {name} is {value}; delete"
-                    " the file to begin again"
+                    f"{self.path}: holds a training with {name} {subject.get(name)}; now {name} is {value}; delete the"
+                    " file to begin again"
                 )
 
     def _restore(self, stored: Any, step: int, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> None:
