@@ -47,13 +47,13 @@ def add_options(commands: Any) -> None:
         "--text",
         metavar="FILE",
         help="plain text, as for score: a file, JSON lines, hf:NAME, demo:lambada (without rows used for calibration), "
-        "demo:sms, or token ids; cut into windows of --cutoff tokens",
+        "demo:sms, or token ids; cut into windows of --cutoff tokens (this or --instructions is required)",
     )
     texts.add_argument(
         "--instructions",
         metavar="FILE",
         help="JSON lines with instruction, input and output (Alpaca's format), or with messages (the model's chat "
-        "template); only replies count in the loss",
+        "template); only replies count in the loss (this or --text is required)",
     )
     add_option(parser, "--field", "the field of JSON lines or of a dataset that holds the text", None, "text",
                metavar="NAME")  # fmt: skip
