@@ -166,9 +166,7 @@ def conversation(messages: Sequence[dict[str, str]], tokenizer: Any, where: str)
     beginning of what it writes with the reply.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            f"{where}: the tokenizer has no chat template; a chat model, or Alpaca's format, is expected"
-        )
+        raise InputError(f"{where}: the tokenizer has no chat template; a chat model, or Alpaca's format, is expected")
 
     def rendered(count: int, prompt: bool) -> str:
         try:

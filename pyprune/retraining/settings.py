@@ -70,9 +70,7 @@ class Settings:
         if not (_is_number(self.save_seconds) and self.save_seconds >= 0):
             raise InputError(f"retrain: save_seconds {self.save_seconds!r}: a finite number from 0 is expected")
         if self.batch % self.micro_batch:
-            raise InputError(
-                f"retrain: micro_batch {self.micro_batch}: a divisor of batch, {self.batch}, is expected"
-            )
+            raise InputError(f"retrain: micro_batch {self.micro_batch}: a divisor of batch, {self.batch}, is expected")
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"retrain: steps {self.steps} and epochs {self.epochs}: one of the two is expected")
         if self.train_from != FIRST_CUT and not (is_int(self.train_from) and self.train_from >= 0):
