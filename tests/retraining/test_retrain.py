@@ -121,8 +121,8 @@ def test_an_unknown_option_and_bad_values_are_told(llama, text):
         ({"steps": 1, "epochs": 1}, "one of the two"),
         ({"precision": "fp16"}, "fp32, bf16"),
         ({"lora_dropout": 1.0}, "from 0 to below 1"),
-        ({"cutoff": 400}, "a window of 400"),
-        ({"resume": True}, "beside out"),
+        ({"cutoff": 400}, "at least one window of 400"),
+        ({"resume": True}, "resume: needs out"),
     ):
         with pytest.raises(InputError, match=words):
             retrain_with_report(llama, text=text, **options)
