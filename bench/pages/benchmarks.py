@@ -35,17 +35,16 @@ def page() -> str:
     text = f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # Benchmarks
 
-Every figure here comes from one committed file, and stands here only. `make docs` writes this page.
+`make docs` writes this page from the linked samples. The sides of a comparison ran interleaved. A ratio is the median
+of paired ratios: **bold** if its 95 % interval excludes one, `~` if not, `*` without interval (too few rounds). *Of the
+read limit*: the time of a plain read of the step's weights, as a share of the step.
 
-**How to read it.** All sides ran interleaved, in the same rounds. A ratio is the median of the paired ratios. It is
-**bold** where its 95 % interval excludes one, `~` where it does not, and has a `*` where too few rounds give no
-interval. Intervals and every sample are in the linked files. Unless a section says otherwise the machine is virtual:
-{machine(DECODING)}. Its memory rate changes with its neighbours, so compare ratios, not speeds.
-[bench/README.md](../bench/README.md) describes the peers.
+Unless stated otherwise, the machine is virtual: {machine(DECODING)}. Its bandwidth varies, so compare ratios, not
+speeds. [bench/README.md](../bench/README.md) describes the peers.
 
 ## Depth against width
 
-SmolLM2-135M in bf16, protocol `quick`, batch 1, nothing retrained unless a column says so ({link(COMPARISON)}).
+SmolLM2-135M in bf16, batch 1, neither repaired nor retrained unless a column says so ({link(COMPARISON)}):
 
 ```bash
 pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --batch 1,8
@@ -53,7 +52,7 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --b
 
 {tables.depth_and_width()}
 
-The same rows on the paper's tasks ({link(COMPARISON_BY_TASKS)}):
+The same models on the paper's tasks ({link(COMPARISON_BY_TASKS)}):
 
 ```bash
 pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --tasks paper --limit 200
@@ -61,13 +60,12 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --t
 
 {tables.accuracies(COMPARISON_BY_TASKS)}
 
-Accuracy shows what perplexity hides. Depth has the lowest perplexity of the pruned rows, yet FLAP answers as well: the
-means lie within two standard errors. Depth loses most on ARC-e and HellaSwag, and nothing on BoolQ and WinoGrande,
-where this model guesses. LLM-Pruner loses on ARC-e what FLAP keeps. Wanda-sp is near chance.
+Of the pruned models, depth has the lowest perplexity, yet FLAP answers as well: the means lie within two standard
+errors. On BoolQ and WinoGrande even the original guesses. Wanda-sp is near chance.
 
 ## Decoding
 
-SmolLM2-135M, prompts of 12 tokens, 64 decode steps.
+SmolLM2-135M, 64 decode steps after prompts of 12 tokens.
 
 ```bash
 make bench-peers
@@ -90,25 +88,25 @@ float32 ({link(FP32)}):
 
 {tables.decoding_in_full(FP32)}
 
-bf16 with AVX2 alone, as most laptops have it ({link(AVX2)}):
+bf16 with AVX2 only, as on most laptops ({link(AVX2)}):
 
 {tables.decoding_in_full(AVX2)}
 
-Speed-up by `bf16-lossless12` weights ({link(COMPRESSED)}):
+Speed-up from `bf16-lossless12` weights ({link(COMPRESSED)}):
 
 {tables.compressed(COMPRESSED)}
 
-`model.generate` of transformers after `pyprune.accelerate`, bf16 ({link(ACCELERATE)}):
+Transformers' `generate` after `pyprune.accelerate`, bf16 ({link(ACCELERATE)}):
 
 {tables.accelerated(ACCELERATE)}
 
-Speed-up by huge pages ({link(HUGE_PAGES)}):
+Speed-up from huge pages ({link(HUGE_PAGES)}):
 
 {tables.huge_pages(HUGE_PAGES)}
 
 ## Prompts
 
-SmolLM2-135M, from token ids to the first new token ({link(*PREFILL)}).
+Time from token ids to the first new token, SmolLM2-135M ({link(*PREFILL)}):
 
 ```bash
 python -m pytest bench/test_prefill.py --benchmark-enable
@@ -117,13 +115,13 @@ python -m pytest bench/test_prefill.py --benchmark-enable -k attention
 
 {tables.prompts(*PREFILL)}
 
-Attention alone, over SmolLM2's heads ({link(ATTENTION)}):
+Attention alone, SmolLM2's heads ({link(ATTENTION)}):
 
 {tables.attention(ATTENTION)}
 
 ## Scoring
 
-Against one forward pass for each candidate ({link(SCORING, SCORING_BF16, CANDIDATES, SCORING_ANY)}).
+Against a loop of one forward pass per candidate ({link(SCORING, SCORING_BF16, CANDIDATES, SCORING_ANY)}):
 
 ```bash
 python -m pytest bench/test_scoring.py --benchmark-enable
@@ -149,7 +147,7 @@ Peak memory above the weights ({link(SCORING_MEMORY)}):
 
 ## Tasks
 
-The paper's tasks by lm-eval, SmolLM2-135M ({link(*TASKS)}).
+The paper's tasks in lm-eval, SmolLM2-135M ({link(*TASKS)}):
 
 ```bash
 python -m pytest bench/test_tasks.py --benchmark-enable --documents=100 -k bf16
@@ -157,11 +155,11 @@ python -m pytest bench/test_tasks.py --benchmark-enable --documents=100 -k bf16
 
 {tables.tasks(*TASKS)}
 
-`by sharing` is what reading shared contexts once would give alone.
+*From sharing alone*: the speed-up from reading shared contexts once.
 
 ## Training
 
-LoRA on SmolLM2-135M without six blocks, batches of 4 x 256 tokens ({link(*TRAINING)}).
+LoRA on SmolLM2-135M without six blocks, batches of 4 x 256 tokens ({link(*TRAINING)}):
 
 ```bash
 python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
@@ -169,11 +167,9 @@ python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
 
 {tables.training(*TRAINING)}
 
-## What the bytes allow
+## Decoding against the read limit
 
-A decode step of `shape:llama-1b` in bf16 against a plain read of the same bytes, in runs at different memory rates ({
-        link(*READ_LIMITS)
-    }).
+`shape:llama-1b` in bf16, at different bandwidths ({link(*READ_LIMITS)}):
 
 ```bash
 make bench ARGS="-k limits"
@@ -181,13 +177,14 @@ make bench ARGS="-k limits"
 
 {tables.read_limit(*READ_LIMITS)}
 
-Odd widths and skipped blocks, as shares of the unchanged model's time ({link(LIMITS)}):
+Step time with odd widths or skipped blocks, relative to the unchanged model ({link(LIMITS)}):
 
 {tables.by_bytes(LIMITS)}
 
 ## Odd widths
 
-Every FFN width of the paper's Table 1 as a bf16 linear, both ways round ({link(WIDTHS)}).
+A bf16 linear at every FFN width of the paper's Table 1, as up and as down projection ({link(WIDTHS)}). The prediction
+scales the time at the next multiple of 64 by width.
 
 ```bash
 python -m pytest bench/test_padded_linear.py --benchmark-enable
@@ -196,17 +193,17 @@ pyprune sweep --widths 7000:7300:4 --hidden 4096 --rows 1,8,64,1024 --dtype bf16
 
 {tables.widths_of_table_1(WIDTHS)}
 
-Without AVX-512-BF16 on either side ({link(WIDTHS_NO_BF16)}):
+Both sides without AVX-512-BF16 ({link(WIDTHS_NO_BF16)}):
 
 {tables.widths_of_table_1(WIDTHS_NO_BF16)}
 
-A sweep over neighbouring widths shows no saw-tooth on this CPU ({link(SWEEP)}):
+Neighbouring widths show no saw-tooth on this CPU ({link(SWEEP)}):
 
 ![Rates against the width, for torch, torch padded and pyprune](../bench/results/{SWEEP.replace(".json", ".png")})
 
 ## Loading
 
-A Q4_K_M GGUF file as bf16 ({link(LOADING)}).
+A Q4_K_M GGUF file, loaded as bf16 ({link(LOADING)}):
 
 ```bash
 python -m pytest bench/test_load.py --benchmark-enable
@@ -216,7 +213,7 @@ python -m pytest bench/test_load.py --benchmark-enable
 
 ## AMX
 
-On 16 cores of an Intel Xeon, medians without intervals ({link(AMX)}).
+16 cores of an Intel Xeon, medians without intervals ({link(AMX)}):
 
 ```bash
 python -m pytest bench/test_instruction_sets.py --benchmark-enable
@@ -226,16 +223,16 @@ python -m pytest bench/test_instruction_sets.py --benchmark-enable
 
 ## On an H100
 
-Random weights, bf16, two runs of `python -m bench.gpu_check`. The code has changed since. Hugging Face is bound by the
-machine's CPU there.
+Random weights, bf16, two runs of `python -m bench.gpu_check`. The code has changed since. The host CPU limited Hugging
+Face.
 
 {tables.gpu_decoding(*GPU)}
 
-Scoring all blocks of LLaMA-7B's shape on 10 x 128 tokens:
+Scoring all blocks of `shape:llama-7b` on 10 x 128 tokens:
 
 {tables.gpu_scoring(*GPU)}
 
-[What was checked on hardware](status.md). [Predictions for other GPUs](../bench/NOTES.md).
+[What has been checked there](status.md), [predictions for other GPUs](../bench/NOTES.md).
 """
     return text + others(text)
 

@@ -59,22 +59,19 @@ def page() -> str:
     return f"""<!-- Written by `make docs` from bench/status.toml and bench/results/. Do not edit. -->
 # Status
 
-*Default* kernels are used without asking; elsewhere plain PyTorch runs, with a warning. *Compiled only* means: tests
-compile the kernels for that hardware, without spills and within its limits. They have never run there, and no speed is
-claimed.
+`pyprune doctor` says which kernels your machine uses and why. Where kernels are not the default, plain PyTorch runs and
+a warning says so. *Compiled only*: tests compile the kernels for that hardware, without register spills. They have
+never run there, and no speed is claimed.
 
 {matrix("../")}
 
-`pyprune doctor` says which kernels your machine uses and why.
+## Newer than the last GPU run
 
-## Newer than the last run on a GPU
-
-This code has run in Triton's interpreter, in an emulator or in the compiler only:
+This code has run only in Triton's interpreter or in an emulator, or has only been compiled:
 
 {newer}
 
-[Run on a GPU](guides/run-on-a-gpu.md) says how to check your own card. [The notes](../bench/NOTES.md) say what each run
-on hardware found.
+[Check your own GPU](guides/run-on-a-gpu.md). [The notes](../bench/NOTES.md) record each run on hardware.
 """
 
 

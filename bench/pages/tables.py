@@ -170,7 +170,8 @@ def tasks(*names: str) -> str:
             peers = [ratio(case["ratio"][peer]) for peer in ("hf", "hf, accelerated")]
             bound = f"{case['bound_by_sharing']:.2f}x"
             rows.append([case["dtype"], case["task"], str(case["documents"]), own, *peers, bound])
-    return table(["dtype", "task", "documents", "s", "over lm-eval's `hf`", "over it accelerated", "by sharing"], rows)
+    header = ["dtype", "task", "documents", "s", "over lm-eval's `hf`", "over `hf` accelerated", "from sharing alone"]
+    return table(header, rows)
 
 
 def training(*names: str) -> str:
@@ -182,7 +183,7 @@ def training(*names: str) -> str:
             difference = f"{case['largest_relative_difference']:.0e}"
             rows.append([case["precision"], *rates, ratio(case["ratio"]["peft"]), difference])
     return table(
-        ["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "losses of 20 steps differ by"], rows
+        ["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "loss difference over 20 steps"], rows
     )
 
 
@@ -193,7 +194,7 @@ def scoring_memory(name: str) -> str:
         work = {"score": "score", "greedy": "greedy search"}[case["params"]["work"]]
         megabytes = [f"{case[key] / 1e6:.0f}" for key in ("measured", "planned", "logits")]
         rows.append([work, f"{case['params']['samples']} x {case['params']['tokens']}", *megabytes])
-    return table(["work", "samples x tokens", "measured, MB", "planned, MB", "the logits, MB"], rows)
+    return table(["work", "samples x tokens", "measured, MB", "planned, MB", "full logits, MB"], rows)
 
 
 def read_limit(*names: str) -> str:
@@ -205,7 +206,8 @@ def read_limit(*names: str) -> str:
         share = case["ratio"]["memory read"]["median"] * step_bytes / case["read_bytes"]
         rate = f"{case['read_bytes_per_second'] / 1e9:.0f}"
         rows.append([rate, f"{share:.0%}", ratio(case["ratio"]["batch 4"])])
-    return table(["memory, GB/s", "batch 1, of the read limit", "batch 4 takes"], sorted(rows, key=lambda r: int(r[0])))
+    header = ["memory, GB/s", "batch 1, of the read limit", "step time, batch 4 over 1"]
+    return table(header, sorted(rows, key=lambda row: int(row[0])))
 
 
 def by_bytes(name: str) -> str:

@@ -18,15 +18,15 @@ def add_distillation(parser: argparse._ActionsContainer) -> None:
     add_option(
         parser,
         "--distill-loss",
-        "how the student is held to the teacher: forward-kl or reverse-kl between the next-token distributions, or "
-        "hidden, the streams behind the blocks that stay",
+        "distillation loss: forward-kl or reverse-kl between next-token distributions, or hidden, the distance of "
+        "hidden states after the blocks that remain",
         shown="forward-kl",
         choices=LOSSES,
     )
     add_option(
         parser,
         "--distill-top-k",
-        "compare the teacher's K likeliest tokens, and all others together",
+        "compare the teacher's K most likely tokens, and the others lumped together",
         shown="the whole vocabulary",
         type=at_least(1),
         metavar="K",
@@ -34,13 +34,13 @@ def add_distillation(parser: argparse._ActionsContainer) -> None:
     add_option(
         parser,
         "--distill-weight",
-        "of the teacher in the loss; the next token has the rest",
+        "share of the distillation loss, above 0 to 1; the next-token loss has the rest",
         shown="0.5",
         type=number(0, 1),
         metavar="W",
     )
     add_option(
-        parser, "--temperature", "of both distributions when they are compared", shown="1", type=number(0, 1e6),
+        parser, "--temperature", "softens both distributions before they are compared", shown="1", type=number(0, 1e6),
         metavar="T",
     )  # fmt: skip
 
@@ -50,8 +50,8 @@ def add_train_from(parser: argparse._ActionsContainer) -> None:
     add_option(
         parser,
         "--train-from",
-        "the first block that trains: its place from 0, or first-cut. Blocks before the first cut are the original's; "
-        "left out, they need no gradients, and with a teacher they are run once for both",
+        "first block that trains: its position from 0, or first-cut; earlier blocks are frozen and need no gradients, "
+        "and a teacher shares them up to the first cut",
         0,
         type=place,
         metavar="WHICH",
@@ -74,5 +74,5 @@ def place(text: str) -> int | str:
     if text == FIRST_CUT:
         return text
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: a block's place from 0, or {FIRST_CUT}, is expected")
+        raise argparse.ArgumentTypeError(f"{text!r}: a block's position from 0, or {FIRST_CUT}, is expected")
     return int(text)

@@ -127,8 +127,8 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_text(parser: argparse.ArgumentParser) -> None:
-    """The options of `CalibrationConfig`."""
+def add_text(parser: argparse.ArgumentParser, samples: int = CalibrationConfig.samples) -> None:
+    """The options of `CalibrationConfig`, with this default of --samples."""
     add_option_of(
         parser,
         CalibrationConfig,
@@ -146,8 +146,8 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         shown="text",
         metavar="NAME",
     )
+    add_option(parser, "--samples", "calibration windows", samples, type=at_least(1), metavar="S")
     windows = (
-        ("samples", at_least(1), "S", "calibration windows"),
         ("seq_len", at_least(2), "T", "tokens in each window"),
         ("seed", at_least(0), "N", "seed for drawing the windows"),
     )

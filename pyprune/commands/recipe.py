@@ -19,11 +19,10 @@ def add_options(commands: Any) -> None:
         commands,
         "recipe",
         "run one of the paper's experiments, or your own",
-        "Run an experiment from end to end: prune the model in several ways, repair and retrain it, measure all of "
-        "that, and write table, figures and a page with the paper's numbers beside and sentences on where this model "
-        "agrees with the paper and where not. A recipe is a TOML file; those of the paper's tables and figures come "
-        "with the package. What it will do, and about how long, is printed first. Finished parts are kept as they "
-        "come.",
+        "Run a whole experiment: prune the model in several ways, repair or retrain each result, measure them all, and "
+        "write a table, figures and a page. The page shows the paper's numbers beside yours and says where they agree. "
+        "Recipes for the paper's tables and figures are included; your own is a TOML file. The steps and their "
+        "estimated times are printed first. Finished steps are kept.",
         "pyprune recipe --list",
         "pyprune recipe table5 smollm2-135m --out table5-135m",
         "pyprune recipe table2 smollm2-135m --text wikitext2=wikitext2-test.txt --store finished --out table2-135m",
@@ -32,13 +31,13 @@ def add_options(commands: Any) -> None:
     names = ", ".join(shipped_recipes())
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"the recipe: {names}, or a .toml file")
     parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    parser.add_argument("--list", action="store_true", help="list the recipes, and leave (default: off)")
+    parser.add_argument("--list", action="store_true", help="list the recipes and exit (default: off)")
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print what would be done and about how long it takes, and leave (default: off)",
+        help="print the steps and their estimated times, and exit (default: off)",
     )
-    add_option(parser, "--budget", "quick: minutes on a small model, retraining capped; paper: its settings",
+    add_option(parser, "--budget", "quick: for a small model, retraining capped; paper: the paper's settings",
                BUDGETS[0], choices=BUDGETS)  # fmt: skip
     parser.add_argument(
         "--text",
@@ -46,20 +45,19 @@ def add_options(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ROLE=TEXT",
-        help="a text in place of the budget's, named like those of pyprune score: calibration, training, "
-        "instructions (a file of instructions to train on), or a held-out text's name such as wikitext2; given again, "
-        "this one too (default: none)",
+        help="replace a text of the budget; TEXT as for score, ROLE is calibration, training, instructions (a file of "
+        "instructions) or a held-out text such as wikitext2; may be repeated (default: none)",
     )
     add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
                metavar="DIR")  # fmt: skip
     add_device(parser)
     add_option(parser, "--out", "new or empty directory for results, table, figures and page", metavar="DIR")
-    add_option(parser, "--store", "folder in which finished work is kept, also for other recipes of the same model",
-               shown="beside --out, and removed at the end", metavar="DIR")  # fmt: skip
+    add_option(parser, "--store", "folder that keeps finished work, for other recipes too",
+               shown="a folder beside --out, removed at the end", metavar="DIR")  # fmt: skip
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from what an interrupted run left in DIR.unfinished beside --out (default: off)",
+        help="continue an interrupted run from DIR.unfinished beside --out (default: off)",
     )
     add_json(parser)
 
@@ -77,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         return _list(options)
     for name in ("name", "model"):
         if getattr(options, name) is None:
-            raise InputError(f"recipe: the {name.upper()} is missing; --list shows the recipes")
+            raise InputError(f"recipe: {name.upper()} is missing; --list shows the recipes")
     from pyprune.study.recipes.run import recipe
 
     device = chosen_device(options)

@@ -1,4 +1,4 @@
-"""`pyprune repair`: give a pruned model back what forward passes can, and save it."""
+"""`pyprune repair`: recover a pruned model's quality without training it as a whole, and save it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METHODS = (
 FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
 """`recovery.methods.FOLLOWING`, likewise."""
 METHODS_HELP = (
-    "auto (the best closed form on held-out windows, then blockwise and tail where they help), mean-update, scale "
-    "(Prune&Comp), linear and linear-cosine (ReplaceMe), refit (the projection before each cut), refit-all (every "
-    "later down), refit-all-o (every later o and down), flap-bias and stat (width), blockwise (local gradient steps "
-    "for each block), tail (gradient steps for the last blocks together), or several with + between them, as "
+    "auto (the best closed form on held-out windows, then blockwise and tail, each kept if it helps); a closed form: "
+    "mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), refit (least squares for the projection "
+    "before each cut), refit-all (and every later down), refit-all-o (and every later o), for width flap-bias or stat; "
+    "gradient steps: blockwise (each block alone) or tail (the last blocks together); or a chain such as "
     "refit-all-o+blockwise+tail"
 )
 
@@ -31,15 +31,15 @@ def add_options(commands: Any) -> None:
         commands,
         "repair",
         "repair a pruned model without retraining",
-        "Take a pruned model and its original over calibration text, and fit what stays to what went. The result is a "
-        "checkpoint of the same shapes (mean-update and flap-bias add biases). Every eighth window is held out: it "
-        "chooses the ridge and the method, and shows whether the repair harms. Text of the kind that the model is for "
-        "matters more than the method; take several hundred windows.",
+        "Fit the remaining weights of a pruned model to its original on calibration text. Shapes and speed do not "
+        "change (mean-update and flap-bias add biases). Every eighth window is held out: it chooses the ridge and the "
+        "method, and shows whether the repair harms. The text matters more than the method: take several hundred "
+        "windows of the kind that the model is for.",
         "pyprune repair smollm2-135m smollm2-depth20 --text demo:boolq --samples 256 --out smollm2-repaired",
         "pyprune repair smollm2-135m smollm2-depth20 --method refit-all-o+blockwise --steps 50 --out smollm2-distilled",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
-    parser.add_argument("pruned", metavar="PRUNED", help="directory that prune --out wrote, or a pruning's .json file")
+    parser.add_argument("pruned", metavar="PRUNED", help="directory that prune wrote, or a pruning's .json file")
     parser.add_argument(
         "--method", type=repair_method, default="auto", metavar="METHOD", help=f"{METHODS_HELP} (default: auto)"
     )
@@ -48,32 +48,29 @@ def add_options(commands: Any) -> None:
         type=ridge,
         default="auto",
         metavar="auto|X",
-        help="how much a fit holds on to the old weights, in units of the inputs' mean square; auto chooses on the "
-        "held-out windows (default: auto)",
+        help="how strongly a fit is pulled towards the old weights, in units of the inputs' mean square; auto chooses "
+        "on the held-out windows (default: auto)",
     )
     parser.add_argument(
         "--steps",
         type=at_least(1),
         metavar="N",
-        help="gradient steps of auto, blockwise (for each block) and tail (default: 100 of blockwise, 200 of tail)",
+        help="gradient steps of auto, blockwise (for each block) and tail (default: blockwise 100, tail 200)",
     )
     parser.add_argument(
         "--minutes",
         type=number(0, 1e6),
         metavar="X",
-        help="of --method auto: begin nothing that would probably take longer in all, and make fewer steps to stay "
-        "within (default: no bound)",
+        help="time limit of --method auto, which skips what would exceed it and makes fewer steps (default: none)",
     )
-    add_text(parser)
-    parser.set_defaults(samples=128)
+    add_text(parser, samples=128)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep what is finished in a folder beside --out, and go on from one that an interrupted run left there "
-        "(default: off)",
+        help="keep finished work in a folder beside --out, and continue an interrupted run from there (default: off)",
     )
     add_memory(parser)
     add_json(parser)
@@ -127,14 +124,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace, model: str, repaired: Any) -> None:
-    """Print what the held-out windows say."""
+    """Print the perplexities on the held-out windows."""
     if options.json:
         return print_json({"model": model, "out": options.out, **repaired.to_dict()})
     print_repair(repaired, f"{model}, repaired by {repaired.method}, written to {options.out}")
 
 
 def print_repair(repaired: Any, title: str) -> None:
-    """A table of what the held-out windows say, and a line where the repair harms."""
+    """A table of the perplexities on the held-out windows, and a line where the repair harms."""
     rows = []
     if repaired.perplexities is not None:
         names = ("original", "pruned", "repaired")
@@ -145,7 +142,7 @@ def print_repair(repaired: Any, title: str) -> None:
     rows += [[f"tried {name}", f"{value:.2f}"] for name, value in repaired.tried.items()]
     print_table(["", ""], rows, title)
     if repaired.harms:
-        print("This repair harms: on the held-out windows the pruned model without it is better.")
+        print("This repair harms: on the held-out windows the pruned model is better without it.")
 
 
 def repair_method(text: str) -> str:
@@ -153,8 +150,8 @@ def repair_method(text: str) -> str:
     first, *behind = text.split("+")
     if first not in METHODS or (behind and first == "auto") or not set(behind) <= set(FOLLOWING):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: one of {', '.join(METHODS)} is expected, or behind another one and a +, not behind auto:"
-            f" {', '.join(FOLLOWING)}"
+            f"{text!r}: one of {', '.join(METHODS)} is expected; after a + only {', '.join(FOLLOWING)}, and nothing"
+            " after auto"
         )
     return text
 

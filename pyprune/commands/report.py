@@ -15,12 +15,13 @@ def add_options(commands: Any) -> None:
         commands,
         "report",
         "draw figures and pages from result files",
-        "Draw what other commands measured, from their files alone. One results.json of compare gives its page again, "
-        "or with --out FILE.svg one figure of perplexity against tokens/s. A pruning, or a directory that prune wrote, "
-        "gives a drawing of the blocks, heads and neurons that were cut, as does a comparison with --cut. Scores give "
-        "bar charts, and several scores a map of the units' places. A name in .png gives one figure, any other a "
-        "directory with a page. Files of `python -m bench.gpu_check`, with comparisons of the paper's models if you "
-        "have some, give the paper's tables and figures of speed and memory with our numbers beside the paper's.",
+        "Draw the results of other commands from their files. Nothing is measured. --out decides the form: a "
+        "directory gets a page with figures, FILE.png or FILE.svg one figure. results.json of compare or recipe gives "
+        "its page; a comparison also gives perplexity against tokens/s (.svg). A pruning, a pruned directory, or a "
+        "comparison with --cut gives a diagram of the removed blocks, heads and neurons (.svg). Scores give bar "
+        "charts, several scores a heat map of ranks (.png or a page). Files of `python -m bench.gpu_check`, also with "
+        "comparisons of the paper's models, give the paper's tables and figures of speed and memory, with our numbers "
+        "beside the paper's.",
         "pyprune report compare-135m/results.json --out compare-again",
         "pyprune report compare-135m/results.json --out speed-dark.svg --dark",
         "pyprune report smollm2-depth20 --out cut.svg",
@@ -31,37 +32,37 @@ def add_options(commands: Any) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="results of compare (one file), scores of score --out (any number), gpu_check.json (any number), or "
-        "prunings: .json files and directories that prune wrote (any number)",
+        help="results.json of compare or recipe (one); or any number of: scores of score --out, gpu_check.json, or "
+        "prunings, as .json files or directories that prune wrote",
     )
     add_amount(parser, "to be marked in figures of scores")
     parser.add_argument(
         "--protect",
         metavar="WHICH",
-        help="blocks that stay in that choice: first=N, last=N and indices, with commas (default: none)",
+        help="blocks never marked: first=N, last=N and indices, with commas (default: none)",
     )
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="the paper's tables and figures from comparisons alone (default: only where a gpu_check.json is there)",
+        help="draw the paper's tables and figures from comparisons alone (default: only with a gpu_check.json)",
     )
     parser.add_argument(
-        "--dark", action="store_true", help="colours for a dark page, of perplexity against tokens/s (default: light)"
+        "--dark", action="store_true", help="perplexity against tokens/s in colours for a dark page (default: light)"
     )
     parser.add_argument(
-        "--cut", action="store_true", help="of a comparison: draw what each row cut (default: only of a pruning)"
+        "--cut", action="store_true", help="draw what each row of a comparison removed (default: only for prunings)"
     )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="model whose sizes a pruning's .json is drawn with; no weights are read (default: the configuration "
+        help="the original model of a pruning's .json, for its sizes; no weights are read (default: the config.json "
         "beside it)",
     )
     parser.add_argument(
         "--out",
         metavar="PATH",
         required=True,
-        help="a new or empty directory, a .png file for scores, an .svg file for a pruning or a comparison (required)",
+        help="new or empty directory, .png file for scores, or .svg file for a pruning or a comparison (required)",
     )
     add_json(parser)
 

@@ -15,17 +15,17 @@ from pyprune.errors import InputError
 NUMBERS = (
     ("steps", at_least(1), "N", "optimizer steps (default: those of --epochs)"),
     ("epochs", number(0, 1e6), "X", "passes over the text (default: 2)"),
-    ("cutoff", at_least(2), "T", "tokens of a sample (default: 256)"),
-    ("batch", at_least(1), "B", "samples of a step (default: 64)"),
-    ("micro_batch", at_least(1), "M", "of which as many go through the model at a time (default: 4)"),
-    ("learning_rate", number(0, 1e3), "X", "AdamW's highest, after the warm-up; then a line to zero (default: 0.0001)"),
-    ("warmup_steps", at_least(0), "N", "steps of warm-up, at most a tenth of all (default: 100)"),
-    ("lora_rank", at_least(1), "R", "rank of the adapters on every projection (default: 8)"),
-    ("lora_alpha", number(0, 1e6), "X", "their factor, times the rank (default: 16)"),
-    ("lora_dropout", number(0, None), "P", "of their input, from 0 to below 1 (default: 0.05)"),
-    ("held_out", at_least(0), "N", "samples kept from training, or taken from --eval-text (default: at most 64)"),
+    ("cutoff", at_least(2), "T", "tokens per sample (default: 256)"),
+    ("batch", at_least(1), "B", "samples per optimizer step (default: 64)"),
+    ("micro_batch", at_least(1), "M", "samples per forward pass; --batch is a multiple (default: 4)"),
+    ("learning_rate", number(0, 1e3), "X", "AdamW's peak rate, after warm-up; then linear to zero (default: 0.0001)"),
+    ("warmup_steps", at_least(0), "N", "warm-up steps, at most a tenth of all (default: 100)"),
+    ("lora_rank", at_least(1), "R", "rank of the LoRA adapters on every projection (default: 8)"),
+    ("lora_alpha", number(0, 1e6), "X", "LoRA's alpha: adapters are scaled by alpha / rank (default: 16)"),
+    ("lora_dropout", number(0, None), "P", "dropout on the adapters' input, from 0 to below 1 (default: 0.05)"),
+    ("held_out", at_least(0), "N", "samples to evaluate on (default: 64 of --eval-text, else a twentieth, at most 64)"),
     ("eval_steps", at_least(1), "N", "steps between evaluations (default: a twentieth of all)"),
-    ("seed", at_least(0), "N", "of the order of samples, the adapters and the dropout (default: 0)"),
+    ("seed", at_least(0), "N", "seed of sample order, adapters and dropout (default: 0)"),
 )  # fmt: skip
 """Fields of `retraining.Settings`, which would import torch; a test holds their defaults equal."""
 
@@ -35,39 +35,39 @@ def add_options(commands: Any) -> None:
         commands,
         "retrain",
         "retrain a pruned model, with LoRA or all parameters",
-        "Take gradient steps through the whole of a pruned model, on plain text or on the replies of instructions and "
-        "conversations, by LoRA or with all parameters, and save the result merged, with its pruning record. The "
-        "defaults are the paper's. Needs `pip install pyprune[retrain]`.",
+        "Train a pruned model on plain text, or on the replies of instructions and conversations, and save it with "
+        "LoRA merged and its pruning record. --distill adds the unpruned model as a teacher. The defaults are the "
+        "paper's. Needs `pip install pyprune[retrain]`.",
         "pyprune retrain smollm2-depth20 --text demo:lambada --steps 20 --batch 8 --out smollm2-retrained",
         "pyprune retrain smollm2-depth20 --instructions alpaca.jsonl --resume --out smollm2-alpaca",
     )
-    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; most often one that prune or repair wrote")
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; usually what prune or repair wrote")
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument(
         "--text",
         metavar="FILE",
-        help="plain text, named as for score: a file, JSON lines, hf:NAME, demo:lambada (without the rows that "
-        "calibration drew), demo:sms, or token ids; cut into windows of --cutoff tokens",
+        help="plain text, as for score: a file, JSON lines, hf:NAME, demo:lambada (without rows used for calibration), "
+        "demo:sms, or token ids; cut into windows of --cutoff tokens (this or --instructions is required)",
     )
     texts.add_argument(
         "--instructions",
         metavar="FILE",
-        help="JSON lines with instruction, input and output (Alpaca's form), or with messages (through the model's "
-        "chat template); only replies are learnt",
+        help="JSON lines with instruction, input and output (Alpaca's format), or with messages (the model's chat "
+        "template); only replies count in the loss (this or --text is required)",
     )
     add_option(parser, "--field", "the field of JSON lines or of a dataset that holds the text", None, "text",
                metavar="NAME")  # fmt: skip
     add_option(
         parser,
         "--eval-text",
-        "held-out text to evaluate on meanwhile, named like --text",
-        shown="for demo: texts demo:boolq, else samples of the text",
+        "held-out text to evaluate on during training, named like --text",
+        shown="demo:boolq for demo: texts, else samples kept out of training",
         metavar="FILE",
     )
     add_option(
         parser,
         "--calibrated",
-        "what calibration drew from demo:lambada, samples x tokens and perhaps @seed: those rows are not trained on",
+        "calibration draws from demo:lambada, as SAMPLESxTOKENS or SAMPLESxTOKENS@SEED; their rows are not trained on",
         shown="10x128,128x128,256x128",
         metavar="SxT,...",
     )
@@ -77,17 +77,17 @@ def add_options(commands: Any) -> None:
     add_option(
         parser,
         "--precision",
-        "fp32, or bf16: frozen weights and products in bfloat16, what is trained in float32",
+        "bf16: frozen weights and matrix products in bfloat16, trained parameters in float32; fp32: all in float32",
         shown="fp32 for a float32 model, else bf16",
         choices=("fp32", "bf16"),
     )
     parser.add_argument(
         "--gradient-checkpointing",
         action="store_true",
-        help="compute blocks again on the way back, for less memory (default: off)",
+        help="recompute blocks in the backward pass, for less memory (default: off)",
     )
     parser.add_argument(
-        "--distill", metavar="MODEL", help="the unpruned model, which teaches on the same tokens (default: none)"
+        "--distill", metavar="MODEL", help="the unpruned model, as a teacher on the same tokens (default: none)"
     )
     add_distillation(parser)
     add_train_from(parser)
@@ -96,7 +96,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--adapters",
         metavar="DIR",
-        help="new or empty directory for LoRA's adapters alone, as peft has them (default: none)",
+        help="new or empty directory for the LoRA adapters alone, in PEFT's format (default: none)",
     )
     add_resume(parser)
     add_json(parser)
@@ -160,25 +160,25 @@ def read_texts(options: argparse.Namespace) -> dict[str, Any]:
     require_clean(options.text)
     require_text(options.text, field=options.field)
     if held_out is not None and same_text(options.text, held_out):
-        raise InputError(f"--eval-text {held_out}: is the text that is trained on; another one is expected")
+        raise InputError(f"--eval-text {held_out}: is also the training text; another text is expected")
     return {"text": options.text, "field": options.field, "eval_text": held_out, "calibrated": drawn}
 
 
 def report(options: argparse.Namespace, model: str, result: Any) -> None:
-    """Print what the training came to."""
-    told = {"model": model, "out": options.out, **result.to_dict()}
+    """Print steps, speed and losses."""
+    summary = {"model": model, "out": options.out, **result.to_dict()}
     if options.json:
-        return print_json(told)
+        return print_json(summary)
     rows = [
-        ["steps", str(told["trained_steps"])],
-        ["tokens", f"{told['trained_tokens']:,}"],
-        ["tokens a second", f"{told['trained_tokens'] / max(told['seconds'], 1e-9):,.0f}"],
-        ["loss of the last step", f"{told['loss']:.3f}"],
+        ["steps", str(summary["trained_steps"])],
+        ["tokens", f"{summary['trained_tokens']:,}"],
+        ["tokens/s", f"{summary['trained_tokens'] / max(summary['seconds'], 1e-9):,.0f}"],
+        ["loss of the last step", f"{summary['loss']:.3f}"],
     ]
-    for when, loss in (told["held_out_loss"] or {}).items():
+    for when, loss in (summary["held_out_loss"] or {}).items():
         rows.append([f"held-out loss {when}", f"{loss:.3f}"])
     print_table(["", ""], rows, f"{model}, retrained, written to {options.out}")
-    print(f"The curve: {Path(options.out) / 'curve.csv'} and curve.png")
+    print(f"Loss curve: {Path(options.out) / 'curve.csv'} and curve.png")
 
 
 def _show(bar: Bar, done: int, total: int, loss: float) -> None:

@@ -17,9 +17,9 @@ def add_options(commands: Any) -> None:
         commands,
         "tune",
         "tune the GPU kernels' configurations on this GPU",
-        "Time the block sizes of the Triton kernels for a model's shapes on this GPU and keep the fastest in a file, "
-        "where the kernels find them. Weights are random; only the model's configuration is read. Every candidate's "
-        "result is checked before it is timed. Nothing is tuned at any other time.",
+        "Time the block sizes of the Triton kernels for a model's shapes on this GPU, and write the fastest to a file "
+        "that the kernels read from then on. Weights are random; only the model's configuration is read. Each "
+        "candidate's result is checked before it is timed. No other command tunes anything.",
         "pyprune tune --model shape:llama-7b",
         "pyprune tune --device cuda:1 --model smollm2-135m --dtype bf16 --out tuning.json",
     )
@@ -28,25 +28,25 @@ def add_options(commands: Any) -> None:
     )
     add_stored_dtype(parser, "dtype of weights and cache")
     parser.add_argument(
-        "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, to time on (default: cuda)"
+        "--device", type=device, default="cuda", metavar="D", help="cuda or cuda:N, the GPU to time on (default: cuda)"
     )
     parser.add_argument(
         "--rows",
         type=rows,
         metavar="N,...",
-        help="classes of rows, some of 1,2,16,32,64 (default: all of them)",
+        help="numbers of rows to tune for, out of 1,2,16,32,64; each serves all up to it (default: all)",
     )
     parser.add_argument(
         "--jobs",
         type=at_least(1),
         metavar="N",
-        help="kernels compiled at a time (default: a core each, up to 16)",
+        help="kernels compiled in parallel (default: one per core, at most 16)",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="the file; what it has of other GPUs and models stays (default: $PYPRUNE_TUNING, else pyprune/tuning.json "
-        "in the user's cache directory)",
+        help="the file to update; entries of other GPUs and models stay (default: $PYPRUNE_TUNING, else "
+        "pyprune/tuning.json in the user's cache directory)",
     )
     add_json(parser)
 
@@ -56,14 +56,14 @@ def rows(text: str) -> tuple[int, ...]:
     accepted = ("1", "2", "16", "32", "64")
     classes = text.split(",")
     if not set(classes) <= set(accepted) or len(set(classes)) < len(classes):
-        raise argparse.ArgumentTypeError(f"{text}: one or more of {','.join(accepted)} are expected")
+        raise argparse.ArgumentTypeError(f"{text!r}: one or more of {','.join(accepted)}, each once, are expected")
     return tuple(map(int, classes))
 
 
 def run(options: argparse.Namespace) -> None:
     """Time the GPU kernels' configurations for the shapes of a model and keep the best in a file."""
     if options.device == "cpu":
-        raise InputError("--device cpu: GPU kernels are timed; cuda or cuda:N is expected")
+        raise InputError("--device cpu: tune times GPU kernels; cuda or cuda:N is expected")
     from pyprune.ops import gpu
 
     gpu.require_triton("tune")

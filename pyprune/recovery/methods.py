@@ -45,7 +45,7 @@ def chain_of(method: str) -> tuple[str, ...]:
     for name in chain[1:]:
         if name not in FOLLOWING or chain[0] == "auto":
             raise InputError(
-                f"repair: method {method}: behind a + {', '.join(FOLLOWING)} are accepted, but not of auto"
+                f"repair: method {method}: after a + only {', '.join(FOLLOWING)} are accepted, and nothing after auto"
             )
     return chain
 
@@ -76,7 +76,7 @@ def check_options(
         if amount is not None and not 0 < amount < float("inf"):
             raise InputError(f"repair: {name} {amount!r}: a finite number above 0 is expected")
     if minutes is not None and method != "auto":
-        raise InputError(f"repair: minutes {minutes!r}: bounds what auto tries; method {method} was asked for")
+        raise InputError(f"repair: minutes {minutes!r}: belongs to method auto, not to {method}")
 
 
 def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) -> None:
@@ -84,8 +84,8 @@ def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) ->
     chooses = {"auto", *BY_STEPS, *((*FITS, "stat") if ridge == "auto" else ())}
     if samples < HELD_OUT_EVERY and chooses & set(chain):
         raise InputError(
-            f"repair: {samples} samples: every {HELD_OUT_EVERY}th is held out to choose by, so at least"
-            f" {HELD_OUT_EVERY} are expected (or a ridge that is a number, and a method)"
+            f"repair: {samples} samples: at least {HELD_OUT_EVERY} are expected, as every {HELD_OUT_EVERY}th is held"
+            " out (a closed form with a number as ridge takes fewer)"
         )
 
 
@@ -93,16 +93,16 @@ def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
     """InputError where the method has nothing to mend, or nowhere to fold it into."""
     if method in AT_CUT and begins_at_block_0(original, pruned):
         raise InputError(
-            f"repair: method {method}: the removed run begins at block 0, and nothing stands before it to fold it"
-            " into; refit-all, refit-all-o, blockwise and tail mend it in later blocks"
+            f"repair: method {method}: the removed part begins at block 0, with no projection before it to change;"
+            " refit-all, refit-all-o, blockwise or tail is expected"
         )
     if method in ("scale", "linear", "linear-cosine") and only_narrowed(original, pruned):
         raise InputError(
-            f"repair: method {method}: is for blocks or sublayers that went; only heads and neurons did"
-            f" ({', '.join(WIDTH_CHOICE)} are for them)"
+            f"repair: method {method}: is for removed blocks and sublayers, and only heads or neurons were removed;"
+            f" one of {', '.join(WIDTH_CHOICE)} is expected"
         )
     if method in WIDTH_ONLY and not only_narrowed(original, pruned):
         raise InputError(
-            f"repair: method {method}: is for heads and neurons that went; blocks or sublayers went too"
-            " (refit-all-o is for both)"
+            f"repair: method {method}: is for removed heads and neurons, and blocks or sublayers were removed;"
+            " refit-all-o is for both"
         )

@@ -133,7 +133,7 @@ def repair_with_report(
         require_foldable(original, pruned, name)
     group = process_group(original.device, distributed)
     if group.size > 1 and set(chain) & set(BY_STEPS):
-        raise InputError(f"repair: method {method}: runs in one process; the closed forms share their samples")
+        raise InputError(f"repair: method {method}: makes gradient steps in one process; several were started")
     if group.size > 1 and minutes is not None:
         raise InputError(f"repair: minutes {minutes}: is for one process; several were started")
     ridges = RIDGES if ridge == "auto" else (float(ridge),)

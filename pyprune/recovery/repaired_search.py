@@ -105,7 +105,7 @@ def search_with_repair(
     check_options(repair, options.get("ridge", "auto"))
     methods = set(chain_of(repair))
     if methods & set(WIDTH_ONLY):
-        raise InputError(f"repair: method {repair}: is for heads and neurons that went; a search removes units")
+        raise InputError(f"repair: method {repair}: is for removed heads and neurons; a search removes units")
     original = as_decoder(model)
     candidates = Candidates.of(original, unit, protect, count, ratio)
     if methods & set(AT_CUT):
@@ -121,9 +121,9 @@ def search_with_repair(
         )
     if process_group(original.device, distributed).size > 1:
         if resume is not None:
-            raise InputError(f"resume: {os.fspath(resume)}: a search with repairs resumes in one process; several run")
+            raise InputError(f"resume: {os.fspath(resume)}: works in one process only; several were started")
         if methods & set(BY_STEPS):
-            raise InputError(f"repair: method {repair}: makes gradient steps, in one process; several run")
+            raise InputError(f"repair: method {repair}: makes gradient steps in one process; several were started")
     rounds = _Rounds(
         original, ids, mask, fit_ids, repair, criterion, form or FORMS[0], candidates, memory, distributed, progress,
         options,

@@ -63,7 +63,9 @@ def first_trained(decoder: AnyDecoder, settings: Settings) -> int:
     """The place of the first block that trains. InputError where there is no such block, or no cut."""
     if isinstance(decoder, TransformersDecoder):
         if settings.train_from != 0:
-            raise InputError(f"retrain: train_from {settings.train_from}: all blocks of {decoder.name} train (0)")
+            raise InputError(
+                f"retrain: train_from {settings.train_from}: {decoder.name} is of another family; 0 is expected"
+            )
         return 0
     if settings.train_from == FIRST_CUT:
         return first_cut(decoder)

@@ -40,7 +40,7 @@ class Drawn:
         match = re.fullmatch(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,5})(?:@([0-9]{1,9}))?", text.strip(), re.ASCII)
         if match is None:
             raise InputError(
-                f"calibrated {text!r}: samples, tokens and perhaps a seed, 10x128 or 10x128@7, are expected"
+                f"calibrated {text!r}: SAMPLESxTOKENS, such as 10x128, or with a seed 10x128@7, is expected"
             )
         return cls(int(match[1]), int(match[2]), int(match[3] or 0))
 
@@ -60,13 +60,12 @@ def require_clean(text: Any) -> None:
     name = os.fspath(text)
     if name == EVALUATION:
         raise InputError(
-            f"{name}: passages of a task that models are judged by; {CALIBRATION}, {PREFIX}sms or a text of your own is"
-            " expected"
+            f"{name}: belongs to an evaluation task; {CALIBRATION}, {PREFIX}sms or a text of your own is expected"
         )
     if name.startswith(hub.PREFIX):
         dataset = hub.parse_name(name)
         if re.split(r"[/\\]", dataset.name)[-1].lower() in TASKS and not dataset.split.startswith(hub.SPLIT):
-            raise InputError(f"{name}: documents of a task that models are judged by; its split train is expected")
+            raise InputError(f"{name}: belongs to an evaluation task; its split train is expected")
 
 
 def cleaned(decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: Any = None) -> Any:

@@ -61,8 +61,7 @@ def instruction_samples(
     rows = list(_rows(os.fspath(file)))
     tokenizer = tokenizer or decoder.tokenizer()
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"{file}: the tokenizer of {decoder.name} does not tell where its tokens stand; a fast one is"
-                         " expected")  # fmt: skip
+        raise InputError(f"{file}: the tokenizer of {decoder.name} gives no offsets of tokens; a fast one is expected")
     samples = [
         sample
         for where, row in rows
@@ -147,7 +146,7 @@ def _check_messages(messages: Any, where: str) -> None:
                 " expected"
             )
     if not any(message["role"] == "assistant" for message in messages):
-        raise InputError(f"{where}: no message of the assistant; one at least is expected")
+        raise InputError(f"{where}: no message of the assistant; at least one is expected")
 
 
 def _marked(row: dict[str, Any], tokenizer: Any, where: str) -> list[Marked]:
@@ -167,9 +166,7 @@ def conversation(messages: Sequence[dict[str, str]], tokenizer: Any, where: str)
     beginning of what it writes with the reply.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            f"{where}: the tokenizer has no chat template; a model for chats, or Alpaca's form, is expected"
-        )
+        raise InputError(f"{where}: the tokenizer has no chat template; a chat model, or Alpaca's format, is expected")
 
     def rendered(count: int, prompt: bool) -> str:
         try:
@@ -182,7 +179,7 @@ def conversation(messages: Sequence[dict[str, str]], tokenizer: Any, where: str)
     for place in places:
         prompt, text = rendered(place, True), rendered(place + 1, False)
         if not text.startswith(prompt):
-            raise InputError(f"{where}: the chat template's prompt does not begin what it writes with the reply")
+            raise InputError(f"{where}: the chat template's text with the reply does not begin with its prompt")
         texts.append((text, (len(prompt), len(text))))
     whole = texts[-1][0]
     if all(whole.startswith(text) for text, _ in texts):

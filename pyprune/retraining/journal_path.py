@@ -18,6 +18,6 @@ def journal_path(work: str, out: str | os.PathLike[str] | None, resume: bool | s
     if resume is not True:
         return Path(resume)
     if out is None:
-        raise InputError(f"{work}: resume: the journal stands beside out, which was not given")
+        raise InputError(f"{work}: resume: needs out; the journal is kept beside it")
     path = Path(out).absolute()
     return path.with_name(f"{path.name}.journal")

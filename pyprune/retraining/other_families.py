@@ -30,7 +30,7 @@ def projections(decoder: TransformersDecoder) -> list[str]:
         f"{prefix}.{name}" for name, module in decoder.structure.layers.named_modules() if isinstance(module, nn.Linear)
     ]
     if not names:
-        raise InputError(f"retrain: {decoder.name}: its layers have no Linear for an adapter; full is expected")
+        raise InputError(f"retrain: {decoder.name}: its layers have no Linear for LoRA; full is expected")
     return names
 
 

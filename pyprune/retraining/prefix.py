@@ -44,7 +44,7 @@ def first_cut(decoder: Decoder) -> int:
     if pruning is not None:
         narrowed = {*pruning.mha, *pruning.ffn, *pruning.kv_groups, *pruning.heads, *pruning.neurons}
     if pruning is None or not (pruning.blocks or narrowed):
-        raise InputError(f"{decoder.name}: nothing was removed, so there is no first cut; all blocks can be trained")
+        raise InputError(f"{decoder.name}: nothing was removed, so there is no first cut; train_from 0 is expected")
     blocks = decoder.sizes().blocks
     return next(
         (place for place, block in enumerate(blocks) if block.index != place or block.index in narrowed),

@@ -70,14 +70,12 @@ class Settings:
         if not (_is_number(self.save_seconds) and self.save_seconds >= 0):
             raise InputError(f"retrain: save_seconds {self.save_seconds!r}: a finite number from 0 is expected")
         if self.batch % self.micro_batch:
-            raise InputError(
-                f"retrain: micro_batch {self.micro_batch}: a divisor of the batch, {self.batch}, is expected"
-            )
+            raise InputError(f"retrain: micro_batch {self.micro_batch}: a divisor of batch, {self.batch}, is expected")
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"retrain: steps {self.steps} and epochs {self.epochs}: one of the two is expected")
         if self.train_from != FIRST_CUT and not (is_int(self.train_from) and self.train_from >= 0):
             raise InputError(
-                f"retrain: train_from {self.train_from!r}: a block's place from 0, or {FIRST_CUT}, is expected"
+                f"retrain: train_from {self.train_from!r}: a block's position from 0, or {FIRST_CUT}, is expected"
             )
         if self.precision is not None and self.precision not in PRECISIONS:
             raise InputError(f"retrain: precision {self.precision!r}: {', '.join(PRECISIONS)} are accepted")

@@ -78,7 +78,7 @@ class StateFile:
         for name, value in self.subject.items():
             if subject.get(name) != value:
                 raise InputError(
-                    f"{self.path}: of a training with {name} {subject.get(name)}, but {name} is {value} now; delete the"
+                    f"{self.path}: holds a training with {name} {subject.get(name)}; now {name} is {value}; delete the"
                     " file to begin again"
                 )
 

@@ -24,6 +24,6 @@ def text_samples(
     ids = Encoder(decoder, source, tokenizer).stream()
     windows = len(ids) // cutoff
     if not windows:
-        raise InputError(f"{source.name}: {len(ids)} tokens; a window of {cutoff} (cutoff) is expected at least")
+        raise InputError(f"{source.name}: {len(ids)} tokens; at least one window of {cutoff} (cutoff) is expected")
     rows = numpy.asarray(ids[: windows * cutoff], dtype=numpy.int64).reshape(windows, cutoff)
     return [text_sample(row) for row in rows], source.name

@@ -153,8 +153,10 @@ def retrain_with_report(
     first_trained(decoder, settings)  # before texts are read
     if taught is not None:
         if not isinstance(decoder, Decoder):
-            raise InputError(f"retrain: distill_from: {decoder.name} is of a family that transformers runs; a model of"
-                             " Llama's form is expected")  # fmt: skip
+            raise InputError(
+                f"retrain: distill_from: {decoder.name} is of another family; Llama, Mistral, Qwen2 or Qwen3 is"
+                " expected"
+            )
         teacher = as_decoder(distill_from)
         objective = Distillation(teacher, decoder, **taught)
     if instructions is not None:
@@ -251,7 +253,7 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 
 def _require_first_device(device: torch.device) -> None:
     if device.type == "cuda" and device.index not in (None, 0):
-        raise InputError(f"retrain: device {device}: cuda:0 is expected (CUDA_VISIBLE_DEVICES says which GPU that is)")
+        raise InputError(f"retrain: device {device}: cuda:0 is expected (CUDA_VISIBLE_DEVICES chooses the GPU)")
 
 
 def _split(samples: list[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:

@@ -59,7 +59,7 @@ def redraw(
         if cut or _are_prunings(files):
             if dark or paper:
                 name = "--dark" if dark else "--paper"
-                raise InputError(f"{out}: {name} does not go with a drawing of what was cut")
+                raise InputError(f"{name}: does not belong to a diagram of what was removed, {out}")
             _refuse_amount(files, amount)
             return [draw_cuts(files, out, model)]
         if model is not None:
@@ -99,7 +99,7 @@ def _is_pruning(content: object) -> bool:
 def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amount: dict[str, Any]) -> Path:
     target = require_file(out)
     if len(files) != 1 or paper or amount:
-        raise InputError(f"{out}: an .svg is drawn of one comparison's results.json, without other options than --dark")
+        raise InputError(f"{out}: an .svg takes results.json of one comparison, and of the options --dark alone")
     results = read_json(files[0])
     if not isinstance(results, dict) or _format_of(files[0], results) != report.FORMAT:
         raise InputError(f"{files[0]}: {report.FORMAT} of pyprune compare is expected for a figure in SVG")
@@ -107,7 +107,7 @@ def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amoun
         image = quality_against_speed(results, dark)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"{files[0]}: not whole results of {report.FORMAT} ({type(error).__name__}: {error})"
+            f"{files[0]}: incomplete results of {report.FORMAT} ({type(error).__name__}: {error})"
         ) from None
     write_bytes(target, image)
     return target
@@ -136,7 +136,7 @@ def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any
     try:
         RENDERERS[formats[0]](data[0], Path(out))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{files[0]}: not whole results of {formats[0]} ({type(error).__name__}: {error})") from None
+        raise InputError(f"{files[0]}: incomplete results of {formats[0]} ({type(error).__name__}: {error})") from None
     return Path(out) / "index.html"
 
 

@@ -15,7 +15,7 @@ from tests.cli.command_line import run
 
 COMMANDS = (
     "doctor", "score", "prune", "pad", "advise-width", "convert", "compare", "report", "sweep", "generate", "eval",
-    "samples", "frontier", "recipe", "iterate",
+    "samples", "frontier", "recipe", "iterate", "repair", "retrain", "tune",
 )  # fmt: skip
 
 

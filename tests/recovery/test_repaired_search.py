@@ -154,7 +154,7 @@ def test_progress_reaches_its_end_step_by_step(six, scored, fitted):
     ("change", "message"),
     [
         (dict(repair="train"), "method 'train'"),
-        (dict(repair="stat"), "method stat: is for heads and neurons that went; a search removes units"),
+        (dict(repair="stat"), "method stat: is for removed heads and neurons; a search removes units"),
         (dict(ridge=-1), "ridge -1"),
         (dict(criterion="taylor"), "criterion: 'taylor' given; a search with repairs accepts ppl, ppl-after-repair"),
         (dict(form="linear"), "form: 'linear' given, but criterion ppl takes"),

@@ -75,7 +75,7 @@ def test_no_passage_of_boolq_is_trained_on():
 
 @pytest.mark.parametrize("name", ["demo:boolq", *(f"hf:org/{task}:validation" for task in TASKS), "hf:piqa:test"])
 def test_texts_of_the_tasks_are_refused(name):
-    with pytest.raises(InputError, match="that models are judged by"):
+    with pytest.raises(InputError, match="belongs to an evaluation task"):
         require_clean(name)
 
 

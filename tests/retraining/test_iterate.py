@@ -224,7 +224,7 @@ def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
         ("loss 'kl'", {"train": None, "text": "a", "distill": True, "distill_loss": "kl"}),
         ("no model to distill from", {"train": None, "text": "a", "temperature": 2.0}),
         ("not empty", {"out": tmp_path / "full"}),
-        ("beside out", {"resume": True}),
+        ("resume: needs out", {"resume": True}),
         ("97", {"held_out": torch.full((2, 5), 97)}),
     ):
         with pytest.raises(InputError, match=words):

@@ -117,12 +117,12 @@ def test_merging_is_peft_s_own_in_float32(llama, text):
 def test_an_unknown_option_and_bad_values_are_told(llama, text):
     for options, words in (
         ({"rank": 3}, "unknown option 'rank'"),
-        ({"batch": 6, "micro_batch": 4}, "a divisor of the batch, 6"),
+        ({"batch": 6, "micro_batch": 4}, "a divisor of batch, 6"),
         ({"steps": 1, "epochs": 1}, "one of the two"),
         ({"precision": "fp16"}, "fp32, bf16"),
         ({"lora_dropout": 1.0}, "from 0 to below 1"),
-        ({"cutoff": 400}, "a window of 400"),
-        ({"resume": True}, "beside out"),
+        ({"cutoff": 400}, "at least one window of 400"),
+        ({"resume": True}, "resume: needs out"),
     ):
         with pytest.raises(InputError, match=words):
             retrain_with_report(llama, text=text, **options)

@@ -143,13 +143,13 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tiny, result
     Pruning(blocks=(7,), model=spec).to_json(tmp_path / "beyond.json")
     Pruning(blocks=(1,)).to_json(tmp_path / "nameless.json")
     refusals = [
-        ("results.json", {"cut": True}, "no row of it says what was removed"),
+        ("results.json", {"cut": True}, "has no pruned rows"),
         ("results.json", {"cut": True, "model": spec}, "--model .* belongs to a pruning"),
         ("results.json", {"model": spec}, "--model .* belongs to a pruning"),
         ("results.json", {"cut": True, "count": 2}, "--count 2: belongs to scores"),
         ("results.json", {"cut": True, "paper": True}, "--paper"),
         ("beyond.json", {"dark": True}, "--dark"),
-        ("torn.json", {"cut": True}, "torn.json: not whole results"),
+        ("torn.json", {"cut": True}, "torn.json: incomplete results"),
         ("other.json", {"cut": True}, "other.json: pruning: format 'pyprune-scores/1'"),
         ("beyond.json", {"model": spec}, "names block 7; 0 to 4"),
         ("nameless.json", {}, "names no model"),

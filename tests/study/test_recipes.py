@@ -203,8 +203,8 @@ def test_a_recipe_runs_from_end_to_end(finished):
     assert rows["Blocks 25%"]["values"]["ppl"] == rows["Blocks 25%"]["values"]["ppl:novel"]
     assert rows["FLAP 25%"]["paper"] == {"ppl": 17.0}
     page = (out / "index.html").read_text()
-    assert "Pruning takes less memory. So it is here: of 3 comparisons" in page
-    assert "The paper has another model; this is shape:tiny" in page
+    assert "Pruning takes less memory. It holds here: of 3 comparisons" in page
+    assert "The paper's results are for another model; these are for shape:tiny" in page
     assert 'src="data:image/png' in page
     assert page.count("<script") == page.count("<script>") == 1  # the page's own, which loads nothing
     assert 'src="http' not in page
@@ -259,7 +259,7 @@ def test_an_interrupted_recipe_goes_on_to_equal_results(small, finished, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         recipe(small, "shape:tiny", out=out)
     assert not out.exists()
-    with pytest.raises(InputError, match="--resume goes on from it"):
+    with pytest.raises(InputError, match="--resume continues it"):
         recipe(small, "shape:tiny", out=out)
     resumed = recipe(small, "shape:tiny", out=out, resume=True).results
     # Five rows, of which three were finished; the fourth, which is retrained, was begun twice.
@@ -314,7 +314,7 @@ def test_agreement_counts_signs_of_differences_within_groups():
     assert (pairs.agree, pairs.undecided, pairs.against) == (1, 2, [])
     recipe_data = {"columns": [{"value": "accuracy", "header": "acc."}], "claims": [], "paper_setup": ""}
     (sentence,) = agreement({"rows": rows, "recipe": recipe_data})
-    assert "1 differ the same way as in the paper, 0 the other way, and 2 by too little" in sentence
+    assert "1 differ as in the paper, 0 the other way, and 2 too little" in sentence
     assert incomparable({"recipe": recipe_data}) == []
 
 
@@ -341,7 +341,7 @@ def test_perplexities_are_compared_window_by_window():
         ('title = "Small"', 'title = "Small"\ncolour = "red"', "colour 'red': no such key; "),
         ('method = "flap"', 'method = "magic"', "models 3, prune: method 'magic': one of depth, wanda-sp"),
         ('amount = "25%" }\ngroup', 'amount = "125%" }\ngroup', "amount '125%': a share of the parameters (20%) or"),
-        ('amount = "25%" }\ngroup', 'amount = "2" }\ngroup', "amount 2: a share of the parameters is expected of flap"),
+        ('amount = "25%" }\ngroup', 'amount = "2" }\ngroup', "amount 2: a share of the parameters is expected for"),
         ('method = "depth", amount = "25%"', 'method = "depth", criterion = "luck", amount = "25%"', "'luck'"),
         ('method = "flap", ', 'method = "flap", unit = "mha", ', "unit 'mha': does not belong to method flap"),
         ("retrain = true", 'retrain = "yes"', "models 4: retrain 'yes': true or false is expected"),
@@ -350,7 +350,7 @@ def test_perplexities_are_compared_window_by_window():
         ("batch = 2", "batch = 3", "batch 3: a multiple of micro_batch, 2, is expected"),
         ('value = "memory:8x1"', 'value = "memory:8"', "columns 3: value 'memory:8': one of parameters"),
         ('value = "parameters"', 'value = "accuracy"', "value 'accuracy': is not measured; tasks under measures"),
-        ('name = "FLAP 25%"', 'name = "FLAP {much}"', "models 3: {much}: stands for nothing"),
+        ('name = "FLAP 25%"', 'name = "FLAP {much}"', "models 3: {much}: is not a key of each"),
         ('method = "flap", amount = "25%"', 'method = "flap"', "prune: amount is missing; a share of the parameters"),
         ('kind = "lines"', 'kind = "cake"', "figure: kind 'cake': one of none, lines"),
         ('kind = "lines"', 'kind = "quality-speed"', "kind 'quality-speed': needs speed under measures"),
@@ -377,15 +377,15 @@ def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch
     ("words", "message"),
     [
         (["table3", "shape:tiny"], "recipe 'table3': figure1, "),
-        (["table2"], "recipe: the MODEL is missing"),
-        ([], "recipe: the NAME is missing"),
+        (["table2"], "recipe: MODEL is missing"),
+        ([], "recipe: NAME is missing"),
         (["table2", "shape:tiny"], "shape:tiny: has no tokenizer, which tasks of recipe table2 need"),
         (
             ["SMALL", "shape:tiny", "--text", "poem=a.txt"],
             "--text poem=...: calibration, training, ",
         ),
         (["SMALL", "shape:tiny", "--text", "poem"], "'poem': ROLE=TEXT"),
-        (["SMALL", "shape:tiny", "--resume"], "--resume: what is finished is kept beside --out"),
+        (["SMALL", "shape:tiny", "--resume"], "--resume: finished work is kept beside --out"),
         (["SMALL", "shape:tiny", "--budget", "rich"], "--budget: invalid choice: 'rich'"),
         (["SMALL", "shape:tiny,blocks=1"], "recipe small, Blocks 25%: "),
         (["SMALL", "shape:tiny", "--text", "calibration=missing.txt"], "missing.txt: No such file"),

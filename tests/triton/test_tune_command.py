@@ -41,7 +41,7 @@ def test_without_a_gpu_one_line_says_so_and_nothing_is_written(words, capsys, tm
 def test_a_cpu_is_not_what_is_tuned(capsys):
     assert run(capsys, "--device", "cpu")[::2] == (
         2,
-        "pyprune: --device cpu: GPU kernels are timed; cuda or cuda:N is expected\n",
+        "pyprune: --device cpu: tune times GPU kernels; cuda or cuda:N is expected\n",
     )
 
 
@@ -150,8 +150,8 @@ def test_an_interruption_leaves_the_old_file(machine, capsys, monkeypatch):
         (["--model", "shape:none"], "shape:none"),
         (["--out", "."], ".: is a directory"),
         (["--dtype", "int8"], "'int8'"),
-        (["--rows", "1,3"], "1,3: one or more of 1,2,16,32,64"),
-        (["--rows", "2,2"], "2,2: one or more"),
+        (["--rows", "1,3"], "'1,3': one or more of 1,2,16,32,64"),
+        (["--rows", "2,2"], "'2,2': one or more"),
         (["--rows", ""], "one or more"),
         (["--jobs", "0"], "'0': an integer from 1"),
     ],

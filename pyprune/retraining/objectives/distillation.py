@@ -62,8 +62,8 @@ class Distillation:
         teacher.require_weights()
         if teacher.vocab_size != student.vocab_size:
             raise InputError(
-                f"distill: {teacher.name} has {teacher.vocab_size} tokens, {student.name} {student.vocab_size}; one"
-                " vocabulary is expected"
+                f"distill: {teacher.name} has {teacher.vocab_size} tokens, {student.name} {student.vocab_size}; the"
+                " same vocabulary is expected"
             )
         if self.top_k is not None and self.top_k >= teacher.vocab_size:
             raise InputError(f"distill: top_k {self.top_k}: 1 to {teacher.vocab_size - 1} are accepted, None for all")
@@ -73,7 +73,7 @@ class Distillation:
         if teacher.hidden_size != student.hidden_size:
             raise InputError(
                 f"distill: {teacher.name} has {teacher.hidden_size} channels, {student.name} {student.hidden_size};"
-                " hidden states of one size are expected"
+                " the same hidden size is expected"
             )
         present = [block.index for block in teacher.sizes().blocks]
         for index in self._originals():
@@ -161,7 +161,7 @@ def check_options(kind: str, top_k: int | None, temperature: float, weight: floa
             limits = "above 0" if math.isinf(most) else "above 0 and at most 1"
             raise InputError(f"distill: {name} {value!r}: a number {limits} is expected")
     if kind == "hidden" and (top_k is not None or temperature != 1.0):
-        raise InputError("distill: top_k and temperature belong to the divergence; loss hidden has neither")
+        raise InputError("distill: top_k and temperature belong to forward-kl and reverse-kl; loss hidden has neither")
 
 
 def _mask(batch: Batch, device: torch.device) -> Tensor | None:

@@ -132,14 +132,14 @@ def _column(results: dict[str, Any], column: dict[str, Any]) -> str | None:
     if pairs.agree or pairs.against or pairs.undecided:
         total = pairs.decided + pairs.undecided
         text += (
-            f"of {total} pairs, {pairs.agree} differ the same way as in the paper, {len(pairs.against)} the other way, "
-            f"and {pairs.undecided} by too little to say."
+            f"of {total} pairs, {pairs.agree} differ as in the paper, {len(pairs.against)} the other way, and "
+            f"{pairs.undecided} too little to tell."
         )
     else:
-        text += "no two rows of a group have both numbers."
+        text += "no two rows of a group have our number and the paper's."
     if pairs.against:
         listed = "; ".join(f"{low} is below {high}" for low, high in pairs.against[:NAMED])
-        text += f" Other than in the paper, {listed}" + ("; and others." if len(pairs.against) > NAMED else ".")
+        text += f" Unlike in the paper, {listed}" + ("; and others." if len(pairs.against) > NAMED else ".")
     if len(pruned) > 2:
         ours, theirs = [row["values"][value] for row in pruned], [row["paper"][value] for row in pruned]
         rho, tau = spearman(ours, theirs), kendall(ours, theirs)
@@ -148,7 +148,7 @@ def _column(results: dict[str, Any], column: dict[str, Any]) -> str | None:
             text += f"{tau:.2f} (Kendall)."
     missing = sum(isinstance(row["paper"].get(value), int | float) and not _both(row, value) for row in results["rows"])
     if missing:
-        text += f" {missing} rows of the paper have no finite number here."
+        text += f" {missing} rows of the paper have no finite number in this run."
     return text
 
 
@@ -168,16 +168,16 @@ def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
                 outcomes.append(difference(row, other, value, claim["factor"]))
     holds, fails, open_ = (outcomes.count(sign), outcomes.count(-sign), outcomes.count(0))
     if not outcomes:
-        return f"The paper: {claim['text']} Nothing was measured here that says so or not."
+        return f"The paper: {claim['text']} Nothing measured here tests this."
     verdict = (
-        "So it is here" if holds == len(outcomes)
-        else "Not so here" if not holds and fails
+        "It holds here" if holds == len(outcomes)
+        else "It does not hold here" if not holds and fails
         else "Undecided here" if not holds
-        else "Here it holds in part"
+        else "It holds here in part"
     )  # fmt: skip
     return (
         f"The paper: {claim['text']} {verdict}: of {len(outcomes)} comparisons of {known_value(value).header}, "
-        f"{holds} say so, {fails} the contrary, {open_} neither."
+        f"{holds} agree, {fails} contradict, {open_} are undecided."
     )
 
 
@@ -194,38 +194,38 @@ def incomparable(results: dict[str, Any]) -> list[str]:
     model = results["model"]
     measures = recipe["measures"]
     sentences = [
-        f"The paper has {recipe['paper_setup']}; this is {model['name']} with {model['parameters'] / 1e6:.1f} M "
-        "parameters: the numbers themselves do not compare, only their order and direction."
+        f"The paper's results are for {recipe['paper_setup']}; these are for {model['name']} with "
+        f"{model['parameters'] / 1e6:.1f} M parameters. Compare order and direction, not the numbers themselves."
     ]
     texts = results["texts"]
     sentences.append(
-        f"Calibration is {texts['calibration']}, {budget['samples']} windows of {budget['seq_len']} tokens unless a "
-        "row says otherwise (the paper: BookCorpus, 10 of 128)."
+        f"Calibration uses {texts['calibration']}, {budget['samples']} windows of {budget['seq_len']} tokens unless a "
+        "row says otherwise (the paper: BookCorpus, 10 windows of 128)."
     )
     trained = [row for row in results["rows"] if row["retrained"]]
     if trained:
         tokens, full = (training_tokens(_budget(data)) for data in (budget, paper))
         sentences.append(
-            f"Rows that are retrained saw {texts['training']}, at most {tokens:,} tokens at learning rate "
-            f"{budget['learning_rate']:g}; the paper's saw instructions (refined Alpaca) for 2 epochs, up to "
+            f"Retraining used {texts['training']}, at most {tokens:,} tokens at learning rate "
+            f"{budget['learning_rate']:g}; the paper used instructions (refined Alpaca) for 2 epochs, up to "
             f"{full:,} tokens."
         )
     elif any(model_row["retrain"] for model_row in recipe["models"]):
-        sentences.append("Nothing was retrained here, and the paper's rows were: ranks may differ for that alone.")
+        sentences.append("The paper retrained its models and this run did not; that alone may change ranks.")
     if measures["perplexity"]:
         names = ", ".join(text["source"] for text in results["held_out"].values())
         sentences.append(
-            f"Perplexity is on {names}, in windows of {budget['window']} tokens, with this model's tokenizer."
+            f"Perplexity is measured on {names}, in windows of {budget['window']} tokens, with this model's tokenizer."
         )
     if results["left_out"]:
         sentences.append(f"No text was named for {', '.join(results['left_out'])}: those columns are empty.")
     if measures["tasks"] and budget["limit"]:
-        sentences.append(f"Accuracy is on the first {budget['limit']} documents of each task.")
+        sentences.append(f"Accuracy is measured on the first {budget['limit']} documents of each task.")
     if measures["speed"] is not None:
         machine = results["machine"]
         where = ", ".join(gpu["name"] for gpu in machine["gpus"]) or machine["cpu"]
         sentences.append(
-            f"Speed is that of {where} in {budget['dtype']}, {budget['runs']} runs; the paper's GPUs are others."
+            f"Speed was measured on {where} in {budget['dtype']}, {budget['runs']} runs; the paper used other GPUs."
         )
     return sentences + list(recipe["incomparable"])
 

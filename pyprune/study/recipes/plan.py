@@ -155,19 +155,19 @@ def _notes(recipe: Recipe, budget: Budget) -> list[str]:
         full = training_tokens(paper)
         if rounds := [m for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]:
             notes.append(
-                f"An iterative pruning trains {budget.round_steps} steps after each removal ({len(rounds)} rows)."
+                f"Iterative pruning trains {budget.round_steps} steps after each removal ({len(rounds)} rows)."
             )
         if budget.steps == 0:
-            notes.append("Nothing is retrained under this budget.")
+            notes.append("This budget retrains nothing.")
         elif budget.steps is not None and training_tokens(budget) < full:
             notes.append(
                 f"Retraining is capped at {budget.steps} steps of {budget.batch} sequences of at most {budget.cutoff} "
-                f"tokens, {training_tokens(budget):,} tokens; the paper's budget has up to {full:,}."
+                f"tokens: {training_tokens(budget):,} tokens, where the paper's budget has up to {full:,}."
             )
     if recipe.measures.tasks and budget.limit is not None:
-        notes.append(f"Tasks are capped at their first {budget.limit} documents.")
+        notes.append(f"Tasks are limited to their first {budget.limit} documents.")
     if recipe.measures.perplexity and budget.tokens is not None:
-        notes.append(f"Perplexity is taken on at most {budget.tokens:,} tokens of each text.")
+        notes.append(f"Perplexity uses at most {budget.tokens:,} tokens of each text.")
     if recipe.measures.speed is not None and budget.runs < paper.runs:
-        notes.append(f"Times are of {budget.runs} runs after {budget.warmups} warm-ups; the paper has 20 after 10.")
+        notes.append(f"Times are from {budget.runs} runs after {budget.warmups} warm-ups; the paper has 20 after 10.")
     return notes

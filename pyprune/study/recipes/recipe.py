@@ -224,7 +224,7 @@ def _models(entries: list[dict[str, Any]], where: str) -> tuple[Model, ...]:
         for values in itertools.product(*each.values()):
             filled = _filled(rest, dict(zip(each, map(str, values), strict=True)))
             for word in re.findall(r"\{\w+\}", str(list(_texts(filled)))):
-                raise InputError(f"{here}: {word}: stands for nothing; a key of each is expected in braces")
+                raise InputError(f"{here}: {word}: is not a key of each; one is expected in braces")
             models.append(_model(filled, here))
     groups = list(dict.fromkeys(model.group for model in models))
     return tuple(sorted(models, key=lambda model: groups.index(model.group)))
@@ -268,7 +268,7 @@ def _model(entry: Mapping[str, Any], where: str) -> Model:
     )
     fields.finish()
     if model.prune is None and (model.repair or model.retrain or model.distill):
-        raise InputError(f"{where}: {model.name}: a model that is repaired or retrained is pruned; prune is expected")
+        raise InputError(f"{where}: {model.name}: repair and retrain need prune")
     if model.distill and not model.retrain:
         raise InputError(f"{where}: distill true: belongs to a retrained model; retrain = true is expected")
     return model
@@ -321,7 +321,7 @@ def _prune(entry: Mapping[str, Any], where: str) -> Prune:
         else:
             variant_options(prune.method, prune.variant)
             if parse_amount(prune.amount).count is not None:
-                raise InputError(f"amount {prune.amount}: a share of the parameters is expected of {prune.method}")
+                raise InputError(f"amount {prune.amount}: a share of the parameters is expected for {prune.method}")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     of_depth = {"criterion": "ppl", "unit": "block", "protect": None, "search": "one-shot"}
@@ -438,11 +438,11 @@ def _check(recipe: Recipe, where: str) -> None:
     measured = [name for name, value in vars(recipe.measures).items() if value and name not in ("perplexity", "scores")]
     if iterative and measured:
         raise InputError(
-            f"{where}: models: {iterative[0].name!r} is pruned by search {ITERATIVE}, and {measured[0]} is measured;"
-            " perplexity alone is expected with it"
+            f"{where}: measures: {measured[0]}: {iterative[0].name!r} has search {ITERATIVE}, with which only "
+            "perplexity can be measured"
         )
     if len({(model.prune.unit, model.prune.samples) for model in iterative if model.prune}) > 1:
-        raise InputError(f"{where}: models: search {ITERATIVE}: the same unit and samples are expected of all")
+        raise InputError(f"{where}: models: search {ITERATIVE}: the same unit and samples are expected for all")
     needed_by = {"quality-speed": "speed", "latency-batch": "speed", "scores": "scores"}
     measure = needed_by.get(recipe.figure.kind)
     if measure is not None and not getattr(recipe.measures, measure):

@@ -145,14 +145,12 @@ def _folder(out: Any, store: Any, resume: bool) -> Path | None:
         return Path(store)
     if out is None:
         if resume:
-            raise InputError("--resume: what is finished is kept beside --out or in --store; neither was given")
+            raise InputError("--resume: finished work is kept beside --out or in --store; neither was given")
         return None
     target = Path(out).absolute()
     folder = target.with_name(target.name + UNFINISHED)
     if folder.exists() and not resume:
-        raise InputError(
-            f"{folder}: an interrupted recipe left it; --resume goes on from it, or remove it to begin again"
-        )
+        raise InputError(f"{folder}: left by an interrupted recipe; --resume continues it, or remove it to begin again")
     return folder
 
 

@@ -107,7 +107,7 @@ class Store:
 def _record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"{file}: no finished work of a recipe; another folder, or this one removed, is expected")
+        raise InputError(f"{file}: not finished work of a recipe; remove it, or name another folder")
     return record
 
 
