@@ -4,9 +4,10 @@
 
 What counts as prose, of a Markdown file:
 - paragraphs, headings, list items and captions; the text of links, not their addresses; HTML's text, not its tags;
+- inline code, as so many words; a number in it is none;
 - a table's cell only where it has more than LONG_CELL words, so that no prose hides in a table.
-Code does not count, in blocks or inline, nor do images, comments and the rest of the tables. A page that a test writes
-as one table of its results (WRITTEN_BY_TESTS) is left out as a whole.
+Blocks of code do not count, nor do images, comments and the rest of the tables. A page that a test writes as one table
+of its results (WRITTEN_BY_TESTS) is left out as a whole.
 
 A number is digits that begin a word ("12", "3.5x", "20 %", "4,096", "two" is none); digits inside a name are not
 ("H100", "SmolLM2-135M", "bf16").
@@ -60,15 +61,16 @@ class Count(NamedTuple):
 
 def count(markdown: str) -> Count:
     """The words and numbers of the prose in `markdown`."""
-    text = prose(markdown)
-    return Count(len(WORD.findall(text)), len(NUMBER.findall(text)))
+    return Count(len(WORD.findall(prose(markdown))), len(NUMBER.findall(prose(markdown, code=False))))
 
 
-def prose(markdown: str) -> str:
-    """What a reader reads as prose, by the rules above."""
+def prose(markdown: str, *, code: bool = True) -> str:
+    """What a reader reads as prose, by the rules above, with its inline code or without."""
     text = COMMENT.sub("", FENCE.sub("", markdown.replace("\r\n", "\n")))
     lines = [line if not line.lstrip().startswith("|") else "\n".join(long_cells(line)) for line in text.split("\n")]
-    text = CODE.sub(" ", INDENTED.sub("", "\n".join(lines)))
+    text = INDENTED.sub("", "\n".join(lines))
+    if not code:
+        text = CODE.sub(" ", text)
     return ADDRESS.sub("", TAG.sub("", LINK.sub(r"\1", IMAGE.sub("", text))))
 
 

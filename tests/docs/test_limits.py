@@ -53,5 +53,5 @@ x = 12
 """
     )
     here = count(markdown)
-    assert here.words == 2 + 12 + 2 + 3 + 26
+    assert here.words == 2 + 14 + 2 + 3 + 26
     assert here.numbers == 3
