@@ -50,7 +50,7 @@ class Rounds:
             before = kept["subject"].get(name)
             if before != value:
                 raise InputError(
-                    f"{self.path}: of {name} {before}, but {name} is {value} now; delete it to begin again"
+                    f"{self.path}: holds a run with {name} {before}; now {name} is {value}; delete it to begin again"
                 )
         self._parts.update(kept["parts"])
 

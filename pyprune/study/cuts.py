@@ -63,7 +63,7 @@ def comparison_cuts(results: Mapping[str, Any], where: str) -> list[Cut]:
         sizes = OriginalSizes(*(int(original[key]) for key in ("blocks", "kv_heads", "ffn_width", "heads")))
         records = {row["name"]: row["pruning"] for row in rows if row["pruning"] and "as" not in row["pruning"]}
     except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise InputError(f"{where}: not whole results of {FORMAT} ({type(error).__name__}: {error})") from None
+        raise InputError(f"{where}: incomplete results of {FORMAT} ({type(error).__name__}: {error})") from None
     cuts = [Cut(name, Pruning.from_dict(record), sizes) for name, record in records.items()]
     if not cuts:
         raise InputError(f"{where}: no row of it says what was removed; a comparison with pruned rows is expected")

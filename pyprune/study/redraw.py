@@ -107,7 +107,7 @@ def _speed_figure(files: Sequence[Any], out: Any, dark: bool, paper: bool, amoun
         image = quality_against_speed(results, dark)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"{files[0]}: not whole results of {report.FORMAT} ({type(error).__name__}: {error})"
+            f"{files[0]}: incomplete results of {report.FORMAT} ({type(error).__name__}: {error})"
         ) from None
     write_bytes(target, image)
     return target
@@ -136,7 +136,7 @@ def _results(files: Sequence[Any], data: list[Any], formats: list[Any], out: Any
     try:
         RENDERERS[formats[0]](data[0], Path(out))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{files[0]}: not whole results of {formats[0]} ({type(error).__name__}: {error})") from None
+        raise InputError(f"{files[0]}: incomplete results of {formats[0]} ({type(error).__name__}: {error})") from None
     return Path(out) / "index.html"
 
 

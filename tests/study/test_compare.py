@@ -170,7 +170,7 @@ def test_an_end_token_does_not_cut_hugging_faces_run_short():
         ({"limit": 3}, "limit 3: belongs to tasks"),
         ({"tasks": []}, "tasks none"),
         ({"tasks": ["boolq"], "limit": 0}, "limit 0"),
-        ({"resume": True}, "--resume: what is finished is kept beside --out"),
+        ({"resume": True}, "--resume: finished work is kept beside --out"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_loaded(options, message):

@@ -149,7 +149,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tiny, result
         ("results.json", {"cut": True, "count": 2}, "--count 2: belongs to scores"),
         ("results.json", {"cut": True, "paper": True}, "--paper"),
         ("beyond.json", {"dark": True}, "--dark"),
-        ("torn.json", {"cut": True}, "torn.json: not whole results"),
+        ("torn.json", {"cut": True}, "torn.json: incomplete results"),
         ("other.json", {"cut": True}, "other.json: pruning: format 'pyprune-scores/1'"),
         ("beyond.json", {"model": spec}, "names block 7; 0 to 4"),
         ("nameless.json", {}, "names no model"),

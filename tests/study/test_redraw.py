@@ -94,7 +94,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(files, resul
             {},
             "format 'pyprune-comparison/9'; pyprune-scores/1, pyprune-comparison/1, pyprune-recipe/1, *",
         ),
-        (["torn.json"], "out", {}, "torn.json: not whole results"),
+        (["torn.json"], "out", {}, "torn.json: incomplete results"),
         (["list.json"], "out", {}, "list.json: names no format; a JSON object with .* is expected"),
         (["none.json"], "out", {}, "none.json: No such file"),
         (["results.json"], "out.png", {}, "a directory is expected"),
@@ -140,7 +140,7 @@ def test_a_figure_in_svg_is_of_one_comparison(files, results, tmp_path):
         (["results.json", "novels.json"], "out.svg", {}, "drawn of one comparison"),
         (["results.json"], "out.svg", {"count": 2}, "without other options than --dark"),
         (["novels.json"], "out.svg", {}, "pyprune-comparison/1 of pyprune compare is expected"),
-        (["torn.json"], "out.svg", {}, "torn.json: not whole results"),
+        (["torn.json"], "out.svg", {}, "torn.json: incomplete results"),
         (["novels.json"], "out.png", {"dark": True}, "a name that ends in .svg is expected"),
     ]
     for names, out, options, message in refusals:

@@ -145,7 +145,7 @@ def _folder(out: Any, store: Any, resume: bool) -> Path | None:
         return Path(store)
     if out is None:
         if resume:
-            raise InputError("--resume: what is finished is kept beside --out or in --store; neither was given")
+            raise InputError("--resume: finished work is kept beside --out or in --store; neither was given")
         return None
     target = Path(out).absolute()
     folder = target.with_name(target.name + UNFINISHED)
