@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         if options.no_tokenizer:
             raise InputError("--no-tokenizer: belongs to --to gguf")
     elif not options.out.lower().endswith(".gguf"):
-        raise InputError(f"--out {options.out}: a name ending in .gguf is expected")
+        raise InputError(f"--out {options.out}: a name that ends in .gguf is expected")
     else:
         require_file(options.out)
     decoder = loaded(options.model, options.dtype if options.to == "hf" else None)
