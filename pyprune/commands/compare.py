@@ -34,10 +34,10 @@ def add_options(commands: Any) -> None:
         "compare",
         "measure depth and width pruning of a model side by side",
         "Prune one model by depth (--criterion) and by width (--methods) to the same number of parameters. Measure "
-        "perplexity on held-out text, accuracy on --tasks, latency and throughput of every row, and of the "
-        "checkpoints of --with, under Hugging Face transformers and under pyprune, interleaved. Latency is the time "
-        "for M prompts to become M*L new tokens; throughput is M*L over it. A row that does not fit into memory says "
-        "OOM. --out writes raw samples, CSV, figures and a page.",
+        "each row's perplexity on held-out text, its accuracy on --tasks, and its latency and throughput under Hugging "
+        "Face transformers and under pyprune, in interleaved rounds. Latency is the time to generate M*L tokens for M "
+        "prompts; throughput is M*L divided by it. --with adds checkpoints as rows. A row that does not fit into "
+        "memory says OOM. --out writes a page, figures, a CSV table and all raw samples.",
         "pyprune compare smollm2-135m --ratios 20% --batch 1,8 --out compare-135m",
         "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt",
         "pyprune compare smollm2-135m --depth-criteria ppl,taylor+ --with repaired=repaired-135m --tasks boolq,piqa "
@@ -46,8 +46,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     option = partial(add_option_of, parser, CompareConfig)
     option("ratios", "shares of all parameters to remove", type=comma_separated, metavar="P%,Q%")
-    option("methods", f"width methods, a row each: {WIDTH_METHODS}", type=comma_separated, metavar="A,B")
-    option("batches", "batch sizes, in prompts", type=numbers("batch sizes", "1,8"), metavar="M,N")
+    option("methods", f"width methods, one row for each: {WIDTH_METHODS}", type=comma_separated, metavar="A,B")
+    option("batches", "batch sizes: prompts at a time", type=numbers("batch sizes", "1,8"), metavar="M,N")
     option(
         "protocol",
         "quick: 16 new tokens, 3 runs after 1 warm-up, perplexity on 4096 tokens; paper: 128 and 512 new tokens, "
@@ -57,27 +57,27 @@ def add_options(commands: Any) -> None:
     add_dtype(
         parser,
         str(CompareConfig.dtype),
-        "dtype of all rows when timed and their perplexity is taken; scoring keeps the checkpoint's",
+        "dtype in which all rows are timed and evaluated; scoring keeps the checkpoint's",
     )
     add_device(parser, str(CompareConfig.device))
-    option("pad_multiple", "multiple of neurons for the padded row", type=at_least(2), metavar="N")
+    option("pad_multiple", "pad the FFN widths of padded rows to a multiple of N", type=at_least(2), metavar="N")
     add_text(parser)
     option(
         "eval_text",
-        "text for the perplexity, named like --text but another one",
+        "held-out text for the perplexity: another source, as for --text",
         shown="demo:boolq",
         metavar="FILE",
     )
     group = parser.add_argument_group("depth rows")
     depth = partial(add_option_of, group, CompareConfig)
-    depth("criterion", "what ranks the units, as in pyprune score; a name with + keeps the first four and the last two "
-          "blocks (the paper's Taylor+ and Mag+: taylor+, magnitude+)", metavar="NAME")  # fmt: skip
-    depth("depth_criteria", "a depth row for each of these criteria, in place of --criterion", type=comma_separated,
+    depth("criterion", "criterion that ranks the units, as in pyprune score; NAME+ keeps the first four and the last "
+          "two blocks, as the paper's Taylor+ (taylor+) and Mag+ (magnitude+) do", metavar="NAME")  # fmt: skip
+    depth("depth_criteria", "several criteria instead of --criterion, one depth row for each", type=comma_separated,
           metavar="A,B")  # fmt: skip
     depth("unit", "what is removed: whole blocks, or attention or FFN sublayers", choices=UNITS)
     depth("protect", "blocks that stay: first=N, last=N and indices, with commas", metavar="WHICH")
-    depth("search", "one-shot: from the front of one ranking; greedy: ranked again after each removal; window: blocks "
-          "in a row", choices=SEARCHES)  # fmt: skip
+    depth("search", "one-shot: the units that one ranking puts first; greedy: the rest is ranked again after each "
+          "removal; window: consecutive blocks", choices=SEARCHES)  # fmt: skip
     group = parser.add_argument_group("further rows and measures")
     group.add_argument(
         "--with",
@@ -85,20 +85,20 @@ def add_options(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="a checkpoint as a row of that name: pruned, repaired or retrained, here or elsewhere, with the same "
+        help="add a checkpoint as a row called NAME: pruned, repaired or retrained by any tool, with the same "
         "vocabulary; may be repeated (default: none)",
     )
     more = partial(add_option_of, group, CompareConfig)
-    more("tasks", "tasks of lm-eval, or paper for the paper's seven: accuracy of each row, zero-shot",
+    more("tasks", "lm-eval tasks, or paper for the paper's seven: zero-shot accuracy of each row",
          type=comma_separated, metavar="NAME,NAME")  # fmt: skip
-    more("limit", "documents a task, the first ones", shown="all", type=at_least(1), metavar="N")
-    more("data", "directory of the tasks' data", shown="installed packages, else the hub", metavar="DIR")
+    more("limit", "use the first N documents of each task", shown="all", type=at_least(1), metavar="N")
+    more("data", "directory with the tasks' data", shown="installed packages, else the hub", metavar="DIR")
     add_option(parser, "--out", "new or empty directory for the report", metavar="DIR")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from what an interrupted run left in DIR.unfinished beside --out: its scores, the rows evaluated, "
-        "and the batches and output lengths timed are not done again (default: off)",
+        help="continue an interrupted run from DIR.unfinished beside --out: finished scores, evaluations and timings "
+        "are not repeated (default: off)",
     )
     add_json(parser)
 
@@ -106,7 +106,7 @@ def add_options(commands: Any) -> None:
 def named_checkpoint(text: str) -> tuple[str, str]:
     name, equals, spec = text.partition("=")
     if not (name.strip() and equals and spec):
-        raise argparse.ArgumentTypeError(f"{text!r}: NAME=DIR, such as repaired=repaired-135m, is expected")
+        raise argparse.ArgumentTypeError(f"{text!r}: NAME=DIR is expected, such as repaired=repaired-135m")
     return name.strip(), spec
 
 

@@ -15,14 +15,14 @@ def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for prompts that do not go with the model, or options that do not go together."""
     random_ids = options.model.startswith("shape:")
     if options.prompt is None and not random_ids:
-        raise InputError(
-            "generate: --prompt TEXT is expected (only shape: models, which have no tokenizer, go without)"
-        )
+        raise InputError("generate: --prompt TEXT is expected (only shape: models, which have no tokenizer, need none)")
     for prompt in options.prompt or []:
-        if random_ids or not prompt:
-            raise InputError(f"--prompt {prompt!r}: text for a model with a tokenizer is expected")
+        if random_ids:
+            raise InputError(f"--prompt {prompt!r}: {options.model} has no tokenizer; it continues random ids instead")
+        if not prompt:
+            raise InputError(f"--prompt {prompt!r}: a text that is not empty is expected")
     if options.stream and options.json:
-        raise InputError("--stream: prints text as it comes; --json was given too")
+        raise InputError("--stream: prints text as it comes and does not go with --json")
     if options.stream and len(options.prompt or []) > 1:
         raise InputError(f"--stream: one --prompt is expected; {len(options.prompt)} were given")
     for name in ("top_k", "top_p", "min_p"):
@@ -133,10 +133,10 @@ def _prompt_ids(options: argparse.Namespace, decoder: Any, tokenizer: Any) -> li
         prompts = [tokenizer(prompt)["input_ids"] for prompt in options.prompt]
     for i, ids in enumerate(prompts):
         if not ids:
-            raise InputError(f"--prompt {options.prompt[i]!r}: gives no tokens; text is expected")
+            raise InputError(f"--prompt {options.prompt[i]!r}: has no tokens; text is expected")
         if len(ids) + options.max_new_tokens > decoder.max_positions:
             raise InputError(
-                f"--max-new-tokens {options.max_new_tokens}: with a prompt of {len(ids)} tokens, at most "
-                f"{max(0, decoder.max_positions - len(ids))} are accepted by {decoder.name}"
+                f"--max-new-tokens {options.max_new_tokens}: after a prompt of {len(ids)} tokens, the context of "
+                f"{decoder.name} has room for at most {max(0, decoder.max_positions - len(ids))}"
             )
     return prompts

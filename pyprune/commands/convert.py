@@ -17,28 +17,28 @@ def add_options(commands: Any) -> None:
         commands,
         "convert",
         "convert a model to GGUF for llama.cpp, or to a Hugging Face checkpoint",
-        "Write a model, pruned or not, in another format. A GGUF file gets the architecture of its family if all "
-        "blocks are alike, and llama.cpp's deci otherwise. Sliding windows, the q/k-norm of a Qwen3 with unequal "
-        "blocks, and RoPE that depends on the length are refused there.",
+        "Write a model, pruned or not, in another format. A GGUF file uses the family's own architecture if all blocks "
+        "are alike, else llama.cpp's deci. It cannot hold sliding windows, a Qwen3 with unequal blocks, or RoPE that "
+        "depends on the length: these are refused.",
         "pyprune convert smollm2-depth20 --to gguf --out smollm2-depth20.gguf --dtype bf16",
         "pyprune convert model.gguf --to hf --out model",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
-        "--to", choices=("gguf", "hf"), required=True, help="the format: a .gguf file or a Hugging Face directory"
+        "--to", choices=("gguf", "hf"), required=True, help="gguf: a .gguf file; hf: a Hugging Face directory"
         " (required)",
     )  # fmt: skip
     parser.add_argument(
         "--out",
         metavar="PATH",
         required=True,
-        help="the .gguf file (an old one is replaced), or a new or empty directory (required)",
+        help="the .gguf file (an existing one is replaced), or a new or empty directory (required)",
     )
     add_stored_dtype(parser, "dtype of the matrices")
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",
-        help="gguf: leave out the tokenizer, where it is of a kind that cannot be written (default: off)",
+        help="gguf: leave the tokenizer out, if its kind cannot be written (default: off)",
     )
     add_json(parser)
 

@@ -39,9 +39,9 @@ def add_options(commands: Any) -> None:
         commands,
         "eval",
         "measure a model's perplexity on a text and its accuracy on tasks",
-        "Measure a model's perplexity on a whole text, with its standard error, and the bits per byte, which compare "
-        "models with different tokenizers. With --tasks, measure accuracy. --protocol paper does what the code of "
-        "Shortened LLaMA does; --window, --stride, --join and --bos change it.",
+        "Measure perplexity on a text (--ppl), accuracy on tasks (--tasks), or both. Perplexity comes with its "
+        "standard error and with bits per byte, which compare models with different tokenizers. --protocol paper takes "
+        "perplexity as the code of Shortened LLaMA does; --window, --stride, --join and --bos override parts of it.",
         "pyprune eval smollm2-135m --ppl demo:sms --tokens 4096",
         "pyprune eval pruned-135m --ppl wikitext2 --protocol paper --out wikitext2.json --resume",
         "pyprune eval smollm2-135m --ppl novel.txt --window full --stride 512 --bos none --json",
@@ -50,64 +50,64 @@ def add_options(commands: Any) -> None:
     add_option(
         parser,
         "--ppl",
-        "the text for the perplexity: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), wikitext2 (raw, test) or ptb "
+        "text for the perplexity: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), wikitext2 (raw, test) or ptb "
         "(validation) from the Hugging Face hub, hf:NAME[@REVISION][:CONFIG][:SPLIT], demo:lambada, demo:boolq, "
         "demo:sms, or token ids (.npy, .safetensors)",
         metavar="TEXT",
     )
-    add_option(parser, "--field", "the field of JSON lines or of a data set that holds the text", shown="text",
+    add_option(parser, "--field", "field of JSON lines or of a dataset that holds the text", shown="text",
                metavar="NAME")  # fmt: skip
     add_option(
         parser,
         "--protocol",
-        "paper: rows joined by blank lines, windows of 128 tokens, one BOS token before the first; the options below "
-        "change it",
+        "paper: rows joined by blank lines, windows of 128 tokens, one BOS token before the text; the options below "
+        "override it",
         choices=("paper",),
     )
-    add_option(parser, "--window", "tokens in each window, a BOS token included, or full: the model's context",
+    add_option(parser, "--window", "tokens in each window, its BOS token included; full: the model's context",
                shown="128", type=_window, metavar="N")  # fmt: skip
     add_option(
         parser,
         "--stride",
-        "begin the next window N tokens after the last one: every token counts once, with the tokens before it as "
+        "start each window N tokens after the one before; every token counts once, with the tokens before it as "
         "context",
-        shown="where the last one ends; a partial last window is dropped",
+        shown="no overlap, and a partial last window is dropped",
         type=at_least(1),
         metavar="N",
     )
     add_option(
         parser,
         "--join",
-        "raw: a file as it stands, documents parted by blank lines; rows: all rows, blank ones too, with a blank line "
-        "between every two",
+        "raw: a file as it is, a blank line between documents; rows: a blank line between all rows, and blank rows "
+        "are kept",
         shown="raw",
         choices=("raw", "rows"),
     )
     add_option(
         parser,
         "--bos",
-        "beginning-of-sequence token: none, one before all of the text where the tokenizer has one, or one in each "
-        "window",
+        "beginning-of-sequence token: none; first: before all of the text, if the tokenizer has one; each: at the "
+        "start of every window",
         shown="first",
         choices=("none", "first", "each"),
     )
-    add_option(parser, "--tokens", "at most N tokens from the beginning of the text", shown="all of it",
+    add_option(parser, "--tokens", "read only the first N tokens of the text", shown="all",
                type=at_least(2), metavar="N")  # fmt: skip
     add_option(
         parser,
         "--tasks",
-        "tasks of lm-eval, or paper for the seven of the paper: accuracies beside the perplexity, or alone",
+        "lm-eval tasks, or paper for the paper's seven: measure accuracy on them",
         type=comma_separated,
         metavar="NAME,NAME",
     )
-    add_option(parser, "--limit", "documents a task", shown="all", type=at_least(1), metavar="N")
-    add_option(parser, "--data", "directory of the tasks' data", shown="installed packages, else the hub",
+    add_option(parser, "--limit", "use the first N documents of each task", shown="all", type=at_least(1), metavar="N")
+    add_option(parser, "--data", "directory with the tasks' data", shown="installed packages, else the hub",
                metavar="DIR")  # fmt: skip
-    add_option(parser, "--log-samples", "JSON lines: every document's requests and answers; an old file is replaced",
-               metavar="FILE")  # fmt: skip
+    add_option(parser, "--log-samples", "JSON lines of every document's requests and answers; an existing file is "
+               "replaced", metavar="FILE")  # fmt: skip
     add_stored_dtype(parser, SCORED_DTYPE)
     add_device(parser)
-    add_option(parser, "--out", "JSON file for the result; an old one is replaced", metavar="FILE")
+    add_option(parser, "--out", "JSON file for the result; an existing one is replaced", metavar="FILE")
     add_memory(parser)
     add_stream(parser)
     add_resume(parser)
@@ -161,9 +161,9 @@ def check_options(options: argparse.Namespace) -> None:
     from pyprune.study.destination import require_file
 
     if options.ppl is None and options.tasks is None:
-        raise InputError("eval: --ppl TEXT or --tasks NAMES is expected")
+        raise InputError("eval: nothing to measure; --ppl TEXT or --tasks NAMES is expected")
     if options.tasks is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"--tasks: torchrun has started {os.environ['WORLD_SIZE']} processes; one is accepted")
+        raise InputError(f"--tasks: torchrun started {os.environ['WORLD_SIZE']} processes; tasks run in one")
     belongs = {"ppl": ("protocol", *PROTOCOL_OPTIONS, "tokens", "field"), "tasks": ("limit", "data", "log_samples")}
     for what, names in belongs.items():
         for name in names:

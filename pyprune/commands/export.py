@@ -1,4 +1,4 @@
-"""`pyprune export`: a pruning as another tool takes it."""
+"""`pyprune export`: a pruning in another tool's format."""
 
 from __future__ import annotations
 
@@ -18,35 +18,33 @@ def add_options(commands: Any) -> None:
         commands,
         "export",
         "write a pruning in another tool's format",
-        "Write a pruning in the form of another tool: a mergekit passthrough configuration, the layer lists of "
-        "LLM-Drop, OptiPFair and Model Optimizer (which counts from 1), or plain JSON. What a tool cannot express, "
-        "such as single sublayers in mergekit, is refused.",
+        "Write a pruning in another tool's format: a mergekit passthrough configuration, the layer lists of LLM-Drop, "
+        "OptiPFair or Model Optimizer (which counts from 1), or plain JSON. What the format cannot express, such as "
+        "single sublayers in mergekit, is refused.",
         "pyprune export smollm2-depth20/pruning.json --to mergekit --model HuggingFaceTB/SmolLM2-135M --layers 30",
         "pyprune export smollm2-depth20 --to llm-drop --out drop.json",
     )
-    parser.add_argument(
-        "pruning", metavar="PRUNING", help="the pruning: a JSON file, or a directory that prune wrote with one in it"
-    )
-    parser.add_argument("--to", choices=TOOLS, required=True, help="the tool (required)")
+    parser.add_argument("pruning", metavar="PRUNING", help="a pruning.json, or a directory that prune wrote")
+    parser.add_argument("--to", choices=TOOLS, required=True, help="whose format (required)")
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="the original model as the tool is to find it: a Hugging Face directory or hub name (default: the name in "
-        "the pruning; mergekit needs one)",
+        help="the original model where the tool will find it: a Hugging Face directory or hub name (default: the name "
+        "in the pruning; required for mergekit)",
     )
     parser.add_argument(
         "--layers",
         type=at_least(1),
         metavar="N",
-        help="blocks of the original model (default: mergekit reads them from --model)",
+        help="number of blocks in the original model (default: for mergekit, that of --model)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write; an old one is replaced (default: standard output)"
+        "--out", metavar="FILE", help="file to write; an existing one is replaced (default: standard output)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write a pruning as another tool takes it."""
+    """Write a pruning in another tool's format."""
     from pyprune.files import require_free_file, write_text
     from pyprune.pruning import Pruning
     from pyprune.pruning.export import export
@@ -69,7 +67,7 @@ def _blocks(options: argparse.Namespace) -> int | None:
 
     model = options.model
     if model is None:
-        raise InputError("export --to mergekit: --model is expected, a Hugging Face directory or hub name")
+        raise InputError("export --to mergekit: --model is expected: a Hugging Face directory or hub name")
     if model == DEMO_MODEL or model.startswith("shape:") or model.endswith(".gguf"):
         raise InputError(
             f"--model {model}: mergekit reads Hugging Face checkpoints; a directory or hub name is expected"

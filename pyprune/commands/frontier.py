@@ -15,10 +15,10 @@ def add_options(commands: Any) -> None:
         commands,
         "frontier",
         "pick the best compared model within a latency or size limit",
-        "Put the models of one or more comparisons side by side: quality (perplexity, or mean accuracy over tasks) "
-        "against latency and size. The Pareto front is marked: models than which no other one is both better and "
-        "faster, or better and smaller. With a limit, say which model to take. The comparisons must share model, "
-        "text, dtype and machine.",
+        "Compare the models of one or more comparisons: quality (perplexity, or mean accuracy over tasks) against "
+        "latency and size. Models on the Pareto front are marked: no other is both better and faster, or both better "
+        "and smaller. With --latency or --size, name the best model within that limit. The comparisons must share "
+        "model, text, dtype, machine and versions.",
         "pyprune frontier compare-135m --latency 150",
         "pyprune frontier compare-20 compare-35/results.json --size 220 --quality accuracy --out frontier-135m",
     )
@@ -27,18 +27,16 @@ def add_options(commands: Any) -> None:
     )
     limits = parser.add_mutually_exclusive_group()
     above = number(0, 1e12)
-    limits.add_argument("--latency", type=above, metavar="MS", help="at most so many ms for a batch (default: any)")
-    limits.add_argument(
-        "--size", type=above, metavar="MB", help="at most so many MB (10^6 bytes) of weights (default: any)"
-    )
-    add_option(parser, "--batch", "batch size of the latencies", shown="the smallest that all results have",
+    limits.add_argument("--latency", type=above, metavar="MS", help="at most MS ms for a whole batch (default: any)")
+    limits.add_argument("--size", type=above, metavar="MB", help="at most MB (10^6 bytes) of weights (default: any)")
+    add_option(parser, "--batch", "compare latencies at this batch size", shown="the smallest that all results have",
                type=at_least(1), metavar="M")  # fmt: skip
-    add_option(parser, "--new-tokens", "new tokens of the latencies", shown="the fewest that all results have",
-               type=at_least(1), metavar="L")  # fmt: skip
-    add_option(parser, "--engine", "whose latencies", "pyprune", choices=("pyprune", "hf"))
-    add_option(parser, "--quality", "ppl, or accuracy: the mean over tasks", shown="ppl where all results have it",
-               choices=("ppl", "accuracy"))  # fmt: skip
-    add_option(parser, "--out", "new or empty directory for JSON, CSV, figure and page", metavar="DIR")
+    add_option(parser, "--new-tokens", "compare latencies at this output length", type=at_least(1), metavar="L",
+               shown="the shortest that all results have")  # fmt: skip
+    add_option(parser, "--engine", "compare latencies under this engine", "pyprune", choices=("pyprune", "hf"))
+    add_option(parser, "--quality", "measure of quality: perplexity, or mean accuracy over tasks",
+               shown="ppl if all results have it", choices=("ppl", "accuracy"))  # fmt: skip
+    add_option(parser, "--out", "new or empty directory for a page, a figure, CSV and JSON", metavar="DIR")
     add_json(parser)
 
 

@@ -1,4 +1,4 @@
-"""`pyprune generate`: continue prompts, with blocks or sublayers left out."""
+"""`pyprune generate`: continue prompts, with blocks or sublayers skipped."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def add_options(commands: Any) -> None:
         commands,
         "generate",
         "generate text, with blocks or sublayers skipped",
-        "Continue prompts with the pyprune engine and skip blocks, or only their attention or FFN sublayers, at run "
-        "time. Nothing is written, so this is a quick look at what a pruning does. A text ends at the model's "
+        "Continue prompts with the pyprune engine. Whole blocks, or only their attention or FFN sublayers, can be "
+        "skipped at run time: a quick look at what a pruning does, with nothing written. A text ends at the model's "
         "end-of-text token or after --max-new-tokens. A shape: model has no tokenizer: it gets a random prompt and "
         "prints token ids.",
         'pyprune generate smollm2-135m --prompt "The capital of France is" --skip 5,14',
@@ -40,54 +40,56 @@ def add_options(commands: Any) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="text to continue; given several times, all are continued at once (required, but not for shape: models)",
+        help="text to continue; may be repeated, and all run as one batch (required, except for shape: models)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=at_least(1), default=64, metavar="N", help="most tokens to generate (default: 64)"
+        "--max-new-tokens", type=at_least(1), default=64, metavar="N", help="maximum number of new tokens (default: 64)"
     )
     add_skip(parser)
     parser.add_argument(
         "--pruning",
         metavar="FILE",
-        help="leave out, too, what a pruning.json names: blocks and sublayers, no widths (default: none)",
+        help="also skip the blocks and sublayers of a pruning.json, which may not narrow widths (default: none)",
     )
     parser.add_argument(
         "--temperature",
         type=number(0, None),
         default=0.0,
         metavar="T",
-        help="0 takes the likeliest token (default: 0)",
+        help="divide the logits by T; 0 takes the likeliest token (default: 0)",
     )
     parser.add_argument(
-        "--top-k", type=at_least(1), metavar="K", help="sample among the K likeliest tokens (default: all)"
+        "--top-k", type=at_least(1), metavar="K", help="sample from the K likeliest tokens (default: all)"
     )
     parser.add_argument(
         "--top-p",
         type=number(0, 1),
         metavar="P",
-        help="sample among the likeliest of probability P in all (default: 1)",
+        help="sample from the smallest set of likeliest tokens whose probability reaches P (default: 1)",
     )
     parser.add_argument(
         "--min-p",
         type=number(0, 1),
         metavar="P",
-        help="sample among those at least P times as likely as the likeliest (default: all)",
+        help="sample from tokens at least P times as likely as the likeliest (default: all)",
     )
     parser.add_argument(
         "--repetition-penalty",
         type=number(0, MOST),
         default=1.0,
         metavar="R",
-        help="above 1, tokens that prompt or text hold already become less likely (default: 1)",
+        help="above 1, tokens already in the prompt or text become less likely (default: 1)",
     )
     parser.add_argument(
         "--seed", type=at_least(0, 2**63 - 1), metavar="N", help="seed of the sampling (default: a new one each time)"
     )
-    parser.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes (default: off)")
+    parser.add_argument(
+        "--stream", action="store_true", help="print one prompt's text while it is generated (default: off)"
+    )
     parser.add_argument(
         "--logprobs",
         action="store_true",
-        help="with --json, the model's log-probability of each new token, before temperature and the like "
+        help="with --json: add the model's log-probability of each new token, before penalty and temperature "
         "(default: off)",
     )
     parser.add_argument(
@@ -95,7 +97,7 @@ def add_options(commands: Any) -> None:
         type=at_least(1),
         default=512,
         metavar="N",
-        help="prompt tokens that run at once, which bounds the memory (default: 512)",
+        help="run at most N prompt tokens at once, to limit memory (default: 512)",
     )
     add_weight_format(parser)
     add_dtype(parser, None, "dtype to run in (default: the checkpoint's own)")

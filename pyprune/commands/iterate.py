@@ -30,23 +30,23 @@ def add_options(commands: Any) -> None:
         commands,
         "iterate",
         "prune one block or sublayer at a time and retrain after each",
-        "Remove the block whose removal costs least, retrain the model, rank what is left again, and so on. The table "
-        "and the figure show the perplexity on held-out text after every removal, before and after its retraining, "
-        "beside one-shot and greedy pruning without any. Three texts are needed: one to rank by, one to train on, one "
-        "to judge by.",
+        "Remove the block whose removal costs least, retrain the model, rank the rest again, and so on. The table and "
+        "the figure show the perplexity on held-out text for every number of blocks removed, before and after "
+        "retraining, beside one-shot and greedy pruning without retraining. Three texts are needed: --text to rank "
+        "blocks, --train-text or --instructions to train, --eval-text to measure.",
         "pyprune iterate smollm2-135m --count 3 --train-text demo:sms --retrain-steps 20 --out iterated",
         "pyprune iterate smollm2-135m --ratio 20% --instructions alpaca.jsonl --retrain-steps 200 --resume --out i20",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument(
-        "--count", type=at_least(1), metavar="N", help="units to remove, one a round (this or --ratio is required)"
+        "--count", type=at_least(1), metavar="N", help="rounds; each removes one unit (this or --ratio is required)"
     )
     amount.add_argument(
         "--ratio",
         type=share,
         metavar="P%",
-        help="rounds until the units gone come nearest to P%% of all parameters (this or --count is required)",
+        help="as many rounds as come nearest to P%% of all parameters (this or --count is required)",
     )
     add_unit(parser, "what is removed: a block, or only its attention or FFN sublayer")
     parser.add_argument(
@@ -56,16 +56,16 @@ def add_options(commands: Any) -> None:
     add_option(
         parser,
         "--eval-text",
-        "held-out text for the perplexities, named like --text but another one",
+        "held-out text for the perplexities: another source, as for --text",
         shown="demo:boolq; for shape: models random ids",
         metavar="FILE",
     )
-    add_option(parser, "--eval-tokens", "tokens of it, from its beginning", 4096, type=at_least(2), metavar="N")
+    add_option(parser, "--eval-tokens", "use the first N tokens of --eval-text", 4096, type=at_least(2), metavar="N")
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument(
         "--train-text",
         metavar="FILE",
-        help="text to retrain on, named like --text (this or --instructions is required)",
+        help="text to retrain on: a source as for --text (this or --instructions is required)",
     )
     texts.add_argument(
         "--instructions",
@@ -77,8 +77,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--one-shot-retrained",
         action="store_true",
-        help="also remove the front of the first ranking at once, and retrain that once with the steps of all rounds "
-        "(default: off)",
+        help="also remove all units at once by the first ranking, and retrain that model once with the steps of all "
+        "rounds (default: off)",
     )
     add_stored_dtype(parser, "dtype of the weights")
     parser.add_argument(
@@ -90,8 +90,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep what is finished in a folder beside --out, and go on from one that an interrupted run left there; "
-        "it is removed when --out is written (default: off)",
+        help="keep finished work in a folder beside --out, and continue from the folder of an interrupted run; it is "
+        "removed when --out is written (default: off)",
     )
     add_memory(parser)
     add_json(parser)
@@ -108,11 +108,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     for name, kind, metavar, about in NUMBERS:
         if name in SETTINGS:
             group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about)
-    add_option(group, "--precision", "fp32, or bf16", shown="that of the model", choices=("fp32", "bf16"))
+    add_option(group, "--precision", "precision of the training", shown="the model's", choices=("fp32", "bf16"))
     for name, about in (
         ("full", "train all parameters, not LoRA"),
-        ("gradient-checkpointing", "compute blocks again on the way back, for less memory"),
-        ("distill", "the unpruned model teaches on the same tokens"),
+        ("gradient-checkpointing", "recompute blocks in the backward pass, to save memory"),
+        ("distill", "distill from the unpruned model on the same tokens"),
     ):
         group.add_argument(f"--{name}", action="store_true", help=f"{about} (default: off)")
     add_distillation(group)
@@ -192,7 +192,7 @@ def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     used = {"--train-text": options.train_text, "--text": options.text or (None if is_random else CALIBRATION)}
     for name, text in used.items():
         if text is not None and held_out is not None and same_text(text, held_out):
-            raise InputError(f"{name} {text}: is the held-out text too; another --eval-text is expected")
+            raise InputError(f"{name} {text}: is also the held-out text; another --eval-text is expected")
     if options.instructions is not None:
         require_instructions(options.instructions)
     require_clean(options.train_text)

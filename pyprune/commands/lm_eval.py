@@ -20,14 +20,14 @@ def add_options(commands: Any) -> None:
         commands,
         "lm-eval",
         "run lm-eval on pyprune's models",
-        "Run the command line of the EleutherAI evaluation harness with the model `pyprune` registered in it. Its "
-        "arguments: pretrained=MODEL (whatever pyprune loads, a pruned directory too), skip=10,11 (blocks to skip), "
-        "dtype, device, max_length, add_bos_token, tokenizer, and tokens=N (tokens read at once). `pyprune lm-eval "
-        "run --help` shows lm-eval's own options.",
+        "Run the command line of EleutherAI's lm-eval with the model `pyprune` registered in it. That model's "
+        "--model_args are pretrained=MODEL (whatever pyprune loads, such as a pruned directory), skip=10,11 (blocks to "
+        "skip), dtype, device, tokenizer, add_bos_token, prefix_token_id, max_length and tokens=N (tokens read at "
+        "once). `pyprune lm-eval run --help` shows lm-eval's own options.",
         "pyprune lm-eval run --model pyprune --model_args pretrained=smollm2-135m,skip=10,11 --tasks piqa --limit 100",
         "pyprune lm-eval ls tasks",
     )
-    parser.add_argument("arguments", nargs="*", metavar="ARGS", help="arguments of lm-eval (default: this help)")
+    parser.add_argument("arguments", nargs="*", metavar="ARGS", help="lm-eval's arguments (default: this help)")
     _take_all(parser)
 
 

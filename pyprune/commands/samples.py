@@ -26,23 +26,23 @@ def add_options(commands: Any) -> None:
         commands,
         "samples",
         "generate text from the same prompts with a model and its pruned versions",
-        "Let a model and its pruned forms continue the same prompts with the same seed. Prompts and sampling are the "
-        "paper's unless you give others. The texts stand side by side, with the share of 4-grams that each model "
-        "repeats. --out writes JSON, a Markdown table and a page.",
+        "Let a model and its pruned versions continue the same prompts with the same seed. By default prompts and "
+        "sampling are the paper's. The texts are shown side by side, with each model's share of repeated 4-grams. "
+        "--out writes JSON, a Markdown table and a page.",
         "pyprune samples smollm2-135m pruned-135m --out samples-135m",
         "pyprune samples smollm2-135m pruned-135m --prompt 'Once upon a time' --draws 8 --max-new-tokens 128 --json",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
-    parser.add_argument("others", metavar="DIR", nargs="*", help="more models, such as those that prune wrote")
-    add_option(parser, "--prompt", "a text to continue instead of the paper's; may be repeated",
+    parser.add_argument("others", metavar="DIR", nargs="*", help="further models, such as directories that prune wrote")
+    add_option(parser, "--prompt", "text to continue, instead of the paper's; may be repeated",
                shown="the paper's three", action="append", metavar="TEXT")  # fmt: skip
-    add_option(parser, "--draws", "texts of each prompt and model", 1, type=at_least(1), metavar="N")
-    add_option(parser, "--max-new-tokens", "most tokens to generate", 64, type=at_least(1), metavar="N")
-    add_option(parser, "--top-k", "sample among the K likeliest tokens", 50, type=at_least(1), metavar="K")
-    add_option(parser, "--top-p", "sample among the likeliest of probability P in all", 0.95, type=number(0, 1),
-               metavar="P")  # fmt: skip
-    add_option(parser, "--temperature", "divides the logits", 1, type=number(0, MOST), metavar="T")
-    add_option(parser, "--seed", "seed of every prompt", 0, type=at_least(0, 2**63 - 1), metavar="N")
+    add_option(parser, "--draws", "texts per prompt and model", 1, type=at_least(1), metavar="N")
+    add_option(parser, "--max-new-tokens", "maximum number of new tokens", 64, type=at_least(1), metavar="N")
+    add_option(parser, "--top-k", "sample from the K likeliest tokens", 50, type=at_least(1), metavar="K")
+    add_option(parser, "--top-p", "sample from the smallest set of likeliest tokens whose probability reaches P",
+               0.95, type=number(0, 1), metavar="P")  # fmt: skip
+    add_option(parser, "--temperature", "divide the logits by T", 1, type=number(0, MOST), metavar="T")
+    add_option(parser, "--seed", "seed, the same for every prompt", 0, type=at_least(0, 2**63 - 1), metavar="N")
     add_stored_dtype(parser, "dtype to run in")
     add_device(parser)
     add_option(parser, "--out", "new or empty directory for samples.json, samples.md and index.html", metavar="DIR")
@@ -50,7 +50,7 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show what a model and its pruned forms write on the same prompts."""
+    """Show how a model and its pruned versions continue the same prompts."""
     from pyprune.study.destination import require_directory
 
     if options.out is not None:

@@ -71,7 +71,7 @@ def evaluate(
     Source: Shortened LLaMA, section 4, Evaluation.
     """
     if ppl is None and tasks is None:
-        raise InputError("evaluate: nothing to evaluate; a text for the perplexity, or tasks, are expected")
+        raise InputError("evaluate: nothing to evaluate; ppl or tasks is expected")
     protocol = PerplexityProtocol(window, stride, join, bos)
     for name, value in (("limit", limit), ("tokens", tokens)):
         if value is not None:
@@ -94,7 +94,7 @@ def evaluate(
     measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
     if tasks is not None:
         if not isinstance(decoder, Decoder):
-            raise InputError(f"tasks: {decoder.name} is of another family than ours; only its perplexity is measured")
+            raise InputError(f"tasks: {decoder.name} is of a family whose perplexity alone can be measured")
         measured["tasks"] = evaluate_tasks(
             decoder, decoder.tokenizer(), tasks, log_samples=log_samples,
             resume=None if resume is None else tasks_journal(resume), progress=progress,
@@ -150,5 +150,5 @@ def loaded(
     if dtype is None:
         return decoder
     if not isinstance(decoder, Decoder):
-        raise InputError(f"dtype {dtype}: {decoder.name} is run as it is; one in that dtype is expected")
+        raise InputError(f"dtype {dtype}: {decoder.name} runs in its own dtype; a model loaded in {dtype} is expected")
     return decoder.to(as_dtype(dtype))

@@ -66,7 +66,7 @@ def require_tasks(
     if not names or "" in names:
         raise InputError(f"tasks {tasks!r}: lm-eval's names, or paper, are expected")
     if hub_tasks and data is not None:
-        raise InputError(f"task {hub_tasks[0]}: --data holds {', '.join(PAPER_TASKS)}; others come from the hub")
+        raise InputError(f"task {hub_tasks[0]}: --data is only for {', '.join(PAPER_TASKS)}; leave it out")
     existing = set(_index().all_tasks) if hub_tasks else set()
     for name in hub_tasks:
         if name not in existing:

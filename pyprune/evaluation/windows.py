@@ -126,7 +126,7 @@ def _bos_token(encoder: Encoder, source: Source, rule: str) -> int | None:
     """The BOS token that the rule places; None where it places none."""
     if rule == "each":
         if isinstance(source, Tokens):
-            raise InputError(f"bos each: {source.name} are taken as they are; first and none are accepted")
+            raise InputError("bos each: token ids get no BOS token; first and none are accepted")
         return int(encoder.in_vocabulary(numpy.array([encoder.bos_token()]))[0])
     if rule == "none" or isinstance(source, Tokens):
         return None

@@ -73,9 +73,7 @@ def converted_fields(tokenizer: Any, model: str, vocab_size: int) -> list[Field]
     """
 
     def refused(reason: str) -> InputError:
-        return InputError(
-            f"{model}: its tokenizer cannot be written as GGUF: {reason}; without it (no tokenizer) the rest can"
-        )
+        return InputError(f"{model}: its tokenizer cannot be written as GGUF: {reason}; --no-tokenizer leaves it out")
 
     if not getattr(tokenizer, "is_fast", False):
         raise refused(f"{type(tokenizer).__name__} has no tokenizer.json")

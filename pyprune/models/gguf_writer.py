@@ -208,5 +208,5 @@ def _bytes(tensor: Tensor, name: str, heads: int | None, stored: torch.dtype) ->
         rows = rotary_neighbours(rows, heads)
     kept = rows.to(stored if tensor.ndim > 1 else torch.float32)
     if kept.dtype == torch.float16 != tensor.dtype and not is_finite(kept):
-        raise InputError(f"tensor {name} does not fit float16: infinite after the change; use bf16 or f32")
+        raise InputError(f"tensor {name} does not fit float16: a value would be infinite; use bf16 or f32")
     return kept.contiguous().view(torch.uint8).numpy()

@@ -186,13 +186,13 @@ class Engine:
     def _changed_plan(self, skip: Skip) -> SkipPlan:
         current, new = self._skip_plan, skip_plan(self._running, skip)
         if current.device_mask is not None or new.device_mask is not None:
-            raise InputError("skip: a device mask holds from one prefill to the next; in between None is accepted")
+            raise InputError("skip: a device mask holds from one prefill to the next; until then None is accepted")
         # By this very rule the blocks whose MHA runs now are those with a cache row for every token.
         for block, runs, has_rows in zip(self.decoder.blocks, new.mha, current.mha, strict=True):
             if runs and not has_rows:
                 raise InputError(
-                    f"skip: the MHA of block {block.index} was left out for tokens of this sequence, whose cache rows"
-                    " are therefore missing; it must stay left out until the next prefill"
+                    f"skip: the MHA of block {block.index} was skipped for cached tokens, whose keys and values are"
+                    " missing; it must stay skipped until the next prefill"
                 )
         return new
 

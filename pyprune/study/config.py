@@ -158,8 +158,8 @@ class CompareConfig:
 
         if self.depth_criteria is not None and self.criterion != CompareConfig.criterion:
             raise InputError(
-                f"criterion {self.criterion} and depth criteria {','.join(self.depth_criteria)}: one or the other is"
-                " expected"
+                f"criterion {self.criterion} and depth criteria {','.join(self.depth_criteria)}: one of the two is"
+                " accepted, not both"
             )
         criteria = (self.criterion,) if self.depth_criteria is None else self.depth_criteria
         _require_different("depth criteria", criteria)
@@ -298,7 +298,7 @@ def check_evaluations(evaluations: Sequence[Evaluation]) -> None:
 def _require_different(name: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) < len(values):
         listed = ", ".join(map(str, values)) or "none"
-        raise InputError(f"{name} {listed}: one or more different values are expected")
+        raise InputError(f"{name} {listed}: one or more values are expected, all different")
 
 
 def _values(config: type, options: object) -> Mapping[str, Any]:

@@ -85,7 +85,7 @@ def frontier(
     and a batch, length, engine or quality that a file lacks.
     """
     if latency_ms is not None and size_mb is not None:
-        raise InputError(f"latency {latency_ms:g} and size {size_mb:g}: one limit or the other is expected")
+        raise InputError(f"latency {latency_ms:g} and size {size_mb:g}: one limit is accepted, not both")
     for name, limit in (("latency", latency_ms), ("size", size_mb)):
         if limit is not None and not (math.isfinite(limit) and limit > 0):
             raise InputError(f"{name} {limit}: a number above 0 is expected")
@@ -93,7 +93,7 @@ def frontier(
         raise InputError(f"quality {quality!r}: {' or '.join(QUALITIES)} is expected")
     comparisons = {str(path): _read(path) for path in files}
     if not comparisons or len(comparisons) < len(files):
-        raise InputError("frontier: one or more different results are expected")
+        raise InputError("frontier: one or more results are expected, none of them twice")
     quality = quality or _common_quality(comparisons)
     _require_alike(comparisons, quality)
     lines = {path: measured(results) for path, results in comparisons.items()}
@@ -111,7 +111,7 @@ def frontier(
                 continue  # the same model in every file: the first file's times stand for it
             points.append(_point(path, line, quality, comparisons[path], len(comparisons) > 1))
     if not points:
-        raise InputError(f"frontier: no row has a finite {quality}, and times at batch {batch}")
+        raise InputError(f"frontier: no row has both a finite {quality} and times at batch {batch}")
     more = QUALITIES[quality]
     marked = _marked(points, more)
     within = [point for point in marked if _within(point, latency_ms, size_mb)]
@@ -199,7 +199,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         measured(results)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{path}: not whole results of {name} ({type(error).__name__}: {error})") from None
+        raise InputError(f"{path}: incomplete results of {name} ({type(error).__name__}: {error})") from None
     return results
 
 
@@ -207,7 +207,7 @@ def _common_quality(comparisons: Mapping[str, dict[str, Any]]) -> str:
     for quality in QUALITIES:
         if all(quality in {c.name for c in model_columns(results)} for results in comparisons.values()):
             return quality
-    raise InputError("frontier: the results have no measure of quality in common; ppl or accuracy is expected")
+    raise InputError("frontier: the results have no measure of quality in common, neither ppl nor accuracy")
 
 
 def _require_alike(comparisons: Mapping[str, dict[str, Any]], quality: str) -> None:
@@ -215,14 +215,14 @@ def _require_alike(comparisons: Mapping[str, dict[str, Any]], quality: str) -> N
     (first_path, first), *others = comparisons.items()
     for path, results in comparisons.items():
         if quality not in {column.name for column in model_columns(results)}:
-            raise InputError(f"{path}: holds no {quality}")
+            raise InputError(f"{path}: has no {quality}")
     for path, results in others:
         for what, value, expected in zip(_SUBJECT, _subject(results, quality), _subject(first, quality), strict=True):
             if value != expected:
-                raise InputError(f"{path}: another {what} than in {first_path}; results that compare are expected")
+                raise InputError(f"{path}: has another {what} than {first_path}; the same is expected")
 
 
-_SUBJECT = ("model", "dtype", "device", "number of input tokens", "text or tasks", "machine or version")
+_SUBJECT = ("model", "dtype", "device", "number of input tokens", "text or task", "machine or version")
 
 
 def _subject(results: dict[str, Any], quality: str) -> tuple[Any, ...]:
@@ -244,7 +244,7 @@ def _one_of(
         return min(common)
     if value not in common:
         listed = ", ".join(map(str, sorted(common))) or "none"
-        raise InputError(f"{what} {value}: not timed in every file; in common are {listed}")
+        raise InputError(f"{what} {value}: not timed in every file; all files have {listed}")
     return value
 
 

@@ -133,7 +133,7 @@ def samples(
     """
     specs = [original, *others]
     if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) and p for p in prompts):
-        raise InputError(f"prompts {prompts!r}: texts, at least one, are expected")
+        raise InputError(f"prompts {prompts!r}: one or more texts, none empty, are expected")
     for name, value in (("draws", draws), ("max_new_tokens", max_new_tokens)):
         require_whole(name, value, 1)
     greedy = temperature == 0  # where filters have no effect
@@ -205,7 +205,7 @@ def _prompt_ids(decoder: Decoder, prompts: Sequence[str], max_new_tokens: int) -
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     for prompt, of_prompt in zip(prompts, ids, strict=True):
         if not of_prompt:
-            raise InputError(f"prompt {prompt!r}: gives no tokens; text is expected")
+            raise InputError(f"prompt {prompt!r}: has no tokens; text is expected")
         if max(of_prompt) >= decoder.vocab_size:
             raise InputError(
                 f"{decoder.name}: token id {max(of_prompt)} is outside its vocabulary of {decoder.vocab_size}; the "
@@ -213,8 +213,8 @@ def _prompt_ids(decoder: Decoder, prompts: Sequence[str], max_new_tokens: int) -
             )
         if len(of_prompt) + max_new_tokens > decoder.max_positions:
             raise InputError(
-                f"max-new-tokens {max_new_tokens}: with a prompt of {len(of_prompt)} tokens, at most "
-                f"{max(0, decoder.max_positions - len(of_prompt))} are accepted by {decoder.name}"
+                f"max-new-tokens {max_new_tokens}: after a prompt of {len(of_prompt)} tokens, the context of "
+                f"{decoder.name} has room for at most {max(0, decoder.max_positions - len(of_prompt))}"
             )
     return ids
 

@@ -48,7 +48,7 @@ class Unfinished:
         data: dict[str, Any] = {"format": FORMAT, "subject": subject, "parts": {}}
         if out is None:
             if resume:
-                raise InputError("--resume: what is finished is kept beside --out, which was not given")
+                raise InputError("--resume: finished work is kept beside --out, which was not given")
             return cls(None, data)
         target = Path(out).absolute()
         folder = target.with_name(f"{target.name}.unfinished")
@@ -56,7 +56,7 @@ class Unfinished:
             return cls(folder, data)
         if not resume:
             raise InputError(
-                f"{folder}: an interrupted comparison left it; --resume goes on from it, or remove it to begin again"
+                f"{folder}: left by an interrupted comparison; continue it with --resume, or remove it to start again"
             )
         kept = read_json(folder / "results.json")
         if not isinstance(kept, dict) or kept.get("format") != FORMAT:
@@ -75,9 +75,8 @@ class Unfinished:
         for name, value in subject.items():
             if name in kept and json_text(kept[name]) != json_text(value):
                 raise InputError(
-                    f"{self._folder}: holds a comparison with {name} {_shown(kept[name], value)}, and {name} is"
-                    f" {_shown(value, kept[name])} now; the same command as then is expected, or remove it to begin"
-                    " again"
+                    f"{self._folder}: holds a comparison with {name} {_shown(kept[name], value)}; now {name} is"
+                    f" {_shown(value, kept[name])}; repeat the same command, or remove the folder to start again"
                 )
 
     def part(self, name: str, make: Callable[[], Part]) -> Part:

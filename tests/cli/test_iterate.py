@@ -60,7 +60,7 @@ def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, mo
         ((*ways, "--distill", "--distill-weight", "2"), "'2'"),
         ((*ways, "--train-from", "cut"), "first-cut"),
         ((*ways, "--retrain-steps", "0"), "'0'"),
-        ((*ways, "--eval-text", text), "held-out text too"),
+        ((*ways, "--eval-text", text), "also the held-out text"),
         ((*base, "--count", "1", "--train-text", "nowhere.txt"), "nowhere.txt"),
         (("iterate", SHAPE, "--out", text, "--count", "1", "--train-text", text), "is a file"),
     ):

@@ -80,7 +80,7 @@ def test_the_command_writes_tables_page_and_data(capsys, model_directory, pruned
         (["shape:tiny"], "has no tokenizer"),
         (["{model}", "no-such-directory/x/y"], "no-such-directory/x/y"),
         (["{model}", "--prompt", ""], "prompts ['']"),
-        (["{model}", "--max-new-tokens", "4000"], "max-new-tokens 4000: with a prompt of"),
+        (["{model}", "--max-new-tokens", "4000"], "max-new-tokens 4000: after a prompt of"),
         (["{model}", "--draws", "0"], "--draws: '0'"),
         (["{model}", "--top-p", "1.5"], "--top-p: '1.5'"),
         (["{model}", "--out", "."], ".: is a directory that is not empty"),

@@ -185,7 +185,7 @@ BAD = {
     "limit 0": (["--tasks", "piqa", "--limit", "0"], "--limit: '0'"),
     "no name": (["--tasks", "piqa,"], "lm-eval's names, or paper"),
     "no such folder": (["--tasks", "piqa", "--data", "no/such/folder"], "no/such/folder: no such directory"),
-    "local data of another task": (["--tasks", "lambada_openai", "--data", "."], "task lambada_openai: --data holds"),
+    "local data of another task": (["--tasks", "lambada_openai", "--data", "."], "lambada_openai: --data is only for"),
     "--limit without tasks": (["--ppl", "demo:sms", "--limit", "3"], "--limit 3: belongs to --tasks"),
     "samples into a folder": (["--tasks", "piqa", "--log-samples", "."], ".: is a directory"),
 }

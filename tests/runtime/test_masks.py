@@ -100,7 +100,7 @@ def test_an_mha_left_out_in_the_prefill_cannot_come_back(tiny, first: dict):
     engine = Engine(tiny, max_len=32)
     logits = engine.prefill(ids(1, 7), skip=first)
     for skip in ([], {}, {"ffn": [2]}, [1]):
-        with pytest.raises(InputError, match="the MHA of block 2 was left out"):
+        with pytest.raises(InputError, match="the MHA of block 2 was skipped"):
             engine.decode(logits.argmax(-1), skip=skip)
     engine.decode(logits.argmax(-1), skip={"mha": [2]})  # its FFN may
     engine.prefill(ids(1, 7))  # and it may in the next sequence
@@ -112,7 +112,7 @@ def test_an_mha_left_out_in_decoding_cannot_come_back(tiny):
     engine.prefill(ids(1, 7))
     engine.decode(token, skip={"mha": [3]})
     before = engine.lengths
-    with pytest.raises(InputError, match="the MHA of block 3 was left out"):
+    with pytest.raises(InputError, match="the MHA of block 3 was skipped"):
         engine.decode(token, skip=[])
     assert torch.equal(engine.lengths, before)
     engine.decode(token)
@@ -122,7 +122,7 @@ def test_an_mha_left_out_in_decoding_cannot_come_back(tiny):
 def test_the_refusal_names_the_original_block(tiny):
     engine, token = Engine(apply(tiny, Pruning(blocks=[0, 1])), max_len=32), torch.tensor([5])
     engine.prefill(ids(1, 7), skip=[3])
-    with pytest.raises(InputError, match="the MHA of block 3 was left out"):
+    with pytest.raises(InputError, match="the MHA of block 3 was skipped"):
         engine.decode(token, skip=[])
 
 

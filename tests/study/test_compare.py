@@ -157,7 +157,7 @@ def test_an_end_token_does_not_cut_hugging_faces_run_short():
         ({"criterion": "guess"}, "'guess' given; ppl"),
         ({"depth_criteria": ["ppl", "guess+"]}, "'guess' given; ppl"),
         ({"depth_criteria": ["ppl", "ppl"]}, "depth criteria ppl, ppl"),
-        ({"depth_criteria": ["ppl"], "criterion": "taylor"}, "criterion taylor and depth criteria ppl: one or"),
+        ({"depth_criteria": ["ppl"], "criterion": "taylor"}, "criterion taylor and depth criteria ppl: one of the two"),
         ({"unit": "layer"}, "'layer' given"),
         ({"protect": "middle=1"}, "'middle=1'"),
         ({"search": "luck"}, "method: 'luck' given; one-shot"),
@@ -170,7 +170,7 @@ def test_an_end_token_does_not_cut_hugging_faces_run_short():
         ({"limit": 3}, "limit 3: belongs to tasks"),
         ({"tasks": []}, "tasks none"),
         ({"tasks": ["boolq"], "limit": 0}, "limit 0"),
-        ({"resume": True}, "--resume: what is finished is kept beside --out"),
+        ({"resume": True}, "--resume: finished work is kept beside --out"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_loaded(options, message):

@@ -194,9 +194,9 @@ def test_an_interrupted_comparison_goes_on_and_repeats_nothing_that_is_finished(
     asked = len(answered)
     assert asked == 4  # original, depth, width, padded
 
-    with pytest.raises(InputError, match=r"report.unfinished: an interrupted comparison left it; --resume goes on"):
+    with pytest.raises(InputError, match=r"report.unfinished: left by an interrupted comparison; continue"):
         compare(SHAPE, out=out, **options)
-    with pytest.raises(InputError, match=r"with settings ratios \['20%'\], .* is ratios \['30%'\].* now"):
+    with pytest.raises(InputError, match=r"with settings ratios \['20%'\].*; now settings is ratios \['30%'\]"):
         compare(SHAPE, out=out, resume=True, ratios=["30%"], **options)
 
     def refuse(*_: object, **__: object) -> None:
@@ -246,7 +246,7 @@ def test_other_weights_are_not_resumed(tmp_path):
 
     assert opened("a").part("row", lambda: {"ppl": 2.0}) == {"ppl": 2.0}
     assert opened("a").part("row", lambda: {"ppl": 3.0}) == {"ppl": 2.0}
-    with pytest.raises(InputError, match="weights a, and weights is b now"):
+    with pytest.raises(InputError, match="weights a; now weights is b"):
         opened("b")
     write_json(tmp_path / "report.unfinished" / "results.json", {"format": "other"})
     with pytest.raises(InputError, match="not an unfinished comparison"):

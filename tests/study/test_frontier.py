@@ -88,12 +88,12 @@ def test_several_comparisons_share_one_front_and_the_original_stands_once(file, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r["model"].update(name="other"), "another model than"),
+        (lambda r: r["model"].update(name="other"), "has another model than"),
         (lambda r: r["settings"].update(dtype="float32"), "another dtype than"),
-        (lambda r: r["evaluation"].update(sha256="cd"), "another text or tasks than"),
+        (lambda r: r["evaluation"].update(sha256="cd"), "another text or task than"),
         (lambda r: r["machine"].update(cpu="other"), "another machine or version than"),
         (lambda r: r.update(format="other/1"), "results of format 'other/1'"),
-        (lambda r: r.pop("rows"), "not whole results"),
+        (lambda r: r.pop("rows"), "incomplete results"),
     ],
 )
 def test_what_does_not_compare_is_refused(file, second, change, message):
@@ -143,10 +143,10 @@ def test_the_command_writes_json_csv_figure_and_page(capsys, file, tmp_path):
         (["results.json", "--latency", "-1"], "'-1'"),
         (["results.json", "--latency", "0"], "'0'"),
         (["results.json", "--latency", "5", "--size", "5"], "not allowed with"),
-        (["results.json", "--batch", "4"], "batch 4: not timed in every file; in common are 1, 8"),
+        (["results.json", "--batch", "4"], "batch 4: not timed in every file; all files have 1, 8"),
         (["results.json", "--new-tokens", "4"], "output tokens 4: not timed"),
-        (["results.json", "--quality", "accuracy"], "results.json: holds no accuracy"),
-        (["results.json", "results.json"], "different results"),
+        (["results.json", "--quality", "accuracy"], "results.json: has no accuracy"),
+        (["results.json", "results.json"], "none of them twice"),
         (["results.json", "--out", "results.json"], "results.json: is a file"),
     ],
 )

@@ -304,7 +304,7 @@ def test_files_that_do_not_belong_are_refused_by_name(full, tmp_path, results):
         (["a.json", "other.json"], "several devices"),
         (["a.json", "new.json"], "format 'pyprune-gpu-check/9'"),
         (["a.json", "plain.json"], "names no format"),
-        (["torn.json"], "torn.json: not whole results of pyprune-gpu-check/1"),
+        (["torn.json"], "torn.json: incomplete results of pyprune-gpu-check/1"),
         (["empty.json"], "no file holds rows of the paper's models"),
     ]
     for names, told in refusals:

@@ -161,7 +161,7 @@ def collect(files: Sequence[str | os.PathLike[str]], data: Sequence[Any]) -> lis
                     _READERS[result["what"]](result, evidence, name)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise InputError(
-                f"{path}: not whole results of {content['format']} ({type(error).__name__}: {error})"
+                f"{path}: incomplete results of {content['format']} ({type(error).__name__}: {error})"
             ) from None
     if len(devices) > 1:
         listed = ", ".join(f"{device} in {name}" for device, name in devices.items())
