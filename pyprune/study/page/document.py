@@ -29,10 +29,20 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str =
 
     kind: "sortable" where a click on a column's name sorts by it, "prose" where cells are sentences and may wrap.
     """
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    # Words stand left, numbers right.
+    kinds = [' class="words"' if _words([row[column] for row in rows]) else "" for column in range(len(header))]
+    head = "".join(f"<th{kind}>{escape(cell)}</th>" for cell, kind in zip(header, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    )
     opening = f'<table class="{kind}">' if kind else "<table>"
     return f'<div class="scroll">{opening}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _words(column: Sequence[str]) -> bool:
+    """Whether the cells of a column are words, or nothing."""
+    return not any(cell[:1].isdigit() or cell[:1] in "+-±" for cell in column if cell)
 
 
 def inline_figure(caption: str, image: bytes) -> str:
