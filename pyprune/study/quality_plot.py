@@ -18,15 +18,15 @@ ENGINE_NAMES = {"hf": "Hugging Face", "pyprune": "pyprune"}
 
 
 class Theme(NamedTuple):
-    """Colours of ink, of lines behind the points, and of methods that the page's ground would swallow."""
+    """Colours of ink and of lines behind the points, and what stands for colours that the page's ground would swallow."""
 
     ink: str
     grid: str
-    original: str
+    instead: dict[str, str]
 
 
-LIGHT = Theme("#1f2328", "#d8dee4", "#555555")
-DARK = Theme("#e6edf3", "#3d444d", "#b0b7bf")
+LIGHT = Theme("#1f2328", "#d8dee4", {})
+DARK = Theme("#e6edf3", "#3d444d", {"#555555": "#b0b7bf", "#0072B2": "#3d8bfd"})
 
 
 def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: int | None = None) -> bytes:
@@ -45,7 +45,7 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
     for name in dict.fromkeys(point["row"] for point in points):
         row = [point for point in points if point["row"] == name]
         colour, marker = looks[row[0]["method"]]
-        colour = theme.original if name == ORIGINAL else colour
+        colour = theme.instead.get(colour, colour)
         speeds = [point["tokens_per_s"] for point in row]
         panel.plot(speeds, [point["ppl"] for point in row], color=colour, linewidth=1.1, alpha=0.6, zorder=2)
         panel.plot(
