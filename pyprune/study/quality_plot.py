@@ -18,7 +18,7 @@ ENGINE_NAMES = {"hf": "Hugging Face", "pyprune": "pyprune"}
 
 
 class Theme(NamedTuple):
-    """Colours of ink and of lines behind the points, and what stands for colours that the page's ground would swallow."""
+    """Colours of ink and of lines behind the points, and those that stand for others which the ground would swallow."""
 
     ink: str
     grid: str
