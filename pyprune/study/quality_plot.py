@@ -129,7 +129,8 @@ def spread(wanted: list[float], distance: float) -> list[float]:
     for member in order:
         runs.append([member])
         while len(runs) > 1 and _top(runs[-2], wanted, distance) + distance > _bottom(runs[-1], wanted, distance):
-            runs[-2] += runs.pop()
+            run = runs.pop()
+            runs[-1] += run
     places = dict.fromkeys(order, 0.0)
     for run in runs:
         bottom = _bottom(run, wanted, distance)

@@ -92,7 +92,7 @@ class Accuracy:
         text = f"At {rows[0]['ratio']}, {' and '.join(best)} {verb} the highest mean accuracy over {count}, "
         text += f"{100 * mean:.1f} %"
         if others:
-            text += f" ({', '.join(f'{name} {100 * known[name][0]:.1f}' for name in others)}"
+            text += f" ({', '.join(f'{100 * known[name][0]:.1f} for {name}' for name in others)}"
             text += f"; within two standard errors of it: {', '.join(near) or 'none of these'})"
         return [text + "."]
 

@@ -49,7 +49,7 @@ class Perplexity:
         finite = [row for row in rows if row["ppl"] is not None and unpadded(row["method"]) == row["method"]]
         if len(finite) > 1:
             best = min(finite, key=lambda row: row["ppl"])
-            others = ", ".join(f"{row['name']} {perplexity(row['ppl'])}" for row in finite if row is not best)
+            others = ", ".join(f"{perplexity(row['ppl'])} for {row['name']}" for row in finite if row is not best)
             sentences.append(
                 f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
                 f"{perplexity(best['ppl'])} ({others}); nothing was retrained."
