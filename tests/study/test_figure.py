@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -23,7 +24,7 @@ def test_places_keep_their_order_and_their_distance():
         wanted = [draw.uniform(0, 100) for _ in range(count)]
         places = spread(wanted, 12.5)
         order = sorted(range(count), key=wanted.__getitem__)
-        gaps = [places[b] - places[a] for a, b in zip(order, order[1:], strict=False)]
+        gaps = [places[b] - places[a] for a, b in itertools.pairwise(order)]
         assert min(gaps, default=12.5) >= 12.5 - 1e-9
         assert sum(places) == pytest.approx(sum(wanted))
 
