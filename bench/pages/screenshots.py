@@ -21,8 +21,8 @@ from tests.pages.browser import launched, missing, opened
 FIGURES = ROOT / "docs" / "figures"
 WIDTH, BELOW = 1120, ".downloads"
 """The picture ends above this element: it has the verdict and the plots."""
-COLOURS, LARGEST = 128, 150_000
-"""Of a picture, and its bytes: the repository keeps every version of it."""
+LARGEST = 150_000
+"""Bytes of a picture: the repository keeps every version of it."""
 
 
 def main() -> None:
@@ -46,11 +46,11 @@ def picture(page: Any) -> bytes:
 
 
 def small(image: bytes) -> bytes:
-    """The PNG with a palette of its most frequent colours."""
+    """The same picture, written as small as PNG allows: a palette would change the colours of the plots."""
     from PIL import Image
 
     target = io.BytesIO()
-    Image.open(io.BytesIO(image)).convert("RGB").quantize(COLOURS).save(target, "png", optimize=True)
+    Image.open(io.BytesIO(image)).convert("RGB").save(target, "png", optimize=True)
     return target.getvalue()
 
 
