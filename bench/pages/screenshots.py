@@ -33,24 +33,31 @@ def main() -> None:
         redraw([RESULTS / COMPARISON_BY_TASKS], Path(folder) / "page")
         for scheme in ("light", "dark"):
             with opened(browser, Path(folder) / "page" / "index.html", WIDTH, scheme) as page:
-                image = small(picture(page))
+                image = small(taken(page))
             if len(image) > LARGEST:
                 sys.exit(f"comparison-{scheme}.png: {len(image)} bytes; at most {LARGEST} are kept in the repository")
             write_bytes(FIGURES / f"comparison-{scheme}.png", image)
 
 
-def picture(page: Any) -> bytes:
+def taken(page: Any) -> bytes:
     """The page down to the element BELOW, as PNG."""
     height = page.locator(BELOW).bounding_box()["y"]
     return page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
 
 
 def small(image: bytes) -> bytes:
-    """The same picture, written as small as PNG allows: a palette would change the colours of the plots."""
+    """The PNG with a palette of its 256 most frequent colours; each other one becomes the nearest of them."""
+    import numpy as np
     from PIL import Image
 
+    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+    colours, place, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    palette = colours[np.argsort(-counts, kind="stable")[:256]]
+    distance = ((colours[:, None].astype(int) - palette[None]) ** 2).sum(-1)
+    picture = Image.fromarray(distance.argmin(1).astype(np.uint8)[place.reshape(pixels.shape[:2])])
+    picture.putpalette(palette.tobytes())
     target = io.BytesIO()
-    Image.open(io.BytesIO(image)).convert("RGB").save(target, "png", optimize=True)
+    picture.save(target, "png", optimize=True)
     return target.getvalue()
 
 
