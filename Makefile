@@ -2,6 +2,7 @@
 # make test:    set up everything and run the tests; make test-quick: one case of each, in under two minutes.
 # make test-families: docs/reference/families_table.md anew: every family of transformers on a small random model (ten minutes).
 # make docs:    the generated pages and tables anew, from bench/results/; ARGS=--check only says what is out of date.
+# make screenshots: the pictures of the comparison's page in docs/figures/ anew; needs Chromium.
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make docs-site: the documentation as a site in build/site, without a network.
@@ -27,7 +28,7 @@ READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup compare test test-quick test-families docs docs-site test-full bench bench-peers lint wheel check-wheel ci-full clean
+.PHONY: setup compare test test-quick test-families docs docs-site screenshots test-full bench bench-peers lint wheel check-wheel ci-full clean
 
 setup: $(READY)
 
@@ -82,6 +83,10 @@ test-families: setup
 
 docs: setup
 	$(BIN)/python -m bench.pages $(ARGS)
+
+screenshots: setup
+	@$(call extra,full) | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	$(BIN)/python -m bench.pages.screenshots
 
 lint: setup
 	$(BIN)/ruff check .

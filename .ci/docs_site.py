@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED = {"README.md": "index.md", "docs/README.md": "contents.md"}
 """Pages of another name on the site: mkdocs would take each README for the page of its folder."""
-FIRST, API = ("index.md", "contents.md"), "api.md"
+API = "api.md"
+FIRST = {"index.md": "Home", "contents.md": "Contents"}
+ASSETS = {"assets/site.css": "docs_site.css", "assets/search_in_a_folder.js": "docs_search.js"}
+"""Files of this folder by their names on the site."""
 ELSEWHERE = "repository"
 """The folder of the site with what lies outside docs/."""
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
+    r'(<img [^>]*?src=")([^"]+)("[^>]*>)\s*</picture>'
+)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))|((?:src|srcset|href)=\")([^\"]+)(\")")
 CODE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
@@ -46,6 +53,8 @@ def on_files(files: Files, config: Any) -> Files:
             if uri.startswith(ELSEWHERE):
                 by_uri[uri].inclusion = InclusionLevel.NOT_IN_NAV
     by_uri[API] = File.generated(config, API, content=api_page((ROOT / "pyprune" / "__init__.py").read_text("utf-8")))
+    for uri, name in ASSETS.items():
+        by_uri[uri] = File.generated(config, uri, abs_src_path=str(ROOT / ".ci" / name))
     pages = [uri for uri in by_uri if uri.endswith(".md") and not uri.startswith(ELSEWHERE)]
     config.nav = navigation((ROOT / "docs" / "README.md").read_text("utf-8"), pages)
     return Files(list(by_uri.values()))
@@ -54,15 +63,30 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with its links as the site has them."""
     path = path_of(page.file.src_uri)
-    return markdown if path is None else rewritten(markdown, path)
+    return markdown if path is None else themed(rewritten(markdown, path))
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """The index of the search as a script too: a page that is read from a folder may not fetch a file."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text('utf-8')}", "utf-8")
+
+
+on_post_build.mkdocs_priority = -100  # type: ignore[attr-defined]  # after the search has written its index
+
+
+def themed(markdown: str) -> str:
+    """Pictures for light and dark follow the site's button, not the system alone: the theme hides one of two images."""
+    return PICTURE.sub(r"\g<2>\g<3>#only-light\g<4>\g<2>\g<1>#only-dark\g<4>", markdown)
 
 
 def navigation(index: str, pages: list[str]) -> list[Any]:
-    """mkdocs' list of pages: the first ones, those that docs/README.md links to, under its headings in bold letters,
-    then the page of names and what is listed nowhere.
+    """mkdocs' list of pages: the first ones, those that docs/README.md links to, under its headings in bold letters and
+    by the words of its links, then the page of names and what is listed nowhere.
 
     index: the text of docs/README.md. pages: the names of all pages on the site.
     """
+    titles = dict(FIRST)
     sections: dict[str, list[str]] = {"": list(FIRST)}
     heading = ""
     for line in index.splitlines():
@@ -72,11 +96,13 @@ def navigation(index: str, pages: list[str]) -> list[Any]:
         for match in LINK.finditer(line):
             path = resolved(match[2] or "", "docs/README.md")
             uri = None if path is None else uri_of(path)
-            if uri in pages and not any(uri in listed for listed in sections.values()):
+            if uri in pages and uri not in titles:
                 sections.setdefault(heading, []).append(uri)
-    listed = [uri for section in sections.values() for uri in section]
-    rest = sorted(uri for uri in pages if uri not in (*listed, API))
-    return [*sections.pop(""), *({name: uris} for name, uris in sections.items()), API, *rest]
+                words = line[line.rindex("[", 0, match.start()) + 1 : match.start()]
+                titles[uri] = words[:1].upper() + words[1:]
+    rest = sorted(uri for uri in pages if uri not in (*titles, API))
+    titled = {name: [{titles[uri]: uri} for uri in uris] for name, uris in sections.items()}
+    return [*titled.pop(""), *({name: items} for name, items in titled.items()), {"Python API": API}, *rest]
 
 
 def uri_of(path: str) -> str:
@@ -168,7 +194,7 @@ def api_page(package: str) -> str:
         "Functions": [name for name in names if name[0].islower()],
         "Classes": [name for name in names if name[0].isupper()],
     }
-    lines = ["# Python", "", "Every public name of `import pyprune`. The command line says the same with `--help`.", ""]
+    lines = ["# Python API", "", "Every public name of `import pyprune`. The commands say the same with `--help`.", ""]
     for kind, members in kinds.items():
         lines += [f"## {kind}", "", *(f"::: pyprune.{name}\n" for name in sorted(members))]
     return "\n".join(lines)

@@ -38,6 +38,8 @@ def generated(model: Any, prompt: torch.Tensor, new_tokens: int) -> tuple[torch.
 
 
 def main(model: str | None, new_tokens: int) -> None:
+    if model is None:
+        print("A small random model: its speed says little. --model takes a real one.")
     network = loaded(model)
     prompt = torch.randint(1, network.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

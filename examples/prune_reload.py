@@ -18,7 +18,7 @@ from pyprune.scoring.calibration import calibration
 TINY = "shape:hidden=64,blocks=6,heads=4,kv_heads=2,head_dim=16,ffn=96,vocab=256"
 
 
-def main(model: str, ratio: float, out: Path) -> None:
+def main(model: str, ratio: float, out: Path, keep: str) -> None:
     decoder = pyprune.load(model)
     samples = calibration(decoder, samples=4, seq_len=32).input_ids
 
@@ -26,7 +26,7 @@ def main(model: str, ratio: float, out: Path) -> None:
     pruning = pyprune.depth(scores, ratio=ratio)
     smaller = pyprune.apply(decoder, pruning)
     smaller.save(out)
-    print(f"blocks {list(pruning.blocks)} of {len(decoder.blocks)} cut, saved to {out.name}")
+    print(f"blocks {list(pruning.blocks)} of {len(decoder.blocks)} cut, saved to {keep}")
 
     again = pyprune.load(str(out))
     assert again.pruning == pruning  # what was cut is kept beside the weights
@@ -44,4 +44,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="new directory for the checkpoint (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        main(options.model, options.ratio, options.out or Path(folder) / "pruned")
+        keep = str(options.out) if options.out else "a temporary directory (--out DIR keeps it)"
+        main(options.model, options.ratio, options.out or Path(folder) / "pruned", keep)

@@ -28,6 +28,8 @@ def texts(decoder: Any, text: str | None, seq_len: int) -> tuple[Any, torch.Tens
 
 
 def main(model: str, text: str | None, steps: int, seq_len: int) -> None:
+    if model == TINY:
+        print("A tiny random model: its perplexities mean nothing. --model smollm2-135m takes a real one.")
     decoder = pyprune.load(model)
     training, windows = texts(decoder, text, seq_len)
     pruning = pyprune.depth(pyprune.score(decoder, windows[:8]), ratio=0.2)

@@ -25,7 +25,7 @@ def main(model: str, new_tokens: int) -> None:
     for skip in ([middle], [middle, middle + 1], {"ffn": [middle]}):
         shorter = engine.generate(prompt, max_new_tokens=new_tokens, skip=skip)
         same = (shorter == whole).float().mean().item()
-        print(f"skip {skip}: {shorter[0, :8].tolist()}, {same:.0%} of the tokens as without")
+        print(f"skip {skip}: {shorter[0, :8].tolist()} ..., {same:.0%} of them as without skipping")
 
     # A skipped block and one that is gone for good give the same tokens.
     pruning = pyprune.Pruning(blocks=(middle,))

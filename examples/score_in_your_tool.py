@@ -22,6 +22,8 @@ TINY = "shape:hidden=64,blocks=6,heads=4,kv_heads=2,head_dim=16,ffn=96,vocab=256
 
 
 def main(model: str) -> None:
+    if model == TINY:
+        print("A tiny random model: its perplexities mean nothing. --model smollm2-135m takes a real one.")
     # Your tool has a PreTrainedModel; here it is made from a name.
     network: Any = pyprune.to_transformers(pyprune.load(model))
     layers, hidden = network.config.num_hidden_layers, network.config.hidden_size

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from pyprune.runtime.huggingface.accelerate import accelerate, restore
     from pyprune.runtime.padded_linear import PaddedLinear
     from pyprune.runtime.planner import MemoryPlan, plan_memory
-    from pyprune.scoring import Scores, SearchResult, search
+    from pyprune.scoring import Scores, SearchResult
     from pyprune.scoring.perplexity import perplexity
     from pyprune.scoring.score import score
+    from pyprune.scoring.searches.search import search
     from pyprune.study.recipes.run import recipe
     from pyprune.study.samples import samples
 

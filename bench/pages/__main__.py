@@ -10,10 +10,13 @@ from pathlib import Path
 from bench.pages import benchmarks, readme, status
 from bench.pages.prose import README, ROOT
 from bench.pages.results import COMPARISON, RESULTS, read
+from pyprune.study.cut_diagram import cut_svg
+from pyprune.study.cuts import comparison_cuts
 from pyprune.study.quality_plot import drawn, fingerprint
 from pyprune.study.redraw import redraw
 
 DOCS = ROOT / "docs"
+CUT_ROWS = ("depth 20%", "flap 20%")
 PLOTS = {DOCS / "figures" / f"quality-against-speed-{name}.svg": name == "dark" for name in ("light", "dark")}
 
 
@@ -23,7 +26,14 @@ def texts() -> dict[Path, str]:
         DOCS / "benchmarks.md": benchmarks.page(),
         DOCS / "status.md": status.page(),
         README: readme.filled(README.read_text("utf-8")),
+        DOCS / "figures" / "what-was-cut.svg": cuts(),
     }
+
+
+def cuts() -> str:
+    """What depth and width pruning cut, as `pyprune report` draws it, for two rows of the comparison."""
+    drawn_cuts = {cut.name: cut for cut in comparison_cuts(read(COMPARISON), COMPARISON)}
+    return cut_svg([drawn_cuts[name] for name in CUT_ROWS])
 
 
 def out_of_date() -> list[Path]:

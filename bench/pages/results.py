@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -53,11 +54,17 @@ def link(*names: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns that are empty in every row are left out."""
+    """A Markdown table, columns of numbers to the right; columns that are empty in every row are left out."""
     cells = [list(row) for row in rows]
     kept = [place for place in range(len(header)) if any(row[place] for row in cells)]
-    lines = [[header[place] for place in kept], ["---"] * len(kept), *([row[place] for place in kept] for row in cells)]
+    rules = ["---:" if place and _numbers([row[place] for row in cells]) else "---" for place in kept]
+    lines = [[header[place] for place in kept], rules, *([row[place] for place in kept] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _numbers(column: Sequence[str]) -> bool:
+    """Whether all cells of a column that say something are numbers, or ratios."""
+    return all(re.match(r"[*~ +-]*\d", cell) for cell in column if cell)
 
 
 def machine(name: str) -> str:

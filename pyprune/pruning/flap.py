@@ -191,5 +191,5 @@ METHOD = Method(
     removes_groups=lambda options: bool(options & {"AL-MM", "UL-MM"}),
     label="FLAP",
     style=Style("#CC79A7", "v"),
-    padded_style=Style("#882255", "v"),
+    padded_style=Style("#882255", "<"),
 )

@@ -62,5 +62,5 @@ METHOD = Method(
     removes_groups=lambda options: "global" in options,
     label="Head-gate",
     style=Style("#F0E442", "*"),
-    padded_style=Style("#117733", "*"),
+    padded_style=Style("#117733", "H"),
 )

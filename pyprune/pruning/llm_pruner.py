@@ -160,5 +160,5 @@ METHOD = Method(
     protect=protected,
     label="LLM-Pruner",
     style=Style("#56B4E9", "P"),
-    padded_style=Style("#332288", "P"),
+    padded_style=Style("#332288", "p"),
 )

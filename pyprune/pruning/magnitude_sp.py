@@ -33,5 +33,5 @@ METHOD = Method(
     calibrated=False,
     label="Magnitude-sp",
     style=Style("#E69F00", "X"),
-    padded_style=Style("#999933", "X"),
+    padded_style=Style("#999933", ">"),
 )

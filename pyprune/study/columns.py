@@ -92,7 +92,13 @@ def times(value: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    """Three significant digits, zeros among them: what a few runs allow."""
+    return "" if value is None else _digits(value, 3)
+
+
+def _digits(value: float, count: int) -> str:
+    """So many significant digits, and all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**count else f"{value:#.{count}g}".rstrip(".")
 
 
 def millions(value: float) -> str:
@@ -107,9 +113,10 @@ def short(value: float | None) -> str:
 
 
 def perplexity(value: float | None) -> str:
+    """Four significant digits."""
     if value is None:
         return "not finite"
-    return f"{value:.2f}" if value < 1e4 else f"{value:.2e}"
+    return _digits(value, 4) if value < 1e4 else f"{value:.2e}"
 
 
 OOM = "OOM"
@@ -142,7 +149,7 @@ def _range(line: TimingLine) -> tuple[float, float] | float:
 
 
 def _range_cell(ends: tuple[float, float] | float) -> str:
-    return f"{ends[0]:.4g} to {ends[1]:.4g}" if isinstance(ends, tuple) else planned(ends)
+    return f"{significant(ends[0])} to {significant(ends[1])}" if isinstance(ends, tuple) else planned(ends)
 
 
 def _rate(line: TimingLine) -> float | None:
@@ -204,7 +211,7 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
         Table.CSV | Table.TIMINGS | Table.SCREEN,
     ),
     Column("oom_planned_bytes", "planned", significant, _planned_bytes, Table.CSV),
-    Column("pyprune_vs_hf", "ours/hf", times, _over_hf, Table.CSV | Table.TIMINGS | Table.SCREEN),
+    Column("pyprune_vs_hf", "over hf", times, _over_hf, Table.CSV | Table.TIMINGS | Table.SCREEN),
 )  # fmt: skip
 """What is measured of a row under an engine. Latency is that of the whole batch; `speedup` is over the original under
 the same engine, paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6

@@ -31,7 +31,7 @@ FONT = "font: {size}px system-ui, sans-serif"
 TALL_FROM = 41
 """Stacks of so many blocks are drawn with lower lines."""
 
-INDEX, ATTENTION, FFN, COUNTS = 22.0, 90.0, 130.0, 62.0
+INDEX, ATTENTION, FFN, COUNTS = 20.0, 84.0, 112.0, 54.0
 """Widths of a line's parts: the block's number, its boxes, and what is left of each."""
 SCISSORS, SPACE = 16.0, 6.0
 BLADES, RING = "M5.6 4.4 13.5 9.6M5.6 7.6 13.5 2.4", "a2.3 2.3 0 1 0 4.6 0a2.3 2.3 0 1 0-4.6 0"
@@ -49,7 +49,7 @@ class Cut:
     sizes: OriginalSizes
 
     def counts(self) -> str:
-        """How much goes, in words: "8 of 30 blocks", "60 of 270 heads, 11730 of 46080 neurons"."""
+        """How much goes, in words: "8 of 30 blocks", "60 of 270 heads, 11,730 of 46,080 neurons"."""
         pruning, sizes = self.pruning, self.sizes
         heads = sum(len(heads_cut(pruning, sizes, block)) for block in range(sizes.blocks) if _has_mha(pruning, block))
         neurons = sum(map(len, pruning.neurons.values()))
@@ -60,7 +60,7 @@ class Cut:
             "heads": (heads, sizes.blocks * sizes.heads),
             "neurons": (neurons, sizes.blocks * sizes.width),
         }
-        return ", ".join(f"{gone} of {all_} {name}" for name, (gone, all_) in parts.items() if gone) or "nothing"
+        return ", ".join(f"{gone:,} of {all_:,} {name}" for name, (gone, all_) in parts.items() if gone) or "nothing"
 
 
 def heads_cut(pruning: Pruning, sizes: OriginalSizes, block: int) -> set[int]:
@@ -113,7 +113,7 @@ def _stack(cut: Cut) -> tuple[str, float, float]:
         _text(10, 18, cut.name, 14, weight=600),
         _text(10, 35, f"cut: {cut.counts()}", 10.5, "faint"),
         _text(left, 52, f"{sizes.heads} heads", 10.5, "faint"),
-        _text(left + ATTENTION + SPACE, 52, f"FFN, {sizes.width} neurons", 10.5, "faint"),
+        _text(left + ATTENTION + SPACE, 52, f"FFN, {sizes.width:,} neurons", 10.5, "faint"),
     ]
     if narrowed:
         parts.append(_text(right + SPACE, 52, "what stays", 10.5, "faint"))

@@ -34,6 +34,23 @@ def add_grid(panel: Any) -> None:
     panel.set_axisbelow(True)
 
 
+def plain_ticks(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2 and 5 times the powers of ten, the powers alone where there are many,
+    evenly spaced numbers where there are few."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    class Plain(LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            if vmax < 6 * vmin:
+                return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+            self.set_params(subs=(1.0, 2.0, 5.0) if vmax < 1000 * vmin else (1.0,))
+            return super().tick_values(vmin, vmax)
+
+    axis.set_major_locator(Plain())
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 PAGE_COLOURS = {
     "#000000": "var(--text)", "#ffffff": "var(--ground)", "#dddddd": "var(--line)", "#cccccc": "var(--line)",
     "#555555": "var(--muted)", "#999999": "var(--muted)", "#0072b2": "var(--blue)", "#332288": "var(--indigo)",

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from pyprune.files import json_text, whole_directory
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
 from pyprune.study.frontier import QUALITIES, Frontier, Point
 from pyprune.study.labels import shown_method, styles
 from pyprune.study.page import html_page, html_table, inline_figure
@@ -82,7 +82,7 @@ def figure(front: Frontier) -> bytes:
         values = [scale * point.quality for point in front.points]
         if front.quality == "ppl" and max(values) > 8 * min(values):
             panel.set_yscale("log")
-            panel.yaxis.set_major_formatter("{x:g}")
+            plain_ticks(panel.yaxis)
         panel.margins(0.15)
         panel.set_xlabel(label)
         panel.set_ylabel(AXES[front.quality])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyprune.retraining.iterated import Iterated, unit_text
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
 from pyprune.study.score_axes import BASELINE
 
 
@@ -50,8 +50,7 @@ def figure(result: Iterated) -> bytes:
     finite = [value for _, values, *_ in lines for value in values if value < float("inf")]
     if finite and max(finite) > 4 * result.baseline:
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
     panel.set_xticks(numbers)
     panel.set_xlabel(f"Units removed ({result.unit}); dashed line: nothing removed")
     panel.set_ylabel("Perplexity on the held-out text (lower is better)")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyprune.pruning.method import Style
-from pyprune.study.figure import add_grid, inline_svg, new_figure, png
+from pyprune.study.figure import add_grid, inline_svg, new_figure, plain_ticks, png
 from pyprune.study.labels import ORIGINAL, is_checkpoint, shown_method, styles
 from pyprune.study.table import engines, measured, ratios, settings, table
 
@@ -140,7 +140,7 @@ def _quality_panel(panel: Any, results: dict[str, Any], ratio: str) -> None:
     finite = [line["ppl"] for line in shown if line.get("ppl") is not None]
     if finite and max(finite) > 8 * min(finite):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
     panel.axvline(1.0, color="#999999", linewidth=0.8, linestyle="dotted")
     panel.margins(0.12)
     panel.set_xlabel(f"Speed-up over the original, same engine, M = {batch}, L = {length}")
@@ -169,12 +169,14 @@ def _throughput_panel(panel: Any, results: dict[str, Any], ratio: str) -> None:
         if row == ORIGINAL:
             for line in row_lines:
                 panel.annotate(
-                    f"M={line['batch']}", (line["latency_s"], line["tokens_per_s"]), xytext=(7, -11),
-                    textcoords="offset points", fontsize=8, color=colour,
+                    f"M={line['batch']}", (line["latency_s"], line["tokens_per_s"]), xytext=(7, -5),
+                    textcoords="offset points", va="top", fontsize=9, color=colour,
                 )  # fmt: skip
     panel.margins(0.12)
-    panel.set_ylim(bottom=0)
-    panel.set_xlim(left=0)
+    # On logarithmic axes the engines' points lie apart however much faster one of them is.
+    for axis, set_scale in ((panel.xaxis, panel.set_xscale), (panel.yaxis, panel.set_yscale)):
+        set_scale("log")
+        plain_ticks(axis)
     panel.set_xlabel(f"Latency of the batch (s), L = {length}")
     panel.set_ylabel("Throughput (tokens/s)")
     panel.set_title(f"{ratio} removed: latency and throughput over batch sizes M")

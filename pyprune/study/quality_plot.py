@@ -8,23 +8,25 @@ import json
 from typing import Any, NamedTuple
 
 from pyprune.errors import InputError
-from pyprune.study.figure import new_figure
+from pyprune.study.figure import new_figure, plain_ticks
 from pyprune.study.labels import DEPTH, ORIGINAL, label_of, shown_method, styles, unpadded
 from pyprune.study.table import engines, measured, table
 
+LINE_HEIGHT = 12.5
+"""Of the models' names, in points."""
 ENGINE_NAMES = {"hf": "Hugging Face", "pyprune": "pyprune"}
 
 
 class Theme(NamedTuple):
-    """Colours of ink, of lines behind the points, and of methods that the page's ground would swallow."""
+    """Colours of ink and of lines behind the points, and those that stand for others which the ground would swallow."""
 
     ink: str
     grid: str
-    original: str
+    instead: dict[str, str]
 
 
-LIGHT = Theme("#1f2328", "#d8dee4", "#555555")
-DARK = Theme("#e6edf3", "#3d444d", "#b0b7bf")
+LIGHT = Theme("#1f2328", "#d8dee4", {})
+DARK = Theme("#e6edf3", "#3d444d", {"#555555": "#b0b7bf", "#0072B2": "#3d8bfd"})
 
 
 def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: int | None = None) -> bytes:
@@ -43,11 +45,17 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
     for name in dict.fromkeys(point["row"] for point in points):
         row = [point for point in points if point["row"] == name]
         colour, marker = looks[row[0]["method"]]
-        colour = theme.original if name == ORIGINAL else colour
+        colour = theme.instead.get(colour, colour)
         speeds = [point["tokens_per_s"] for point in row]
         panel.plot(speeds, [point["ppl"] for point in row], color=colour, linewidth=1.1, alpha=0.6, zorder=2)
         panel.plot(
-            [max(speeds), fastest], [row[0]["ppl"]] * 2, color=theme.grid, linewidth=0.8, linestyle="dotted", zorder=1
+            [max(speeds), fastest],
+            [row[0]["ppl"]] * 2,
+            color=colour,
+            alpha=0.6,
+            linewidth=0.8,
+            linestyle="dotted",
+            zorder=1,
         )
         for point in row:
             filled = point["engine"] == "pyprune"
@@ -55,11 +63,6 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
                 point["tokens_per_s"], point["ppl"], marker=marker, markersize=8, linestyle="none", zorder=3,
                 markerfacecolor=colour if filled else "none", markeredgecolor=colour, markeredgewidth=1.6,
             )  # fmt: skip
-        # All labels begin behind the fastest point: beside its own, one could cover another model's.
-        panel.annotate(
-            _label(row[0]), (fastest, row[0]["ppl"]), xytext=(11, 0), textcoords="offset points", va="center",
-            fontsize=9.5, color=theme.ink,
-        )  # fmt: skip
     for filled, engine in enumerate(ENGINE_NAMES):
         face = theme.ink if filled else "none"
         panel.plot(
@@ -67,6 +70,7 @@ def quality_against_speed(results: dict[str, Any], dark: bool = False, batch: in
             label=ENGINE_NAMES[engine],
         )  # fmt: skip
     _axes(panel, points, theme)
+    _labels(panel, points, theme)
     target = io.BytesIO()
     # Neither dates nor random ids: the same results give the same file.
     import matplotlib
@@ -101,6 +105,47 @@ def fingerprint(points: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()
 
 
+def _labels(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
+    """The models' names. All begin behind the fastest point: beside its own, one could cover another model's; and none
+    covers another where perplexities are near."""
+    panel.figure.draw_without_rendering()  # the layout, from which the heights of points are known
+    rows = {point["row"]: point for point in points}.values()
+    to_points = 72 / panel.figure.dpi
+    wanted = [panel.transData.transform((0, point["ppl"]))[1] * to_points for point in rows]
+    fastest = max(point["tokens_per_s"] for point in points)
+    for point, height, place in zip(rows, wanted, spread(wanted, LINE_HEIGHT), strict=True):
+        panel.annotate(
+            _label(point), (fastest, point["ppl"]), xytext=(11, place - height), textcoords="offset points",
+            va="center", fontsize=9.5, color=theme.ink,
+        )  # fmt: skip
+
+
+def spread(wanted: list[float], distance: float) -> list[float]:
+    """Places as near to the wanted ones as a least distance between them allows, in the same order.
+
+    Each run of places that would touch is centred on the mean of what its members want."""
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    runs: list[list[int]] = []
+    for member in order:
+        runs.append([member])
+        while len(runs) > 1 and _top(runs[-2], wanted, distance) + distance > _bottom(runs[-1], wanted, distance):
+            run = runs.pop()
+            runs[-1] += run
+    places = dict.fromkeys(order, 0.0)
+    for run in runs:
+        bottom = _bottom(run, wanted, distance)
+        places.update({member: bottom + number * distance for number, member in enumerate(run)})
+    return [places[member] for member in range(len(wanted))]
+
+
+def _bottom(run: list[int], wanted: list[float], distance: float) -> float:
+    return sum(wanted[member] for member in run) / len(run) - (len(run) - 1) * distance / 2
+
+
+def _top(run: list[int], wanted: list[float], distance: float) -> float:
+    return _bottom(run, wanted, distance) + (len(run) - 1) * distance
+
+
 def _label(point: dict[str, Any]) -> str:
     if point["row"] == ORIGINAL:
         return ORIGINAL
@@ -112,7 +157,7 @@ def _axes(panel: Any, points: list[dict[str, Any]], theme: Theme) -> None:
     perplexities = [point["ppl"] for point in points]
     if max(perplexities) > 8 * min(perplexities):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
     panel.set_xlim(0, 1.25 * max(point["tokens_per_s"] for point in points))
     panel.margins(y=0.12)
     panel.set_xlabel(f"tokens/s (batch {points[0]['batch']}, right is better)", color=theme.ink)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyprune.errors import InputError
 from pyprune.scoring.scores import Scores
+from pyprune.study.figure import plain_ticks
 
 KEPT, DROPPED, PROTECTED, BASELINE, OTHER = "#7FA8C9", "#D55E00", "#C8C8C8", "#222222", "#0072B2"
 """Okabe and Ito's vermilion and blue mark what matters; they can be told apart by colour-blind readers."""
@@ -31,7 +32,7 @@ def value_axis(panel: Any, values: Sequence[float], baseline: float | None) -> t
     low, high = min(finite), max(finite)
     if low > 0 and high > SPREAD * low:
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
         bottom, top = low / (high / low) ** 0.06, high * (high / low) ** 0.06
     else:
         room = 0.08 * (max(high, 0.0) - min(low, 0.0) or 1.0)

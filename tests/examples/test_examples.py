@@ -14,14 +14,17 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "depth_against_width.ipynb"
 OUTPUTS = {
-    "prune_reload.py": r"blocks \[\d[\d, ]*\] of 6 cut, saved to pruned\n"
+    "prune_reload.py": r"blocks \[\d[\d, ]*\] of 6 cut, saved to a temporary directory \(--out DIR keeps it\)\n"
     r"transformers reads 5 blocks; logits are finite: True\n[\d,]+ parameters before, [\d,]+ after\n",
-    "runtime_skip.py": r"(skip .*% of the tokens as without\n){3}skipped and removed give the same tokens: True\n",
-    "accelerate_hf.py": r"logits differ by \S+ at most, of \S+\n16 tokens took .* s, accelerated .*\n"
+    "runtime_skip.py": r"(skip .*% of them as without skipping\n){3}skipped and removed give the same tokens: True\n",
+    "accelerate_hf.py": r"A small random model.*\n"
+    r"logits differ by \S+ at most, of \S+\n16 tokens took .* s, accelerated .*\n"
     r"restored to the bit: True\n",
-    "score_in_your_tool.py": r"importance of each layer: \{0: .*\}\nlayers to drop: \[\d, \d\]\nfor LLM-Drop: \{.*\}\n"
+    "score_in_your_tool.py": r"A tiny random model.*\n"
+    r"importance of each layer: \{0: .*\}\nlayers to drop: \[\d, \d\]\nfor LLM-Drop: \{.*\}\n"
     r"(.+: perplexity [\d.]+ \([\d.]+ as it is\)\n){4}",
-    "repair_and_retrain.py": r"original: perplexity .*\npruned: .*\nrepaired: .*\nretrained: perplexity [\d.]+\n",
+    "repair_and_retrain.py": r"A tiny random model.*\n"
+    r"original: perplexity .*\npruned: .*\nrepaired: .*\nretrained: perplexity [\d.]+\n",
 }
 NEED_OTHER_TOOLS = {"drop_layers_with_mergekit.py", "score_puzzletron_library.py"}
 """Run by tests/scoring/test_other_tools.py, with the files of those tools."""

@@ -21,14 +21,19 @@ LOADED = re.compile(r"<(?:script|img|link|source|iframe)\b[^>]*?(?:src|href|srcs
 """What a page loads from an address."""
 
 
-@pytest.fixture(scope="module")
-def hook() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_site", ROOT / ".ci" / "docs_site.py")
+def imported(name: str) -> Any:
+    """A module of .ci/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hook() -> Any:
+    return imported("docs_site")
 
 
 def test_links_lead_where_the_site_has_the_files(hook):
@@ -77,7 +82,8 @@ def test_pages_stand_as_the_index_of_the_docs_lists_them(hook):
 """
     pages = ["a.md", "api.md", "contents.md", "guides/b.md", "guides/c.md", "index.md", "new/lost.md"]
     assert hook.navigation(index, pages) == [
-        "index.md", "contents.md", "a.md", "guides/b.md", {"Guides": ["guides/c.md"]}, "api.md", "new/lost.md",
+        {"Home": "index.md"}, {"Contents": "contents.md"}, {"A": "a.md"}, {"B": "guides/b.md"},
+        {"Guides": [{"C": "guides/c.md"}]}, {"Python API": "api.md"}, "new/lost.md",
     ]  # fmt: skip
 
 
@@ -85,9 +91,50 @@ def test_the_index_lists_all_pages_under_its_headings(hook):
     docs = ROOT / "docs"
     pages = [hook.uri_of(f"docs/{file.relative_to(docs).as_posix()}") for file in docs.rglob("*.md")]
     *listed, last = hook.navigation((docs / "README.md").read_text("utf-8"), [*pages, "index.md", "api.md"])
-    assert last == "api.md"  # nothing is left over behind it
-    assert listed[:3] == ["index.md", "contents.md", "quickstart.md"]
-    assert sum(isinstance(item, dict) for item in listed) >= 3
+    assert last == {"Python API": "api.md"}  # nothing is left over behind it
+    assert listed[:3] == [{"Home": "index.md"}, {"Contents": "contents.md"}, {"Quickstart": "quickstart.md"}]
+    assert sum(isinstance(value, list) for item in listed for value in item.values()) >= 3
+
+
+def test_pictures_for_light_and_dark_become_one_image_for_each(hook):
+    picture = (
+        '<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="figures/a-dark.svg">\n'
+        '  <img alt="a plot" src="figures/a-light.svg" width="700">\n</picture>'
+    )
+    assert hook.themed(f"before {picture} after") == (
+        'before <img alt="a plot" src="figures/a-light.svg#only-light" width="700">'
+        '<img alt="a plot" src="figures/a-dark.svg#only-dark" width="700"> after'
+    )
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert hook.themed(hook.rewritten(readme, "README.md")).count("#only-dark") == readme.count("<picture>") > 0
+
+
+def test_what_a_docstring_says_of_parameters_becomes_a_list():
+    pytest.importorskip("griffe")
+    lists = imported("docstring_lists")
+    docstring = """One line on what it does.
+
+`model`: what
+`load` takes. input_ids `[S, T]`: token ids; ratio, count: how much goes;
+Exactly one of both. options and others: as in `load`. model is not a start here: it has no colon behind it
+InputError for anything else.
+Source: a paper."""
+    assert (
+        lists.listed(docstring, {"model", "input_ids", "ratio", "count"})
+        == """One line on what it does.
+
+- `model`: what `load` takes.
+- `input_ids` `[S, T]`: token ids.
+- `ratio`, `count`: how much goes.
+- Exactly one of both.
+- `options` and `others`: as in `load`. model is not a start here: it has no colon behind it
+
+InputError for anything else.
+
+Source: a paper."""
+    )
+    alone = "A sentence. ratio: is the only name here."
+    assert lists.listed(alone, {"ratio"}) == alone
 
 
 def test_every_public_name_is_on_the_page_of_names(hook):
@@ -116,10 +163,7 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(site):
     assert len(pages) > 20
     for page in pages:
         text = page.read_text("utf-8")
-        loaded = re.findall(
-            r"<(?:script|img|link|source|iframe)\b[^>]*?(?:src|href|srcset)=\"?((?:https?:)?//[^\s\">]+)", text
-        )
-        assert loaded == [], page
+        assert LOADED.findall(text) == [], page
 
 
 @pytest.mark.full
@@ -138,4 +182,26 @@ def test_every_public_name_has_its_docstring_on_the_site(site):
 def test_pages_of_the_site_fit_the_screen_and_need_nothing_else(browser, site, name, device):
     with opened(browser, site / name, WIDTHS[device], "dark") as page:
         assert sideways(page) == 0
+        assert page.errors == []
         assert from_network(page) == []
+
+
+@pytest.mark.full
+def test_the_search_works_in_a_folder(browser, site):
+    with opened(browser, site / "guides" / "study-a-width.html", 1280) as page:
+        page.locator("input.md-search__input").fill("frontier")
+        first = page.locator(".md-search-result__link").first
+        first.wait_for()
+        assert "frontier" in first.inner_text().lower()
+        assert page.errors == []
+        assert from_network(page) == []
+
+
+@pytest.mark.full
+def test_the_plot_follows_the_button_for_light_and_dark(browser, site):
+    with opened(browser, site / "index.html", 1280, "light") as page:
+        shown = page.locator('img[src*="quality-against-speed"]:visible')
+        for name in ("light", "dark"):
+            assert shown.count() == 1
+            assert f"-{name}.svg" in shown.get_attribute("src")
+            page.locator("form[data-md-component=palette] label:visible").click()

@@ -71,7 +71,7 @@ def test_heads_are_cut_where_they_stand_and_neurons_by_their_share():
     assert ffn["width"] == pytest.approx(whole_ffn["width"] * (1 - 512 / 1536), abs=0.02)
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert "6, 1024" in texts
-    assert "cut: 3 of 270 heads, 512 of 46080 neurons" in texts
+    assert "cut: 3 of 270 heads, 512 of 46,080 neurons" in texts
 
 
 def test_single_query_heads_count_beside_groups():

@@ -148,13 +148,13 @@ def test_the_page_draws_what_each_row_cut(results, tmp_path):
     text = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert text.count('<svg class="cut"') == 2
     assert "3 of 30 blocks" in text
-    assert "3 of 270 heads, 2 of 46080 neurons" in text
+    assert "3 of 270 heads, 2 of 46,080 neurons" in text
 
 
 def test_the_verdict_is_three_sentences_with_numbers_of_the_table(results):
     quality, speed, engine = verdict(more_runs(results))
     assert quality == (
-        "With 20% of the parameters removed, depth has the lower perplexity, 14.00 (depth 20%) against 120.00 "
+        "With 20% of the parameters removed, depth has the lower perplexity, 14.00 (depth 20%) against 120.0 "
         "(wanda-sp 20%); the original's is 10.00."
     )
     assert speed == (

@@ -14,6 +14,7 @@ from pyprune.evaluation.tasks import evaluate_tasks, require_tasks
 from pyprune.models.decoder import Decoder
 from pyprune.study.columns import Column, ModelLine, Table
 from pyprune.study.evaluations.evaluation import Material, Need
+from pyprune.study.labels import unpadded
 
 HEADERS = {
     "boolq": "BoolQ", "piqa": "PIQA", "hellaswag": "HellaS.", "winogrande": "WinoG.", "arc_easy": "ARC-e",
@@ -77,7 +78,8 @@ class Accuracy:
 
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Which row keeps the highest mean accuracy, and what two standard errors leave open."""
-        means = {row["name"]: _mean_of(row, self.task_names) for row in rows}
+        shown = [row for row in rows if unpadded(row["method"]) == row["method"]]  # padded ones are the same models
+        means = {row["name"]: _mean_of(row, self.task_names) for row in shown}
         known = {name: mean for name, mean in means.items() if mean is not None}
         if len(known) < 2:
             return []
@@ -90,7 +92,7 @@ class Accuracy:
         text = f"At {rows[0]['ratio']}, {' and '.join(best)} {verb} the highest mean accuracy over {count}, "
         text += f"{100 * mean:.1f} %"
         if others:
-            text += f" ({', '.join(f'{name} {100 * known[name][0]:.1f}' for name in others)}"
+            text += f" ({', '.join(f'{100 * known[name][0]:.1f} for {name}' for name in others)}"
             text += f"; within two standard errors of it: {', '.join(near) or 'none of these'})"
         return [text + "."]
 

@@ -12,6 +12,7 @@ from pyprune.evaluation.perplexity import window_losses
 from pyprune.models.decoder import Decoder
 from pyprune.study.columns import Column, ModelLine, Table, entry, perplexity, significant, times
 from pyprune.study.evaluations.evaluation import Material, Need
+from pyprune.study.labels import unpadded
 
 
 def _over_original(line: ModelLine) -> float | None:
@@ -44,13 +45,14 @@ class Perplexity:
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Which row keeps the lowest perplexity, before any retraining."""
         sentences = [f"The perplexity of {row['name']} is not finite." for row in rows if row["ppl"] is None]
-        finite = [row for row in rows if row["ppl"] is not None]
+        # Padded rows are the same models.
+        finite = [row for row in rows if row["ppl"] is not None and unpadded(row["method"]) == row["method"]]
         if len(finite) > 1:
             best = min(finite, key=lambda row: row["ppl"])
-            others = ", ".join(f"{row['name']} {row['ppl']:.2f}" for row in finite if row is not best)
+            others = ", ".join(f"{perplexity(row['ppl'])} for {row['name']}" for row in finite if row is not best)
             sentences.append(
                 f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
-                f"{best['ppl']:.2f} ({others}); nothing was retrained."
+                f"{perplexity(best['ppl'])} ({others}); nothing was retrained."
             )
         return sentences
 

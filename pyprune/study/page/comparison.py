@@ -78,7 +78,10 @@ def _speed_part(speeds: tuple[list[str], list[list[str]]]) -> list[str]:
 def _cut_part(cuts: Sequence[str]) -> list[str]:
     if not cuts:
         return []
-    note = "Each line is a block, the first one at the bottom: its attention heads and its FFN. Dashed is what went."
+    note = (
+        "Each line is a block, the first one at the bottom: its attention heads and its FFN. Dashed is what went; the "
+        "numbers are the heads and neurons that stay."
+    )
     return [
         f"<style>{page_rules()}</style>",
         "<h2>What was cut</h2>",
@@ -88,17 +91,17 @@ def _cut_part(cuts: Sequence[str]) -> list[str]:
 
 
 def introduction(results: dict[str, Any]) -> str:
-    """What was compared and how, in two sentences."""
+    """What was compared and how."""
     protocol, options = results["protocol"], results["settings"]
     lengths = " and ".join(str(length) for length in protocol["output_tokens"])
-    methods = " and by ".join(label_of(method) for method in methods_of(results))
-    depths = "; with ".join(str(choice) for choice in choices_of(results))
+    methods = ", ".join(label_of(method) for method in methods_of(results))
+    depths = "; ".join(str(choice) for choice in choices_of(results))
     given = [line.row["name"] for line in model_lines(results) if is_checkpoint(line.row["method"])]
     others = f" Beside them stand the checkpoints {', '.join(given)}." if given else ""
     return (
-        f"The model, the same with {depths}, and with its FFN and heads narrowed by {methods} to the same number of "
-        f"parameters, as it comes and with the FFN width padded to a multiple of {options['pad_multiple']}.{others} "
-        f"Protocol {protocol['name']}: {protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in "
+        f"Depth: {depths}. Width: heads and FFNs narrowed by {methods} to the same number of parameters; in padded "
+        f"rows the FFN width is then filled with zeros up to a multiple of {options['pad_multiple']}.{others} Protocol "
+        f"{protocol['name']}: {protocol['input_tokens']} input tokens, L = {lengths} new tokens, weights in "
         f"{options['dtype']}, Hugging Face transformers (sdpa attention, not compiled) and pyprune in turn."
     )
 

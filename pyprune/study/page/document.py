@@ -29,10 +29,22 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str =
 
     kind: "sortable" where a click on a column's name sorts by it, "prose" where cells are sentences and may wrap.
     """
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    # Words stand left, numbers right. The first column is words, and so is all prose.
+    others = range(1, len(header)) if kind != "prose" else ()
+    words = {column for column in others if _words([row[column] for row in rows])}
+    kinds = [' class="words"' if column in words else "" for column in range(len(header))]
+    head = "".join(f"<th{css}>{escape(cell)}</th>" for cell, css in zip(header, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{css}>{escape(cell)}</td>" for cell, css in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    )
     opening = f'<table class="{kind}">' if kind else "<table>"
     return f'<div class="scroll">{opening}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _words(column: Sequence[str]) -> bool:
+    """Whether the cells of a column are words."""
+    return any(column) and not any(cell[:1].isdigit() or cell[:1] in "+-±" for cell in column if cell)
 
 
 def inline_figure(caption: str, image: bytes) -> str:

@@ -9,7 +9,7 @@ import statistics
 from typing import Any, Literal
 
 from pyprune.study.alignment import MOST_BYTES_ROWS, work
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
 from pyprune.study.labels import style_of
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Timing
@@ -208,22 +208,13 @@ def _trade_off(panel: Any, evidence: Evidence, ratio: str) -> None:
             _paper_point(panel, paper.latency_s, paper.tokens_per_s, method)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    _plain_ticks(panel.xaxis)
-    _plain_ticks(panel.yaxis)
+    plain_ticks(panel.xaxis)
+    plain_ticks(panel.yaxis)
     panel.set_xlabel(f"Latency of the batch (s), L = {facts.NEW_TOKENS}")
     panel.set_ylabel("Throughput (tokens/s)")
     panel.set_title(f"{ratio} removed", fontsize=10)
     panel.margins(0.12)
     add_grid(panel)
-
-
-def _plain_ticks(axis: Any) -> None:
-    """1, 2 and 5 of each power of ten, written out, on a log axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def saw_tooth(sweep: dict[str, Any]) -> bytes:

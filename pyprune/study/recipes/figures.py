@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyprune.scoring.scores import Scores
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
 from pyprune.study.labels import ORIGINAL, styles
 from pyprune.study.plots import latency_by_batch, quality_and_throughput
 from pyprune.study.recipes.table import scaled
@@ -86,7 +86,7 @@ def _lines_panel(panel: Any, entries: Sequence[tuple[dict[str, Any], Any, Any]],
             panel.errorbar(x, y, yerr=bars, label=series, color=colour, marker=marker, capsize=3, linewidth=1.4)
     if seen and min(seen) > 0 and max(seen) > 8 * min(seen):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
     places = sorted({row["x"] for row, _, _ in entries})
     if places[0] > 0 and places[-1] >= 20 * places[0]:
         panel.set_xscale("log")
