@@ -28,7 +28,7 @@ def importance(decoder: Decoder, calibration: Tensor, progress: Progress = lambd
     neurons: dict[int, Tensor] = {}
     done = 0
     for part in calibration.split(max(1, BATCH_TOKENS // tokens)):
-        for gradients in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=lambda name: False):
+        for gradients in block_gradients(decoder, part, scale=1 / (tokens - 1), requires_grad=lambda name: False):
             index, mha = gradients.block.index, gradients.block.mha
             if mha is not None:
                 heads = cpu64(gradients.channels["mha"]).view(len(part), mha.heads, mha.head_dim).sum(2).abs().sum(0)

@@ -74,7 +74,9 @@ def gradients(
     size = 1 if sums.second is not None else max(1, BATCH_TOKENS // tokens)
     done = 0
     for part in calibration.split(size):
-        for block_gradient in block_gradients(decoder, part, scale=1 / (tokens - 1), wanted=_WEIGHTS.__contains__):
+        for block_gradient in block_gradients(
+            decoder, part, scale=1 / (tokens - 1), requires_grad=_WEIGHTS.__contains__
+        ):
             sums.add(block_gradient.block.index, block_gradient.weights)
         done += len(part)
         progress(done, samples)

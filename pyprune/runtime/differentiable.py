@@ -34,7 +34,7 @@ class BlockGradients:
 
     `states`: the residual stream x `[N, T, hidden]` before the MHA, between the two, and after the FFN; `slopes`:
     dL/dx at the same three places. A missing sublayer changes neither.
-    `weights`: dL/dW under the names of `Block.tensors()` ("mha.q.weight"), those that were wanted.
+    `weights`: dL/dW under the names of `Block.tensors()` ("mha.q.weight"), of those that require one.
     `channels`: the sum over the tokens of each sample of x_j * dL/dx_j at the inputs of o ("mha",
     `[N, heads*head_dim]`) and of down ("ffn", `[N, width]`): the slope of the loss in a gate of 1 on each channel.
     """
@@ -73,15 +73,15 @@ def block_gradients(
     mask: Tensor | None = None,
     *,
     scale: float = 1.0,
-    wanted: Callable[[str], bool] = lambda name: True,
+    requires_grad: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[BlockGradients]:
     """Gradients of `scale` * (negative log-likelihood summed over all predicted positions), last block first.
 
     `input_ids [N, T]`, T >= 2; mask as in `loss`. Gradients of several batches add up to those of all their samples; a
-    `scale` of 1 / (predicted positions of all batches) makes them those of the mean loss. `wanted`: which weights, by
-    the names of `Block.tensors()`, get a gradient; channels always do. Gradients are float32 (float64 for float64
-    weights) whatever the weights' dtype; the decoder is left as it is. Memory: a state `[N, T, hidden]` a block, and
-    one block's weights, gradients and activations.
+    `scale` of 1 / (predicted positions of all batches) makes them those of the mean loss. `requires_grad`: whether the
+    weight of a name, as in `Block.tensors()`, gets a gradient; channels always do. Gradients are float32 (float64 for
+    float64 weights) whatever the weights' dtype; the decoder is left as it is. Memory: a state `[N, T, hidden]` a
+    block, and one block's weights, gradients and activations.
     """
     with torch.no_grad():
         x, targets, cos, sin = _start(decoder, input_ids, mask)
@@ -91,7 +91,7 @@ def block_gradients(
             states.append(run_block(wide, states[-1], cos, sin, decoder.eps, mask))
     slope = _final_slope(decoder, states.pop(), targets, scale)
     for block in reversed(decoder.blocks):
-        gradients = _backward(block, states.pop(), slope, cos, sin, decoder.eps, mask, wanted)
+        gradients = _backward(block, states.pop(), slope, cos, sin, decoder.eps, mask, requires_grad)
         slope = gradients.slopes[0]
         yield gradients
 
@@ -160,11 +160,11 @@ def _final_slope(decoder: Decoder, x: Tensor, targets: Tensor, scale: float) -> 
 
 def _backward(
     block: Block, x: Tensor, slope: Tensor, cos: Tensor, sin: Tensor, eps: float, mask: Tensor | None,
-    wanted: Callable[[str], bool],
+    requires_grad: Callable[[str], bool],
 ) -> BlockGradients:  # fmt: skip
 
     def leaf(name: str, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(x.dtype).requires_grad_(wanted(name))
+        return tensor.detach().to(x.dtype).requires_grad_(requires_grad(name))
 
     wide = _mapped(block, leaf)
     weights: dict[str, Tensor] = {}

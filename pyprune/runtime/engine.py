@@ -26,7 +26,7 @@ from pyprune.runtime.inputs import Prompts, check_ids, prompts, require_tensor
 from pyprune.runtime.rows import SKINNY_ROWS
 from pyprune.runtime.sampling import choose, log_probability, uniforms
 from pyprune.runtime.sampling_params import SamplingOptions, SamplingParams, sampling_params
-from pyprune.runtime.sequence import activation_dtype, embed
+from pyprune.runtime.sequence import activation_dtype, embed, rotated_queries
 from pyprune.runtime.skip import Skip, SkipPlan, skip_plan
 from pyprune.runtime.step import FusedStep
 from pyprune.runtime.stopping import stop_ids, token_limits
@@ -379,10 +379,7 @@ class Engine:
             mha, ffn = block.mha, block.ffn
             if plan.mha[i] and mha is not None and cache is not None:
                 (keys, values), sublayer = cache, 2 * i
-                q = ops.norm_qkv_rope(
-                    x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-                    mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, mask, sublayer,
-                )  # fmt: skip
+                q = rotated_queries(mha, x, eps, cos, sin, positions, keys, values, mask, sublayer)
                 context = attention(q, keys, values, mha.window, mask, sublayer)
                 x = ops.linear_residual(context.flatten(2), mha.o.weight, mha.o.bias, x, mask, sublayer)
             if plan.ffn[i] and ffn is not None:

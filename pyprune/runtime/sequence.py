@@ -40,10 +40,7 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
     keys = x.new_empty(batch, mha.kv_heads, tokens, mha.head_dim)
     values = torch.empty_like(keys)
     positions = torch.arange(tokens, device=x.device).expand(batch, tokens).contiguous()
-    q = ops.norm_qkv_rope(
-        x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-        mha.q_norm, mha.k_norm, cos, sin, positions, keys, values,
-    )  # fmt: skip
+    q = rotated_queries(mha, x, eps, cos, sin, positions, keys, values)
     if x.device.type == "cpu" and mask is None and runs_operator(tokens, x.device):
         context = ops.decode_attention(q, keys, values, positions, mha.head_dim**-0.5, None, 0, None, mha.window)
         return context.flatten(2)
@@ -52,6 +49,18 @@ def attention_context(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float,
         q.transpose(1, 2), keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=mha.group > 1
     )
     return context.transpose(1, 2).reshape(batch, tokens, mha.heads * mha.head_dim)
+
+
+def rotated_queries(
+    mha: MHA, x: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor, keys: Tensor, values: Tensor,
+    skip: Tensor | None = None, sublayer: int = 0, slots: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Rotated queries `[B, T, heads, head_dim]` of x `[B, T, hidden]`; keys and values are written to their caches:
+    `ops.norm_qkv_rope` with a sublayer's weights."""
+    return ops.norm_qkv_rope(
+        x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
+        mha.q_norm, mha.k_norm, cos, sin, positions, keys, values, skip, sublayer, slots,
+    )  # fmt: skip
 
 
 def visible(tokens: int, window: int, mask: Tensor | None, device: torch.device) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyprune import ops
 from pyprune.models.decoder import MHA, Decoder
 from pyprune.runtime.attention import runs_operator
-from pyprune.runtime.sequence import add_ffn, embed
+from pyprune.runtime.sequence import add_ffn, embed, rotated_queries
 from pyprune.runtime.skip import SkipPlan
 
 
@@ -219,9 +219,6 @@ def _add_mha(mha: MHA, x: Tensor, cos: Tensor, sin: Tensor, eps: float, pack: Pa
     keys = x.new_empty(1, mha.kv_heads, tokens, mha.head_dim)
     values = torch.empty_like(keys)
     slots = torch.arange(tokens, device=x.device)[None]
-    q = ops.norm_qkv_rope(
-        x, mha.norm, eps, mha.q.weight, mha.k.weight, mha.v.weight, mha.q.bias, mha.k.bias, mha.v.bias,
-        mha.q_norm, mha.k_norm, cos, sin, pack.positions[None], keys, values, None, 0, slots,
-    )  # fmt: skip
+    q = rotated_queries(mha, x, eps, cos, sin, pack.positions[None], keys, values, slots=slots)
     context = pack.attend(q[0], keys[0], values[0], mha.window)
     return ops.linear_residual(context.flatten(1)[None], mha.o.weight, mha.o.bias, x)

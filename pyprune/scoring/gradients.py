@@ -63,26 +63,24 @@ def predicted_positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def per_block(
-    decoder: AnyDecoder, batches: list[Batch], differentiates: Callable[[str], bool]
+    decoder: AnyDecoder, batches: list[Batch], requires_grad: Callable[[str], bool]
 ) -> Iterator[Iterator[BlockGradients]]:
     """For each block, last first, its gradients in every batch's backward pass.
 
-    differentiates: whether the weight of a name gets a gradient; a batch's are gone when the next one is asked for.
+    requires_grad: whether the weight of a name gets a gradient; a batch's are gone when the next one is asked for.
     InputError when it will not fit in the memory that is free.
     """
-    needed = needed_bytes(decoder, batches, differentiates)
+    needed = needed_bytes(decoder, batches, requires_grad)
     memory.require(needed, decoder.device, f"gradients of {decoder.name}", "fewer or shorter samples need less")
-    backward_passes = [_backward_pass(decoder, batch, differentiates) for batch in batches]
+    backward_passes = [_backward_pass(decoder, batch, requires_grad) for batch in batches]
     for _ in decoder.sizes().blocks:
         yield _next_block(backward_passes)
 
 
-def _backward_pass(
-    decoder: AnyDecoder, batch: Batch, differentiates: Callable[[str], bool]
-) -> Iterator[BlockGradients]:
+def _backward_pass(decoder: AnyDecoder, batch: Batch, requires_grad: Callable[[str], bool]) -> Iterator[BlockGradients]:
     if isinstance(decoder, TransformersDecoder):
-        return layer_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
-    return block_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, wanted=differentiates)
+        return layer_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, requires_grad=requires_grad)
+    return block_gradients(decoder, batch.input_ids, batch.mask, scale=batch.scale, requires_grad=requires_grad)
 
 
 def _next_block(backward_passes: list[Iterator[BlockGradients]]) -> Iterator[BlockGradients]:
@@ -92,7 +90,7 @@ def _next_block(backward_passes: list[Iterator[BlockGradients]]) -> Iterator[Blo
         gradients.weights.clear()  # the pass that waits for the next block would hold them
 
 
-def needed_bytes(decoder: AnyDecoder, batches: list[Batch], differentiates: Callable[[str], bool]) -> int:
+def needed_bytes(decoder: AnyDecoder, batches: list[Batch], requires_grad: Callable[[str], bool]) -> int:
     """About what the backward passes take beyond the model: a state a block, one block's weights and gradients, one
     batch's activations and its logits."""
     size = 8 if decoder.dtype == torch.float64 else 4
@@ -101,7 +99,7 @@ def needed_bytes(decoder: AnyDecoder, batches: list[Batch], differentiates: Call
     blocks = decoder.sizes().blocks
     states = (len(blocks) + 6) * samples * tokens * decoder.hidden_size * size
     # Widened weights; then the sum of the gradients, those of one batch, and their product with the weights.
-    copies = 4 if any(differentiates(name) for name, _ in blocks[0].tensors()) else 1
+    copies = 4 if any(requires_grad(name) for name, _ in blocks[0].tensors()) else 1
     gradients = copies * max(sum(t.numel() for _, t in block.tensors()) for block in blocks) * size
     if isinstance(decoder, TransformersDecoder):
         # Twice what a forward pass holds of a row, for its gradients, and its states in float64.

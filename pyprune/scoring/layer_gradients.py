@@ -26,7 +26,7 @@ def layer_gradients(
     mask: Tensor | None = None,
     *,
     scale: float = 1.0,
-    wanted: Callable[[str], bool] = lambda name: True,
+    requires_grad: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[BlockGradients]:
     """Gradients of `scale` * (negative log-likelihood summed over all predicted positions), last layer first.
 
@@ -43,7 +43,7 @@ def layer_gradients(
             states.append(inputs.call(place, states[-1].clone(), samples))
     slope = _final_slope(decoder, states.pop(), targets_of(ids, mask), scale)
     for place in reversed(range(len(decoder.blocks))):
-        gradients = _backward(decoder.blocks[place], place, inputs, states.pop(), slope, samples, wanted)
+        gradients = _backward(decoder.blocks[place], place, inputs, states.pop(), slope, samples, requires_grad)
         slope = gradients.slopes[0]
         yield gradients
 
@@ -65,11 +65,11 @@ def _final_slope(decoder: TransformersDecoder, x: Tensor, targets: Tensor, scale
 
 def _backward(
     block: LayerBlock, place: int, inputs: LayerInputs, x: Tensor, slope: Tensor, samples: range,
-    wanted: Callable[[str], bool],
+    requires_grad: Callable[[str], bool],
 ) -> BlockGradients:  # fmt: skip
     parameters = dict(block.layer.named_parameters())
-    stand_ins = {name: tensor.detach().requires_grad_(wanted(name)) for name, tensor in parameters.items()}
-    names = [name for name in parameters if wanted(name)]
+    stand_ins = {name: tensor.detach().requires_grad_(requires_grad(name)) for name, tensor in parameters.items()}
+    names = [name for name in parameters if requires_grad(name)]
     with torch.enable_grad():
         start = x.detach().requires_grad_()
 
