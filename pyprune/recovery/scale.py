@@ -8,11 +8,12 @@ later: every o and down behind the cut (and its bias) is divided by alpha. x_pre
 so the last cut's alpha holds those before it. The embedding, and a head tied to it, stay; the final norm takes the
 factor away but for eps.
 
-One scalar a cut, folded into the weights, is the paper's. Ours to choose were these. The ratio is of two means of
-norms, so that a first token with a norm a hundred times the others' counts alike in both; a mean of ratios counts each
-token once. Later matrices are divided, because a tied head must stay; earlier ones and the embedding could be
-multiplied. Several cuts are measured in one pass, each on the stream behind the cuts before it. Which blocks go is not
-decided here; the paper decides it in rounds, a block and its scalar at a time.
+One scalar a cut, folded into the weights, is the paper's. The rest differs from its published code. |x| is a token's
+L2 norm; the code takes each channel's mean absolute value, a ratio for each channel and sample, and the mean of these.
+Later matrices are divided, because a tied head must stay; the code multiplies the embedding and the earlier ones, the
+same function but for the norms' eps. x_post is the original's at every cut, all measured in one pass; the code removes
+a block and folds its scalar in rounds, so that both streams are of the model that the rounds before left, and decides
+in them which blocks go.
 """
 
 from __future__ import annotations
