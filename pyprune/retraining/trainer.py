@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -49,6 +50,7 @@ class Session:
         self.loss = math.nan
         self.tokens = 0
         self.seconds = self.saved_at = 0.0
+        self.is_whole_step = True  # parameters, optimizer and curve are those after `step` steps
 
     def run(self) -> list[Point]:
         """Train from where the state file is to the end; the curve."""
@@ -61,9 +63,20 @@ class Session:
         with kept_random_state():
             if not self.curve:
                 self.curve.append(Point(0, 0, 0.0, held_out=self.held_out_loss()))
+            elif self.step:
+                self.evaluate()  # an interruption may have come before it
             if self.step < self.steps:
-                ObjectiveTrainer(self).train()
+                self.train()
         return self.curve
+
+    def train(self) -> None:
+        """The steps that are left. KeyboardInterrupt passes once the state is on the disk."""
+        try:
+            ObjectiveTrainer(self).train()
+        except KeyboardInterrupt:
+            if self.is_whole_step:  # else the optimizer is at work, which takes little of a step's time
+                self.save()
+            raise
 
     def places(self) -> list[int]:
         """The samples of the steps that are left, in order."""
@@ -109,18 +122,34 @@ class Session:
         done = self.step * micro_batches + len(self.step_losses)
         self.progress(done, self.steps * micro_batches, self.loss)
 
+    def begin_update(self) -> None:
+        """Before the optimizer's step, until whose end nothing in memory is of a whole step."""
+        self.is_whole_step = False
+
     def end_step(self) -> None:
         """After the optimizer's step: a point of the curve, and the state on the disk where it is time."""
         rate = self.settings.learning_rate * self.settings.rate(self.step, self.steps)
         self.step += 1
         self.loss = math.fsum(self.step_losses)
-        every = self.settings.eval_steps or max(1, self.steps // 20)
-        is_last = self.step == self.steps
-        held_out = self.held_out_loss() if is_last or self.step % every == 0 else None
         self.seconds = time.monotonic() - self.began
-        self.curve.append(Point(self.step, self.tokens, self.seconds, rate, self.loss, held_out))
-        is_due = self.seconds - self.saved_at >= self.settings.save_seconds
-        if self.state is not None and (is_last or is_due):
+        self.curve.append(Point(self.step, self.tokens, self.seconds, rate, self.loss))
+        self.is_whole_step = True
+        self.evaluate()
+        if self.step == self.steps or self.seconds - self.saved_at >= self.settings.save_seconds:
+            self.save()
+
+    def evaluate(self) -> None:
+        """The held-out loss into the last point of the curve, where it is time and it is not there yet."""
+        every = self.settings.eval_steps or max(1, self.steps // 20)
+        is_due = self.step == self.steps or self.step % every == 0
+        if is_due and self.curve[-1].held_out is None:
+            held_out = self.held_out_loss()
+            self.seconds = time.monotonic() - self.began
+            self.curve[-1] = replace(self.curve[-1], seconds=self.seconds, held_out=held_out)
+
+    def save(self) -> None:
+        """The state to the disk, if it is kept."""
+        if self.state is not None:
             self.state.save(self.step, self.curve, self.trained, self.optimizer)
             self.saved_at = self.seconds
 
@@ -133,6 +162,9 @@ class Steps(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.session.begin_step()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.session.begin_update()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.session.end_step()
