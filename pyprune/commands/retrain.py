@@ -178,7 +178,15 @@ def report(options: argparse.Namespace, model: str, result: Any) -> None:
     for when, loss in (summary["held_out_loss"] or {}).items():
         rows.append([f"held-out loss {when}", f"{loss:.3f}"])
     print_table(["", ""], rows, f"{model}, retrained, written to {options.out}")
+    print_dropped(summary)
     print(f"Loss curve: {Path(options.out) / 'curve.csv'} and curve.png")
+
+
+def print_dropped(record: dict[str, Any]) -> None:
+    """Print how many samples of the instructions were not trained on, if any."""
+    dropped = record.get("dropped_samples", 0)
+    if dropped:
+        print(f"Dropped: {dropped:,} of {record['samples'] + dropped:,} samples, with no reply within --cutoff")
 
 
 def _show(bar: Bar, done: int, total: int, loss: float) -> None:

@@ -50,30 +50,39 @@ class Marked:
     is_rendered: bool
 
 
+@dataclass(frozen=True)
+class InstructionSamples:
+    """The samples of a file in order, the file's name, and how many samples were dropped, for none of their replies
+    begins within the cutoff."""
+
+    samples: list[Sample]
+    name: str
+    dropped: int
+
+
 def instruction_samples(
     decoder: AnyDecoder, file: str | os.PathLike[str], cutoff: int, *, tokenizer: Any = None
-) -> tuple[list[Sample], str]:
-    """The samples of a file of instructions or conversations, in order, and the file's name.
+) -> InstructionSamples:
+    """The samples of a file of instructions or conversations, each cut after `cutoff` tokens.
 
-    Each is cut after `cutoff` tokens; one without a reply in them is left out. InputError naming the line for anything
-    else than the two forms, and when no sample has a reply.
+    One without a reply in them is dropped. InputError naming the line for anything else than the two forms, and when
+    no sample has a reply.
     """
     rows = list(_rows(os.fspath(file)))
     tokenizer = tokenizer or decoder.tokenizer()
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{file}: the tokenizer of {decoder.name} gives no offsets of tokens; a fast one is expected")
-    samples = [
-        sample
-        for where, row in rows
-        for marked in _marked(row, tokenizer, where)
-        if (sample := _sample(marked, tokenizer, cutoff)).targets()
-    ]
+    cut = [_sample(marked, tokenizer, cutoff) for where, row in rows for marked in _marked(row, tokenizer, where)]
+    samples = [sample for sample in cut if sample.targets()]
     if not samples:
-        raise InputError(f"{file}: no reply begins within {cutoff} tokens (cutoff); a larger cutoff is expected")
+        raise InputError(
+            f"{file}: no reply of {len(cut)} samples begins within {cutoff} tokens (cutoff); a larger cutoff is"
+            " expected"
+        )
     largest = max(int(sample.input_ids.max()) for sample in samples)
     if largest >= decoder.vocab_size:
         raise InputError(f"{file}: token id {largest} is outside the model's vocabulary of {decoder.vocab_size}")
-    return samples, public_name(file)
+    return InstructionSamples(samples, public_name(file), len(cut) - len(samples))
 
 
 def require_instructions(file: str | os.PathLike[str]) -> None:

@@ -46,7 +46,8 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
 
 @dataclass(frozen=True)
 class Retrained:
-    """A retrained model, its curve, and what it was trained with: `settings` and the texts' names, as JSON data."""
+    """A retrained model, its curve, and what it was trained with, as JSON data: `settings`, the texts' names, `samples`
+    of the text or the instructions, and `dropped_samples`, without a reply within the cutoff."""
 
     decoder: AnyDecoder
     curve: list[Point]
@@ -159,13 +160,9 @@ def retrain_with_report(
             )
         teacher = as_decoder(distill_from)
         objective = Distillation(teacher, decoder, **taught)
-    if instructions is not None:
-        samples, name = instruction_samples(decoder, instructions, settings.cutoff, tokenizer=tokenizer)
-        names = {"instructions": name}
-    else:
-        clean = cleaned(decoder, text, calibrated, tokenizer)
-        samples, name = text_samples(decoder, clean, settings.cutoff, field=field, tokenizer=tokenizer)
-        names = {"text": name}
+    samples, names, counts = training_samples(
+        decoder, text, instructions, settings.cutoff, field=field, calibrated=calibrated, tokenizer=tokenizer
+    )
     if eval_text is not None:
         held_out, names["eval_text"] = text_samples(decoder, eval_text, settings.cutoff, tokenizer=tokenizer)
         held_out = held_out[: HELD_OUT_MOST if settings.held_out is None else settings.held_out]
@@ -194,7 +191,7 @@ def retrain_with_report(
         progress,
     )  # fmt: skip
     curve = session.run()
-    trained_with = {**names, **settings.to_dict(), "precision": precision}
+    trained_with = {**names, **counts, **settings.to_dict(), "precision": precision}
     if taught is not None:
         trained_with["distillation"] = {"teacher": teacher.name, **taught}
     result = Retrained(merged(decoder, network), curve, trained_with)
@@ -205,6 +202,24 @@ def retrain_with_report(
     if session.state is not None and out is not None:
         session.state.delete()
     return result
+
+
+def training_samples(
+    decoder: AnyDecoder, text: Any, instructions: Any, cutoff: int, *, field: str | None = None,
+    calibrated: Sequence[Drawn] = DRAWN, tokenizer: Any = None,
+) -> tuple[list[Sample], dict[str, str], dict[str, int]]:  # fmt: skip
+    """The samples of the text or of the instructions, its name, and how many samples it has and how many were dropped,
+    as JSON data; the arguments are those of `retrain_with_report`. InputError for a text without samples."""
+    if instructions is not None:
+        read = instruction_samples(decoder, instructions, cutoff, tokenizer=tokenizer)
+        return read.samples, {"instructions": read.name}, _counts(read.samples, read.dropped)
+    clean = cleaned(decoder, text, calibrated, tokenizer)
+    samples, name = text_samples(decoder, clean, cutoff, field=field, tokenizer=tokenizer)
+    return samples, {"text": name}, _counts(samples, 0)
+
+
+def _counts(samples: Sequence[Sample], dropped: int) -> dict[str, int]:
+    return {"samples": len(samples), "dropped_samples": dropped}
 
 
 def checked_settings(options: dict[str, Any]) -> Settings:

@@ -15,6 +15,7 @@ from pyprune.commands.retrain import NUMBERS, chosen_settings
 from pyprune.retraining.settings import Settings
 from tests import seeds
 from tests.cli.command_line import run
+from tests.evaluation.conftest import save_model
 
 SHAPE = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61"
 FEW = ("--cutoff", "12", "--steps", "2", "--batch", "4", "--micro-batch", "2", "--learning-rate", "0.01")
@@ -54,11 +55,33 @@ def test_it_trains_saves_and_tells(capsys, tmp_path, pruned, ids):
     assert not (tmp_path / "out.journal").exists()
 
 
+@pytest.mark.slow
 def test_a_table_tells_the_same(capsys, tmp_path, pruned, ids):
     code, text, _ = run(capsys, "retrain", pruned, "--text", ids, "--out", tmp_path / "out", "--held-out", "3", *FEW)
     assert code == 0
     assert "held-out loss after" in text
     assert "curve.csv" in text
+
+
+def test_instructions_without_a_reply_within_the_cutoff_are_counted(capsys, tmp_path):
+    model = str(save_model(tmp_path / "model"))
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "a" * 300, "output": "b"}] * 2
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("retrain", model, "--instructions", tmp_path / "rows.jsonl", "--steps", "1", "--batch", "1",
+             "--micro-batch", "1")  # fmt: skip
+    code, text, _ = run(capsys, *words, "--cutoff", "200", "--out", tmp_path / "out", "--json")
+    assert code == 0
+    told = json.loads(text)
+    assert (told["samples"], told["dropped_samples"]) == (2, 2)
+    saved = json.loads((tmp_path / "out" / "retraining.json").read_text())
+    assert (saved["samples"], saved["dropped_samples"]) == (2, 2)
+    code, text, _ = run(capsys, *words, "--cutoff", "200", "--out", tmp_path / "two")
+    assert code == 0
+    assert "Dropped: 2 of 4 samples, with no reply within --cutoff" in text
+    code, _, err = run(capsys, *words, "--cutoff", "20", "--out", tmp_path / "three")
+    assert code == 2
+    assert "no reply of 4 samples begins within 20 tokens" in err
+    assert not (tmp_path / "three").exists()
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,9 @@ def test_of_alpaca_rows_the_output_and_the_end_are_learnt(decoder, tokenizer, tm
         {"instruction": "Add", "input": "1 1", "output": "2\n"},
         {"instruction": "Say ü", "input": "", "output": "ü"},
     ]
-    samples, name = instruction_samples(decoder, written(tmp_path, *rows, form=form), 600, tokenizer=tokenizer)
-    assert name == "rows.jsonl"
+    read = instruction_samples(decoder, written(tmp_path, *rows, form=form), 600, tokenizer=tokenizer)
+    samples = read.samples
+    assert (read.name, read.dropped) == ("rows.jsonl", 0)
     assert [learnt(sample, tokenizer) for sample in samples] == ["2\n</s>", "ü</s>"]
     assert tokenizer.decode(samples[0].input_ids) == WITH_INPUT.format(instruction="Add", input="1 1") + "2\n</s>"
     assert tokenizer.decode(samples[1].input_ids) == WITHOUT_INPUT.format(instruction="Say ü") + "ü</s>"
@@ -65,7 +66,7 @@ def test_of_alpaca_rows_the_output_and_the_end_are_learnt(decoder, tokenizer, tm
 
 def test_the_end_is_learnt_though_it_pads(decoder, tokenizer, tmp_path):
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "aaaa", "output": "b"}]
-    samples, _ = instruction_samples(decoder, written(tmp_path, *rows), 600, tokenizer=tokenizer)
+    samples = instruction_samples(decoder, written(tmp_path, *rows), 600, tokenizer=tokenizer).samples
     batch = collated(samples, tokenizer.pad_token_id)
     assert batch["attention_mask"][0].tolist()[:4] == [0, 0, 0, 1]  # on the left
     assert (batch["labels"][:, -1] == tokenizer.eos_token_id).all()
@@ -73,12 +74,13 @@ def test_the_end_is_learnt_though_it_pads(decoder, tokenizer, tmp_path):
     assert (batch["labels"] != IGNORED).sum(1).tolist() == [2, 2]
 
 
-def test_a_sample_is_cut_and_left_out_where_no_reply_remains(decoder, tokenizer, tmp_path):
+def test_a_sample_is_cut_and_dropped_where_no_reply_remains(decoder, tokenizer, tmp_path):
     rows = [{"instruction": "a", "output": "b" * 50}, {"instruction": "a" * 300, "output": "b"}]
     prompt = len(WITHOUT_INPUT.format(instruction="a"))
-    samples, _ = instruction_samples(decoder, written(tmp_path, *rows), prompt + 5, tokenizer=tokenizer)
-    assert [learnt(sample, tokenizer) for sample in samples] == ["bbbbb"]
-    with pytest.raises(InputError, match="no reply begins within 20 tokens"):
+    read = instruction_samples(decoder, written(tmp_path, *rows), prompt + 5, tokenizer=tokenizer)
+    assert [learnt(sample, tokenizer) for sample in read.samples] == ["bbbbb"]
+    assert read.dropped == 1
+    with pytest.raises(InputError, match="no reply of 2 samples begins within 20 tokens"):
         instruction_samples(decoder, written(tmp_path, *rows), 20, tokenizer=tokenizer)
 
 
@@ -93,14 +95,14 @@ CHAT = [
 
 def test_of_a_conversation_only_the_assistant_is_learnt(decoder, tokenizer, tmp_path):
     tokenizer.chat_template = CHATML
-    (sample,), _ = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer)
+    (sample,) = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer).samples
     assert learnt(sample, tokenizer) == "Hello</s>\nSo long</s>\n"
     assert tokenizer.decode(sample.input_ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
 
 
 def test_a_template_that_changes_earlier_replies_gives_a_sample_for_each(decoder, tokenizer, tmp_path):
     tokenizer.chat_template = FORGETFUL
-    samples, _ = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer)
+    samples = instruction_samples(decoder, written(tmp_path, {"messages": CHAT}), 600, tokenizer=tokenizer).samples
     assert [learnt(sample, tokenizer) for sample in samples] == ["(thought)Hello</s>\n", "(thought)So long</s>\n"]
 
 
