@@ -7,7 +7,14 @@ import os
 from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
-from pyprune.commands.inputs import calibration_windows, journal_beside, loaded, remove_journal, require_texts
+from pyprune.commands.inputs import (
+    calibration_windows,
+    journal_beside,
+    loaded,
+    quiet_transformers,
+    remove_journal,
+    require_texts,
+)
 from pyprune.commands.options import (
     MODEL_HELP,
     add_json,
@@ -21,7 +28,7 @@ from pyprune.commands.options import (
     share,
 )
 from pyprune.commands.output import Bar, console, print_json, print_table
-from pyprune.commands.retrain import NUMBERS
+from pyprune.commands.retrain import NUMBERS, print_dropped
 from pyprune.errors import InputError
 
 
@@ -129,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
     """Remove one unit, retrain, score again."""
     from pyprune.files import remove_parts
     from pyprune.retraining.adapters import require_extra
-    from pyprune.retraining.iterate import DISTILLATION, iterate
+    from pyprune.retraining.iterate import DISTILLATION, iterate, require_rounds
     from pyprune.retraining.train import checked_settings
     from pyprune.scoring.calibration import evaluation
     from pyprune.study.destination import require_directory
@@ -139,6 +146,11 @@ def run(options: argparse.Namespace) -> None:
     require_extra()
     training = _chosen_training(options)
     checked_settings({name: value for name, value in training.items() if name not in DISTILLATION})
+    quiet_transformers()
+    require_rounds(
+        options.model, options.count, options.ratio, options.unit or "block", options.protect,
+        training.get("train_from", 0), training.get("distill_top_k"),
+    )  # fmt: skip
     require_texts(options)
     eval_text, train_text = _other_texts(options)
     if options.resume:
@@ -176,6 +188,7 @@ def run(options: argparse.Namespace) -> None:
     if result.one_shot_retrained is not None:
         steps = result.steps * len(result.rounds)
         print(f"One-shot, then {steps} steps at once: {result.one_shot_retrained:.4g}")
+    print_dropped(result.settings)
     console().print(f"Written: {os.path.join(options.out, 'iterate.png')}", markup=False, highlight=False)
     return None
 

@@ -20,22 +20,30 @@ from torch import Tensor
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.files import remove_parts, require_free_directory
-from pyprune.models import as_decoder
+from pyprune.models import as_decoder, load_sizes
 from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import original_name
 from pyprune.pruning.apply import apply
 from pyprune.pruning.depth import removal
 from pyprune.retraining.iterated import Iterated, Removal, Round, Unit
 from pyprune.retraining.journal_path import journal_path
-from pyprune.retraining.objectives.distillation import distillation_options
+from pyprune.retraining.objectives.distillation import check_top_k, distillation_options
 from pyprune.retraining.rounds import Rounds
-from pyprune.retraining.train import checked_settings, decoder_digest, require_extra, retrain_with_report
+from pyprune.retraining.settings import FIRST_CUT, Settings
+from pyprune.retraining.train import (
+    checked_settings,
+    decoder_digest,
+    require_extra,
+    retrain_with_report,
+    training_samples,
+)
 from pyprune.scoring.calibration import fingerprint
 from pyprune.scoring.perplexity import check_samples, perplexities, perplexity
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.score import score
 from pyprune.scoring.scores import json_number, read_number
 from pyprune.scoring.searches import SearchResult, search
+from pyprune.scoring.searches.candidates import Candidates
 
 Trainer = Callable[[Decoder, int, int, Path | None, Callable[[int, int], None]], Decoder]
 """(model, steps, seed, state, progress) -> the model retrained, with its record. state: a file or folder that an
@@ -90,13 +98,18 @@ def iterate(
         require_free_directory(out)
         if journal is not None:
             remove_parts(out)
+    require_rounds(model, count, ratio, unit, protect, options.get("train_from", 0), options.get("distill_top_k"))
     original = as_decoder(model)
     original.require_weights()
     ids, _ = check_samples(original, input_ids, None)
     judged, _ = check_samples(original, held_out, None)
+    counts: dict[str, int] = {}
     if train is None:
         teacher = original if distill else None
         train = partial(_retrained, text=text, instructions=instructions, options=options, teacher=teacher)
+        of_text = {name: options[name] for name in OF_TEXTS if name in options}
+        cutoff = options.get("cutoff", Settings.cutoff)
+        _, _, counts = training_samples(original, text, instructions, cutoff, **of_text)  # refused now, if at all
     subject = {
         "model": original.name,
         "weights": decoder_digest(original),
@@ -134,13 +147,27 @@ def iterate(
         one_shot_retrained=at_once,
         calibration=calibration or fingerprint(ids),
         held_out=fingerprint(judged),
-        settings={"seed": seed, **training, **subject["options"]},
+        settings={"seed": seed, **training, **subject["options"], **counts},
         decoder=decoder,
     )
     if out is not None:
         result.save(out)
         rounds.remove()
     return result
+
+
+def require_rounds(
+    model: Any, count: int | None, ratio: float | None, unit: str = "block", protect: Iterable[int] | str | None = None,
+    train_from: int | str = 0, top_k: int | None = None,
+) -> None:  # fmt: skip
+    """Raise InputError for what a model cannot have, as far as its configuration tells: units to remove, a first block
+    that trains in every round, tokens to distill by."""
+    sizes = load_sizes(model)
+    removed = Candidates.of(sizes, unit, protect, count, ratio).max_steps()
+    blocks = len(sizes.blocks) - (removed if unit == "block" else 0)
+    if train_from != FIRST_CUT and int(train_from) >= blocks:
+        raise InputError(f"iterate: train_from {train_from}: 0 to {blocks - 1} are accepted, which all rounds have")
+    check_top_k(top_k, sizes.vocab_size)
 
 
 def _described_training(

@@ -226,6 +226,14 @@ def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
         ("not empty", {"out": tmp_path / "full"}),
         ("resume: needs out", {"resume": True}),
         ("97", {"held_out": torch.full((2, 5), 97)}),
+        ("count 7: 1 to 6 units", {"count": 7}),
+        ("all 6 units would be removed", {"count": 6}),
+        ("protect 6: a block from 0 to 5", {"protect": (6,)}),
+        ("exactly one of them", {"ratio": 0.2}),
+        ("ratio 0.01: nearest to removing no unit", {"count": None, "ratio": 0.01}),
+        ("train_from 3: 0 to 2", {"train": None, "text": "a", "train_from": 3}),
+        ("top_k 97: 1 to 96", {"train": None, "text": "a", "distill": True, "distill_top_k": 97}),
+        ("a window of 400", {"train": None, "text": ids(3), "cutoff": 400}),
     ):
         with pytest.raises(InputError, match=words):
             run(model, **options)

@@ -65,8 +65,7 @@ class Distillation:
                 f"distill: {teacher.name} has {teacher.vocab_size} tokens, {student.name} {student.vocab_size}; the"
                 " same vocabulary is expected"
             )
-        if self.top_k is not None and self.top_k >= teacher.vocab_size:
-            raise InputError(f"distill: top_k {self.top_k}: 1 to {teacher.vocab_size - 1} are accepted, None for all")
+        check_top_k(self.top_k, teacher.vocab_size)
         self.shared = min(equal_prefix(teacher, student), len(student.blocks) - 1)  # the last one is always run
         if self.kind != "hidden":
             return
@@ -162,6 +161,12 @@ def check_options(kind: str, top_k: int | None, temperature: float, weight: floa
             raise InputError(f"distill: {name} {value!r}: a number {limits} is expected")
     if kind == "hidden" and (top_k is not None or temperature != 1.0):
         raise InputError("distill: top_k and temperature belong to forward-kl and reverse-kl; loss hidden has neither")
+
+
+def check_top_k(top_k: int | None, vocab_size: int) -> None:
+    """Raise InputError where so many tokens leave none to compare as one."""
+    if top_k is not None and top_k >= vocab_size:
+        raise InputError(f"distill: top_k {top_k}: 1 to {vocab_size - 1} are accepted, None for all")
 
 
 def _mask(batch: Batch, device: torch.device) -> Tensor | None:
