@@ -123,6 +123,7 @@ def run(options: argparse.Namespace) -> None:
     """Remove blocks, sublayers or widths and save the smaller checkpoint."""
     from pyprune import pruning
     from pyprune.pruning import Pruning
+    from pyprune.recovery.methods import chain_of, require_samples
     from pyprune.scoring.scores import Scores
     from pyprune.study.destination import require_directory
 
@@ -139,6 +140,9 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
     for_repair = argparse.Namespace(**{**vars(options), "samples": options.repair_samples or REPAIR_SAMPLES})
     if options.repair is not None:
+        # A search holds windows out whatever the repair.
+        chain = chain_of("auto" if options.repair_each else options.repair)
+        require_samples(for_repair.samples, chain, "auto")
         require_texts(for_repair)
     if options.width is not None:
         require_narrowable(options)

@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.files import require_free_directory
     from pyprune.pruning import Pruning
     from pyprune.recovery import repair_with_report
+    from pyprune.recovery.methods import chain_of, require_samples
     from pyprune.study.destination import require_directory
 
     require_directory(options.out)
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--steps {options.steps}: belongs to --method auto, blockwise and tail")
     if options.minutes is not None and options.method != "auto":
         raise InputError(f"--minutes {options.minutes:g}: belongs to --method auto")
+    require_samples(options.samples, chain_of(options.method), options.ridge)
     require_texts(options)
     init_distributed()
     pruned = Pruning.from_json(options.pruned) if options.pruned.endswith(".json") else loaded(options.pruned)

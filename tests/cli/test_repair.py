@@ -72,12 +72,21 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
         (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
         (("--minutes", "0"), "'0': a number above 0"),
         (("--text", "missing.txt"), "missing.txt"),
+        (("--samples", "7"), "7 samples: every 8th is held out"),
     ],
 )
 def test_bad_words_are_told_before_anything_is_loaded(capsys, tmp_path, words, message):
     code, _, err = run(capsys, "repair", "/no/such/model", "/no/such/pruned", "--out", str(tmp_path / "out"), *words)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("words", [("--repair", "refit"), ("--search", "greedy", "--repair", "scale", "--repair-each")])
+def test_too_few_samples_for_a_repair_are_told_before_scoring(capsys, tmp_path, words):
+    words = ("--depth", "2", *words, "--repair-samples", "7", "--out", str(tmp_path / "out"))
+    code, _, err = run(capsys, "prune", "/no/such/model", *words)
+    assert code == 2
+    assert "7 samples: every 8th is held out" in err
 
 
 def test_repair_samples_without_repair_is_refused(capsys, tmp_path):
