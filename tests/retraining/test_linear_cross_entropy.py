@@ -77,9 +77,11 @@ def test_without_any_target_the_loss_is_nothing():
 
 def test_without_gradients_it_is_the_same_loss():
     (h, w, b), targets = inputs(torch.float32)
-    with torch.no_grad():
-        alone = linear_cross_entropy(h, w, targets, b)
-    assert torch.allclose(alone, linear_cross_entropy(h, w, targets, b), rtol=1e-6)
+    exact = plain(h.double(), w.double(), b.double(), targets, 1.0, None)
+    for has_gradients in (False, True):
+        with torch.set_grad_enabled(has_gradients):
+            loss = linear_cross_entropy(h, w, targets, b)
+        assert_no_worse_than_torch(loss, plain(h, w, b, targets, 1.0, None), exact)
 
 
 def test_logits_never_exist_as_a_whole():

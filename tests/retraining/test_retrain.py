@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,9 @@ from pyprune.retraining import retrain_with_report
 from pyprune.retraining.adapters import decoder_with, trainable
 from pyprune.retraining.samples import ordered
 from pyprune.retraining.settings import Settings
+from pyprune.retraining.trainer import Session
 from tests import seeds
+from tests.judge import assert_model_no_worse, assert_same_but_for_rounding, in_float64, with_exact_norms
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=31,vocab=61"
@@ -99,6 +103,40 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(llama, text, tmp_path, 
         (p.step, p.tokens, p.loss, p.held_out) for p in undisturbed.curve
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+INTERRUPTED = {  # what is called -> the call that is interrupted, the steps that are kept
+    "a micro-batch": (Session, "micro_batch_done", 3, 1),  # the first of the second step
+    "an evaluation": (Session, "held_out_loss", 3, 2),  # the one after the second step
+    "an update": (torch.optim.AdamW, "step", 2, 0),  # half of the parameters may be changed
+}
+
+
+@pytest.mark.parametrize("place", INTERRUPTED)
+def test_an_interrupted_training_keeps_its_whole_steps_at_once(llama, text, tmp_path, monkeypatch, place):
+    settings = {**FEW, "steps": 3, "eval_steps": 1}
+    owner, name, call, kept = INTERRUPTED[place]
+    function, calls, begins = getattr(owner, name), itertools.count(1), []
+
+    def interrupted(*arguments, **options):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    undisturbed = retrain_with_report(llama, text=text, **settings)
+    state = tmp_path / "state"
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retrain_with_report(llama, text=text, resume=state, **settings)
+    monkeypatch.undo()
+    assert state.exists() == (kept > 0)
+    resumed = retrain_with_report(
+        llama, text=text, resume=state, progress=lambda done, total, loss: begins.append(done), **settings
+    )
+    assert begins[0] == 2 * kept + 1
+    assert same(resumed.decoder, undisturbed.decoder)
+    curves = [[replace(point, seconds=0) for point in result.curve] for result in (resumed, undisturbed)]
+    assert curves[0] == curves[1]
 
 
 def test_merging_is_peft_s_own_in_float32(llama, text):
@@ -191,10 +229,16 @@ def test_every_family_and_form_learns_and_loads_again(text, tmp_path, family, pr
     assert sum(losses[-3:]) < sum(losses[:3])
     loaded = pyprune.load(str(tmp_path / "out"))
     assert same(loaded, result.decoder)
-    ids = text[:3]
-    ours = pyprune.perplexity(loaded, ids)
-    theirs = pyprune.to_transformers(loaded)(ids, labels=ids).loss.exp().item()
-    assert ours == pytest.approx(theirs, rel=1e-4)
+    ids, model = text[:3], pyprune.to_transformers(loaded)
+    ours = torch.tensor(pyprune.perplexity(loaded, ids), dtype=torch.float64).log()
+    assert_model_no_worse(ours, loss_of(model, ids), loss_of(with_exact_norms(in_float64(model)), ids))
+
+
+def loss_of(model, ids):
+    """In the model's own dtype; transformers' is float32 in float64 too."""
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 def test_a_repaired_model_keeps_its_biases(llama, text):
@@ -205,12 +249,16 @@ def test_a_repaired_model_keeps_its_biases(llama, text):
     assert trained.pruning == repaired.pruning
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_result(llama, text):
     plain, checkpointed = (
-        pyprune.retrain(llama, text=text, gradient_checkpointing=which, **FEW) for which in (False, True)
+        retrain_with_report(llama, text=text, gradient_checkpointing=which, eval_steps=1, **FEW).curve
+        for which in (False, True)
     )
-    for (_, a), (_, b) in zip(plain.tensors(), checkpointed.tensors(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    # Of losses, not of weights: AdamW makes a whole step of a gradient that is nothing but rounding.
+    for name in ("loss", "held_out"):
+        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(plain[1:], checkpointed[1:], strict=True)]
+        assert_same_but_for_rounding(*torch.tensor(pairs, dtype=torch.float64).T)
 
 
 def test_a_bf16_checkpoint_is_merged_in_float32_and_rounded_once(llama, text):

@@ -9,6 +9,7 @@ from pyprune.models.transformers_model import to_transformers
 from pyprune.pruning import Pruning, apply
 from pyprune.runtime.differentiable import block_gradients, loss
 from tests import seeds
+from tests.judge import with_exact_norms
 
 SHAPE = "shape:hidden=24,blocks=3,heads=6,kv_heads=2,head_dim=6,ffn=17,vocab=53"
 FAMILIES = ["", ",family=mistral,window=5", ",family=qwen2,window=5,full_blocks=1", ",family=qwen3", ",tied=1"]
@@ -27,19 +28,6 @@ def padding(input_ids):
 
 def assert_near(actual, expected):
     assert float((actual - expected).norm()) <= 1e-12 * float(expected.norm())
-
-
-def with_exact_norms(model):
-    """The model with its RMSNorms in the dtype of their input; transformers computes them in float32.
-
-    (Its eager attention has a float32 softmax too; SDPA has none.)
-    """
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, norm=module: (
-                norm.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-            )
-    return model
 
 
 def reference(decoder, input_ids, mask=None):
@@ -131,9 +119,9 @@ def test_missing_halves_are_passed_over():
     assert torch.equal(after[2].slopes[1], after[2].slopes[2])
 
 
-def test_only_wanted_weights_get_gradients_and_the_decoder_stays_as_it_was():
+def test_only_weights_that_require_one_get_gradients_and_the_decoder_stays_as_it_was():
     decoder = pyprune.load(SHAPE, dtype=torch.bfloat16)
-    found = list(block_gradients(decoder, ids(), wanted=lambda name: name == "mha.o.weight"))
+    found = list(block_gradients(decoder, ids(), requires_grad=lambda name: name == "mha.o.weight"))
     assert [set(one.weights) for one in found] == [{"mha.o.weight"}] * 3
     assert all(one.weights["mha.o.weight"].dtype == torch.float32 for one in found)
     assert not any(tensor.requires_grad for _, tensor in decoder.tensors())
