@@ -45,6 +45,9 @@ $(READY): pyproject.toml setup.py Makefile $(NATIVE)
 compare: setup
 	$(BIN)/pyprune compare smollm2-135m $(ARGS)
 
+# Tests are kept as pytest rewrites them, whatever the environment says: rewriting takes each worker five seconds.
+test test-quick: export PYTHONDONTWRITEBYTECODE =
+
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 

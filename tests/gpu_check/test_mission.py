@@ -207,6 +207,7 @@ def test_the_compiled_layer_is_the_same_layer_and_takes_turns_with_ours():
     assert found["bytes"] == layer_peer.DRY_LAYERS * block
 
 
+@pytest.mark.slow
 def test_a_layer_that_does_not_compile_is_absent_and_ours_is_timed(monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no such compiler")
@@ -218,6 +219,7 @@ def test_a_layer_that_does_not_compile_is_absent_and_ours_is_timed(monkeypatch):
     assert all(set(line["seconds"]) == {"pyprune"} and "speedup" not in line for line in found["timings"])
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_with_other_results_is_absent(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: lambda x: 2 * function(x))
     assert all("is off by" in reason for reason in dry(layer_peer)["absent"].values())
@@ -262,6 +264,7 @@ def test_every_side_of_the_sweep_multiplies_the_same_values(role):
     assert all(tensor.stride(0) % 32 == 0 for tensor in strides)
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_told_once_and_the_others_are_timed(monkeypatch):
     calls_of = width_sweep.calls_of
 

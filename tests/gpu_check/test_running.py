@@ -159,6 +159,7 @@ def test_where_time_is_short_the_first_parts_have_theirs():
     assert allowed_seconds(first, 40.0, reserved=300.0) == 40.0
 
 
+@pytest.mark.slow
 def test_a_dry_runs_parts_are_not_stopped_at_limits_meant_for_a_gpu(tmp_path):
     check = Check(tmp_path, Settings("", "", dry_run=True), 60.0, gpu=lambda: True, tell=lambda line: None)
     text = "time.sleep(1.5); json.dump({'complete': True, 'error': None, 'result': {}}, open(told['out'], 'w'))"

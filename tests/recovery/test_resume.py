@@ -38,6 +38,7 @@ def same(left, right):
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(left.tensors(), right.tensors(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "method", "parts"),
     [

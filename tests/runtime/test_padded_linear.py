@@ -126,6 +126,7 @@ def test_few_rows_run_on_the_operator_and_many_on_torch_s_gemm_where_that_is_fas
     assert calls["padded_linear"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 70])
 def test_forward_and_backward_compile_to_one_graph(rows: int):
     torch.compiler.reset()

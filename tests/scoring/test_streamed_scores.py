@@ -13,15 +13,9 @@ import torch
 from pyprune import load, perplexity, score
 from tests import seeds
 
-SHAPE = "shape:hidden=256,blocks=30,heads=4,kv_heads=4,head_dim=64,ffn=1536,vocab=300"
+LARGE = "shape:hidden=256,blocks=30,heads=4,kv_heads=4,head_dim=64,ffn=1536,vocab=300"
+SMALL = "shape:hidden=32,blocks=6,heads=4,kv_heads=4,head_dim=8,ffn=48,vocab=300"
 CONFINED = Path(__file__).parent / "confined_scoring.py"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("streamed") / "model"
-    load(SHAPE).save(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +23,19 @@ def samples() -> torch.Tensor:
     return torch.randint(0, 300, (2, 16), generator=seeds.generator(2))
 
 
-def test_scores_are_those_of_the_model_in_memory(checkpoint, samples):
-    streamed, whole = load(checkpoint, stream=True), load(checkpoint)
+def test_scores_are_those_of_the_model_in_memory(samples, tmp_path):
+    load(SMALL).save(tmp_path / "model")
+    streamed, whole = load(tmp_path / "model", stream=True), load(tmp_path / "model")
     assert score(streamed, samples).to_dict() == score(whole, samples).to_dict()
     assert perplexity(streamed, samples) == perplexity(whole, samples)
     assert score(streamed, samples, unit="mha+ffn").units == score(whole, samples, unit="mha+ffn").units
 
 
 @pytest.mark.alone
-def test_a_checkpoint_several_times_the_memory_limit_is_scored_under_it(checkpoint, samples):
+def test_a_checkpoint_several_times_the_memory_limit_is_scored_under_it(samples, tmp_path):
     """30 blocks of 5.8 MB, under a hard limit (RLIMIT_DATA) of 48 MiB beyond what the process had before."""
+    checkpoint = tmp_path / "model"
+    load(LARGE).save(checkpoint)
     assert (checkpoint / "model.safetensors").stat().st_size > 3 * (48 << 20)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -110,6 +110,7 @@ def test_the_results_survive_json_and_hold_no_nan(comparison):
     assert table(json.loads(text)) == comparison.table()
 
 
+@pytest.mark.slow
 def test_saving_writes_the_whole_report(comparison, tmp_path):
     comparison.save(tmp_path / "report")
     names = sorted(path.name for path in (tmp_path / "report").iterdir())

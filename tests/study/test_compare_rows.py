@@ -123,6 +123,7 @@ def test_every_pruned_row_has_its_own_name_model_and_record():
     assert all(row.shortage is None for row in made)
 
 
+@pytest.mark.slow
 def test_a_row_without_room_says_so_and_the_others_are_measured(monkeypatch, tmp_path, checkpoint):
     admit = room.Room.admit
 

@@ -57,6 +57,7 @@ def registered(monkeypatch):
     monkeypatch.setitem(EVALUATIONS, BlockCount.name, BlockCount)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_a_new_evaluation_reaches_results_command_csv_page_and_screen(tmp_path):
     from rich.console import Console

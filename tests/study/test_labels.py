@@ -27,6 +27,7 @@ def registered(monkeypatch):
     monkeypatch.setitem(METHODS, "test-method", method)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 def test_a_method_that_is_registered_is_named_and_drawn_with_nothing_else_changed(tmp_path):
     comparison = compare(

@@ -213,6 +213,7 @@ def test_figures_are_drawn_from_whole_and_from_partial_evidence(full):
     assert saw_tooth(whole.sweeps[0]).startswith(PNG)
 
 
+@pytest.mark.slow
 def test_a_directory_holds_page_tables_and_figures(full, tmp_path):
     for place, data in enumerate(full):
         write_json(tmp_path / f"{place}.json", data)
@@ -266,6 +267,7 @@ def test_a_dry_run_shows_no_number_of_its_own_and_says_so(tmp_path, full):
     assert saw_tooth({**found.sweeps[0], "dry_run": True}) != saw_tooth(found.sweeps[0])
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_dry_run_have_no_numbers_on_their_axes(monkeypatch, full):
     from pyprune.study.paper import figures
 
@@ -319,6 +321,7 @@ def test_files_that_do_not_belong_are_refused_by_name(full, tmp_path, results):
         redraw([tmp_path / "a.json"], tmp_path / "out", count=3)
 
 
+@pytest.mark.slow
 def test_a_comparison_of_the_papers_model_gives_its_rows(results, tmp_path):
     data = json.loads(json.dumps(results))
     data["model"]["name"] = "shape:llama-7b"

@@ -268,6 +268,7 @@ def test_an_interrupted_recipe_goes_on_to_equal_results(small, finished, tmp_pat
     assert not out.with_name("out.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_a_store_serves_other_recipes_of_the_same_model(small, finished, tmp_path, monkeypatch):
     store = tmp_path / "store"
     recipe(small, "shape:tiny", store=store)
@@ -285,6 +286,7 @@ def test_a_store_serves_other_recipes_of_the_same_model(small, finished, tmp_pat
         recipe(other, "shape:tiny,blocks=5", store=store)
 
 
+@pytest.mark.slow
 def test_iterative_rows_are_rounds_of_one_pruning(tmp_path):
     file = tmp_path / "iterative.toml"
     text = SMALL.replace("memory = { batches = [1], output_tokens = [8], input_tokens = 4 }\n", "")

@@ -44,6 +44,7 @@ def test_one_figure_is_the_bars_of_one_or_the_map_of_several(files, tmp_path):
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "3.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_directory_holds_the_bars_of_each_and_what_several_make_together(files, tmp_path):
     bars = {f"bars-{path.stem}.png" for path in files}
     for count, more in ((1, set()), (2, {"map.png", "both.png"}), (3, {"map.png"})):

@@ -77,6 +77,7 @@ def test_a_pruned_row_without_finite_perplexity_is_said_and_left_out_of_the_figu
     assert "The perplexity of depth 20% is not finite." in findings(results)
 
 
+@pytest.mark.slow
 def test_figures_and_page_do_with_several_ratios_and_output_lengths(results, tmp_path):
     for row in results["rows"][1:4]:
         results["rows"].append({**row, "name": row["name"].replace("20%", "35%"), "ratio": "35%"})
@@ -110,6 +111,7 @@ def saved_from(text: str, name: str) -> bytes:
     return base64.b64decode(data[1], validate=True)
 
 
+@pytest.mark.slow
 def test_raw_samples_can_be_saved_from_the_page_itself(results, tmp_path):
     render(results, tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text("utf-8")
@@ -121,6 +123,7 @@ def test_raw_samples_can_be_saved_from_the_page_itself(results, tmp_path):
     assert seconds == [0.8, 0.88, 0.72]
 
 
+@pytest.mark.slow
 def test_the_verdict_and_the_plot_come_before_all_else(results, tmp_path):
     render(results, tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text("utf-8")
@@ -140,6 +143,7 @@ def test_drawings_take_their_colours_from_the_page(results):
     assert quality_drawings(results) == quality_drawings(results)
 
 
+@pytest.mark.slow
 def test_the_page_draws_what_each_row_cut(results, tmp_path):
     results["rows"][1]["pruning"] = {"blocks": [3, 4, 9]}
     results["rows"][2]["pruning"] = {"neurons": {"0": [1, 2]}, "kv_groups": {"5": [0]}}
@@ -226,6 +230,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(results, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["latency_by_batch", "csv_text", "page"])
 @pytest.mark.parametrize("error", [ValueError("no such marker"), KeyboardInterrupt()])
 def test_results_are_kept_whatever_fails_to_be_drawn(results, tmp_path, monkeypatch, part, error):

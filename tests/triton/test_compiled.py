@@ -85,6 +85,7 @@ OTHERS = {  # what is new in an architecture: registers, matrix instructions, at
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", sorted(set(configs.ARCHITECTURES) - {86, 90}))
 def test_every_other_table_fits_its_architecture_and_starts_early_from_9_0_on(capability: int):
     if not inspect.knows(capability):
