@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from pyprune.recovery.tail import Head, divergence
 from pyprune.recovery.time_left import TimeLeft
 from pyprune.runtime.sequence import embed, run_block
 from tests import seeds
+from tests.judge import TINY_OF_MODELS
 
 SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
 CUT = Pruning(blocks=(2,))
@@ -71,7 +73,8 @@ def test_tail_lowers_the_divergence_by_the_last_blocks_alone(llama, ids):
     for name, decoder in (("before", pruned), ("after", report.decoder)):
         reached = log_probabilities(last_states(decoder, held_out, decoder.blocks), *parts)
         expected = float((wished.exp() * (wished - reached)).sum(-1).mean())
-        assert fit[name] == pytest.approx(expected, rel=1e-4)
+        # A sum of differences of logarithms of probabilities, which are about log(vocabulary) each.
+        assert abs(fit[name] - expected) <= TINY_OF_MODELS * math.log(llama.vocab_size)
     assert fit["after"] < fit["before"]
 
 
