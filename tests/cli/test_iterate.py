@@ -42,11 +42,19 @@ def test_it_writes_a_checkpoint_and_the_curves(capsys, tmp_path, text):
     result = json.loads((out / "iterate.json").read_text())
     gone = {step["removed"][1] for step in result["rounds"]}
     assert [block.index for block in load(out).blocks] == [index for index in range(5) if index not in gone]
-    code, shown, _ = run(capsys, "iterate", SHAPE, *FEW, "--train-text", text, "--out", tmp_path / "two", "--json")
-    told = json.loads(shown)
-    assert code == 0
-    assert told["greedy"] == result["greedy"]
-    assert told["rounds"] != result["rounds"]  # no teacher
+
+
+@pytest.mark.slow
+def test_a_teacher_changes_the_rounds_and_not_the_searches(capsys, tmp_path, text):
+    pytest.importorskip("peft")
+    words = ("iterate", SHAPE, *FEW, "--train-text", text, "--json", "--out")
+    told = []
+    for more in ((tmp_path / "alone",), (tmp_path / "taught", "--distill")):
+        code, shown, _ = run(capsys, *words, *more)
+        assert code == 0
+        told.append(json.loads(shown))
+    assert told[0]["greedy"] == told[1]["greedy"]
+    assert told[0]["rounds"] != told[1]["rounds"]
 
 
 def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, monkeypatch):

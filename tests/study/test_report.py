@@ -69,6 +69,7 @@ def test_the_figures_are_png_files_of_readable_size(results, tmp_path):
         assert height >= 400
 
 
+@pytest.mark.slow
 def test_a_pruned_row_without_finite_perplexity_is_said_and_left_out_of_the_figure(results, tmp_path):
     for row in results["rows"]:
         row["ppl"] = None
