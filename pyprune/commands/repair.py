@@ -159,4 +159,7 @@ def repair_method(text: str) -> str:
 
 
 def ridge(text: str) -> float | str:
-    return "auto" if text == "auto" else number(0, None)(text)
+    try:
+        return "auto" if text == "auto" else number(0, None)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("is expected", "or auto is expected")) from None

@@ -76,8 +76,8 @@ def instruction_samples(
     samples = [sample for sample in cut if sample.targets()]
     if not samples:
         raise InputError(
-            f"{file}: no reply of {len(cut)} samples begins within {cutoff} tokens (cutoff); a larger cutoff is"
-            " expected"
+            f"{file}: no reply begins within {cutoff} tokens (cutoff), so that all samples, {len(cut)}, were dropped; a"
+            " larger cutoff is expected"
         )
     largest = max(int(sample.input_ids.max()) for sample in samples)
     if largest >= decoder.vocab_size:

@@ -80,7 +80,7 @@ def test_instructions_without_a_reply_within_the_cutoff_are_counted(capsys, tmp_
     assert "Dropped: 2 of 4 samples, with no reply within --cutoff" in text
     code, _, err = run(capsys, *words, "--cutoff", "20", "--out", tmp_path / "three")
     assert code == 2
-    assert "no reply of 4 samples begins within 20 tokens" in err
+    assert "no reply begins within 20 tokens (cutoff), so that all samples, 4, were dropped" in err
     assert not (tmp_path / "three").exists()
 
 

@@ -80,7 +80,7 @@ def test_a_sample_is_cut_and_dropped_where_no_reply_remains(decoder, tokenizer, 
     read = instruction_samples(decoder, written(tmp_path, *rows), prompt + 5, tokenizer=tokenizer)
     assert [learnt(sample, tokenizer) for sample in read.samples] == ["bbbbb"]
     assert read.dropped == 1
-    with pytest.raises(InputError, match="no reply of 2 samples begins within 20 tokens"):
+    with pytest.raises(InputError, match=r"no reply begins within 20 tokens .*all samples, 2,"):
         instruction_samples(decoder, written(tmp_path, *rows), 20, tokenizer=tokenizer)
 
 
