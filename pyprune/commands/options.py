@@ -295,7 +295,8 @@ def at_least(least: int, most: int = MOST) -> Callable[[str], int]:
 
 def number(low: float, high: float | None) -> Callable[[str], float]:
     """A finite number from `low`, or above `low` and up to `high` where there is one."""
-    expected = f"a number of at least {low:g}" if high is None else f"a number above {low:g} and at most {high:,.7g}"
+    most = "" if high is None else f"{high:,.0f}" if high == int(high) else f"{high:g}"
+    expected = f"a number of at least {low:g}" if high is None else f"a number above {low:g} and at most {most}"
 
     def read(text: str) -> float:
         try:

@@ -192,6 +192,8 @@ def pareto(pairs: Sequence[tuple[float, float]], more: bool = False) -> list[boo
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / report.RESULTS if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise InputError(f"{path}: no results; a directory that compare --out wrote, or its results.json, is expected")
     results = read_json(file)
     name = results.get("format") if isinstance(results, dict) else None
     if not isinstance(results, dict) or name != report.FORMAT:

@@ -139,7 +139,7 @@ def test_the_command_writes_json_csv_figure_and_page(capsys, file, tmp_path):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["no.json"], "no.json"),
+        (["no.json"], "no.json: no results; a directory that compare --out wrote, or its results.json, is expected"),
         (["results.json", "--latency", "-1"], "'-1'"),
         (["results.json", "--latency", "0"], "'0'"),
         (["results.json", "--latency", "5", "--size", "5"], "not allowed with"),
