@@ -6,11 +6,9 @@ CPU (a dry run) the same calls are made one after the other and timed by the clo
 
 from __future__ import annotations
 
-import gc
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from pyprune.runtime.engine import Engine
 from pyprune.runtime.graph import record_cuda_graph
+from pyprune.runtime.no_collection import no_collection
 from pyprune.runtime.skip import Skip
 
 Step = Callable[[], object]
@@ -40,7 +39,7 @@ def interleaved_replays(
     names = list(steps)
     seconds: dict[K, list[float]] = {name: [] for name in names}
     shuffle = random.Random(0).shuffle
-    with _no_collection():
+    with no_collection():
         for turn in range(WARMUPS + rounds):
             shuffle(names)
             for name in names:
@@ -105,16 +104,3 @@ def _holding(replay: Step, held: object) -> Step:
         replay()
 
     return step
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection in the middle of a round: whoever allocates then would be charged with it."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -5,14 +5,13 @@ Tests replay the recorded step on a CPU.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pyprune.ops import gpu
+from pyprune.runtime.no_collection import no_collection
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """tokens `[B]`, positions `[B]` -> logits `[B, V]`."""
@@ -68,7 +67,7 @@ def record_cuda_graph(run: Callable[[], None], device: torch.device) -> Replay:
             graph = torch.cuda.CUDAGraph()
             # thread_local: what another thread allocates has nothing to do with this recording.
             recorded = torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local")
-            with _no_collection(), gpu.recording(device), recorded:
+            with no_collection(), gpu.recording(device), recorded:
                 run()
         before.wait_stream(side)
 
@@ -77,16 +76,3 @@ def record_cuda_graph(run: Callable[[], None], device: torch.device) -> Replay:
             graph.replay()
 
     return replay
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Within it Python collects no garbage: to free a CUDA object (an old graph) may end a recording."""
-    gc.collect()
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from pyprune.models.decoder import Decoder
 from pyprune.models.transformers_model import to_transformers
 from pyprune.runtime import Engine
+from pyprune.runtime.no_collection import no_collection
 from pyprune.study.device import synchroniser
 from pyprune.study.measure import interleave
 from pyprune.study.progress import Progress, silent
@@ -88,7 +87,7 @@ def _time_setting(
                 short[row.name, engine] = shortage
     runnables = {key: partial(engines[key], prompts, length) for key in _in_order(rows) if key in engines}
     # A collection in the middle of a run would be charged to whoever happens to allocate then.
-    with _no_collection():
+    with no_collection():
         samples = interleave(runnables, protocol.runs, protocol.warmups, done=done, synchronise=synchroniser(device))
 
     def setting(name: str, engine: str) -> dict[str, Any]:
@@ -135,15 +134,3 @@ def ours(decoder: Decoder, batch: int, length: int) -> Generate:
     """Greedy `Engine.generate`, its buffers for `batch` sequences of `length` tokens made once."""
     engine = Engine(decoder, max_batch=batch, max_len=length)
     return lambda prompts, new: engine.generate(prompts, max_new_tokens=new)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
