@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from pyprune.runtime import graph as module
 from pyprune.runtime.graph import StepGraph, record_cuda_graph
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -150,7 +149,7 @@ def test_other_threads_may_allocate_while_a_step_is_recorded(gpus):
 @pytest.mark.parametrize("fails", [True, False])
 def test_python_collects_before_a_recording_and_never_during_it(gpus, monkeypatch, collects: bool, fails: bool):
     events: list[str] = []
-    monkeypatch.setattr(module.gc, "collect", lambda: events.append("collected"))
+    monkeypatch.setattr(gc, "collect", lambda: events.append("collected"))
 
     def run() -> None:
         recorded = gpus.capturing is not None
