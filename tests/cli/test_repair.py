@@ -73,7 +73,7 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
         (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
         (("--minutes", "0"), "'0': a number above 0 and at most 1,000,000 is expected"),
         (("--text", "missing.txt"), "missing.txt"),
-        (("--samples", "7"), "7 samples: every 8th is held out"),
+        (("--samples", "7"), "7 samples: at least 8 are expected"),
     ],
 )
 def test_bad_words_are_told_before_anything_is_loaded(capsys, tmp_path, words, message):
@@ -87,11 +87,11 @@ def test_too_few_samples_for_a_repair_are_told_before_scoring(capsys, tmp_path, 
     words = ("--depth", "2", *words, "--repair-samples", "7", "--out", str(tmp_path / "out"))
     code, _, err = run(capsys, "prune", "/no/such/model", *words)
     assert code == 2
-    assert "7 samples: every 8th is held out" in err
+    assert "7 samples: at least 8 are expected" in err
 
 
 def test_repair_samples_without_repair_is_refused(capsys, tmp_path):
     words = ("--blocks", "2", "--repair-samples", "16", "--out", str(tmp_path / "out"))
     code, _, err = run(capsys, "prune", SHAPE, *words)
     assert code == 2
-    assert "--repair-samples 16: belongs to --repair" in err
+    assert "--repair-samples 16: needs --repair" in err
