@@ -257,4 +257,4 @@ def test_other_weights_are_not_resumed(tmp_path):
 def test_older_results_are_drawn_as_before(results, tmp_path):
     render(results, tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text("utf-8")
-    assert "the same with whole blocks removed by ppl, and" in text
+    assert "Depth: whole blocks removed by ppl. Width:" in text
