@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyprune import ops
+from pyprune.ops.formulas import wide
 from pyprune.retraining.head_loss import mean_head_loss, product_dtype
 from pyprune.scoring.losses import IGNORED
 
@@ -43,18 +44,13 @@ def linear_cross_entropy(
         return _by_operator(rows, weight, flat, bias)
 
     def tile_loss(z: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        target = flat[part, None]
-        c = z if scale == 1 else z.mul_(scale)
-        if cap is not None:
-            c.div_(cap).tanh_().mul_(cap)
-        log_p = c.log_softmax(-1)
+        if cap is None:
+            return ops.operator_for("cross_entropy_gradient", z.dtype)(z, flat[part], scale).double().sum(), z
+        target, c = flat[part, None], (z.to(wide(z.dtype)) * (scale / cap)).tanh_()
+        log_p = (c * cap).log_softmax(-1)
         loss = -log_p.gather(-1, target).double().sum()
-        slope = log_p.exp_().scatter_add_(-1, target, torch.full_like(target, -1, dtype=z.dtype))
-        if scale != 1:
-            slope.mul_(scale)
-        if cap is not None:
-            slope.mul_(1 - (c / cap) ** 2)
-        return loss, slope
+        slope = log_p.exp_().scatter_add_(-1, target, torch.full_like(target, -1, dtype=c.dtype))
+        return loss, slope.mul_(c.square_().neg_().add_(1).mul_(scale))
 
     return mean_head_loss(rows, weight, bias, tile_loss, tile_rows)
 
