@@ -4,10 +4,10 @@
 
 x `[M, in]`, W `[out, in]` and b frozen, A `[r, in]` and B `[out, r]` in training, s the adapter's scale, and m the
 dropout's mask: 0 with probability p, else 1. peft's own layer computes the same in ten passes over x and y, several of
-them in float32, and keeps the mask and the dropped x for the way back. Here products by W are in its dtype, those by A
-and B are operators of ours (`ops.low_rank_project` and its neighbours) that read x once as it is, sum in float32, add
-where y lies, and make the mask anew where they need it (`pyprune.ops.dropout`): it follows from a seed. The seed comes
-from torch's generator, so that `torch.manual_seed` decides all masks and activation checkpoints see the same one twice.
+them in float32, and keeps the mask and the dropped x for the way back. Here products by A and B are operators of ours
+(`ops.low_rank_project` and its neighbours) that read x once as it is, sum in float32, add where y lies, and make the
+mask where they need it (`pyprune.ops.dropout`): it follows from a seed. The seed comes from torch's generator, so that
+`torch.manual_seed` decides all masks and activation checkpoints see the same one twice.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pyprune import ops
+from pyprune.retraining.products import times, times_transposed
 
 
 def fuse_adapters(model: nn.Module, adapter: str) -> int:
@@ -57,12 +57,12 @@ class _LoraLinear(torch.autograd.Function):
         factor = scale / (1 - dropout)
         with torch.autocast(x.device.type, enabled=False):
             rows, up = x.reshape(-1, x.shape[-1]).to(weight.dtype), (b * factor).T
-            y = F.linear(rows, weight, bias)
-            low = _operator("low_rank_project", y)(rows, a, seed, dropout)
+            y = times_transposed(rows, weight, bias)
+            low = _operator("low_rank_project", rows)(rows, a, seed, dropout)
             _operator("low_rank_add", y)(y, low, up)
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.settings = x.shape, x.dtype, factor, dropout, seed
-        return y.view(*x.shape[:-1], -1)
+        return y.to(weight.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -76,7 +76,7 @@ class _LoraLinear(torch.autograd.Function):
             a_slope = _operator("low_rank_gradient", rows)(low_slope, rows, seed, dropout)
             x_slope = None
             if ctx.needs_input_grad[0]:
-                x_slope = slope @ weight
+                x_slope = times(slope, weight)
                 _operator("low_rank_add", x_slope)(x_slope, low_slope, a, seed, dropout)
                 x_slope = x_slope.view(shape).to(x_dtype)
         return x_slope, None, None, a_slope.to(a.dtype), b_slope.to(b.dtype), None, None, None
