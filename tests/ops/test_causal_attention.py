@@ -72,14 +72,14 @@ def test_large_scores_do_not_overflow(isa: str):
 
 def test_no_query_sees_a_key_behind_it(isa: str):
     q, k, v, slope = operands((2, 4, 2, 90, 16), torch.float32)
+    slope[:, :, 71:] = 0
     before = run(ops, q, k, v, slope, 0.25)
-    for values in (k, v):
-        values[:, :, 71:] = float("nan")
-    q[:, :, 71:], slope[:, :, 71:] = float("nan"), 0.0
+    for values in (q, k, v):
+        values[:, :, 71:] = random(*values[:, :, 71:].shape, scale=9)
     after = run(ops, q, k, v, slope, 0.25)
-    assert torch.equal(before[0][:, :, :71], after[0][:, :, :71])
-    assert torch.equal(before[4][:, :, :71], after[4][:, :, :71])
-    assert torch.isnan(after[0][:, :, 71:]).all()
+    for one, other in zip(before, after, strict=True):  # what would flow back from behind is nothing, too
+        assert torch.equal(one[:, :, :71], other[:, :, :71])
+    assert not torch.equal(before[0][:, :, 71:], after[0][:, :, 71:])
 
 
 def test_results_do_not_depend_on_the_number_of_threads(isa: str):
