@@ -115,7 +115,7 @@ def test_without_values_the_dtype_is_that_of_the_reference(name: str, dtype: tor
     torch.manual_seed(seeds.seed())
     if name == "compress_bfloat16":
         pytest.skip("its input has one dtype, and the size of its result depends on values")
-    if name == "dequantize_gguf":
+    if name in ("dequantize_gguf", "low_rank_add", "causal_attention_backward"):
         pytest.skip("it gives nothing: what it writes has the dtype of its argument")
     args = changed(arguments(name, 4), lambda one: one.to(dtype) if one.is_floating_point() else one)
     traced = getattr(ops, name)(*changed(args, lambda one: one.to("meta")))
