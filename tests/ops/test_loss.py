@@ -80,7 +80,7 @@ def test_logits_of_minus_infinity_weigh_nothing(isa: str, rows: int, vocab: int,
     assert_no_worse_than_torch(result[shown], plain[shown], exact[shown], tiny=2e-6)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [1.0, 0.3, -0.7])
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 37), (5, 64), (2, 2501)])
 def test_the_gradient_takes_the_place_of_logits(isa: str, rows: int, vocab: int, dtype: torch.dtype, scale: float):

@@ -137,7 +137,8 @@ def test_traces_under_compile_without_a_break(name: str):
         return 2 * (args[-1] if result is None else result)  # what it wrote, where it gives nothing
 
     compiled = torch.compile(twice, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(*args), twice(*args))
+    again = changed(args, torch.clone)  # some write to their arguments
+    assert torch.equal(compiled(*args), twice(*again))
 
 
 def run(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
