@@ -45,7 +45,8 @@ def kept(seed: int, rows: int, columns: int, dropout: float, device: torch.devic
 
 def kept_values(rows: Tensor, seed: int, dropout: float) -> Tensor:
     """The rows [M, K] with 0 where the mask of the seed drops a value; themselves without dropout."""
-    return rows.where(kept(seed, *rows.shape, dropout, rows.device), 0) if dropout else rows
+    count, columns = rows.shape
+    return rows.where(kept(seed, count, columns, dropout, rows.device), 0) if dropout else rows
 
 
 def philox(a: Tensor, b: Tensor, c: Tensor, d: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
