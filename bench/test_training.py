@@ -1,8 +1,8 @@
 """LoRA training of SmolLM2-135M without a fifth of its blocks: ours against peft with plain transformers.
 
 `-k fp32` or `-k bf16` picks the precision. Both sides are transformers' Trainer around peft's model with the same
-adapters, samples in the same order, batch, optimizer and rates; ours has the fused loss and the fused adapters. Beside
-the tokens a second stand the losses of the first steps, with the same dropout masks on both sides (peft's own masks are
+adapters, samples in the same order, batch, optimizer and rates; ours has fused loss, adapters and attention. Beside the
+tokens a second stand the losses of the first steps, with the same dropout masks on both sides (peft's own masks are
 other random numbers), and the share of each operator in a step (torch.profiler).
 """
 
@@ -25,9 +25,12 @@ import pyprune
 from bench.rounds import Side
 from bench.tables import FASTER, interval_text
 from pyprune.ops import native
+from pyprune.ops.dropout import kept
 from pyprune.retraining.adapters import ADAPTER, trainable
-from pyprune.retraining.lora_linear import fuse_adapters, kept_mask
+from pyprune.retraining.attention import fuse_attention
+from pyprune.retraining.lora_linear import drawn_seed, fuse_adapters
 from pyprune.retraining.objectives import NextToken
+from pyprune.retraining.objectives.objective import transformers_model
 from pyprune.retraining.samples import collated
 from pyprune.retraining.settings import Settings
 from pyprune.retraining.texts import text_samples
@@ -53,7 +56,7 @@ class SameMask(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
-        keep = kept_mask(int(torch.randint(1 << 62, ())), x.numel(), self.p, x).view(x.shape) != 0
+        keep = kept(drawn_seed(), x.shape[:-1].numel(), x.shape[-1], self.p).view(x.shape)
         return x * keep / (1 - self.p)
 
 
@@ -96,6 +99,7 @@ class Sides:
         self.models = {PEFT: trainable(pruned, self.settings)}
         self.models[OURS] = copy.deepcopy(self.models[PEFT])
         fuse_adapters(self.models[OURS], ADAPTER)
+        fuse_attention(transformers_model(self.models[OURS]))
 
     def give_peft_our_masks(self) -> None:
         for module in self.models[PEFT].modules():

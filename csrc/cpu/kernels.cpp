@@ -445,9 +445,60 @@ void log_sum_exp(const float* logits, int64_t n, float* maximum, float* sum) {
   *maximum = top;
 }
 
+// Three passes over a row that stays in L2: maximum, sum, gradient. Scaled logits are not kept in float32: widening and
+// scaling again costs less than the memory. The greatest is subtracted before scaling: its own difference is zero then.
+template <class T>
+float cross_entropy_gradient_typed(T* logits, int64_t n, int64_t target, float scale) {
+  constexpr int kSums = 4;  // exponentials that do not wait for one another's addition
+  const float sign = scale < 0 ? -1.0f : 1.0f;
+  const Vec signs = Vec::all(sign), factor = Vec::all(scale);
+  const int64_t whole = n / (kSums * kLanes) * kSums * kLanes;
+  Vec highest = Vec::all(kNothing);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) highest = Vec::max(highest, Vec::load(logits + i) * signs);
+  float top = highest.maximum();
+  for (; i < n; ++i) {
+    const float z = to_float(logits[i]) * sign;
+    top = z > top ? z : top;
+  }
+  top *= sign;
+  const Vec shift = Vec::all(top);
+  Vec sums[kSums];
+  repeat<kSums>([&](auto s) ALWAYS_INLINE_LAMBDA { sums[s] = Vec::zero(); });
+  for (i = 0; i < whole; i += kSums * kLanes)
+    repeat<kSums>([&](auto s) ALWAYS_INLINE_LAMBDA {
+      sums[s] = sums[s] + exp((Vec::load(logits + i + s * kLanes) - shift) * factor);
+    });
+  float total = ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
+  for (; i < n; i += kLanes) {
+    const int64_t left = n - i;
+    float part[kLanes];
+    exp((load_some(logits + i, left) - shift) * factor).store(part);
+    for (int64_t j = 0; j < left && j < kLanes; ++j) total += part[j];
+  }
+  const float own = (to_float(logits[target]) - top) * scale;
+  const Vec share = Vec::all(scale / total);
+  each(n, [&](int64_t j, int64_t left) ALWAYS_INLINE_LAMBDA {
+    store_some(exp((load_some(logits + j, left) - shift) * factor) * share, logits + j, left);
+  });
+  float p[kLanes];
+  exp(Vec::all(own)).store(p);
+  from_float(scale * (p[0] / total - 1.0f), logits[target]);
+  return __builtin_logf(total) - own;
+}
+
+float cross_entropy_gradient(void* logits, DType type, int64_t n, int64_t target, float scale) {
+  return with_type(type, [&](auto* t) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(t)>>;
+    return cross_entropy_gradient_typed(static_cast<T*>(logits), n, target, scale);
+  });
+}
+
 }  // namespace
 
 #include "attend.h"  // attention, by these products
+#include "causal_attention.h"
+#include "low_rank.h"
 
 #define PYPRUNE_JOIN2(a, b) a##b
 #define PYPRUNE_JOIN(a, b) PYPRUNE_JOIN2(a, b)
@@ -459,6 +510,7 @@ extern const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA);
 const Kernels PYPRUNE_JOIN(kernels_, PYPRUNE_ISA) = {
     PYPRUNE_TEXT(PYPRUNE_ISA), packed_bytes,   packed_together, pack,     linear, inverse_rms, scale_norm,
     to_float_row,              to_bf16_row,    from_float_row,  add,      silu_mul, rotate,    attend,
-    log_sum_exp,
+    log_sum_exp,               kept_bits,      project,         add_low_rank, low_rank_gradient,
+    cross_entropy_gradient,    causal_attention, causal_attention_backward,
 };
 }  // namespace pyprune::cpu

@@ -33,6 +33,47 @@ struct Mut {
   void* row(int64_t index) const { return at(index * stride); }
 };
 
+// Dropout's masks of some rows, a bit for each value, set where it stays; no bits: all stay.
+struct Kept {
+  const uint8_t* bits = nullptr;
+  int64_t stride = 0;  // bytes of a row
+
+  const uint8_t* row(int64_t index) const { return bits + index * stride; }
+  Kept from(int64_t index) const { return {bits ? row(index) : nullptr, stride}; }
+};
+
+// Ranks of a low-rank product that are summed at a time.
+inline constexpr int64_t kRankTile = 8;
+
+// Tokens of some heads: where a head's values for a token lie; strides count elements.
+struct Heads {
+  void* data = nullptr;
+  DType type = DType::f32;
+  int64_t head = 0, token = 0;
+
+  void* at(int64_t index, int64_t t) const { return static_cast<char*>(data) + (index * head + t * token) * size_of(type); }
+};
+
+// Causal attention of one KV head of a sequence: `heads` query heads read its keys and values.
+struct CausalHeads {
+  static constexpr int64_t kBlock = 64;  // queries whose scores exist at a time
+  static constexpr int64_t filled(int64_t n) { return (n + 15) / 16 * 16; }  // whole vectors
+
+  int64_t tokens, head_dim, heads;
+  float scale;
+  Heads q, k, v, out;
+  float* log_sum;  // [heads, tokens] of exp(scores): what the way back needs of them
+  Heads slope, dq, dk, dv;
+
+  // Of the memory that the kernels are given, in floats.
+  int64_t forward_floats() const {
+    return head_dim * filled(tokens) + tokens * filled(head_dim) + kBlock * (2 * filled(head_dim) + filled(tokens));
+  }
+  int64_t backward_floats() const {
+    return 2 * head_dim * filled(tokens) + 3 * tokens * filled(head_dim) + kBlock * (3 * filled(head_dim) + 2 * filled(tokens));
+  }
+};
+
 struct Kernels {
   const char* name;
 
@@ -78,6 +119,26 @@ struct Kernels {
 
   // Streams `n` logits into a running (maximum, sum of exp(logit - maximum)).
   void (*log_sum_exp)(const float* logits, int64_t n, float* maximum, float* sum);
+
+  // The mask of a row of n values, filled up to whole 64: where a value's 16 random bits are at least `limit` (dropout.h).
+  void (*kept_bits)(uint64_t seed, int64_t row, int64_t n, uint32_t limit, uint8_t* bits);
+  // Low-rank products of `rows` rows of n values; `a` [rank, n] and `low` [rows, rank] filled up as low_rank.cpp does.
+  // out[m][r] = sum_k kept x[m][k] * a[r][k]
+  void (*project)(const Const& x, const Kept& kept, int64_t rows, int64_t n, const float* a, int64_t a_stride, int64_t rank,
+                  float* out);
+  // y[m][k] += kept sum_r low[m][r] * a[r][k]
+  void (*add_low_rank)(const Mut& y, const Kept& kept, int64_t rows, int64_t n, const float* low, const float* a,
+                       int64_t a_stride, int64_t rank);
+  // out[r][k] = sum_m low[m][r] * kept x[m][k]
+  void (*low_rank_gradient)(const Const& x, const Kept& kept, int64_t rows, int64_t n, const float* low, int64_t rank,
+                            float* out, int64_t out_stride);
+
+  // -log softmax(scale * logits)[target], and logits become its gradient.
+  float (*cross_entropy_gradient)(void* logits, DType type, int64_t n, int64_t target, float scale);
+
+  // out = softmax(scale q k^T, causal) v, and log_sum; on the way back dq, dk and dv of slope, the gradient of out.
+  void (*causal_attention)(const CausalHeads& heads, float* memory);
+  void (*causal_attention_backward)(const CausalHeads& heads, float* memory);
 };
 
 // Every table that was compiled in, best first; null-terminated.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "checks.h"
 #include "gemm.h"
 #include "row_groups.h"
 
@@ -141,8 +142,25 @@ Tensor linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, Optional no
   return result;
 }
 
+Tensor cross_entropy_gradient(Tensor logits, Tensor targets, double scale) {
+  const Kernels& k = kernels();
+  STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2 && logits.is_contiguous(),
+                  "logits: a contiguous CPU matrix [rows, vocabulary] is expected");
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  const int64_t* target = check_places("targets", targets, {rows}, vocab);
+  const Mut values = {logits.mutable_data_ptr(), dtype_of(logits, "logits"), vocab};
+  Tensor result = new_tensor(logits, {rows}, ScalarType::Float);
+  auto* loss = static_cast<float*>(result.mutable_data_ptr());
+  parallel(rows, rows * vocab * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m)
+      loss[m] = k.cross_entropy_gradient(values.row(m), values.type, vocab, target[m], float(scale));
+  });
+  return result;
+}
+
 }  // namespace pyprune::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(pyprune, CPU, m) {
   m.impl("linear_cross_entropy", TORCH_BOX(&pyprune::cpu::linear_cross_entropy));
+  m.impl("cross_entropy_gradient", TORCH_BOX(&pyprune::cpu::cross_entropy_gradient));
 }

@@ -55,6 +55,8 @@ struct Vec {
   static Vec power_of_two(Vec n) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
   }
+  // Lane i where bit i is set, else 0.
+  Vec kept(uint32_t bits) const { return {_mm512_maskz_mov_ps(__mmask16(bits), v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float maximum() const { return _mm512_reduce_max_ps(v); }
 
@@ -142,6 +144,11 @@ struct Vec {
   static Vec power_of_two(Vec n) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23))};
   }
+  Vec kept(uint32_t bits) const {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
+    return {_mm256_and_ps(v, _mm256_castsi256_ps(set))};
+  }
   float sum() const { float s[4]; sum4(*this, *this, *this, *this, s); return s[0]; }
   float maximum() const {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -216,6 +223,10 @@ struct Vec {
     Vec a;
     std::memcpy(&a.v, &exponent, sizeof(a.v));
     return a;
+  }
+  Vec kept(uint32_t bits) const {
+    const Ints lane = {1, 2, 4, 8, 16, 32, 64, 128};
+    return {((Ints{} + int32_t(bits)) & lane) != 0 ? v : Floats{}};
   }
   float sum() const { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
   float maximum() const {

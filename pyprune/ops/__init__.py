@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from pyprune.ops import gpu, native, reference, registration
@@ -15,8 +18,13 @@ for _name in OPERATORS:
     globals()[_name] = getattr(torch.ops.pyprune, _name).default
 
 
+def operator_for(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """The operator of this name; for float64, in which no kernel computes, its reference implementation."""
+    return getattr(reference if dtype == torch.float64 else torch.ops.pyprune, name)  # type: ignore[no-any-return]
+
+
 def __getattr__(name: str) -> torch._ops.OpOverload:  # for type checkers: the operators were set above
     raise AttributeError(f"pyprune.ops has no {name}; the operators are {', '.join(OPERATORS)}")
 
 
-__all__ = ["gpu", "native", "pad_stride", "reference", "registration", *OPERATORS]
+__all__ = ["gpu", "native", "operator_for", "pad_stride", "reference", "registration", *OPERATORS]

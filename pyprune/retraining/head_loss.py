@@ -14,16 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from pyprune.retraining.products import times, times_transposed
 
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Of float32 logits in memory at a time, by the kind of device."""
 
 TileLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""The logits `[R, V]` of a range of the rows, which it may use up -> the sum of their losses, a scalar in float64, and
-its gradient in the logits."""
+"""The logits `[R, V]` of a range of the rows, which it may use up, in the product's dtype or wider -> the sum of their
+losses, a scalar in float64, and its gradient in the logits."""
 
 
 def mean_head_loss(
@@ -55,13 +56,13 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(hidden), tile_rows):
                 part = slice(start, min(start + tile_rows, len(hidden)))
                 h = hidden[part].to(product)
-                loss, slope = tile_loss(F.linear(h, head, head_bias).to(wide), part)
+                loss, slope = tile_loss(times_transposed(h, head, head_bias), part)
                 total += loss
                 if bias_slopes is not None:
-                    bias_slopes += slope.sum(0)
+                    bias_slopes += slope.sum(0, dtype=wide)
                 slope = slope.to(product)
                 if slopes is not None:
-                    slopes[part] = slope @ head
+                    slopes[part] = times(slope, head)
                 if weight_slopes is not None:
                     weight_slopes += slope.T @ h
         ctx.save_for_backward(slopes, weight_slopes, bias_slopes)

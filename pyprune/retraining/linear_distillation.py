@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyprune.ops.formulas import wide
 from pyprune.retraining.divergence import divergence
 from pyprune.retraining.head_loss import mean_head_loss
 
@@ -48,6 +49,7 @@ def linear_distillation(
         return hidden.sum() * 0.0
 
     def tile_loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        logits = logits.to(wide(logits.dtype))
         losses, slope = _tile(logits, teacher_logits(part).to(logits.dtype), targets[part], mixture)
         return losses.double().sum(), slope
 

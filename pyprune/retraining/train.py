@@ -26,6 +26,7 @@ from pyprune.retraining.adapters import (
     save_adapters,
     trainable,
 )
+from pyprune.retraining.attention import fuse_attention
 from pyprune.retraining.clean_texts import DRAWN, Drawn, cleaned, require_clean
 from pyprune.retraining.curve import Point, csv_text
 from pyprune.retraining.instructions import instruction_samples
@@ -33,6 +34,7 @@ from pyprune.retraining.journal_path import journal_path
 from pyprune.retraining.lora_linear import fuse_adapters
 from pyprune.retraining.objectives import NextToken, Objective
 from pyprune.retraining.objectives.distillation import Distillation, distillation_options
+from pyprune.retraining.objectives.objective import transformers_model
 from pyprune.retraining.other_families import pad_token
 from pyprune.retraining.samples import Sample
 from pyprune.retraining.settings import Settings
@@ -180,6 +182,7 @@ def retrain_with_report(
         network = trainable(decoder, settings)
     if not settings.full:
         fuse_adapters(network, ADAPTER)
+    fuse_attention(transformers_model(network))
     if isinstance(decoder, Decoder):
         next_token, pad = NextToken(), decoder.pad_token_id()
     else:

@@ -78,3 +78,35 @@ def test_logits_of_minus_infinity_weigh_nothing(isa: str, rows: int, vocab: int,
     result, shown = ops.linear_cross_entropy(x, w, target, None, 0.0, bias), exact.isfinite()
     torch.testing.assert_close(result[~shown].double(), exact[~shown], rtol=0, atol=0, equal_nan=True)
     assert_no_worse_than_torch(result[shown], plain[shown], exact[shown], tiny=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, -0.7])
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 37), (5, 64), (2, 2501)])
+def test_the_gradient_takes_the_place_of_logits(isa: str, rows: int, vocab: int, dtype: torch.dtype, scale: float):
+    torch.manual_seed(seeds.seed())
+    logits, target = random(rows, vocab, dtype=dtype, scale=4), torch.randint(0, vocab, (rows,))
+    results = []
+    for function, values in ((ops, logits.clone()), (D, logits.clone()), (D, logits.double())):
+        results.append((function.cross_entropy_gradient(values, target, scale), values))
+    (losses, slopes), *others = results
+    assert (losses.dtype, slopes.dtype) == (torch.float32, dtype)
+    assert_no_worse_than_torch(losses, *(loss for loss, _ in others), tiny=2e-6)
+    assert_no_worse_than_torch(slopes, *(slope for _, slope in others), dtype=dtype, tiny=2e-6)
+
+
+def test_gradients_of_logits_at_the_edges(isa: str):
+    inf, nan = float("inf"), float("nan")
+    logits = torch.tensor([[3e4, -3e4, 0.0], [-inf, 1.0, 2.0], [nan, 0.0, 1.0], [-inf, -inf, -inf]]).repeat(1, 40)
+    target = torch.tensor([1, 0, 2, 1])
+    plain, ours = logits.clone(), logits.clone()
+    expected, losses = D.cross_entropy_gradient(plain, target), ops.cross_entropy_gradient(ours, target)
+    torch.testing.assert_close(losses, expected, equal_nan=True)
+    torch.testing.assert_close(ours, plain, equal_nan=True)
+
+
+@pytest.mark.parametrize("by", [ops, D], ids=["kernel", "reference"])
+def test_a_target_outside_the_logits_is_refused(by):
+    for bad in (-1, 5, -100):
+        with pytest.raises(RuntimeError, match=rf"targets: {bad} is outside \[0, 5\)"):
+            by.cross_entropy_gradient(random(2, 5), torch.tensor([0, bad]))

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import pyprune
+from pyprune.ops.dropout import kept
 from pyprune.retraining.adapters import ADAPTER, trainable
-from pyprune.retraining.lora_linear import fuse_adapters, kept_mask, lora_linear
+from pyprune.retraining.lora_linear import drawn_seed, fuse_adapters, lora_linear
 from pyprune.retraining.settings import Settings
 from tests import seeds
 from tests.judge import assert_model_no_worse, assert_no_worse_than_torch, in_float64, with_exact_norms
@@ -25,13 +26,13 @@ def inputs(dtype, rows=9, width=14, out=10, rank=3):
 
 
 def by_formula(x, weight, bias, a, b, scale, p, seed):
-    keep = (kept_mask(seed, x.numel(), p, x).view(x.shape) != 0).to(x.dtype) if p else torch.ones_like(x)
+    keep = kept(seed, *x.shape, p).to(x.dtype)
     return F.linear(x, weight, bias) + F.linear(F.linear(x * keep / (1 - p), a), b) * scale
 
 
 def seed_of_next():
     state = torch.get_rng_state()
-    seed = int(torch.randint(1 << 62, ()))
+    seed = drawn_seed()
     torch.set_rng_state(state)
     return seed
 
@@ -62,7 +63,7 @@ def test_it_is_no_worse_than_pytorch(dtype, p):
     seed = seed_of_next()
     result = lora_linear(*ours, 2.0, p)
     theirs, truth = by_formula(*plain, 2.0, p, seed), None
-    keep = (kept_mask(seed, plain[0].numel(), p, plain[0]).view(plain[0].shape) != 0).double() if p else 1.0
+    keep = kept(seed, *plain[0].shape, p).double()
     x, weight, bias, a, b = exact
     truth = F.linear(x, weight, bias) + F.linear(F.linear(x * keep / (1 - p), a), b) * 2.0
     assert_no_worse_than_torch(result, theirs, truth, dtype=dtype)
@@ -70,16 +71,6 @@ def test_it_is_no_worse_than_pytorch(dtype, p):
         y.square().sum().backward()
     for place in (0, 3, 4):
         assert_no_worse_than_torch(ours[place].grad, plain[place].grad, exact[place].grad, dtype=dtype)
-
-
-@pytest.mark.parametrize("p", [0.05, 0.5])
-def test_the_masks_have_their_probability(p):
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        like = torch.zeros(1, dtype=dtype)
-        mask = kept_mask(seeds.seed(3), 200_001, p, like)
-        assert set(mask.unique().tolist()) == {0, -1}
-        share = float((mask == 0).double().mean())
-        assert abs(share - p) < 5 * (p * (1 - p) / 200_001) ** 0.5 + 1 / 32768
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
@@ -119,5 +110,5 @@ class SameMask(torch.nn.Module):
         self.p = p
 
     def forward(self, x):
-        keep = kept_mask(int(torch.randint(1 << 62, ())), x.numel(), self.p, x).view(x.shape) != 0
+        keep = kept(drawn_seed(), x.shape[:-1].numel(), x.shape[-1], self.p).view(x.shape)
         return x * keep / (1 - self.p)
