@@ -20,7 +20,8 @@ for _name in OPERATORS:
 
 def operator_for(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     """The operator of this name; for float64, in which no kernel computes, its reference implementation."""
-    return getattr(reference if dtype == torch.float64 else torch.ops.pyprune, name)  # type: ignore[no-any-return]
+    operator: Callable[..., Any] = getattr(reference if dtype == torch.float64 else torch.ops.pyprune, name)
+    return operator
 
 
 def __getattr__(name: str) -> torch._ops.OpOverload:  # for type checkers: the operators were set above
