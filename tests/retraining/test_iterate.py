@@ -202,10 +202,10 @@ def test_a_journal_of_other_work_is_refused(model, tmp_path, changes, word):
     failing.__qualname__ = "shaken"
     with pytest.raises(Ended):
         run(model, train=failing, out=tmp_path / "out", resume=True)
-    with pytest.raises(InputError, match=f"out.journal: of {word}"):
+    with pytest.raises(InputError, match=f"out.journal: holds a run with {word}"):
         run(model, out=tmp_path / "out", resume=True, **changes)
     other = model.map(lambda t: t * 1.5)
-    with pytest.raises(InputError, match="of weights"):
+    with pytest.raises(InputError, match="holds a run with weights"):
         run(other, out=tmp_path / "out", resume=True)
 
 
@@ -233,7 +233,7 @@ def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
         ("ratio 0.01: nearest to removing no unit", {"count": None, "ratio": 0.01}),
         ("train_from 3: 0 to 2", {"train": None, "text": "a", "train_from": 3}),
         ("top_k 97: 1 to 96", {"train": None, "text": "a", "distill": True, "distill_top_k": 97}),
-        ("a window of 400", {"train": None, "text": ids(3), "cutoff": 400}),
+        ("window of 400", {"train": None, "text": ids(3), "cutoff": 400}),
     ):
         with pytest.raises(InputError, match=words):
             run(model, **options)
