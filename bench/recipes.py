@@ -1,4 +1,6 @@
-"""The paper's recipes on SmolLM2, one after the other: `python -m bench.recipes --wikitext FILE [NAME ...]`.
+"""The README's recipe and the paper's on SmolLM2, one after the other.
+
+    python -m bench.recipes --wikitext FILE [NAME ...]
 
 Each has a process and a folder of its own under bench/results/recipes; one that is there already is passed over. They
 share a store of finished work, so that a model which several of them need is made once, and an interrupted run goes on.
@@ -20,6 +22,9 @@ ORDER = (
 )  # fmt: skip
 """The quick ones first, then those whose models others need, the longest last."""
 
+OWN = {"repair-and-retrain": "examples/repair_and_retrain.toml"}
+"""Recipes that are not the paper's: name -> file, seen from the repository's folder."""
+
 MODEL = "smollm2-135m"
 RESULTS = Path(__file__).parent / "results" / "recipes"
 
@@ -31,12 +36,13 @@ def main() -> None:
     parser.add_argument("--store", default="recipes.store", metavar="DIR", help="default: recipes.store")
     parser.add_argument("--budget", default=BUDGETS[0], choices=BUDGETS)
     options = parser.parse_args()
-    for name in options.names or ORDER:
+    for name in options.names or (*OWN, *ORDER):
         out = RESULTS / name
         if out.exists():
             print(f"{name}: is there already")
             continue
-        words = ["recipe", name, MODEL, "--budget", options.budget, "--text", f"wikitext2={options.wikitext}"]
+        words = ["recipe", OWN.get(name, name), MODEL, "--budget", options.budget]
+        words += ["--text", f"wikitext2={options.wikitext}"]
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "pyprune", *words, "--store", options.store, "--out", str(out)], check=False

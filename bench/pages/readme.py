@@ -9,7 +9,7 @@ from bench.pages import tables
 from bench.pages.status import short_matrix
 
 PARTS: dict[str, Callable[[], str]] = {
-    "depth and width": tables.depth_and_width,
+    "depth and width": tables.repaired_and_retrained,
     "decoding": tables.decoding,
     "support": short_matrix,
 }

@@ -13,8 +13,9 @@ from bench.pages.prose import ROOT
 RESULTS = ROOT / "bench" / "results"
 
 COMPARISON = "compare-smollm2-quick-2core-zen4.json"
-"""What the README's plot and its table of depth and width show. Checkpoint rows named "ROW repaired" and "ROW
-retrained" (`pyprune compare --with "depth 20% repaired=DIR"`) fill columns of their own."""
+"""What the README's plot shows."""
+REPAIRED = "recipes/repair-and-retrain/results.json"
+"""What the README's table of depth and width shows: `python -m bench.recipes --wikitext FILE repair-and-retrain`."""
 COMPARISON_BY_TASKS = "compare-smollm2-tasks-2core-zen4.json"
 """The paper's seven tasks on the rows of a comparison."""
 DECODING = "decode-peers-smollm2-bf16-2core-zen4.json"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
-from bench.pages.results import COMPARISON, DECODING, cases, ratio, read, table
+from bench.pages.results import COMPARISON, DECODING, REPAIRED, cases, ratio, read, table
 from pyprune.study.measure import speedup
 
 HF_EAGER, HF_COMPILED, LLAMA = "HF eager", "HF compiled", "llama.cpp"
@@ -32,14 +32,39 @@ def depth_and_width(name: str = COMPARISON, batch: int | None = None) -> str:
                 row,
                 f"{line['bytes_per_token'] / 1e6:.0f}",
                 perplexity(quality[row]),
-                perplexity(quality.get(f"{row} repaired")),
-                perplexity(quality.get(f"{row} retrained")),
                 f"{line['tokens_per_s']:.0f}",
                 "1x" if line["method"] == "original" else ratio(speed),
             ]
         )
-    header = ["SmolLM2-135M", "MB/token", "PPL", "PPL, repaired", "PPL, retrained", "tokens/s", "speed-up"]
-    return table(header, rows)
+    return table(["SmolLM2-135M", "MB/token", "PPL", "tokens/s", "speed-up"], rows)
+
+
+def repaired_and_retrained(name: str = REPAIRED) -> str:
+    """Depth against width at the same size, for the README: perplexity as pruned, repaired and retrained, and one ratio
+    of speed, from examples/repair_and_retrain.toml. The text is the plot's: BoolQ passages."""
+    by_name = {row["name"]: row for row in read(name)["rows"]}
+
+    def quality(row: str) -> str:
+        return perplexity(by_name[row]["values"]["ppl:boolq"]) if row in by_name else ""
+
+    rows = []
+    for row, result in by_name.items():
+        if row.endswith(("repaired", "retrained", "without repair")):
+            continue
+        values, low_high = result["values"], result["intervals"].get("speedup") or (None, None)
+        speed = {"median": values["speedup"], "low": low_high[0], "high": low_high[1]}
+        rows.append(
+            [
+                row,
+                f"{values['bytes_per_token'] / 1e6:.0f}",
+                quality(row),
+                quality(f"{row} repaired"),
+                quality(f"{row} retrained"),
+                f"{values['tokens_per_s']:.0f}",
+                "1x" if result["removed"] is None else ratio(speed),
+            ]
+        )
+    return table(["SmolLM2-135M", "MB/token", "PPL", "repaired", "retrained", "tokens/s", "speed-up"], rows)
 
 
 def accuracies(name: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pyprune.study.recipes.recipe import read_recipe
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "depth_against_width.ipynb"
 OUTPUTS = {
@@ -91,3 +93,12 @@ def test_the_notebook_executes_in_a_kernel():
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_the_recipe_measures_each_method_pruned_repaired_and_retrained():
+    rows = read_recipe(str(EXAMPLES / "repair_and_retrain.toml")).models
+    methods = {row.prune.method for row in rows if row.prune is not None}
+    stages = {(row.prune.method, row.repair is not None, row.retrain) for row in rows if row.prune is not None}
+    assert {(method, *stage) for method in methods for stage in ((False, False), (True, False), (True, True))} <= stages
+    assert rows[0].prune is None
+    assert methods == {"depth", "wanda-sp", "flap", "llm-pruner"}

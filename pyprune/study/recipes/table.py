@@ -65,7 +65,7 @@ def scaled(number: Any, value: Value) -> Any:
 def _name(row: dict[str, Any]) -> str:
     return (
         row["name"]
-        + ("" if row["repaired"] is None else f", repaired by {row['repaired']}")
+        + ("" if row["repaired"] is None or "repaired" in row["name"] else f", repaired by {row['repaired']}")
         + (", retrained" if row["retrained"] and "retrained" not in row["name"] else "")
     )
 
