@@ -22,7 +22,7 @@ from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import FIGURES, read_recipe
-from pyprune.study.recipes.run import recipe
+from pyprune.study.recipes.run import RecipeResult, recipe
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import read_part, read_texts
 from pyprune.study.redraw import redraw
@@ -470,3 +470,12 @@ def test_equal_prunings_of_different_names_are_one_model(small, tmp_path):
     same = replace(blocks, name="other", prune=replace(blocks.prune, amount="1"))
     assert made.content(blocks) == made.content(same)
     assert made.content(blocks) != made.content(chosen.models[0])
+
+
+def test_a_recipe_without_anything_of_the_paper_has_no_heading_for_it(tmp_path):
+    committed = Path(__file__).parents[2] / "bench" / "results" / "recipes" / "repair-and-retrain" / "results.json"
+    RecipeResult(json.loads(committed.read_text("utf-8"))).save(tmp_path / "again")
+    table = (tmp_path / "again" / "table.md").read_text("utf-8")
+    assert "Against the paper" not in table
+    assert table.count("\n| ") == 15  # header, rule and 13 models
+    assert table == committed.with_name("table.md").read_text("utf-8")

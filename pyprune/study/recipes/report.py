@@ -56,8 +56,8 @@ def introduction(results: dict[str, Any]) -> str:
 
 def _markdown(results: dict[str, Any]) -> str:
     parts = [f"# {results['recipe']['title']}", introduction(results), markdown(cells(results))]
-    parts += ["## Against the paper", "\n".join(f"- {sentence}" for sentence in agreement(results))]
-    notes = incomparable(results)
+    sentences, notes = agreement(results), incomparable(results)
+    parts += ["## Against the paper", "\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
     parts += ["## What does not compare", "\n".join(f"- {sentence}" for sentence in notes)] if notes else []
     return "\n\n".join(parts) + "\n"
 
