@@ -21,7 +21,7 @@ from pyprune.errors import InputError
 from pyprune.files import remove_parts, require_free_file, whole_file
 from pyprune.retraining.curve import Point
 
-FORMAT = "pyprune-training-state/1"
+FORMAT = "pyprune-training-state/2"  # states of format 1 go on with other dropout masks
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -73,7 +73,7 @@ class StateFile:
 
     def _check(self, metadata: dict[str, str]) -> None:
         if metadata.get("format") != FORMAT:
-            raise InputError(f"{self.path}: not a {FORMAT}; another file name is expected")
+            raise InputError(f"{self.path}: holds no {FORMAT}; delete it to begin again, or name another file")
         subject = json.loads(metadata["subject"])
         for name, value in self.subject.items():
             if subject.get(name) != value:
