@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG_CELL = 25
 README = ROOT / "README.md"
 README_WORDS, README_NUMBERS = 900, 4.0
-DOCS_WORDS, DOCS_NUMBERS = 8500, 3.0
+DOCS_WORDS, DOCS_NUMBERS = 8490, 3.0
 """The promise is 9,000 words in docs/. Other ways to count give up to 6 % more, hence the margin."""
 
 WITH_NUMBERS = ("docs/benchmarks.md",)
