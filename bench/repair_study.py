@@ -67,15 +67,22 @@ def cells(part: str) -> list[dict[str, Any]]:
         "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
         "tuning": [
-            *(cell(method="refit-all-o+tail", options=o) for o in ({"tail_blocks": 2}, {"tail_blocks": 8})),
-            *(cell(method="refit-all-o+tail", options={"rate": rate}) for rate in (1e-4, 1e-3)),
-            cell(method="refit-all-o+tail", windows=512),
-            *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
-            cell(method="refit-all-o+blockwise", options={"steps": 50}),
-            cell(method="refit-all-o+blockwise", windows=512),
+            *(
+                cell(method="refit-all-o+tail", windows=512, options=o)
+                for o in ({}, {"tail_blocks": 8}, {"tail_blocks": 12}, {"tail_blocks": 8, "rate": 1e-3})
+            ),
+            *(cell(method="refit-all-o+blockwise", windows=512, options=o) for o in ({}, {"rate": 1e-3})),
+            *(cell(method="refit-all-o+tail", windows=n, options={"tail_blocks": 8}) for n in (128, 1500)),
+            cell(method="refit-all-o+tail", windows=512, options={"tail_blocks": 8, "steps": 400}),
         ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
     }[part]
+
+
+def takes(method: str, option: str) -> bool:
+    """Whether the option changes what the method does."""
+    owners = {"steps": ("blockwise", "tail"), "rate": ("blockwise", "tail"), "tail_blocks": ("tail",)}
+    return method in owners[option] if option in owners else method not in ("blockwise", "tail")
 
 
 class Study:
@@ -94,6 +101,7 @@ class Study:
         self._streams: dict[str, Any] = {}
         self._prunings: dict[tuple[str, float, int], pyprune.Pruning] = {}
         self._losses: dict[Any, dict[str, float]] = {}
+        self._stages: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
     def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
         """`count` calibration windows, of both texts by turns."""
@@ -120,6 +128,27 @@ class Study:
                 self._prunings[key] = pyprune.width(self.decoder, method=way, ratio=ratio, calibration=ids)
         return self._prunings[key]
 
+    def repaired(self, cell: dict[str, Any], pruned: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """The pruned model repaired by the cell's methods in order, and of each what it says and its seconds.
+
+        What comes before the last method is repaired once for all cells of a run that begin alike.
+        """
+        chain = cell["method"].split("+")
+        options = {name: value for name, value in cell["options"].items() if takes(chain[-1], name)}
+        decoder, stages = pruned, []
+        if len(chain) > 1:
+            before = {name: value for name, value in cell["options"].items() if any(takes(m, name) for m in chain[:-1])}
+            shared = {**cell, "method": "+".join(chain[:-1]), "options": before}
+            key = json.dumps(shared, sort_keys=True)
+            if key not in self._stages:
+                self._stages[key] = self.repaired(shared, pruned)
+            decoder, stages = self._stages[key]
+        ids = self.windows(cell["text"], cell["windows"], cell["seed"])
+        began = time.perf_counter()
+        report = repair_with_report(self.decoder, decoder, ids, chain[-1], **options)
+        seconds = time.perf_counter() - began
+        return report.decoder, [*stages, {**report.to_dict(), "seconds": seconds}]
+
     def log_perplexities(self, decoder: Any) -> dict[str, float]:
         return {name: math.log(pyprune.perplexity(decoder, ids)) for name, ids in self.held_out.items()}
 
@@ -130,8 +159,7 @@ class Study:
         if cell["method"] != "original":
             decoder = pyprune.apply(decoder, self.pruning(cell["prune"], cell["ratio"], cell["seed"]))
         if cell["method"] not in ("original", "none"):
-            ids = self.windows(cell["text"], cell["windows"], cell["seed"])
-            decoder = pyprune.repair(self.decoder, decoder, ids, cell["method"], **cell["options"])
+            decoder, _ = self.repaired(cell, decoder)
         tasks = pyprune.evaluate(decoder, tasks="paper", limit=cell["documents"]).tasks
         return {"tasks": tasks, "seconds": time.perf_counter() - began}
 
@@ -146,11 +174,8 @@ class Study:
                 self._losses[key] = self.log_perplexities(model)
         original = self._losses["original"]
         lost = self._losses[cell["prune"], cell["ratio"], cell["seed"]]
-        ids = self.windows(cell["text"], cell["windows"], cell["seed"])
-        began = time.perf_counter()
-        report = repair_with_report(self.decoder, pruned, ids, cell["method"], **cell["options"])
-        seconds = time.perf_counter() - began
-        reached = self.log_perplexities(report.decoder)
+        repaired, stages = self.repaired(cell, pruned)
+        reached = self.log_perplexities(repaired)
         return {
             "removed": pruning.to_dict() if cell["prune"] in ("one-shot", "greedy") else {"made_by": pruning.made_by},
             "perplexity": {
@@ -162,8 +187,8 @@ class Study:
                 }
                 for name in reached
             },
-            "calibration": report.to_dict(),
-            "seconds": seconds,
+            "stages": stages,
+            "seconds": sum(stage["seconds"] for stage in stages),
         }
 
 

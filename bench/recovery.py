@@ -1,0 +1,155 @@
+"""What an hour of LoRA wins back on SmolLM2: `python -m bench.recovery --wikitext FILE [--parts NAME,...]`.
+
+A fifth of the parameters goes, by the blocks' PPL. The model is then trained on LAMBADA's passages for `--minutes`: as
+it is ("plain"), after the repair ("repaired"), or after the repair and with the original as teacher ("distilled"). The
+number of steps comes from the speed of the first few. Held out is WikiText-2's test split, which neither the repair nor
+the training sees, and the BoolQ passages that no repair is fitted on. The JSON file has each curve, the perplexities of
+original, pruned, repaired and trained model, and the share of the lost log-perplexity that came back.
+
+A finished part is in the file at once; an interrupted one goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyprune
+from bench.repair_study import Study
+from pyprune.files import write_json
+from pyprune.recovery import repair_with_report
+from pyprune.retraining import retrain_with_report
+from pyprune.study.machine import describe
+
+FORMAT = "pyprune recovery 1"
+RATIO, WINDOWS = 0.2, 512
+"""The share of the parameters that goes, and the windows that the repair is fitted on."""
+
+PARTS = {
+    "plain": "LoRA on the pruned model",
+    "repaired": "LoRA after the repair",
+    "distilled": "LoRA after the repair, with the original as teacher",
+}
+PROBE = 6
+"""Steps that the speed is taken from; the first one is left out."""
+
+RESERVE = 0.92
+"""The share of the minutes that is planned for: the held-out losses take some, and the machine's speed varies."""
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of every training: the paper's rank and targets, a smaller batch and a higher rate for few steps."""
+    return {
+        "precision": "bf16", "batch": options.batch, "micro_batch": 4, "cutoff": options.cutoff,
+        "learning_rate": options.learning_rate, "warmup_steps": 50, "held_out": 32, "seed": 0,
+    }  # fmt: skip
+
+
+class Recovery:
+    """The models, and the results so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.out = Path(options.out)
+        self.done: dict[str, Any] = {"format": FORMAT, "parts": {}, "plans": {}}
+        if self.out.exists():
+            self.done = json.loads(self.out.read_text())
+        self.study = Study(options.wikitext)
+        self.original = self.study.decoder
+        self.pruned = pyprune.apply(self.original, self.study.pruning("one-shot", RATIO, 0))
+        if "perplexity" not in self.done:
+            self.done["machine"] = describe()
+            self.done["removed"] = self.study.pruning("one-shot", RATIO, 0).to_dict()
+            self.done["perplexity"] = {
+                name: {text: math.exp(value) for text, value in self.study.log_perplexities(model).items()}
+                for name, model in (("original", self.original), ("pruned", self.pruned))
+            }
+            self.keep()
+
+    def keep(self) -> None:
+        write_json(self.out, self.done)
+
+    def repaired(self) -> Any:
+        """The pruned model after the repair, made once and kept in a folder."""
+        folder = self.out.with_suffix(".repaired")
+        if not folder.exists():
+            began = time.perf_counter()
+            ids = self.study.windows("both", WINDOWS, 0)
+            report = repair_with_report(self.original, self.pruned, ids, self.options.repair)
+            seconds = time.perf_counter() - began
+            report.decoder.save(folder)
+            self.done["repair"] = {"windows": WINDOWS, "seconds": seconds, **report.to_dict()}
+            self.done["perplexity"]["repaired"] = self.perplexities(report.decoder)
+            self.keep()
+        return pyprune.load(folder)
+
+    def perplexities(self, model: Any) -> dict[str, float]:
+        return {text: math.exp(value) for text, value in self.study.log_perplexities(model).items()}
+
+    def recovered(self, reached: dict[str, float]) -> dict[str, float]:
+        """Of each text the share of the lost log-perplexity that is back."""
+        of = self.done["perplexity"]
+        return {
+            text: math.log(of["pruned"][text] / value) / math.log(of["pruned"][text] / of["original"][text])
+            for text, value in reached.items()
+        }
+
+    def run(self, part: str) -> None:
+        """Train one part, from its state where it was interrupted."""
+        model = self.pruned if part == "plain" else self.repaired()
+        common: dict[str, Any] = {"text": "demo:lambada", **settings(self.options)}
+        if part == "distilled":
+            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": 0.5}
+        if part not in self.done["plans"]:
+            curve = retrain_with_report(model, **common | {"held_out": 0, "eval_text": None}, steps=PROBE).curve
+            seconds = (curve[-1].seconds - curve[1].seconds) / (PROBE - 1)
+            self.done["plans"][part] = {
+                "seconds_of_a_step": seconds, "steps": int(RESERVE * 60 * self.options.minutes / seconds)
+            }  # fmt: skip
+            self.keep()
+        steps = self.done["plans"][part]["steps"]
+        result = retrain_with_report(
+            model, **common, steps=steps, eval_steps=max(1, steps // 12), eval_text=self.options.wikitext,
+            resume=str(self.out.with_suffix(f".{part}.journal")),
+        )  # fmt: skip
+        reached = self.perplexities(result.decoder)
+        self.done["perplexity"][part] = reached
+        self.done["parts"][part] = {
+            "recovered": self.recovered(reached),
+            "training": result.to_dict(),
+            "curve": [point.to_dict() for point in result.curve],
+        }
+        self.keep()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas (default: all)")
+    parser.add_argument("--wikitext", required=True, help="WikiText-2's test split, a text file")
+    parser.add_argument("--minutes", type=float, default=60, help="of each training (default: 60)")
+    parser.add_argument("--repair", default="auto", help="the method of repair (default: auto)")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--cutoff", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--out", default="bench/results/recovery-smollm2.json", help="the JSON file")
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    for name in set(parts) - PARTS.keys():
+        parser.error(f"--parts {name}: {', '.join(PARTS)} are accepted")
+    recovery = Recovery(options)
+    for part in parts:
+        if part not in recovery.done["parts"]:
+            recovery.run(part)
+        entry = recovery.done["parts"][part]
+        shares = {text: f"{share:.1%}" for text, share in entry["recovered"].items()}
+        print(part, shares, f"{entry['training']['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
