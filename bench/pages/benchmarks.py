@@ -10,6 +10,7 @@ AMX = "instruction-sets-bf16-16core-amx.json"
 ATTENTION = "attention-many-tokens-2core-zen4.json"
 AVX2 = "decode-peers-smollm2-bf16-avx2-only-2core-zen4.json"
 CANDIDATES = "scoring-candidates-smollm2-fp32-2core-zen4.json"
+CANDIDATES_AVX2 = "scoring-candidates-smollm2-fp32-avx2-only-2core-zen4.json"
 COMPRESSED = "compressed-weights-bf16-2core-zen4.json"
 FP16, FP32 = "decode-peers-smollm2-fp16-2core-zen4.json", "decode-peers-smollm2-fp32-2core-zen4.json"
 GPU = ("gpu-check-h100-2-decode-scoring.json", "gpu-check-h100-3-layouts-chosen.json")
@@ -23,6 +24,7 @@ READ_LIMITS = tuple(
 SCORING = "scoring-smollm2-fp32-2core-zen4.json"
 SCORING_ANY = "scoring-any-decoder-fp32-2core-zen4.json"
 SCORING_BF16 = "scoring-gemms-smollm2-bf16-2core-zen4.json"
+SCORINGS = (SCORING, SCORING_BF16, CANDIDATES, CANDIDATES_AVX2, SCORING_ANY)
 SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
 WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
 TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
@@ -121,7 +123,7 @@ Attention alone, SmolLM2's heads ({link(ATTENTION)}):
 
 ## Scoring
 
-Against a loop of one forward pass per candidate ({link(SCORING, SCORING_BF16, CANDIDATES, SCORING_ANY)}):
+Against a loop of one forward pass per candidate ({link(*SCORINGS)}):
 
 ```bash
 python -m pytest bench/test_scoring.py --benchmark-enable
@@ -136,6 +138,7 @@ python -m pytest bench/test_any_decoder.py --benchmark-enable
             ("SmolLM2, greedy removal of 8 blocks, 2 x 128 tokens, float32", SCORING, "test_greedy_removal"),
             ("SmolLM2, 30 blocks, 4 x 128 tokens, bf16", SCORING_BF16, "test_scores"),
             ("SmolLM2, 360 alternatives of sublayers, 10 x 128 tokens, float32", CANDIDATES, "test_a_library"),
+            ("the same, both sides with AVX2 only", CANDIDATES_AVX2, "test_a_library"),
             ("a model like Gemma 3, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[gemma3"),
             ("a mixture of experts, float32", SCORING_ANY, "test_block_scores_against_the_naive_batched_loop[moe"),
         )
