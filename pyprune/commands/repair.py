@@ -63,6 +63,12 @@ def add_options(commands: Any) -> None:
         metavar="X",
         help="time limit of --method auto, which skips what would exceed it and makes fewer steps (default: none)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="matrix products of the gradient steps; weights stay in float32 meanwhile (default: bf16 for a 16-bit "
+        "model on a processor that multiplies bfloat16, else fp32)",
+    )
     add_text(parser, samples=128)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
@@ -93,6 +99,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--steps {options.steps}: belongs to --method auto, blockwise and tail")
     if options.minutes is not None and options.method != "auto":
         raise InputError(f"--minutes {options.minutes:g}: belongs to --method auto")
+    if options.precision is not None and not makes_steps:
+        raise InputError(f"--precision {options.precision}: belongs to --method auto, blockwise and tail")
     require_samples(options.samples, chain_of(options.method), options.ridge)
     require_texts(options)
     init_distributed()
@@ -112,6 +120,7 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             memory=options.memory,
             minutes=options.minutes,
+            precision=options.precision,
             progress=partial(bar, f"repairing, {options.method}"),
             **settings,
         )

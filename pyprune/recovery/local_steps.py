@@ -7,16 +7,20 @@ they were.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyprune.models.decoder import Block
+from pyprune.models.decoder import Block, Decoder
+from pyprune.ops import native
 from pyprune.regression.held_out import is_held_out
 
 WARM_UP = 10
+PRECISIONS = ("fp32", "bf16")
 
 Loss = Callable[[Sequence[Block], Sequence[int], "int | None"], Tensor]
 """The mean loss of blocks on some samples, by their numbers, in a step (None: of held-out samples)."""
@@ -24,12 +28,14 @@ Loss = Callable[[Sequence[Block], Sequence[int], "int | None"], Tensor]
 
 @dataclass(frozen=True)
 class Steps:
-    """count: steps; rate: Adam's highest; tokens: about how many a step sees; seed: of the order of samples."""
+    """count: steps; rate: Adam's highest; tokens: about how many a step sees; seed: of the order of samples; precision:
+    of the matrix products, "fp32" or "bf16". Weights and Adam's moments are never in 16 bits."""
 
     count: int
     rate: float
     tokens: int = 1024
     seed: int = 0
+    precision: str = "fp32"
 
     def batch(self, seq_len: int) -> int:
         """Samples of `seq_len` tokens that a step sees."""
@@ -38,6 +44,12 @@ class Steps:
     def rate_at(self, step: int) -> float:
         """The rate of step 0 .. count - 1."""
         return self.rate * min(1.0, (step + 1) / WARM_UP) * (1 - step / self.count)
+
+    def products(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Around a forward pass: its matrix products, and those of the gradients, in `precision`."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
 
     def samples(self, fitting: Sequence[int], batch: int) -> list[list[int]]:
         """The samples of each step: a new order of `fitting` whenever it has been gone through."""
@@ -81,6 +93,7 @@ def fit_blocks(
     fitting = [sample for sample in range(samples) if not is_held_out(sample)]
     held_out = [sample for sample in range(samples) if is_held_out(sample)]
     batch = steps.batch(tokens)
+    device = next(tensor for _, tensor in blocks[0].tensors()).device
     weights: list[Tensor] = []
     dtypes: dict[int, torch.dtype] = {}
 
@@ -91,7 +104,7 @@ def fit_blocks(
 
     def held_out_loss(of: Sequence[Block]) -> float:
         wide = [block.map(lambda tensor: tensor.to(dtype)) for block in of]
-        with torch.no_grad():
+        with torch.no_grad(), steps.products(device):
             parts = [held_out[start : start + batch] for start in range(0, len(held_out), batch)]
             return sum(float(loss(wide, part, None)) * len(part) for part in parts) / len(held_out)
 
@@ -105,14 +118,21 @@ def fit_blocks(
         for group in optimizer.param_groups:
             group["lr"] = steps.rate_at(step)
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss(wide, chosen[step], step).backward()
+        with torch.enable_grad(), steps.products(device):
+            error = loss(wide, chosen[step], step)
+        error.backward()
         optimizer.step()
         if keep is not None and (step + 1) % every == 0 and step + 1 < steps.count:
             keep(_moments(optimizer, weights, step + 1))
     fitted = [block.map(lambda tensor: tensor.detach().to(dtypes[id(tensor)])) for block in wide]
     after = held_out_loss(fitted)
     return (fitted, before, after) if after < before else (list(blocks), before, before)
+
+
+def default_precision(model: Decoder) -> str:
+    """bf16 for a model of 16 bits on a device that multiplies bfloat16 fast, else fp32."""
+    is_fast = model.device.type != "cpu" or native.multiplies_bfloat16()
+    return "bf16" if is_fast and model.dtype in (torch.bfloat16, torch.float16) else "fp32"
 
 
 def dtype_for_steps(states: Tensor) -> torch.dtype:

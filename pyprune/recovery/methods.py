@@ -9,6 +9,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.lineage import begins_at_block_0, only_narrowed
 from pyprune.recovery.linear import cosine_at_cut, linear_at_cut
+from pyprune.recovery.local_steps import PRECISIONS
 from pyprune.recovery.refit import refit_at_cut, refit_down, refit_outputs
 from pyprune.recovery.streams import Stage
 from pyprune.regression.held_out import HELD_OUT_EVERY
@@ -58,6 +59,7 @@ def check_options(
     steps: int | None = None,
     rate: float | None = None,
     tail_blocks: int = 1,
+    precision: str | None = None,
     minutes: float | None = None,
 ) -> None:
     """Raise InputError for options that cannot be had, before anything is loaded."""
@@ -72,6 +74,8 @@ def check_options(
     for name, value in (("steps", steps), ("tail_blocks", tail_blocks)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise InputError(f"repair: {name} {value!r}: a whole number from 1 is expected")
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"repair: precision {precision!r}: {', '.join(PRECISIONS)} are accepted")
     for name, amount in (("rate", rate), ("minutes", minutes)):
         if amount is not None and not 0 < amount < float("inf"):
             raise InputError(f"repair: {name} {amount!r}: a finite number above 0 is expected")

@@ -44,15 +44,22 @@ HEAD_ROWS = 128
 
 @dataclass(frozen=True)
 class Head:
-    """What turns the last state into logits: final norm, weight `[vocab, hidden]` and bias, of the steps' dtype."""
+    """What turns the last state into logits: final norm and bias of the steps' dtype, weight `[vocab, hidden]` of the
+    dtype that its products are made in."""
 
     norm: Tensor
     weight: Tensor
     bias: Tensor | None
     eps: float
 
-    def logits(self, states: Tensor) -> Tensor:
-        return F.linear(rms_norm(states, self.norm, self.eps), self.weight, self.bias)
+    def logits(self, normed: Tensor) -> Tensor:
+        """Of states `[rows, hidden]` behind the norm, in their dtype."""
+        product = F.linear(normed.to(self.weight.dtype), self.weight).to(normed.dtype)
+        return product if self.bias is None else product.add_(self.bias)
+
+    def slope(self, of_logits: Tensor) -> Tensor:
+        """The gradient in the states behind the norm, of that in the logits."""
+        return (of_logits.to(self.weight.dtype) @ self.weight).to(of_logits.dtype)
 
 
 def tail(
@@ -102,7 +109,8 @@ def tail(
     teacher, student = stream(original.blocks), stream(fixed)
     dtype = dtype_for_steps(student)
     bias = None if original.head.bias is None else original.head.bias.to(dtype)
-    head = Head(original.norm.to(dtype), original.head.weight.to(dtype), bias, original.eps)
+    of_products = torch.bfloat16 if steps.precision == "bf16" else dtype
+    head = Head(original.norm.to(dtype), original.head.weight.to(of_products), bias, original.eps)
 
     def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
         x, t = student[list(chosen)].to(dtype), teacher[list(chosen)].to(dtype)
@@ -156,15 +164,15 @@ class _Divergence(torch.autograd.Function):
         slope = torch.empty_like(student)
         for place in range(0, len(student), HEAD_ROWS):
             rows = slice(place, place + HEAD_ROWS)
-            wished = F.log_softmax(head.logits(teacher[rows]), -1)
+            wished = F.log_softmax(head.logits(rms_norm(teacher[rows], head.norm, head.eps)), -1)
             with torch.enable_grad():
                 states = student[rows].detach().requires_grad_()
                 normed = rms_norm(states, head.norm, head.eps)
-            reached = F.log_softmax(F.linear(normed.detach(), head.weight, head.bias), -1)
+            reached = F.log_softmax(head.logits(normed.detach()), -1)
             probability = wished.exp()
             total += (probability * (wished - reached)).sum(dtype=torch.float64)
             error = reached.exp_().sub_(probability).div_(len(student))
-            slope[rows] = torch.autograd.grad(normed, states, error @ head.weight)[0]
+            slope[rows] = torch.autograd.grad(normed, states, head.slope(error))[0]
         ctx.save_for_backward(slope)
         return (total / len(student)).to(student.dtype)
 

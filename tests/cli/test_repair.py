@@ -70,6 +70,10 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
         (("--ridge", "much"), "'much': a number of at least 0 or auto is expected"),
         (("--method", "tail+scale"), "'tail+scale': one of auto"),
         (("--steps", "3", "--method", "refit"), "--steps 3: belongs to --method auto, blockwise and tail"),
+        (
+            ("--precision", "bf16", "--method", "refit"),
+            "--precision bf16: belongs to --method auto, blockwise and tail",
+        ),
         (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
         (("--minutes", "0"), "'0': a number above 0 and at most 1,000,000 is expected"),
         (("--text", "missing.txt"), "missing.txt"),

@@ -10,8 +10,9 @@ import torch
 
 import pyprune
 from pyprune import Pruning
+from pyprune.ops import native
 from pyprune.recovery import repair_with_report
-from pyprune.recovery.local_steps import Steps
+from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.tail import Head, divergence
 from pyprune.recovery.time_left import TimeLeft
 from pyprune.runtime.sequence import embed, run_block
@@ -103,6 +104,27 @@ def test_sixteen_bit_weights_are_fitted_in_float32(ids):
     report = repair_with_report(original, CUT, ids, "blockwise+tail", steps=3)
     assert {tensor.dtype for _, tensor in report.decoder.tensors()} == {torch.bfloat16}
     assert all(fit["after"] <= fit["before"] for fit in report.fits)
+
+
+@pytest.mark.parametrize("method", ["blockwise", "tail"])
+def test_products_in_bfloat16_lower_the_same_loss(llama, ids, method):
+    # 8 bits of mantissa in each factor; the losses are sums over many of them.
+    options = {"steps": 20, "rate": 3e-3}
+    wide, narrow = (repair_with_report(llama, CUT, ids, method, precision=p, **options) for p in ("fp32", "bf16"))
+    for fit, of_wide in zip(narrow.fits, wide.fits, strict=True):
+        assert fit["blocks"] == of_wide["blocks"]
+        assert fit["after"] < fit["before"]
+    assert narrow.fits[0]["before"] == pytest.approx(wide.fits[0]["before"], rel=2**-4)
+    assert narrow.fits[0]["before"] != wide.fits[0]["before"]
+    assert {tensor.dtype for _, tensor in narrow.decoder.tensors()} == {torch.float32}
+
+
+def test_the_default_precision_is_bfloat16_where_that_is_fast(llama, monkeypatch):
+    for fast in (False, True):
+        monkeypatch.setattr(native, "multiplies_bfloat16", lambda fast=fast: fast)
+        assert default_precision(llama) == "fp32"
+        for dtype in (torch.bfloat16, torch.float16):
+            assert default_precision(llama.to(dtype)) == ("bf16" if fast else "fp32")
 
 
 def test_each_sample_is_seen_before_any_is_seen_again():

@@ -325,6 +325,7 @@ def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
         ({"method": "auto+tail"}, "auto.tail.*nothing after auto"),
         ({"method": "refit", "minutes": 1.0}, "minutes 1.0"),
         ({"method": "tail", "tail_blocks": 0}, "tail_blocks 0"),
+        ({"method": "tail", "precision": "fp16"}, "precision 'fp16': fp32, bf16 are accepted"),
     ],
 )
 def test_bad_options_are_named(llama, ids, settings, message):
