@@ -34,7 +34,7 @@ from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 
 TAIL_STEPS = Steps(count=200, rate=3e-4)
-TAIL_BLOCKS = 4
+TAIL_BLOCKS = 12
 POSITIONS = 256
 """At about so many positions a step compares the predictions."""
 
