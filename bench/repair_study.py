@@ -28,33 +28,37 @@ from pyprune.scoring.calibration.demonstrations import boolq, lambada
 from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
 
-SEQ_LEN, HELD_OUT_WINDOWS, DOCUMENTS = 128, 64, 100
+SEQ_LEN, WINDOWS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 64, 100
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
-CHAIN = "refit-all-o+blockwise+tail"
+CHAIN = "refit-all-o+tail"
 BEST = ("refit-all-o", CHAIN)
+BY_STEPS = ("blockwise", "tail")
+PRECISION = "bf16"
+"""Of the matrix products in gradient steps."""
+
 PARTS = {
-    "methods": "every closed form at 20 % depth, one-shot and greedy by PPL, 128 windows: about 2 min a cell",
-    "steps": "block-wise, tail, and both behind the best closed form, one-shot and greedy: 5 to 14 min a cell",
-    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the whole chain: 2 to 14 min a cell",
-    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 14 min a cell",
-    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and the whole chain: 2 to 14 min a cell",
-    "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 25 min a cell",
+    "methods": "every closed form at 20 % depth, one-shot and greedy by PPL: about 2 min a cell",
+    "steps": "gradient steps alone and behind the best closed form, one-shot and greedy: 4 to 10 min a cell",
+    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the best chain: 2 to 8 min a cell",
+    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 8 min a cell",
+    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and best chain: 2 to 8 min a cell",
+    "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 15 min a cell",
     "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 2 min a cell",
     "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
-    "tuning": "rates, steps and blocks of the gradient steps behind refit-all-o: 4 to 12 min a cell",
-    "tasks": "the seven tasks of the original, the pruned model and the whole chain: about 6 to 20 min a cell",
+    "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 4 to 15 min a cell",
+    "tasks": "the seven tasks of the original, the pruned model and the best chain: about 6 to 20 min a cell",
 }
 
 
 def cells(part: str) -> list[dict[str, Any]]:
     """The settings of a part's cells."""
-    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": 128, "text": "both", "options": {}}
+    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": WINDOWS, "text": "both", "options": {}}
 
     def cell(**changed: Any) -> dict[str, Any]:
         return {**base, **changed}
 
-    by_steps = ("blockwise", "tail", "refit-all-o+blockwise", "refit-all-o+tail", CHAIN)
+    by_steps = ("blockwise", "tail", "refit-all-o+blockwise", CHAIN, "refit-all-o+blockwise+tail")
     return {
         "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in CLOSED],
         "steps": [*(cell(method=m) for m in by_steps), cell(method=CHAIN, prune="greedy")],
@@ -67,13 +71,11 @@ def cells(part: str) -> list[dict[str, Any]]:
         "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
         "tuning": [
-            *(
-                cell(method="refit-all-o+tail", windows=512, options=o)
-                for o in ({}, {"tail_blocks": 8}, {"tail_blocks": 12}, {"tail_blocks": 8, "rate": 1e-3})
-            ),
-            *(cell(method="refit-all-o+blockwise", windows=512, options=o) for o in ({}, {"rate": 1e-3})),
-            *(cell(method="refit-all-o+tail", windows=n, options={"tail_blocks": 8}) for n in (128, 1500)),
-            cell(method="refit-all-o+tail", windows=512, options={"tail_blocks": 8, "steps": 400}),
+            *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8, 16)),
+            *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 5e-4)),
+            *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),
+            *(cell(method=CHAIN, windows=n) for n in (128, 512, 1500)),
+            *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
         ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
     }[part]
@@ -81,8 +83,8 @@ def cells(part: str) -> list[dict[str, Any]]:
 
 def takes(method: str, option: str) -> bool:
     """Whether the option changes what the method does."""
-    owners = {"steps": ("blockwise", "tail"), "rate": ("blockwise", "tail"), "tail_blocks": ("tail",)}
-    return method in owners[option] if option in owners else method not in ("blockwise", "tail")
+    owners = {"steps": BY_STEPS, "rate": BY_STEPS, "tail_blocks": ("tail",)}
+    return method in owners[option] if option in owners else method not in BY_STEPS
 
 
 class Study:
@@ -101,6 +103,7 @@ class Study:
         self._streams: dict[str, Any] = {}
         self._prunings: dict[tuple[str, float, int], pyprune.Pruning] = {}
         self._losses: dict[Any, dict[str, float]] = {}
+        self._base: dict[str, Any] = {}
         self._stages: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
     def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
@@ -131,23 +134,30 @@ class Study:
     def repaired(self, cell: dict[str, Any], pruned: Any) -> tuple[Any, list[dict[str, Any]]]:
         """The pruned model repaired by the cell's methods in order, and of each what it says and its seconds.
 
-        What comes before the last method is repaired once for all cells of a run that begin alike.
+        What several cells in a row begin with is repaired once for all of them.
         """
-        chain = cell["method"].split("+")
-        options = {name: value for name, value in cell["options"].items() if takes(chain[-1], name)}
-        decoder, stages = pruned, []
-        if len(chain) > 1:
-            before = {name: value for name, value in cell["options"].items() if any(takes(m, name) for m in chain[:-1])}
-            shared = {**cell, "method": "+".join(chain[:-1]), "options": before}
-            key = json.dumps(shared, sort_keys=True)
-            if key not in self._stages:
-                self._stages[key] = self.repaired(shared, pruned)
-            decoder, stages = self._stages[key]
+        base = {name: value for name, value in cell.items() if name not in ("method", "options", "documents")}
+        if base != self._base:
+            self._base, self._stages = base, {}
         ids = self.windows(cell["text"], cell["windows"], cell["seed"])
-        began = time.perf_counter()
-        report = repair_with_report(self.decoder, decoder, ids, chain[-1], **options)
-        seconds = time.perf_counter() - began
-        return report.decoder, [*stages, {**report.to_dict(), "seconds": seconds}]
+        decoder, stages = pruned, []
+        chain = cell["method"].split("+")
+        for place, method in enumerate(chain):
+            begun = chain[: place + 1]
+            options = {name: value for name, value in cell["options"].items() if any(takes(m, name) for m in begun)}
+            key = json.dumps([begun, options], sort_keys=True)
+            if key not in self._stages:
+                of_method = {name: value for name, value in options.items() if takes(method, name)}
+                if method in BY_STEPS:
+                    of_method = {"precision": PRECISION, **of_method}
+                began = time.perf_counter()
+                report = repair_with_report(self.decoder, decoder, ids, method, **of_method)
+                stage = {**report.to_dict(), "seconds": time.perf_counter() - began}
+                self._stages[key] = report.decoder, [*stages, stage]
+            decoder, stages = self._stages[key]
+            if method == "tail":  # nothing comes behind it
+                del self._stages[key]
+        return decoder, stages
 
     def log_perplexities(self, decoder: Any) -> dict[str, float]:
         return {name: math.log(pyprune.perplexity(decoder, ids)) for name, ids in self.held_out.items()}
@@ -207,7 +217,7 @@ def main() -> None:
         parser.error("--wikitext: the test split's text file is expected")
     out = Path(options.out)
     done: dict[str, Any] = (
-        json.loads(out.read_text()) if out.exists() else {"format": "pyprune repair study 1", "cells": []}
+        json.loads(out.read_text()) if out.exists() else {"format": "pyprune repair study 2", "cells": []}
     )
     study = None
     for part in options.parts.split(","):
@@ -217,7 +227,9 @@ def main() -> None:
             study = study or Study(options.wikitext)
             entry = {"part": part, "cell": cell, **study.run(cell)}
             done["cells"].append(entry)
-            done["versions"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+            done["versions"] = {
+                "torch": torch.__version__, "threads": torch.get_num_threads(), "products of steps": PRECISION
+            }  # fmt: skip
             write_json(out, done)
             if "tasks" in entry:
                 shares = {name: f"{values['acc']:.3f}" for name, values in entry["tasks"].items()}

@@ -64,6 +64,12 @@ def add_options(commands: Any) -> None:
         help="time limit of --method auto, which skips what would exceed it and makes fewer steps (default: none)",
     )
     parser.add_argument(
+        "--tail-blocks",
+        type=at_least(1),
+        metavar="N",
+        help="blocks that tail fits (default: 12, or as many as half of the free memory holds meanwhile)",
+    )
+    parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
         help="matrix products of the gradient steps; weights stay in float32 meanwhile (default: bf16 for a 16-bit "
@@ -99,6 +105,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--steps {options.steps}: belongs to --method auto, blockwise and tail")
     if options.minutes is not None and options.method != "auto":
         raise InputError(f"--minutes {options.minutes:g}: belongs to --method auto")
+    if options.tail_blocks is not None and not {"auto", "tail"} & makes_steps:
+        raise InputError(f"--tail-blocks {options.tail_blocks}: belongs to --method auto and tail")
     if options.precision is not None and not makes_steps:
         raise InputError(f"--precision {options.precision}: belongs to --method auto, blockwise and tail")
     require_samples(options.samples, chain_of(options.method), options.ridge)
@@ -121,6 +129,7 @@ def run(options: argparse.Namespace) -> None:
             memory=options.memory,
             minutes=options.minutes,
             precision=options.precision,
+            tail_blocks=options.tail_blocks,
             progress=partial(bar, f"repairing, {options.method}"),
             **settings,
         )

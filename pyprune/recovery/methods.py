@@ -58,7 +58,7 @@ def check_options(
     first: float = 1.0,
     steps: int | None = None,
     rate: float | None = None,
-    tail_blocks: int = 1,
+    tail_blocks: int | None = None,
     precision: str | None = None,
     minutes: float | None = None,
 ) -> None:

@@ -31,7 +31,7 @@ from pyprune.recovery.methods import (
     require_foldable,
     require_samples,
 )  # fmt: skip
-from pyprune.recovery.tail import POSITIONS, TAIL_BLOCKS, TAIL_STEPS, tail
+from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
 from pyprune.recovery.time_left import TimeLeft
 from pyprune.regression.held_out import is_held_out
 from pyprune.regression.normal_equations import RIDGES
@@ -104,7 +104,7 @@ def repair_with_report(
     exact: bool = False,
     steps: int | None = None,
     rate: float | None = None,
-    tail_blocks: int = TAIL_BLOCKS,
+    tail_blocks: int | None = None,
     precision: str | None = None,
     seed: int = 0,
     minutes: float | None = None,
@@ -117,7 +117,8 @@ def repair_with_report(
 
     ridge: "auto" chooses on the held-out windows, from `normal_equations.RIDGES` on; a number from 0 is used as it is.
     weighting, first: `token_weights`. exact: products in float64. steps, rate, seed: of "blockwise" and "tail" (None:
-    each method's own). tail_blocks: how many blocks "tail" fits. precision: of the products in those steps, "fp32", or
+    each method's own). tail_blocks: how many blocks "tail" fits (None: 12, or as many as
+    half of the free memory holds meanwhile). precision: of the products in those steps, "fp32", or
     "bf16", which is several times as fast where the processor multiplies bfloat16 (None: that, where
     it does, for a model of 16 bits, else fp32). minutes: "auto" begins nothing that would probably go
     beyond, and makes fewer steps to stay within; what comes out then depends on the machine's speed. memory: bytes for
@@ -179,7 +180,7 @@ class _Repairs:
     ids: Tensor
     fitting: Fitting
     by_steps: dict[str, Steps]
-    tail_blocks: int
+    tail_blocks: int | None
     memory: int | None
     journal: RepairJournal | None
     progress: Progress
@@ -212,7 +213,7 @@ class _Repairs:
         if name == "blockwise":
             decoder, losses = blockwise(self.original, start, self.ids, steps, **common)
         else:
-            decoder, losses = tail(self.original, start, self.ids, steps, self.tail_blocks, **common)
+            decoder, losses = tail(self.original, start, self.ids, steps, self._blocks_of_tail(), **common)
         described = {"method": name, "steps": steps.count}
         return decoder, [
             {**described, "blocks": list(loss.blocks), "before": loss.before, "after": loss.after} for loss in losses
@@ -245,6 +246,18 @@ class _Repairs:
                 best = consider(best, chain, best.decoder, best.fits, count)
         return best
 
+    def _blocks_of_tail(self) -> int:
+        """How many of the last blocks "tail" fits; what was decided before an interruption stays."""
+        if self.tail_blocks is not None:
+            return self.tail_blocks
+        entry = None if self.journal is None else self.journal.get("blocks of tail")
+        if entry is not None:
+            return int(entry[1]["blocks"])
+        count = last_that_fit(self.pruned.sizes().blocks, self.original.device)
+        if self.journal is not None:
+            self.journal.put("blocks of tail", {}, {"blocks": count})
+        return count
+
     def _steps_within(self, left: TimeLeft, name: str) -> int:
         """How many steps there is time for; what was decided before an interruption stays."""
         entry = None if self.journal is None else self.journal.get(f"steps of {name}")
@@ -258,7 +271,7 @@ class _Repairs:
             )
         else:
             head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
-            count = left.steps(steps, seq_len, blocks[-self.tail_blocks :], head_share)
+            count = left.steps(steps, seq_len, blocks[-self._blocks_of_tail() :], head_share)
         if self.journal is not None:
             self.journal.put(f"steps of {name}", {}, {"steps": count})
         return count

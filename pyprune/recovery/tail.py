@@ -32,9 +32,12 @@ from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
 from pyprune.recovery.local_steps import Moments, Steps, dtype_for_steps, fit_blocks
 from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
+from pyprune.runtime.memory import available
 
 TAIL_STEPS = Steps(count=200, rate=3e-4)
 TAIL_BLOCKS = 12
+COPIES = 4
+"""Of each weight in float32 while the steps are made: itself, its gradient, and Adam's moments."""
 POSITIONS = 256
 """At about so many positions a step compares the predictions."""
 
@@ -141,6 +144,19 @@ def tail(
     progress(total, total)
     fit = BlockFit(tuple(block.index for block in last), before, after)
     return replace(pruned, blocks=(*fixed, *fitted)), [fit]
+
+
+def last_that_fit(blocks: Sequence[Block], device: torch.device) -> int:
+    """TAIL_BLOCKS, or as many of the last blocks as half of the free memory holds while they are fitted; at least 1."""
+    free = available(device)
+    left = 1 << 62 if free is None else free // 2
+    count = 0
+    for block in reversed(blocks[-TAIL_BLOCKS:]):
+        left -= sum(tensor.numel() for _, tensor in block.tensors()) * COPIES * torch.float32.itemsize
+        if left < 0:
+            break
+        count += 1
+    return max(1, count)
 
 
 def _positions(count: int, seed: int, step: int) -> Tensor:

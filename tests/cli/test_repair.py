@@ -74,6 +74,7 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
             ("--precision", "bf16", "--method", "refit"),
             "--precision bf16: belongs to --method auto, blockwise and tail",
         ),
+        (("--tail-blocks", "3", "--method", "blockwise"), "--tail-blocks 3: belongs to --method auto and tail"),
         (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
         (("--minutes", "0"), "'0': a number above 0 and at most 1,000,000 is expected"),
         (("--text", "missing.txt"), "missing.txt"),

@@ -12,8 +12,9 @@ import pyprune
 from pyprune import Pruning
 from pyprune.ops import native
 from pyprune.recovery import repair_with_report
+from pyprune.recovery import tail as tail_module
 from pyprune.recovery.local_steps import Steps, default_precision
-from pyprune.recovery.tail import Head, divergence
+from pyprune.recovery.tail import Head, divergence, last_that_fit
 from pyprune.recovery.time_left import TimeLeft
 from pyprune.runtime.sequence import embed, run_block
 from tests import seeds
@@ -125,6 +126,15 @@ def test_the_default_precision_is_bfloat16_where_that_is_fast(llama, monkeypatch
         assert default_precision(llama) == "fp32"
         for dtype in (torch.bfloat16, torch.float16):
             assert default_precision(llama.to(dtype)) == ("bf16" if fast else "fp32")
+
+
+def test_tail_takes_as_many_blocks_as_memory_holds(llama, ids, monkeypatch):
+    blocks = pyprune.apply(llama, CUT).sizes().blocks
+    of_block = 16 * sum(tensor.numel() for _, tensor in llama.blocks[0].tensors())
+    for free, count in ((None, 4), (2 * 3 * of_block, 3), (2 * 3 * of_block - 2, 2), (0, 1)):
+        monkeypatch.setattr(tail_module, "available", lambda device, free=free: free)
+        assert last_that_fit(blocks, llama.device) == count
+        assert len(repair_with_report(llama, CUT, ids, "tail", steps=1).fits[0]["blocks"]) == count
 
 
 def test_each_sample_is_seen_before_any_is_seen_again():
