@@ -29,6 +29,7 @@ def modules() -> None:
     distribution = importlib.metadata.distribution("pyprune")
     assert distribution.version == pyprune.__version__
     assert any(file.name == "LICENSE" for file in distribution.files or ())
+    assert Path(pyprune.__file__).with_name("py.typed").is_file()  # so that a user's type checker reads our types
     names = [module.name for module in pkgutil.walk_packages(pyprune.__path__, "pyprune.")]
     if importlib.util.find_spec("triton") is None:
         names = [name for name in names if not name.startswith(NEED_TRITON)]
