@@ -18,11 +18,11 @@ METHODS = (
 FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
 """`recovery.methods.FOLLOWING`, likewise."""
 METHODS_HELP = (
-    "auto (the best closed form on held-out windows, then blockwise and tail, each kept if it helps); a closed form: "
-    "mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), refit (least squares for the projection "
-    "before each cut), refit-all (and every later down), refit-all-o (and every later o), for width flap-bias or stat; "
-    "gradient steps: blockwise (each block alone) or tail (the last blocks together); or a chain such as "
-    "refit-all-o+blockwise+tail"
+    "auto (refit-all-o, or another closed form if that does not help on held-out windows, then blockwise and tail, "
+    "each kept if it helps); a closed form: mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), "
+    "refit (least squares for the projection before each cut), refit-all (and every later down), refit-all-o (and "
+    "every later o), for width flap-bias or stat; gradient steps: blockwise (each block alone) or tail (the last "
+    "blocks together); or a chain such as refit-all-o+blockwise+tail"
 )
 
 
@@ -67,7 +67,7 @@ def add_options(commands: Any) -> None:
         "--tail-blocks",
         type=at_least(1),
         metavar="N",
-        help="blocks that tail fits (default: 12, or as many as half of the free memory holds meanwhile)",
+        help="blocks that tail fits (default: 12, or as many as a third of the free memory holds meanwhile)",
     )
     parser.add_argument(
         "--precision",
@@ -151,18 +151,19 @@ def report(options: argparse.Namespace, model: str, repaired: Any) -> None:
 
 
 def print_repair(repaired: Any, title: str) -> None:
-    """A table of the perplexities on the held-out windows, and a line where the repair harms."""
+    """A table of the perplexities on every eighth window, and a line where the repair harms."""
     rows = []
+    windows = "held-out" if repaired.holds_out else "calibration"
     if repaired.perplexities is not None:
         names = ("original", "pruned", "repaired")
         rows += [
-            [f"held-out perplexity, {name}", f"{value:.2f}"]
+            [f"{windows} perplexity, {name}", f"{value:.2f}"]
             for name, value in zip(names, repaired.perplexities, strict=True)
         ]
     rows += [[f"tried {name}", f"{value:.2f}"] for name, value in repaired.tried.items()]
     print_table(["", ""], rows, title)
     if repaired.harms:
-        print("This repair harms: on the held-out windows the pruned model is better without it.")
+        print(f"This repair harms: on the {windows} windows the pruned model is better without it.")
 
 
 def repair_method(text: str) -> str:

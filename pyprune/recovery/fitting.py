@@ -26,7 +26,8 @@ class Fitting:
 
     ridges: tried in units of the mean diagonal of the inputs' second moments; the best on the held-out windows is
     taken. weighting, first: `token_weights`. exact: products in float64 instead of float32 summed in float64. numbers:
-    this process's samples, by their numbers among all (None: all of them).
+    this process's samples, by their numbers among all (None: all of them). holds_out: whether every eighth window is
+    kept from the fits.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -35,10 +36,15 @@ class Fitting:
     exact: bool = False
     numbers: tuple[int, ...] | None = None
     group: ProcessGroup = SINGLE_PROCESS
+    holds_out: bool = True
 
     def is_fitted(self, sample: int) -> bool:
-        """Whether a sample is fitted; the others are held out, where there is a choice of ridges."""
-        return len(self.ridges) == 1 or not is_held_out(sample if self.numbers is None else self.numbers[sample])
+        """Whether a sample is fitted and not held out."""
+        return not (self.holds_out and is_held_out(sample if self.numbers is None else self.numbers[sample]))
+
+    def fitted(self, chunk: slice, device: torch.device) -> Tensor:
+        """Of each sample of a chunk whether it is fitted, bool `[N]`."""
+        return torch.tensor([self.is_fitted(sample) for sample in range(chunk.start, chunk.stop)], device=device)
 
     def sums(self, stage: Stage, inputs: Rows, targets: Rows, bias: bool) -> tuple[NormalEquations, NormalEquations]:
         """The sums of the fitted and of the held-out windows; all processes' where there are several."""
@@ -50,7 +56,7 @@ class Fitting:
             a, y = inputs(chunk), targets(chunk)
             if self.exact:
                 a, y = a.double(), y.double()
-            of_fit = torch.tensor([self.is_fitted(s) for s in range(chunk.start, chunk.stop)], device=device)
+            of_fit = self.fitted(chunk, device)
             for sums, part in ((fitted, of_fit), (held_out, ~of_fit)):
                 if bool(part.any()):
                     sums.add(a[part].flatten(0, 1), y[part].flatten(0, 1), weights[part].flatten())
@@ -61,7 +67,7 @@ class Fitting:
         """`linear` refitted so that it makes `targets` of `inputs`, its bias too where it has one."""
         fitted, held_out = self.sums(stage, inputs, targets, linear.bias is not None)
         try:
-            return fit_linear(linear, fitted, held_out if len(self.ridges) > 1 else fitted, self.ridges)
+            return fit_linear(linear, fitted, held_out if float(held_out.rows) > 0 else fitted, self.ridges)
         except ArithmeticError as error:
             index, kind = stage.place
             raise InputError(

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, write_bytes, write_json
+from pyprune.files import read_json, whole_file, write_json
 from pyprune.models.decoder import Block
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -61,8 +61,9 @@ class RepairJournal:
 
     def put(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Keep a finished part; it is in the file on return."""
-        copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        write_bytes(self._file(name), save(copies, {"values": json.dumps(dict(values))}))
+        stored = {key: _alone(tensor.detach().cpu().contiguous()) for key, tensor in tensors.items()}
+        with whole_file(self._file(name)) as scratch:
+            save_file(stored, scratch, {"values": json.dumps(dict(values))})
 
     def drop(self, name: str) -> None:
         """Forget a part."""
@@ -78,6 +79,11 @@ class RepairJournal:
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it shares its memory with others: safetensors refuses those."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def block_tensors(blocks: Sequence[Block]) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ original's stream behind the cut, least squares gives
     T = argmin sum_tokens w |M T - (t - Y)|^2 + ridge m |T - I|^2,    W <- T'W,    b <- T'b.
 
 With Y and M of the original, t - Y is the paper's x_post - x_pre + M. The cosine form minimises the mean of
-1 - cos(M T + Y, t) instead, from the least squares on, by Adam, as it has no closed form; the step that errs least on
-the held-out windows is taken.
+1 - cos(M T + Y, t) instead, from the least squares on, by Adam, as it has no closed form; there every token counts
+alike, and the step that errs least on the held-out windows is taken.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _distance(stage: Stage, fitting: Fitting, transposed: Tensor) -> float:
     """The mean of 1 - cos on the windows that decide."""
     samples = range(len(stage.before))
     held_out = [s for s in samples if not fitting.is_fitted(s)] or list(samples)
-    return float(_mean_distance(stage, held_out, transposed))
+    size = len(range(*stage.chunks[0].indices(len(samples))))
+    parts = [held_out[start : start + size] for start in range(0, len(held_out), size)]
+    return sum(float(_mean_distance(stage, part, transposed)) * len(part) for part in parts) / len(held_out)
 
 
 def _mean_distance(stage: Stage, samples: list[int], transposed: Tensor) -> Tensor:

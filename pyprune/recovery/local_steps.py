@@ -82,12 +82,13 @@ def fit_blocks(
     loss: Loss,
     resume: Moments | None = None,
     keep: Callable[[Moments], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
     every: int = 50,
 ) -> tuple[list[Block], float, float]:
     """The blocks after the steps (or as they were), and their loss on the held-out windows before and after.
 
     shape: samples and tokens; dtype: of the weights while they are fitted (`dtype_for_steps`). resume: go on from
-    there. keep: called with what `resume` takes, each `every` steps.
+    there. keep: called with what `resume` takes, each `every` steps. progress: called with the steps that are done.
     """
     samples, tokens = shape
     fitting = [sample for sample in range(samples) if not is_held_out(sample)]
@@ -110,11 +111,13 @@ def fit_blocks(
 
     wide = [block.map(leaf) for block in blocks]
     optimizer = torch.optim.Adam(weights, lr=steps.rate, betas=(0.9, 0.95), fused=True)
+    first = 0
     if resume is not None:
         _restore(optimizer, weights, resume)
+        first, resume = resume.step, None  # its copies go
     before = held_out_loss(blocks)
     chosen = steps.samples(fitting, batch)
-    for step in range(0 if resume is None else resume.step, steps.count):
+    for step in range(first, steps.count):
         for group in optimizer.param_groups:
             group["lr"] = steps.rate_at(step)
         optimizer.zero_grad()
@@ -122,8 +125,11 @@ def fit_blocks(
             error = loss(wide, chosen[step], step)
         error.backward()
         optimizer.step()
+        progress(step + 1)
         if keep is not None and (step + 1) % every == 0 and step + 1 < steps.count:
             keep(_moments(optimizer, weights, step + 1))
+    optimizer.zero_grad()
+    del optimizer  # its moments and the gradients are as large as two or three times the weights
     fitted = [block.map(lambda tensor: tensor.detach().to(dtypes[id(tensor)])) for block in wide]
     after = held_out_loss(fitted)
     return (fitted, before, after) if after < before else (list(blocks), before, before)

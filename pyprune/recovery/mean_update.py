@@ -24,7 +24,8 @@ def mean_update(stage: Stage, fitting: Fitting) -> torch.Tensor | None:
     total = torch.zeros(stage.before.shape[-1], dtype=torch.float64, device=stage.before.device)
     count = torch.zeros((), dtype=torch.float64, device=stage.before.device)
     for chunk in stage.chunks:
-        total += (stage.target[chunk].double() - stage.outputs(chunk).double()).sum((0, 1))
-        count += stage.target[chunk].shape[0] * stage.target.shape[1]
+        fitted = fitting.fitted(chunk, total.device)
+        total += (stage.target[chunk].double() - stage.outputs(chunk).double())[fitted].sum((0, 1))
+        count += fitted.sum() * stage.target.shape[1]
     fitting.group.all_reduce(total, count)
     return total / count

@@ -30,6 +30,8 @@ FOLLOWING = ("refit-all", "refit-all-o", *BY_STEPS)
 """What can be put behind another with a +: it goes by the streams, whatever the weights are by then."""
 AT_CUT = ("mean-update", "scale", "linear", "linear-cosine", "refit")
 """What folds a removed run into the projection before it, and so needs one."""
+BY_MEANS = ("mean-update", "scale", "flap-bias")
+"""What takes a mean over the tokens and has no ridge to choose."""
 WIDTH_ONLY = ("flap-bias", "stat")
 CHOICE = ("refit-all-o", "refit", "linear", "scale")
 """What `auto` chooses from for blocks or sublayers that went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from pyprune.recovery.lineage import begins_at_block_0, only_narrowed, pruned_fr
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.methods import (
     AT_CUT,
+    BY_MEANS,
     BY_STEPS,
     CHOICE,
     WIDTH_CHOICE,
@@ -46,10 +48,12 @@ Fits = list[dict[str, Any]]
 class Repaired:
     """A repaired model, by which method, and what the held-out windows say.
 
-    perplexities: of the original, the pruned and the repaired model on the held-out windows of the calibration set
-    (None where none is held out). tried: the repaired perplexity of each method that `auto` tried. fits: of each
-    projection or block, the method, the loss of its output on the held-out windows before and after (relative squared
-    error of the stream; of "tail" the divergence in nats), and the ridge.
+    perplexities: of the original, the pruned and the repaired model on every eighth window of the calibration set (None
+    where there are fewer). holds_out: whether these windows were kept from the fits. tried: the repaired perplexity of
+    each method that `auto` tried. fits: of each projection or block, the method, its loss on those windows before and
+    after, and the ridge. The loss of a closed form is the relative squared error of what the projection should add to
+    the stream (of "linear-cosine" 1 less the cosine of the streams), of "blockwise" that of the stream, of "tail" the
+    divergence in nats.
     """
 
     decoder: Decoder
@@ -57,19 +61,24 @@ class Repaired:
     perplexities: tuple[float, float, float] | None
     tried: dict[str, float]
     fits: Fits
+    holds_out: bool = True
+
+    def reached(self) -> float:
+        """The perplexity of the repaired model there."""
+        return math.nan if self.perplexities is None else self.perplexities[2]
 
     @property
     def harms(self) -> bool:
-        """Whether the repaired model is worse than the pruned one on the held-out windows."""
+        """Whether the repaired model is worse than the pruned one on these windows."""
         return self.perplexities is not None and self.perplexities[2] > self.perplexities[1]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         names = ("original", "pruned", "repaired")
-        held_out = None if self.perplexities is None else dict(zip(names, self.perplexities, strict=True))
+        values = None if self.perplexities is None else dict(zip(names, self.perplexities, strict=True))
         return {
             "method": self.method,
-            "held_out_perplexity": held_out,
+            "held_out_perplexity" if self.holds_out else "calibration_perplexity": values,
             "harms": self.harms,
             "tried": self.tried,
             "fits": self.fits,
@@ -80,11 +89,12 @@ def repair(original: Any, pruned: Any, input_ids: Tensor, method: str = "auto", 
     """The pruned model with what was removed folded, as far as it goes, into the weights that stay.
 
     original: the unpruned model. pruned: a `Pruning` of it, or a decoder with its record. input_ids `[S, T]`:
-    calibration; every eighth window is held out, to choose the ridge and the method. method: one of `METHODS`, or
-    several in order with + between them ("refit-all-o+blockwise+tail"); "auto" is the best closed form on the held-out
-    windows, or the pruned model itself where none is better, and then the gradient steps of "blockwise" and of "tail",
-    each where it helps. options: those of `repair_with_report`. Shapes, record and `index_map` stay, `original` is
-    unchanged; "mean-update" and "flap-bias" add biases, which the record notes as compensation.
+    calibration; every eighth window is held out, to choose the ridge and the method, unless a single closed form has
+    nothing to choose. method: one of `METHODS`, or several in order with + between them ("refit-all-o+tail"). "auto" is
+    "refit-all-o"; another closed form where that does not help on the held-out windows, or the pruned model itself
+    where none does; then the gradient steps of "blockwise" and of "tail", each where it helps. options: those of
+    `repair_with_report`. Shapes, record and `index_map` stay, `original` is unchanged; "mean-update" and "flap-bias"
+    add biases, which the record notes as compensation.
     Raises InputError for an unknown method or option, a model that was not made from the original, a removed run at
     block 0 for methods that fold it into what stands before, and tokens too few for the matrices without a ridge.
     """
@@ -118,7 +128,7 @@ def repair_with_report(
     ridge: "auto" chooses on the held-out windows, from `normal_equations.RIDGES` on; a number from 0 is used as it is.
     weighting, first: `token_weights`. exact: products in float64. steps, rate, seed: of "blockwise" and "tail" (None:
     each method's own). tail_blocks: how many blocks "tail" fits (None: 12, or as many as
-    half of the free memory holds meanwhile). precision: of the products in those steps, "fp32", or
+    a third of the free memory holds meanwhile). precision: of the products in those steps, "fp32", or
     "bf16", which is several times as fast where the processor multiplies bfloat16 (None: that, where
     it does, for a model of 16 bits, else fp32). minutes: "auto" begins nothing that would probably go
     beyond, and makes fewer steps to stay within; what comes out then depends on the machine's speed. memory: bytes for
@@ -136,13 +146,14 @@ def repair_with_report(
     for name in chain:
         require_foldable(original, pruned, name)
     group = process_group(original.device, distributed)
-    if group.size > 1 and set(chain) & set(BY_STEPS):
+    if group.size > 1 and set(chain) & {*BY_STEPS, "linear-cosine"}:
         raise InputError(f"repair: method {method}: makes gradient steps in one process; several were started")
     if group.size > 1 and minutes is not None:
         raise InputError(f"repair: minutes {minutes}: is for one process; several were started")
     ridges = RIDGES if ridge == "auto" else (float(ridge),)
     numbers = tuple(range(group.rank, len(ids), group.size))
-    fitting = Fitting(ridges, weighting, first, exact, numbers, group)
+    holds_out = len(chain) > 1 or chain[0] in ("auto", *BY_STEPS) or (len(ridges) > 1 and chain[0] not in BY_MEANS)
+    fitting = Fitting(ridges, weighting, first, exact, numbers, group, holds_out)
     of_products = precision or default_precision(pruned)
     by_steps = {
         name: replace(
@@ -159,14 +170,14 @@ def repair_with_report(
     held_out = repairs.held_out()
     if not len(held_out):
         decoder, fits = repairs.in_order(chain)
-        return Repaired(decoder, method, None, {}, fits)
+        return Repaired(decoder, method, None, {}, fits, holds_out)
     timed = time.perf_counter()
     of_original = perplexity(original, held_out)
     timed = time.perf_counter() - timed
     before = of_original, perplexity(pruned, held_out)
     if method != "auto":
         decoder, fits = repairs.in_order(chain)
-        return Repaired(decoder, method, (*before, perplexity(decoder, held_out)), {}, fits)
+        return Repaired(decoder, method, (*before, perplexity(decoder, held_out)), {}, fits, holds_out)
     left = None if minutes is None else TimeLeft(began + 60 * minutes, timed, original, held_out.numel())
     return repairs.best(before, left)
 
@@ -186,7 +197,7 @@ class _Repairs:
     progress: Progress
 
     def held_out(self) -> Tensor:
-        """The windows that are not fitted."""
+        """The windows that are not fitted, where any are held out."""
         return self.ids[[sample for sample in range(len(self.ids)) if is_held_out(sample)]]
 
     def in_order(self, chain: tuple[str, ...]) -> tuple[Decoder, Fits]:
@@ -220,31 +231,32 @@ class _Repairs:
         ]
 
     def best(self, before: tuple[float, float], left: TimeLeft | None) -> Repaired:
-        """The best closed form, then what makes gradient steps, each kept where the held-out windows say that it helps;
-        nothing begins that `left` has no time for."""
-        held_out = self.held_out()
-        tried: dict[str, float] = {}
-        best = Repaired(self.pruned, "none", (*before, before[1]), tried, [])
-
-        def consider(best: Repaired, chain: tuple[str, ...], start: Decoder, fits: Fits, count: int | None) -> Repaired:
-            decoder, more = self.last_of(chain, start, count)
-            tried["+".join(chain)] = reached = perplexity(decoder, held_out)
-            assert best.perplexities is not None  # set above
-            if not reached < best.perplexities[2]:
-                return best
-            return Repaired(decoder, "+".join(chain), (*before, reached), tried, [*fits, *more])
-
-        for name in WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE:
+        """The first of the closed forms if it helps, else the best of the others; then what makes gradient steps, each
+        kept where the held-out windows say that it helps. Nothing begins that `left` has no time for."""
+        start = best = Repaired(self.pruned, "none", (*before, before[1]), {}, [])
+        choice = WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE
+        for name in choice:
             folds_at_block_0 = name in AT_CUT and begins_at_block_0(self.original, self.pruned)
             has_time = left is None or left.is_enough_for_closed_form(self.ids.numel(), self.original, self.pruned)
             if has_time and not folds_at_block_0:
-                best = consider(best, (name,), self.pruned, [], None)
+                best = min(best, self.better(start, name), key=Repaired.reached)
+            if best.method == choice[0]:
+                break
         for name in BY_STEPS if self.fitting.group.size == 1 else ():
             count = self.by_steps[name].count if left is None else self._steps_within(left, name)
             if count:
-                chain = (*(() if best.method == "none" else best.method.split("+")), name)
-                best = consider(best, chain, best.decoder, best.fits, count)
+                best = self.better(best, name, count)
         return best
+
+    def better(self, start: Repaired, name: str, count: int | None = None) -> Repaired:
+        """`start` repaired by one more method, or `start` itself where the held-out windows say that this is better."""
+        assert start.perplexities is not None  # there are held-out windows
+        chain = (*(() if start.method == "none" else start.method.split("+")), name)
+        decoder, fits = self.last_of(chain, start.decoder, count)
+        start.tried["+".join(chain)] = reached = perplexity(decoder, self.held_out())
+        if not reached < start.reached():
+            return start
+        return Repaired(decoder, "+".join(chain), (*start.perplexities[:2], reached), start.tried, [*start.fits, *fits])
 
     def _blocks_of_tail(self) -> int:
         """How many of the last blocks "tail" fits; what was decided before an interruption stays."""
@@ -263,15 +275,16 @@ class _Repairs:
         entry = None if self.journal is None else self.journal.get(f"steps of {name}")
         if entry is not None:
             return int(entry[1]["steps"])
-        blocks = self.pruned.sizes().blocks
-        seq_len, steps = self.ids.shape[1], self.by_steps[name]
-        if name == "blockwise":  # a third of the time is for the tail
-            count = replace(left, until=left.until - max(0.0, left.until - time.perf_counter()) / 3).steps(
-                steps, seq_len, blocks
-            )
+        blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
+        seq_len, steps, tokens = self.ids.shape[1], self.by_steps[name], self.ids.numel()
+        if name == "blockwise":  # most of the time is for the tail
+            before = left.of_passes(tokens, of_original, blocks) + left.of_passes(2 * left.tokens, blocks)
+            count = left.share(1 / 3).steps(steps, seq_len, blocks, before=before)
         else:
+            fixed, fitted = blocks[: -self._blocks_of_tail()], blocks[-self._blocks_of_tail() :]
+            before = left.of_passes(tokens, of_original, fixed) + left.of_passes(2 * left.tokens, fitted)
             head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
-            count = left.steps(steps, seq_len, blocks[-self._blocks_of_tail() :], head_share)
+            count = left.steps(steps, seq_len, fitted, head_share, before)
         if self.journal is not None:
             self.journal.put(f"steps of {name}", {}, {"steps": count})
         return count

@@ -31,8 +31,9 @@ def magnitude_ratio(stage: Stage, fitting: Fitting) -> float | None:
         return None
     norms = torch.zeros(2, dtype=torch.float64, device=stage.before.device)
     for chunk in stage.chunks:
-        norms[0] += stage.target[chunk].double().norm(dim=-1).sum()
-        norms[1] += stage.outputs(chunk).double().norm(dim=-1).sum()
+        fitted = fitting.fitted(chunk, norms.device)
+        norms[0] += stage.target[chunk].double().norm(dim=-1)[fitted].sum()
+        norms[1] += stage.outputs(chunk).double().norm(dim=-1)[fitted].sum()
     fitting.group.all_reduce(norms)
     return float(norms[0] / norms[1]) if norms[1] > 0 else 1.0
 

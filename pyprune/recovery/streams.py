@@ -95,7 +95,7 @@ class Streams:
         return replace(self.pruned, blocks=blocks)
 
     def stages(self) -> Iterator[Stage]:
-        """The stages in order of depth. InputError is left to whoever makes the pass: sizes have been compared."""
+        """The stages in order of depth. The caller has checked that the two models belong together (`pruned_from`)."""
         samples, tokens = self.input_ids.shape
         hidden, pruned = self.original.hidden_size, self.pruned
         states = States(sequence.activation_dtype(self.original), self.original.device, self.memory)

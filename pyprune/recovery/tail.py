@@ -94,7 +94,7 @@ def tail(
         fit = BlockFit(tuple(block.index for block in last), entry[1]["before"], entry[1]["after"])
         return replace(pruned, blocks=(*fixed, *fitted)), [fit]
 
-    passes, total = 0, len(original.sizes().blocks) + len(fixed) + 1
+    passes, total = 0, len(original.sizes().blocks) + len(fixed) + steps.count
 
     def stream(through: Any) -> Tensor:
         nonlocal passes
@@ -131,13 +131,17 @@ def tail(
             tensors = {f"{part}.{place}": t for part, ts in parts.items() for place, t in enumerate(ts)}
             journal.put(f"{name}.steps", tensors, {"step": moments.step})
 
-    resumed = None if journal is None else journal.get(f"{name}.steps")
-    moments = None
-    if resumed is not None:
+    def interrupted() -> Moments | None:
+        resumed = None if journal is None else journal.get(f"{name}.steps")
+        if resumed is None:
+            return None
         count = len(resumed[0]) // 3
         listed = ([resumed[0][f"{part}.{place}"] for place in range(count)] for part in ("weight", "first", "second"))
-        moments = Moments(resumed[1]["step"], *listed)
-    fitted, before, after = fit_blocks(last, (samples, tokens), dtype, steps, loss, moments, keep)
+        return Moments(resumed[1]["step"], *listed)
+
+    fitted, before, after = fit_blocks(
+        last, (samples, tokens), dtype, steps, loss, interrupted(), keep, lambda done: progress(passes + done, total)
+    )
     if journal is not None:
         journal.put(name, block_tensors(fitted), {"before": before, "after": after})
         journal.drop(f"{name}.steps")
@@ -147,9 +151,9 @@ def tail(
 
 
 def last_that_fit(blocks: Sequence[Block], device: torch.device) -> int:
-    """TAIL_BLOCKS, or as many of the last blocks as half of the free memory holds while they are fitted; at least 1."""
+    """TAIL_BLOCKS, or as many of the last blocks as a third of the free memory holds meanwhile; at least 1."""
     free = available(device)
-    left = 1 << 62 if free is None else free // 2
+    left = 1 << 62 if free is None else free // 3
     count = 0
     for block in reversed(blocks[-TAIL_BLOCKS:]):
         left -= sum(tensor.numel() for _, tensor in block.tensors()) * COPIES * torch.float32.itemsize
@@ -177,18 +181,20 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Head) -> Tensor:
         total = student.new_zeros((), dtype=torch.float64)
-        slope = torch.empty_like(student)
+        needs_slope = ctx.needs_input_grad[0]
+        slope = torch.empty_like(student) if needs_slope else student.new_empty(0)
         for place in range(0, len(student), HEAD_ROWS):
             rows = slice(place, place + HEAD_ROWS)
             wished = F.log_softmax(head.logits(rms_norm(teacher[rows], head.norm, head.eps)), -1)
-            with torch.enable_grad():
-                states = student[rows].detach().requires_grad_()
+            with torch.set_grad_enabled(needs_slope):
+                states = student[rows].detach().requires_grad_(needs_slope)
                 normed = rms_norm(states, head.norm, head.eps)
             reached = F.log_softmax(head.logits(normed.detach()), -1)
             probability = wished.exp()
             total += (probability * (wished - reached)).sum(dtype=torch.float64)
-            error = reached.exp_().sub_(probability).div_(len(student))
-            slope[rows] = torch.autograd.grad(normed, states, head.slope(error))[0]
+            if needs_slope:
+                error = reached.exp_().sub_(probability).div_(len(student))
+                slope[rows] = torch.autograd.grad(normed, states, head.slope(error))[0]
         ctx.save_for_backward(slope)
         return (total / len(student)).to(student.dtype)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyprune.models.decoder import Block, Decoder
 from pyprune.recovery.local_steps import Steps
@@ -34,12 +34,25 @@ class TimeLeft:
         blocks = sum(_parameters(model.sizes().blocks) for model in models)
         return time.perf_counter() + CLOSED_FORM * tokens * blocks * self._of_a_parameter() <= self.until
 
-    def steps(self, steps: Steps, seq_len: int, blocks: Sequence[Block], head_share: float = 0.0) -> int:
+    def share(self, part: float) -> TimeLeft:
+        """This part of the time that is left now."""
+        now = time.perf_counter()
+        return replace(self, until=now + part * (self.until - now))
+
+    def of_passes(self, tokens: int, *blocks: Sequence[Block]) -> float:
+        """Seconds of forward passes of `tokens` tokens through these blocks."""
+        return tokens * sum(map(_parameters, blocks)) * self._of_a_parameter()
+
+    def steps(
+        self, steps: Steps, seq_len: int, blocks: Sequence[Block], head_share: float = 0.0, before: float = 0.0
+    ) -> int:
         """How many of `steps` fit, each of them for all of these blocks and, for a share of the tokens, for the head;
-        0 where that is not worth beginning."""
+        0 where that is not worth beginning. before: seconds that are needed besides; the perplexity afterwards is
+        counted here."""
         parameters = _parameters(blocks) + head_share * self.decoder.head.weight.numel()
         a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
-        count = min(steps.count, int(max(0.0, self.until - time.perf_counter()) / a_step))
+        left = self.until - time.perf_counter() - before - self.seconds
+        count = min(steps.count, int(max(0.0, left) / a_step))
         return count if count >= min(FEWEST_STEPS, steps.count) else 0
 
     def _of_a_parameter(self) -> float:

@@ -29,7 +29,7 @@ def flap_bias(stage: Stage, fitting: Fitting) -> Tensor | None:
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=stage.before.device)
     count = torch.zeros((), dtype=torch.float64, device=stage.before.device)
     for chunk in stage.chunks:
-        inputs = stage.original_inputs[chunk]
+        inputs = stage.original_inputs[chunk][fitting.fitted(chunk, total.device)]
         total += inputs.double().sum((0, 1))
         count += inputs.shape[0] * inputs.shape[1]
     fitting.group.all_reduce(total, count)

@@ -131,7 +131,7 @@ def test_the_default_precision_is_bfloat16_where_that_is_fast(llama, monkeypatch
 def test_tail_takes_as_many_blocks_as_memory_holds(llama, ids, monkeypatch):
     blocks = pyprune.apply(llama, CUT).sizes().blocks
     of_block = 16 * sum(tensor.numel() for _, tensor in llama.blocks[0].tensors())
-    for free, count in ((None, 4), (2 * 3 * of_block, 3), (2 * 3 * of_block - 2, 2), (0, 1)):
+    for free, count in ((None, 4), (3 * 3 * of_block, 3), (3 * 3 * of_block - 3, 2), (0, 1)):
         monkeypatch.setattr(tail_module, "available", lambda device, free=free: free)
         assert last_that_fit(blocks, llama.device) == count
         assert len(repair_with_report(llama, CUT, ids, "tail", steps=1).fits[0]["blocks"]) == count
@@ -152,7 +152,7 @@ def test_no_time_left_begins_nothing(llama, ids, tmp_path):
     assert (report.method, report.tried, report.fits) == ("none", {}, [])
     settings = {"minutes": 60.0, "steps": 2, "resume": tmp_path / "journal"}
     report = repair_with_report(llama, CUT, ids, **settings)
-    assert len(report.tried) == 6
+    assert len(report.tried) in (3, 6)  # one closed form where it helps, else four, and both of gradient steps
     assert repair_with_report(llama, CUT, ids, **settings).tried == report.tried
 
 
@@ -163,10 +163,13 @@ def test_steps_are_those_there_is_time_for(llama, monkeypatch):
     head = llama.head.weight.numel()
     a_step = 4 * 0.5 * (2 * block + 0.5 * head) / (5 * block + head)
     monkeypatch.setattr("pyprune.recovery.time_left.time", SimpleNamespace(perf_counter=lambda: 7.0))
-    left = TimeLeft(7 + 30.5 * a_step, 1.0, llama, 100)
+    left = TimeLeft(7 + 30.5 * a_step + 1.0, 1.0, llama, 100)
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5) == 30
     assert left.steps(Steps(10, 1.0, tokens=50), 25, sizes[:2], 0.5) == 10
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes, 10.0) == 0
+    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5, before=5 * a_step) == 25
+    assert left.share(0.5).until == pytest.approx(7 + (30.5 * a_step + 1.0) / 2)
+    assert left.of_passes(200, sizes[:2], sizes[:1]) == pytest.approx(2 * 3 * block / (5 * block + head))
     a_pass = 1.5 * 5 * block / (5 * block + head)  # of 100 tokens through the five blocks
     left = TimeLeft(7 + 2 * a_pass, 1.0, llama, 100)
     assert left.is_enough_for_closed_form(150, llama)

@@ -255,14 +255,16 @@ def test_every_repair_brings_the_stream_nearer(llama, ids):
 def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
     report = repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=3)
     best = min(report.tried.values())
-    closed = {"scale", "linear", "refit", "refit-all-o"}
-    assert closed < set(report.tried)
+    closed = ["refit-all-o", "refit", "linear", "scale"]
+    if report.tried["refit-all-o"] < report.perplexities[1]:
+        closed = closed[:1]
+    assert [name for name in report.tried if "+" not in name and name not in ("blockwise", "tail")] == closed
     best_closed = min(closed, key=report.tried.__getitem__)
     is_repaired = report.tried[best_closed] < report.perplexities[1]
     start = f"{best_closed}+" if is_repaired else ""
     assert f"{start}blockwise" in report.tried
     assert any(name.endswith("tail") for name in report.tried)
-    assert len(report.tried) == 6
+    assert len(report.tried) == len(closed) + 2
     assert report.perplexities[2] == min(best, report.perplexities[1])
     assert not report.harms
     assert (report.method == "none") == (best >= report.perplexities[1])

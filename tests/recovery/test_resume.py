@@ -42,7 +42,8 @@ def same(left, right):
 @pytest.mark.parametrize(
     ("family", "method", "parts"),
     [
-        ("llama", "refit-all-o+blockwise+tail", 5 + 3 + 2),  # a part a projection, a block, the steps, the last blocks
+        # A part a projection, a block; of the tail how many blocks, the steps, and the blocks.
+        ("llama", "refit-all-o+blockwise+tail", 5 + 3 + 3),
         ("qwen2", "refit-all-o", 5),
         ("llama", "linear-cosine", 1),
     ],
