@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,12 @@ class Recovery:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.out = Path(options.out)
-        self.done: dict[str, Any] = {"format": FORMAT, "parts": {}, "plans": {}}
+        asked = {**settings(options), "repair": options.repair, "minutes": options.minutes}
+        self.done: dict[str, Any] = {"format": FORMAT, "settings": asked, "parts": {}, "plans": {}}
         if self.out.exists():
             self.done = json.loads(self.out.read_text())
+            if (self.done["format"], self.done["settings"]) != (FORMAT, asked):
+                raise SystemExit(f"{self.out}: has other settings; another --out is expected")
         self.study = Study(options.wikitext)
         self.original = self.study.decoder
         self.pruned = pyprune.apply(self.original, self.study.pruning("one-shot", RATIO, 0))
@@ -81,7 +85,8 @@ class Recovery:
     def repaired(self) -> Any:
         """The pruned model after the repair, made once and kept in a folder."""
         folder = self.out.with_suffix(".repaired")
-        if not folder.exists():
+        if "repair" not in self.done:
+            shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
             ids = self.study.windows("both", WINDOWS, 0)
             report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision="bf16")
@@ -124,6 +129,7 @@ class Recovery:
         reached = self.perplexities(result.decoder)
         self.done["perplexity"][part] = reached
         self.done["parts"][part] = {
+            "machine": describe(),
             "recovered": self.recovered(reached),
             "training": result.to_dict(),
             "curve": [point.to_dict() for point in result.curve],

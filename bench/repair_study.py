@@ -28,6 +28,7 @@ from pyprune.scoring.calibration.demonstrations import boolq, lambada
 from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
 
+FORMAT = "pyprune repair study 2"
 SEQ_LEN, WINDOWS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 64, 100
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
@@ -216,9 +217,9 @@ def main() -> None:
     if options.wikitext is None:
         parser.error("--wikitext: the test split's text file is expected")
     out = Path(options.out)
-    done: dict[str, Any] = (
-        json.loads(out.read_text()) if out.exists() else {"format": "pyprune repair study 2", "cells": []}
-    )
+    done: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"format": FORMAT, "cells": []}
+    if done["format"] != FORMAT:
+        parser.error(f"--out {out}: is of format {done['format']!r}, not {FORMAT!r}")
     study = None
     for part in options.parts.split(","):
         for cell in cells(part):

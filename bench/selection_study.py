@@ -204,6 +204,8 @@ def main() -> None:
         parser.error("--wikitext: the test split's text file is expected")
     out = Path(options.out)
     done: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"format": FORMAT, "cells": []}
+    if done["format"] != FORMAT:
+        parser.error(f"--out {out}: is of format {done['format']!r}, not {FORMAT!r}")
     study = None
     for cell in [cell for part in chosen for cell in parts[part]]:
         if any(entry["cell"] == cell for entry in done["cells"]):

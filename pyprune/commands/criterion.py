@@ -42,8 +42,8 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
         "--repair-samples",
         type=at_least(1),
         metavar="N",
-        help="ppl-after-repair, and prune --repair: calibration windows to fit repairs on, other than those that score "
-        f"(default: {REPAIR_SAMPLES})",
+        help="ppl-after-repair: calibration windows to fit repairs on, other than those that score; prune --repair: "
+        f"windows that the repair is fitted on (default: {REPAIR_SAMPLES})",
     )
     group.add_argument(
         "--variant",

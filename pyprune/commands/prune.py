@@ -164,6 +164,7 @@ def run(options: argparse.Namespace) -> None:
             trial = pruning.depth(ranked or _equal_scores(decoder, unit), decoder, **limits)
             if not runs_itself:  # there each removal is tried with its own layers
                 _require_savable(pruning.apply(decoder, trial | padding))
+                _require_repairable(options, decoder, trial)
             if options.repair_each:
                 found = searched_with_repair(options, decoder, amount, bar)
                 chosen = found.pruning()
@@ -175,6 +176,7 @@ def run(options: argparse.Namespace) -> None:
         elif width_ratio is not None:
             trial = narrowing_dry_run(options, decoder, width_ratio)
             _require_savable(pruning.apply(decoder, trial | padding))
+            _require_repairable(options, decoder, trial)
             chosen = measured_narrowing(options, decoder, width_ratio, bar)
         if not is_rank_zero() and options.repair is None:
             return
@@ -190,6 +192,20 @@ def run(options: argparse.Namespace) -> None:
     pruned.save(options.out)
     remove_journal(options)
     _report_sizes(options, decoder, pruned, repaired, found)
+
+
+def _require_repairable(options: argparse.Namespace, decoder: Any, trial: Any) -> None:
+    """Raise InputError where --repair is not for what the trial removes, before the slow scoring."""
+    if options.repair is None:
+        return
+    from pyprune import pruning
+    from pyprune.recovery.methods import chain_of, require_kind, require_processes
+    from pyprune.scoring.distributed import process_group
+
+    require_processes(options.repair, process_group(decoder.device).size)
+    pruned = pruning.apply(decoder, trial)
+    for method in chain_of(options.repair):
+        require_kind(decoder, pruned, method)
 
 
 def _repaired(options: argparse.Namespace, decoder: Any, pruned: Any, bar: Bar) -> Any:

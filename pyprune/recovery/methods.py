@@ -95,6 +95,12 @@ def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) ->
         )
 
 
+def require_processes(method: str, count: int) -> None:
+    """InputError where so many processes cannot share the work of the method, or of one of the chain."""
+    if count > 1 and set(chain_of(method)) & {*BY_STEPS, "linear-cosine"}:
+        raise InputError(f"repair: method {method}: makes gradient steps in one process; several were started")
+
+
 def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
     """InputError where the method has nothing to mend, or nowhere to fold it into."""
     if method in AT_CUT and begins_at_block_0(original, pruned):
@@ -102,6 +108,11 @@ def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
             f"repair: method {method}: the removed part begins at block 0, with no projection before it to change;"
             " refit-all, refit-all-o, blockwise or tail is expected"
         )
+    require_kind(original, pruned, method)
+
+
+def require_kind(original: Decoder, pruned: Decoder, method: str) -> None:
+    """InputError where the method is not for what was removed: whole sublayers, or heads and neurons."""
     if method in ("scale", "linear", "linear-cosine") and only_narrowed(original, pruned):
         raise InputError(
             f"repair: method {method}: is for removed blocks and sublayers, and only heads or neurons were removed;"

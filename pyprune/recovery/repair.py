@@ -31,6 +31,7 @@ from pyprune.recovery.methods import (
     chain_of,
     check_options,
     require_foldable,
+    require_processes,
     require_samples,
 )  # fmt: skip
 from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
@@ -146,8 +147,7 @@ def repair_with_report(
     for name in chain:
         require_foldable(original, pruned, name)
     group = process_group(original.device, distributed)
-    if group.size > 1 and set(chain) & {*BY_STEPS, "linear-cosine"}:
-        raise InputError(f"repair: method {method}: makes gradient steps in one process; several were started")
+    require_processes(method, group.size)
     if group.size > 1 and minutes is not None:
         raise InputError(f"repair: minutes {minutes}: is for one process; several were started")
     ridges = RIDGES if ridge == "auto" else (float(ridge),)

@@ -42,8 +42,8 @@ class NormalEquations:
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu", bias: bool = False) -> None:
         size = inputs + bias
         self.bias = bias
-        self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._gram: Tensor | None = None
+        self._sums = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._is_whole = False  # whether what stands above the diagonal mirrors what is summed below
         self.cross = torch.zeros(size, outputs, dtype=torch.float64, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
         self.weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -52,13 +52,14 @@ class NormalEquations:
     @property
     def gram(self) -> Tensor:
         """G, made whole of the lower triangle that is summed."""
-        if self._gram is None:
-            self._gram = self._lower.tril() + self._lower.tril(-1).T
-        return self._gram
+        if not self._is_whole:
+            self._sums.tril_().add_(self._sums.tril(-1).T)
+            self._is_whole = True
+        return self._sums
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Add rows: `inputs [rows, inputs]`, the target `outputs [rows, outputs]`, `weights [rows]`."""
-        self._gram = None
+        self._is_whole = False
         for a, y, w in zip(inputs.split(ROWS), outputs.split(ROWS), weights.split(ROWS), strict=True):
             root = w.to(a.dtype).sqrt().unsqueeze(1)
             a = a * root
@@ -67,7 +68,7 @@ class NormalEquations:
             y = y * root
             for start in range(0, a.shape[1], _COLUMNS):
                 columns = slice(start, start + _COLUMNS)
-                self._lower[start:, columns] += (a[:, start:].T @ a[:, columns]).double()
+                self._sums[start:, columns] += (a[:, start:].T @ a[:, columns]).double()
             self.cross += (a.T @ y).double()
             self.square += y.double().square().sum()
             self.weight += w.double().sum()
@@ -75,8 +76,8 @@ class NormalEquations:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The sums, to be added up over processes in place."""
-        self._gram = None
-        return self._lower, self.cross, self.square, self.weight, self.rows
+        self._is_whole = False
+        return self._sums, self.cross, self.square, self.weight, self.rows
 
     def error(self, weight: Tensor) -> float:
         """sum w |A X' - Y|^2 / sum w |Y|^2 of the projection X `[outputs, inputs (and bias)]`, float64."""
@@ -93,7 +94,10 @@ class NormalEquations:
         penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal().mean()))
         if self.bias:
             penalty[-1] = 0.0
-        factor, failed = torch.linalg.cholesky_ex(self.gram + torch.diag(penalty))
+        penalised = self.gram.clone()
+        penalised.diagonal().add_(penalty)
+        factor, failed = torch.linalg.cholesky_ex(penalised)
+        del penalised
         if int(failed):
             return None
         # The diagonal of the factor bounds the condition from below; beyond 1e14 nothing of the solution is left.

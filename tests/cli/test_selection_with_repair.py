@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+import pyprune.commands.prune as prune_command
 from pyprune import Scores, depth, load, score, search_with_repair
 from pyprune.scoring.calibration import calibration, set_apart
 from pyprune.study.depth_choice import depth_choices
@@ -106,6 +107,28 @@ def test_what_cannot_be_had_is_refused_before_anything_is_loaded(capsys, tmp_pat
     command, *rest = words
     out = ("--out", str(tmp_path / "out")) if command == "prune" else ()
     code, text, error = run(capsys, command, "/no/such/model", "--text", "demo:boolq", *rest, *out)
+    assert (code, text) == (2, "")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("amount", "method", "message"),
+    [
+        (("--depth", "2"), "stat", "method stat: is for removed heads and neurons"),
+        (("--width", "20%"), "linear", "method linear: is for removed blocks and sublayers"),
+    ],
+)
+def test_a_repair_of_the_wrong_kind_is_refused_before_the_scoring(
+    capsys, tmp_path, monkeypatch, amount, method, message: str
+):
+    def fail(*arguments, **options):
+        raise AssertionError("scored first")
+
+    monkeypatch.setattr(prune_command, "measured_scores", fail)
+    monkeypatch.setattr(prune_command, "measured_narrowing", fail)
+    out = ("--out", str(tmp_path / "out"))
+    code, text, error = run(capsys, "prune", SHAPE, *amount, "--repair", method, "--repair-samples", "16", *out)
     assert (code, text) == (2, "")
     assert message in error
     assert not (tmp_path / "out").exists()
