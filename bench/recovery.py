@@ -23,10 +23,12 @@ import torch
 
 import pyprune
 from bench.repair_study import Study
-from pyprune.files import write_json
+from pyprune.files import write_bytes, write_json
 from pyprune.recovery import repair_with_report
 from pyprune.retraining import retrain_with_report
+from pyprune.retraining.curve import Point
 from pyprune.study.machine import describe
+from pyprune.study.training_plot import training_curve
 
 FORMAT = "pyprune recovery 1"
 RATIO, WINDOWS = 0.2, 512
@@ -92,8 +94,11 @@ class Recovery:
             report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision="bf16")
             seconds = time.perf_counter() - began
             report.decoder.save(folder)
-            self.done["repair"] = {"windows": WINDOWS, "seconds": seconds, **report.to_dict()}
-            self.done["perplexity"]["repaired"] = self.perplexities(report.decoder)
+            reached = self.perplexities(report.decoder)
+            self.done["repair"] = {
+                "windows": WINDOWS, "seconds": seconds, "perplexity": reached, "recovered": self.recovered(reached),
+                **report.to_dict(),
+            }  # fmt: skip
             self.keep()
         return pyprune.load(folder)
 
@@ -127,9 +132,9 @@ class Recovery:
             resume=str(self.out.with_suffix(f".{part}.journal")),
         )  # fmt: skip
         reached = self.perplexities(result.decoder)
-        self.done["perplexity"][part] = reached
         self.done["parts"][part] = {
             "machine": describe(),
+            "perplexity": reached,
             "recovered": self.recovered(reached),
             "training": result.to_dict(),
             "curve": [point.to_dict() for point in result.curve],
@@ -156,6 +161,9 @@ def main() -> None:
         if part not in recovery.done["parts"]:
             recovery.run(part)
         entry = recovery.done["parts"][part]
+        curve = [Point(**point) for point in entry["curve"]]
+        title = f"{PARTS[part]}; held out: WikiText-2"
+        write_bytes(recovery.out.with_name(f"{recovery.out.stem}-{part}.png"), training_curve(curve, title))
         shares = {text: f"{share:.1%}" for text, share in entry["recovered"].items()}
         print(part, shares, f"{entry['training']['seconds']:.0f} s", flush=True)
 
