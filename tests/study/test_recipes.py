@@ -462,6 +462,35 @@ def test_a_piece_of_a_store_is_made_once_and_whole(tmp_path):
     assert content_key({"a": 1}) != content_key({"a": 2})
 
 
+def test_a_piece_made_within_another_is_timed_once(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("pyprune.study.recipes.store.time.perf_counter", lambda: clock[0])
+    store = Store(tmp_path / "store")
+
+    def model():
+        clock[0] += 100.0
+        return {}
+
+    def failing():
+        clock[0] += 7.0
+        raise RuntimeError("stopped")
+
+    def perplexity():
+        clock[0] += 1.0
+        store.part("model", {}, model)
+        with pytest.raises(RuntimeError):
+            store.part("broken", {}, failing)
+        clock[0] += 2.0
+        store.part("model", {}, model)  # it is there
+        return {}
+
+    store.part("perplexity", {}, perplexity)
+    store.part("other", {}, lambda: clock.append(clock.pop() + 5.0))
+    assert {name.split("-")[0]: seconds for name, seconds in store.seconds.items()} == {
+        "model": 100.0, "perplexity": 3.0, "other": 5.0
+    }  # fmt: skip
+
+
 def test_equal_prunings_of_different_names_are_one_model(small, tmp_path):
     chosen = read_recipe(small)
     budget = chosen.budgets["quick"]

@@ -32,11 +32,13 @@ def content_key(content: Any) -> str:
 
 
 class Store:
-    """The pieces in a folder. `seconds`: what each piece used so far took when it was made, by its file's name."""
+    """The pieces in a folder. `seconds`: what each piece used so far took when it was made, by its file's name, without
+    the pieces that were made within it."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.seconds: dict[str, float] = {}
+        self._inner = [0.0]  # what the pieces took that were made within each piece under way
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: is a file; a folder for finished work is expected")
 
@@ -88,20 +90,24 @@ class Store:
         place = self._place(kind, content)
         if not (place / "part.json").exists():
             with whole_directory(place) as folder:
-                began = time.perf_counter()
-                result = make(folder)
-                record = {
-                    "format": FORMAT,
-                    "kind": kind,
-                    "content": content,
-                    "seconds": time.perf_counter() - began,
-                    "result": result,
-                }
+                result, seconds = self._made(folder, make)
+                record = {"format": FORMAT, "kind": kind, "content": content, "seconds": seconds, "result": result}
                 write_json(folder / "part.json", record)
             _remove(self.scratch(kind, content))
         record = _record(place / "part.json")
         self.seconds[place.name] = record["seconds"]
         return record
+
+    def _made(self, folder: Path, make: Callable[[Path], Any]) -> tuple[Any, float]:
+        """What `make` gives, and the seconds that it took without the pieces made within it: those have their own."""
+        began = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            result = make(folder)
+        finally:
+            nested, took = self._inner.pop(), time.perf_counter() - began
+            self._inner[-1] += took
+        return result, took - nested
 
 
 def _record(file: Path) -> dict[str, Any]:
