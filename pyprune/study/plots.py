@@ -15,16 +15,22 @@ RATIO_LINES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
 
 
 def quality_and_throughput(results: dict[str, Any]) -> bytes:
-    """PNG after Figure 1, a line of two panels a ratio: perplexity against speed-up at the smallest batch, and
-    throughput against latency over the batch sizes. Open markers and dashes: hf; filled and solid: pyprune."""
-    groups = ratios(results)
-    figure = new_figure(11.0, 4.6 * len(groups))
-    grid = figure.subplots(len(groups), 2, squeeze=False)
-    for (left, right), ratio in zip(grid, groups, strict=True):
-        _quality_panel(left, results, ratio)
-        _throughput_panel(right, results, ratio)
-    _legend(figure, right)
+    """PNG after Figure 1, a line of panels a ratio: perplexity against speed-up at the smallest batch (where some row
+    has a perplexity), and throughput against latency over the batch sizes. Open markers and dashes: hf; filled and
+    solid: pyprune."""
+    groups, panels = ratios(results), _panels(results)
+    figure = new_figure(5.5 * len(panels), 4.6 * len(groups))
+    grid = figure.subplots(len(groups), len(panels), squeeze=False)
+    for line, ratio in zip(grid, groups, strict=True):
+        for panel, (draw, _) in zip(line, panels, strict=True):
+            draw(panel, results, ratio)
+    _legend(figure, line[-1])
     return png(figure)
+
+
+def has_quality(results: dict[str, Any]) -> bool:
+    """Whether some row that was timed has a perplexity, so that it can be drawn against the speed."""
+    return any(line.get("ppl") is not None for line in measured(results))
 
 
 def latency_by_batch(results: dict[str, Any]) -> bytes:
@@ -41,6 +47,12 @@ def latency_by_batch(results: dict[str, Any]) -> bytes:
     return png(figure)
 
 
+def _panels(results: dict[str, Any]) -> list[tuple[Callable[..., None], str]]:
+    """What is drawn of each ratio, and what it is called."""
+    panels = [(_quality_panel, "Quality against speed")] if has_quality(results) else []
+    return [*panels, (_throughput_panel, "Latency and throughput")]
+
+
 Drawings = list[tuple[str, str]]
 """Captions, and the SVG elements for a page that they belong to."""
 
@@ -49,7 +61,7 @@ def quality_drawings(results: dict[str, Any]) -> Drawings:
     """The panels of `quality_and_throughput` one by one."""
     drawings = []
     for ratio in ratios(results):
-        for draw, what in ((_quality_panel, "Quality against speed"), (_throughput_panel, "Latency and throughput")):
+        for draw, what in _panels(results):
             caption = f"{what}, {ratio} of the parameters removed. Hollow: Hugging Face (hf); filled: pyprune."
             drawings.append((caption, _alone(caption, draw, results, ratio)))
     return drawings

@@ -14,10 +14,11 @@ import pytest
 from pyprune.cli import build_parser
 from pyprune.errors import InputError
 from pyprune.models import load
+from pyprune.study.labels import styles
 from pyprune.study.recipes import models
 from pyprune.study.recipes import run as module
 from pyprune.study.recipes.agreement import agreement, compared_pairs, difference, incomparable
-from pyprune.study.recipes.figures import figures
+from pyprune.study.recipes.figures import figures, series_looks
 from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import plan
@@ -247,6 +248,30 @@ def test_every_kind_of_figure_is_drawn(finished):
         "none": [], "lines": ["figure.png"], "quality-speed": ["speed.png"], "latency-batch": ["latency.png"],
         "scores": ["scores-ppl.png", "scores-magnitude.png", "map.png"],
     }  # fmt: skip
+    caption, image = drawn["quality-speed"]["speed.png"]
+    assert caption == "Quality, latency and throughput, 4 input tokens"
+    for row in results["rows"]:
+        row["values"] = {name: value for name, value in row["values"].items() if not name.startswith("ppl")}
+    results["recipe"]["figure"]["kind"] = "quality-speed"
+    alone_caption, alone = figures(results)["speed.png"]
+    assert alone_caption == "Latency and throughput, 4 input tokens"
+    # Half as wide and as high: no empty panels are left.
+    assert [2 * size for size in pixels(alone)[:1]] + [pixels(alone)[1]] == pixels(image)
+
+
+def pixels(png: bytes) -> list[int]:
+    """Width and height of a PNG."""
+    return [int.from_bytes(png[place : place + 4], "big") for place in (16, 20)]
+
+
+def test_series_of_one_kind_have_different_colours():
+    rows = [{"series": series, "method": f"depth {series}"} for series in ("magnitude", "magnitude+", "taylor", "ppl")]
+    assert len({look.colour for look in series_looks(rows).values()}) == 4
+    methods = ["original", "flap", "wanda-sp", "llm-pruner", "depth ppl"]
+    kept = series_looks([{"series": method, "method": method} for method in methods])
+    assert {method: look.colour for method, look in kept.items()} == {
+        method: look.colour for method, look in styles(methods).items()
+    }
 
 
 def test_an_interrupted_recipe_goes_on_to_equal_results(small, finished, tmp_path, monkeypatch):

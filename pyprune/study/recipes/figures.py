@@ -8,7 +8,7 @@ from typing import Any
 from pyprune.scoring.scores import Scores
 from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
 from pyprune.study.labels import ORIGINAL, styles
-from pyprune.study.plots import latency_by_batch, quality_and_throughput
+from pyprune.study.plots import has_quality, latency_by_batch, quality_and_throughput
 from pyprune.study.recipes.table import scaled
 from pyprune.study.recipes.values import known_value
 from pyprune.study.score_plots import chosen_bars, heat_map
@@ -34,7 +34,7 @@ def lines(results: dict[str, Any]) -> Figures:
     with_paper = any(isinstance(row["paper"].get(value), int | float) for row in rows for value in values)
     drawing = new_figure(6.0 * len(values), 4.4 * (1 + with_paper))
     panels = drawing.subplots(1 + with_paper, len(values), squeeze=False)
-    looks = _looks(rows)
+    looks = series_looks(rows)
     for column, value in enumerate(values):
         about = known_value(value)
         points = [
@@ -55,14 +55,14 @@ def lines(results: dict[str, Any]) -> Figures:
     return {"figure.png": (results["recipe"]["title"], png(drawing))}
 
 
-def _looks(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def series_looks(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Colour and marker of each series, by the method of its first row."""
     methods: dict[str, str] = {}
     for row in rows:
         methods.setdefault(row["series"], row["method"])
     by_method = styles(methods.values())
     looks = {series: by_method[method] for series, method in methods.items()}
-    if len(set(looks.values())) < len(looks):  # several series of one method
+    if len({look.colour for look in looks.values()}) < len(looks):  # several series of one kind of method
         palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
         looks = {
             series: look._replace(colour=palette[place % len(palette)])
@@ -102,22 +102,30 @@ def _paper(row: dict[str, Any], value: str) -> float | None:
 
 def quality_speed(results: dict[str, Any]) -> Figures:
     """After Figure 1, and Figure 2 of the same times."""
-    return _speed_figures(results, "speed", "Quality, latency and throughput", quality_and_throughput)
+    return _speed_figures(results, "speed", _speed_caption, quality_and_throughput)
+
+
+def _speed_caption(comparison: dict[str, Any]) -> str:
+    return "Quality, latency and throughput" if has_quality(comparison) else "Latency and throughput"
 
 
 def latency_batch(results: dict[str, Any]) -> Figures:
     """After the lower half of Figure 2."""
-    return _speed_figures(results, "latency", "Latency against batch size", latency_by_batch)
+    return _speed_figures(results, "latency", lambda _: "Latency against batch size", latency_by_batch)
 
 
 def _speed_figures(
-    results: dict[str, Any], stem: str, caption: str, draw: Callable[[dict[str, Any]], bytes]
+    results: dict[str, Any],
+    stem: str,
+    caption: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any]], bytes],
 ) -> Figures:
     drawn: Figures = {}
     for measured in results["timings"]:
         tokens = measured["protocol"]["input_tokens"]
         name = stem if len(results["timings"]) == 1 else f"{stem}-{tokens}"
-        drawn[f"{name}.png"] = (f"{caption}, {tokens} input tokens", draw(as_comparison(results, measured)))
+        comparison = as_comparison(results, measured)
+        drawn[f"{name}.png"] = (f"{caption(comparison)}, {tokens} input tokens", draw(comparison))
     return drawn
 
 
