@@ -62,6 +62,7 @@ def iterate(
     unit: str = "block",
     protect: Iterable[int] | str | None = None,
     steps: int = 100,
+    untrained: bool = True,
     one_shot_retrained: bool = False,
     train: Trainer | None = None,
     text: Any = None,
@@ -82,14 +83,18 @@ def iterate(
     rounds; or ratio: as many as a greedy search takes for that share of all parameters. unit, protect, calibration,
     memory as in `score`. steps: of each training; its seed is `seed` and the round. train: another training than
     `retrain`. text, instructions, options: of `retrain_with_report`; distill: the unpruned model teaches.
-    one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the steps of
-    all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is finished in a
-    folder, `out` with `.journal` behind it or of this name, and go on from one that an interrupted run left; it is
-    removed when `out` is written.
+    untrained: also take both curves without training, one-shot and greedy; False needs `count`, and saves their two
+    searches. one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the
+    steps of all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is
+    finished in a folder, `out` with `.journal` behind it or of this name, and go on from one that an interrupted run
+    left; it is removed when `out` is written.
 
     InputError for values that cannot be had, before anything is computed where that can be known.
     """
     require_whole("iterate: steps", steps, 1)
+    if not untrained and (count is None or one_shot_retrained):
+        needed = "ratio" if count is None else "one_shot_retrained"
+        raise InputError(f"iterate: untrained False: leaves out the search that {needed} needs; True is expected")
     training = _described_training(train, text, instructions, distill, steps, seed, options)
     journal = journal_path("iterate", out, resume)
     if protect is not None and not isinstance(protect, str):
@@ -121,6 +126,7 @@ def iterate(
         "protect": protect,
         "steps": steps,
         "seed": seed,
+        "untrained": untrained,
         "one_shot_retrained": one_shot_retrained,
         "training": training,
         "options": {
@@ -129,9 +135,9 @@ def iterate(
     }
     rounds = Rounds(journal, subject)
     work = _Work(original, ids, judged, unit, protect, steps, seed, train, memory, rounds, progress)
-    searches = rounds.part("searches", partial(work.searches, count, ratio))
+    searches = rounds.part("searches", partial(work.searches, count, ratio) if untrained else work.no_searches)
     one_shot, greedy = (tuple(map(Removal.from_dict, searches[name])) for name in ("one_shot", "greedy"))
-    finished, decoder = work.rounds_of(len(greedy))
+    finished, decoder = work.rounds_of(len(greedy) if untrained else count or 0)
     at_once = None
     if one_shot_retrained:
         at_once = read_number(rounds.part("one-shot retrained", partial(work.at_once, one_shot)), "perplexity")
@@ -238,6 +244,11 @@ class _Work:
             "one_shot": _curve(one_shot, values[: len(one_shot.order)]),
             "greedy": _curve(greedy, values[len(one_shot.order) :]),
         }
+
+    def no_searches(self) -> dict[str, Any]:
+        """The same data without any curve."""
+        baseline = perplexity(self.original, self.held_out, memory=self.memory)
+        return {"baseline": json_number(baseline), "one_shot": [], "greedy": []}
 
     def rounds_of(self, count: int) -> tuple[list[Round], Decoder]:
         """The rounds, and the model after the last one."""

@@ -60,9 +60,10 @@ class Iterated:
 
     `decoder`: the model after the last round, None where the result was read from a file. `steps`: of each training.
     `baseline`: perplexity of the unpruned model, `parameters` its size. `one_shot`: the front of one ranking; `greedy`:
-    ranked again after each removal; neither is trained. `one_shot_retrained`: the perplexity when all units of
-    `one_shot` go at once and one training has the steps of all rounds; None where that was not asked for. All
-    perplexities are on the held-out text. `calibration`, `held_out`: fingerprints. `settings`: of the training.
+    ranked again after each removal; neither is trained, and both are empty where that was not asked for.
+    `one_shot_retrained`: the perplexity when all units of `one_shot` go at once and one training has the steps of all
+    rounds; None where that was not asked for. All perplexities are on the held-out text. `calibration`, `held_out`:
+    fingerprints. `settings`: of the training.
     """
 
     model: str
@@ -147,15 +148,24 @@ def csv_text(result: Iterated) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    whole = result.baseline
-    writer.writerow([0, result.parameters, "", whole, whole, "", whole, "", whole])
+    writer.writerow([0, result.parameters, "", *[result.baseline] * 2, *_beside(result, 0)])
     for number, step in enumerate(result.rounds, start=1):
-        one_shot, greedy = result.one_shot[number - 1], result.greedy[number - 1]
-        writer.writerow([
-            number, step.parameters, unit_text(step.removed), step.perplexity, step.retrained,
-            unit_text(one_shot.removed), one_shot.perplexity, unit_text(greedy.removed), greedy.perplexity,
-        ])  # fmt: skip
+        ours = (unit_text(step.removed), step.perplexity, step.retrained)
+        writer.writerow([number, step.parameters, *ours, *_beside(result, number)])
     return text.getvalue()
+
+
+def _beside(result: Iterated, number: int) -> list[Any]:
+    """Unit and perplexity of either curve without training after so many removals; blank where it was not taken."""
+    cells: list[Any] = []
+    for curve in (result.one_shot, result.greedy):
+        if not curve:
+            cells += ["", ""]
+        elif number == 0:
+            cells += ["", result.baseline]
+        else:
+            cells += [unit_text(curve[number - 1].removed), curve[number - 1].perplexity]
+    return cells
 
 
 def unit_text(unit: Unit) -> str:

@@ -9,14 +9,12 @@ from pyprune.study.score_axes import BASELINE
 
 def cells(result: Iterated) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: a line for each number of units removed."""
-    header = ["gone", "removed", "pruned", "retrained", "one-shot", "greedy", "parameters"]
+    beside = {name: curve for name, curve in (("one-shot", result.one_shot), ("greedy", result.greedy)) if curve}
+    header = ["gone", "removed", "pruned", "retrained", *beside, "parameters"]
     whole = f"{result.baseline:.4g}"
-    rows = [["0", "", whole, whole, whole, whole, f"{result.parameters:,}"]]
+    rows = [["0", "", *[whole] * (2 + len(beside)), f"{result.parameters:,}"]]
     for number, step in enumerate(result.rounds, start=1):
-        values = (
-            step.perplexity, step.retrained, result.one_shot[number - 1].perplexity,
-            result.greedy[number - 1].perplexity,
-        )  # fmt: skip
+        values = (step.perplexity, step.retrained, *(curve[number - 1].perplexity for curve in beside.values()))
         rows.append(
             [str(number), unit_text(step.removed), *(f"{value:.4g}" for value in values), f"{step.parameters:,}"]
         )
@@ -36,6 +34,8 @@ def figure(result: Iterated) -> bytes:
     drawing = new_figure(8.0, 5.4)
     panel = drawing.subplots()
     for label, values, colour, marker, dashes in lines:
+        if not values:  # a curve that was not asked for
+            continue
         panel.plot(
             numbers, [result.baseline, *values], label=label, color=colour, marker=marker, linestyle=dashes,
             linewidth=1.6, markersize=6,

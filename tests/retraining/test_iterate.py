@@ -125,6 +125,31 @@ def test_a_result_round_trips_and_is_shown(model, tmp_path):
     assert loaded.pruning == result.decoder.pruning
 
 
+def test_curves_without_training_can_be_left_out(model, tmp_path, monkeypatch):
+    complete = run(model)
+    monkeypatch.setattr("pyprune.retraining.iterate.search", None)
+    result = run(model, untrained=False, out=tmp_path / "out")
+    assert result.rounds == complete.rounds
+    assert result.baseline == complete.baseline
+    assert (result.one_shot, result.greedy) == ((), ())
+    assert Iterated.from_dict(result.to_dict()).rounds == result.rounds
+    lines = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert [line["iterative_retrained"] for line in lines] == [
+        line["iterative_retrained"] for line in csv.DictReader(io.StringIO(csv_text(complete)))
+    ]
+    assert {line[name] for line in lines for name in ("one_shot_unit", "one_shot", "greedy_unit", "greedy")} == {""}
+    header, rows = cells(result)
+    assert header == ["gone", "removed", "pruned", "retrained", "parameters"]
+    assert {len(row) for row in rows} == {5}
+    assert figure(result).startswith(b"\x89PNG")
+    for options, word in (
+        ({"count": None, "ratio": 0.4}, "ratio"),
+        ({"one_shot_retrained": True}, "one_shot_retrained"),
+    ):
+        with pytest.raises(InputError, match=f"untrained False: leaves out the search that {word} needs"):
+            run(model, untrained=False, **options)
+
+
 def test_an_infinite_perplexity_is_kept_and_drawn(model):
     data = run(model, count=1).to_dict()
     data["greedy"][0]["perplexity"] = "inf"

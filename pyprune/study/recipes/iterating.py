@@ -33,7 +33,8 @@ def iterated(
     store: Store,
     progress: Progress,
 ) -> Iterated:
-    """`count` rounds of a removal and a training of the budget's `round_steps`, and the curves beside them."""
+    """`count` rounds of a removal and a training of the budget's `round_steps`. The curves without training are left
+    out: other rows have them."""
     content = {
         "model": identity,
         "calibration": calibration.fingerprint["sha256"],
@@ -57,8 +58,8 @@ def iterated(
         place.parent.mkdir(parents=True, exist_ok=True)
         result = iterate(
             decoder, calibration.input_ids, held_out=held_out.input_ids, count=count, unit=prune.unit,
-            steps=budget.round_steps, train=train, seed=budget.seed, calibration=calibration.fingerprint, out=place,
-            resume=True, progress=progress,
+            steps=budget.round_steps, untrained=False, train=train, seed=budget.seed,
+            calibration=calibration.fingerprint, out=place, resume=True, progress=progress,
         )  # fmt: skip
         shutil.rmtree(place.with_name(f"{place.name}.journal"), ignore_errors=True)  # of `resume`
         return result.to_dict()

@@ -81,9 +81,11 @@ def plan(recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: T
     rounds = [int(m.prune.amount) for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]
     if rounds:
         one = (
-            _choosing(Prune(DEPTH, "1"), blocks, budget) + budget.round_steps * budget.batch * budget.cutoff * BACKWARD
+            _choosing(Prune(DEPTH, "1"), blocks, budget)
+            + budget.round_steps * budget.batch * budget.cutoff * BACKWARD
+            + 2 * (budget.tokens or WHOLE_TEXT)
         )
-        add(f"iterate, {max(rounds)} rounds", max(rounds) * one * 1.3)
+        add(f"iterate, {max(rounds)} rounds", max(rounds) * one)
     for model in recipe.models:
         if model.prune is not None and model.prune.search != ITERATIVE:
             add(f"choose, {model.name}", _choosing(model.prune, blocks, budget), _key(model.prune))
