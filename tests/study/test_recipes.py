@@ -165,7 +165,7 @@ def test_the_papers_numbers_stand_beside_the_right_rows():
     named = {model.name: model for model in chosen.models}
     assert paper_number(chosen, named["Depth, PPL 35%"], columns["ppl:wikitext2"]) == 23.1
     assert paper_number(chosen, named["FLAP 27%"], columns["accuracy"]) == 55.8
-    assert paper_number(chosen, named["Depth, Taylor+ 20%"], columns["tokens_per_s"]) == 66.0
+    assert paper_number(chosen, named["Depth, Taylor+ 20%"], columns["hf_tokens_per_s"]) == 66.0
     assert paper_number(chosen, named["Original"], columns["ppl:ptb"]) == 22.1
     seventh = read_recipe("table7")
     named = {model.name: model for model in seventh.models}
@@ -347,6 +347,49 @@ def test_agreement_counts_signs_of_differences_within_groups():
     (sentence,) = agreement({"rows": rows, "recipe": recipe_data})
     assert "1 differ as in the paper, 0 the other way, and 2 too little" in sentence
     assert incomparable({"recipe": recipe_data}) == []
+
+
+def test_what_does_not_compare_says_how_speed_was_measured(finished):
+    results = copy.deepcopy(finished[0])
+    results["recipe"]["measures"]["speed"] = {}
+    protocol = {"input_tokens": 12, "output_tokens": [16, 48]}
+    results["timings"] = [{"protocol": protocol, "batches": [4, 1], "timings": [], "oom": []}]
+    results["machine"] |= {"cpu": "A CPU", "gpus": [{"name": "A GPU"}]}
+    paper = (
+        "The paper timed Hugging Face transformers (HF) on GPUs, in Tables 2 and 4 with 12 input and 128 new tokens "
+        "at batch 1."
+    )
+    measured_here = "in bfloat16: 12 input and 48 new tokens, batch 1, 6 runs after 1 warm-up."
+    assert f"Speed in the table is measured on A CPU {measured_here} {paper}" in incomparable(results)
+    results["device"] = "cuda"
+    assert f"Speed in the table is measured on A GPU {measured_here} {paper}" in incomparable(results)
+    protocol["output_tokens"] = [128, 512]
+    assert any("12 input and 128 new tokens, batch 1, 6" in sentence for sentence in incomparable(results))
+
+
+def test_what_does_not_compare_says_how_long_rows_were_trained(finished):
+    results = copy.deepcopy(finished[0])
+    (sentence,) = (text for text in incomparable(results) if "Retraining" in text)
+    # One step of two samples of eight tokens.
+    assert "random token ids, at most 16 tokens a row, at learning rate 0.0005 in bf16; the paper" in sentence
+    once = results["rows"][-2]
+    assert once["retrained"]
+    results["rows"].append({**once, "made": {"steps": 1, "trainings": 2}})
+    results["budget"]["round_steps"] = 3
+    (sentence,) = (text for text in incomparable(results) if "Retraining" in text)
+    assert "a row, an iterative row at most 48 tokens after every removal, so up to 96, at" in sentence
+    once["retrained"] = False
+    (sentence,) = (text for text in incomparable(results) if "Retraining" in text)
+    assert "random token ids, an iterative row at most 48 tokens" in sentence
+
+
+@pytest.mark.parametrize("name", ["table2", "table4", "table10", "figure1", "figure2", "figure6"])
+def test_the_papers_times_stand_beside_hugging_face(name):
+    chosen = read_recipe(name)
+    papers = {column.value: column.paper for column in chosen.columns}
+    assert papers["hf_tokens_per_s"] == "speeds:tokens_per_s"
+    assert papers.get("hf_latency_s") in (None, "speeds:latency_s")
+    assert [papers.get(value) for value in ("latency_s", "tokens_per_s", "speedup")] == [None] * 3
 
 
 def test_perplexities_are_compared_window_by_window():

@@ -11,7 +11,7 @@ from typing import Any
 from pyprune.scoring.agreement import kendall, spearman
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.plan import training_tokens
-from pyprune.study.recipes.values import known_value
+from pyprune.study.recipes.values import PAPER_LENGTH, counted, known_value, shown_setting
 
 ERRORS = 2
 """Values with a standard error differ when they are so many of it apart."""
@@ -202,14 +202,8 @@ def incomparable(results: dict[str, Any]) -> list[str]:
         f"Calibration uses {texts['calibration']}, {budget['samples']} windows of {budget['seq_len']} tokens unless a "
         "row says otherwise (the paper: BookCorpus, 10 windows of 128)."
     )
-    trained = [row for row in results["rows"] if row["retrained"]]
-    if trained:
-        tokens, full = (training_tokens(_budget(data)) for data in (budget, paper))
-        sentences.append(
-            f"Retraining used {texts['training']}, at most {tokens:,} tokens at learning rate "
-            f"{budget['learning_rate']:g}; the paper used instructions (refined Alpaca) for 2 epochs, up to "
-            f"{full:,} tokens."
-        )
+    if any(row["retrained"] for row in results["rows"]):
+        sentences.append(_retraining(results, training_tokens(_budget(paper))))
     elif any(model_row["retrain"] for model_row in recipe["models"]):
         sentences.append("The paper retrained its models and this run did not; that alone may change ranks.")
     if measures["perplexity"]:
@@ -222,12 +216,44 @@ def incomparable(results: dict[str, Any]) -> list[str]:
     if measures["tasks"] and budget["limit"]:
         sentences.append(f"Accuracy is measured on the first {budget['limit']} documents of each task.")
     if measures["speed"] is not None:
-        machine = results["machine"]
-        where = ", ".join(gpu["name"] for gpu in machine["gpus"]) or machine["cpu"]
-        sentences.append(
-            f"Speed was measured on {where} in {budget['dtype']}, {budget['runs']} runs; the paper used other GPUs."
-        )
+        sentences.append(_measured_speed(results))
     return sentences + list(recipe["incomparable"])
+
+
+def _retraining(results: dict[str, Any], full: int) -> str:
+    """What rows were trained on, and how much; of iterative rows apart. full: the tokens of the paper's budget."""
+    budget = results["budget"]
+    once, of_rounds = (
+        [row for row in results["rows"] if row["retrained"] and ("trainings" in (row["made"] or {})) == iterative]
+        for iterative in (False, True)
+    )
+    amounts = [f"at most {training_tokens(_budget(budget)):,} tokens a row"] if once else []
+    if of_rounds:
+        round_tokens = budget["round_steps"] * budget["batch"] * budget["cutoff"]
+        rounds = max(row["made"]["trainings"] for row in of_rounds)
+        amounts.append(
+            f"an iterative row at most {round_tokens:,} tokens after every removal, so up to {rounds * round_tokens:,}"
+        )
+    precision = "" if budget["precision"] is None else f" in {budget['precision']}"
+    return (
+        f"Retraining used {results['texts']['training']}, {', '.join(amounts)}, at learning rate "
+        f"{budget['learning_rate']:g}{precision}; the paper used instructions (refined Alpaca) for 2 epochs, up to "
+        f"{full:,} tokens."
+    )
+
+
+def _measured_speed(results: dict[str, Any]) -> str:
+    """Where and how the times of the table were taken, and how the paper took its own."""
+    machine, budget, first = results["machine"], results["budget"], results["timings"][0]
+    gpus = machine["gpus"] if results.get("device") != "cpu" else []
+    where = ", ".join(gpu["name"] for gpu in gpus) or machine["cpu"]
+    batch, length = shown_setting(first)
+    return (
+        f"Speed in the table is measured on {where} in {budget['dtype']}: {first['protocol']['input_tokens']} input "
+        f"and {length} new tokens, batch {batch}, {counted(budget['runs'], 'run')} after "
+        f"{counted(budget['warmups'], 'warm-up')}. The paper timed Hugging Face transformers (HF) on GPUs, in Tables 2 "
+        f"and 4 with 12 input and {PAPER_LENGTH} new tokens at batch 1."
+    )
 
 
 def _budget(data: dict[str, Any]) -> Budget:

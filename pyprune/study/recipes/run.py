@@ -57,6 +57,7 @@ from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Model, Prune, Recipe,
 from pyprune.study.recipes.report import FORMAT, save
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import RecipeTexts, held_out_windows, read_texts, tasks_in_training
+from pyprune.study.recipes.values import shown_setting
 from pyprune.study.requirements import prompts_from
 from pyprune.study.room import Room
 from pyprune.study.rows import Row, pruned_row
@@ -211,6 +212,7 @@ def _subject(chosen: Recipe, decoder: Decoder, budget: Budget, texts: RecipeText
         "texts": texts.described(),
         "left_out": list(texts.left_out),
         "machine": machine.describe(),
+        "device": decoder.device.type,
     }
 
 
@@ -414,13 +416,11 @@ class _Run:
         return timings_of(rows, contents, prompts, speed, self._budget, self._store, self._progress)
 
     def _add_speeds(self, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
-        """Each row's speed at the smallest batch and the longest output after the shortest prompt."""
+        """Each row's speed in the setting that is shown, after the first of the prompts' lengths."""
         for row in rows if timings else ():
             row["timed_as"] = self._timed[row["name"]]
-            first = timings[0]
-            lengths = first["protocol"]["output_tokens"]
             values, row["intervals"] = speed_values(
-                first["timings"], row["timed_as"], ORIGINAL, min(first["batches"]), max(lengths)
+                timings[0]["timings"], row["timed_as"], ORIGINAL, *shown_setting(timings[0])
             )
             row["values"] |= values
 

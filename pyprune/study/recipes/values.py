@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,22 @@ def _percent(value: float | None) -> str:
 
 def _fixed(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+PAPER_LENGTH = 128
+"""New tokens of the times that the paper prints."""
+
+
+def shown_setting(measured: Mapping[str, Any]) -> tuple[int, int]:
+    """Batch and new tokens of the times that the values of speed are taken from: the smallest batch, and as many new
+    tokens as the paper's printed times have, else the most. measured: an entry of the results' `timings`."""
+    lengths = measured["protocol"]["output_tokens"]
+    return min(measured["batches"]), PAPER_LENGTH if PAPER_LENGTH in lengths else max(lengths)
 
 
 VALUES: dict[str, Value] = {
