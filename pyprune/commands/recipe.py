@@ -13,6 +13,9 @@ from pyprune.commands.output import Bar, console, print_json, print_table
 from pyprune.errors import InputError
 from pyprune.study.recipes.names import BUDGETS, shipped_recipes
 
+SHOWN = 9
+"""Columns that fit onto a screen."""
+
 
 def add_options(commands: Any) -> None:
     parser = command(
@@ -132,8 +135,14 @@ def _report(options: argparse.Namespace, results: dict[str, Any]) -> None:
     from pyprune.study.recipes.agreement import agreement, incomparable
     from pyprune.study.recipes.table import cells
 
-    print_table(*cells(results), results["recipe"]["title"])
+    header, rows = cells(results, paper=False)
+    print_table(header[:SHOWN], [row[:SHOWN] for row in rows], results["recipe"]["title"])
     screen = console()
+    if len(header) > SHOWN and options.out is not None:
+        table = os.path.join(options.out, "table.md")
+        screen.print(f"All {len(header)} columns: {table}", markup=False, highlight=False)
+    elif len(header) > SHOWN:
+        screen.print(f"{len(header) - SHOWN} more columns: --out DIR keeps them in table.md", highlight=False)
     for sentence in [*agreement(results), *incomparable(results)]:
         screen.print(f"- {sentence}", markup=False, highlight=False)
     if options.out is not None:

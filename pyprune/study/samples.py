@@ -15,7 +15,7 @@ from torch import Tensor
 from pyprune.checks import require_whole
 from pyprune.errors import InputError
 from pyprune.evaluation.evaluate import described
-from pyprune.evaluation.repetition import repeated_share
+from pyprune.evaluation.repetition import repeated_share, repeated_share_stderr
 from pyprune.files import json_text, whole_directory
 from pyprune.models import as_decoder, load
 from pyprune.models.decoder import Decoder
@@ -43,8 +43,9 @@ _WRAPPED = "<style>.texts td { white-space: pre-wrap; text-align: left; vertical
 @dataclass(frozen=True)
 class Samples:
     """What models wrote. `models`: one dict each, `{"name", "parameters", "dtype", "tokens" (written),
-    "repeated_4grams" (share, None where nothing is as long), "texts": [{"prompt", "draw", "text", "tokens"}]}`, the
-    original first; `text` without the prompt. `settings`: how they were drawn."""
+    "repeated_4grams" (share, None where nothing is as long), "repeated_4grams_stderr" (between texts, None of fewer
+    than two), "texts": [{"prompt", "draw", "text", "tokens"}]}`, the original first; `text` without the prompt.
+    `settings`: how they were drawn."""
 
     settings: dict[str, Any]
     models: list[dict[str, Any]]
@@ -195,6 +196,7 @@ def _written(
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "tokens": sum(map(len, written)),
         "repeated_4grams": repeated_share(written, GRAM),
+        "repeated_4grams_stderr": repeated_share_stderr(written, GRAM),
         "texts": texts,
     }
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pyprune import InputError, apply, load, samples
-from pyprune.evaluation.repetition import repeated_share
+from pyprune.evaluation.repetition import repeated_share, repeated_share_stderr
 from pyprune.models.pruning import Pruning
 from pyprune.study.samples import PROMPTS, Samples
 from tests.cli.command_line import run
@@ -27,6 +27,13 @@ def test_repeated_grams_are_counted_within_each_text():
     assert repeated_share([[1, 2, 3, 4], [1, 2, 3, 4]]) == 0
     assert repeated_share([[7] * 8, [1, 2, 3, 4, 5], [1, 2]]) == pytest.approx(1 - 3 / 7)
     assert repeated_share([[1, 2, 3], []]) is None
+
+
+def test_the_error_of_a_repeated_share_is_that_between_texts():
+    # 4 of 5 grams and 0 of 2: the share is 4/7, and the texts are 8/7 above and below it.
+    assert repeated_share_stderr([[7] * 8, [1, 2, 3, 4, 5], [1, 2]]) == pytest.approx(16 / 49)
+    assert repeated_share_stderr([[7] * 8] * 3) == pytest.approx(0)
+    assert repeated_share_stderr([[7] * 8, [1, 2]]) is None
 
 
 def test_models_write_on_the_papers_prompts(model_directory, pruned_directory):

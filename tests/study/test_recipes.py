@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import csv
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyprune.cli import build_parser
+from pyprune.commands import recipe as command
 from pyprune.errors import InputError
 from pyprune.models import load
 from pyprune.study.labels import styles
@@ -23,9 +26,12 @@ from pyprune.study.recipes.names import BUDGETS, SHIPPED, shipped_recipes
 from pyprune.study.recipes.paper_numbers import check_paper, paper_number
 from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import FIGURES, read_recipe
+from pyprune.study.recipes.report import drawn
 from pyprune.study.recipes.run import RecipeResult, recipe
 from pyprune.study.recipes.store import Store, content_key
+from pyprune.study.recipes.table import cells
 from pyprune.study.recipes.texts import read_part, read_texts
+from pyprune.study.recipes.values import counted
 from pyprune.study.redraw import redraw
 from tests.cli.command_line import run as command_line
 
@@ -176,6 +182,17 @@ def test_the_papers_numbers_stand_beside_the_right_rows():
     largest = replace(least, paper={"samples": "1000", "method": "llm-pruner"})
     assert paper_number(seventh, largest, columns["accuracy"]) == "OOM"
     assert paper_number(seventh, named["Depth, Taylor+, 100 windows"], columns["ppl:wikitext2"]) == 19.0
+    for name, rows in (
+        ("table2", {"Original": 32, "FLAP 27%": 32, "Depth, Taylor+ 20%": 26, "Depth, PPL 35%": 21}),
+        ("table4", {"Original": 40, "Depth, PPL 21%": 32}),
+        ("figure1", {"Depth, PPL 27%": 23}),
+        ("table10", {"Depth, PPL 20%": 26}),
+        ("table5", {"magnitude+ 20%": 26, "ppl 35%": 21}),
+    ):
+        other = read_recipe(name)
+        column = next(column for column in other.columns if column.value == "blocks")
+        named = {model.name: model for model in other.models}
+        assert {row: paper_number(other, named[row], column) for row in rows} == rows
     ninth = read_recipe("table9")
     column = next(column for column in ninth.columns if column.value == "memory:512x16")
     assert [paper_number(ninth, model, column) for model in ninth.models] == [25.0, 20.4, 18.1, 16.6]
@@ -392,6 +409,115 @@ def test_the_papers_times_stand_beside_hugging_face(name):
     assert [papers.get(value) for value in ("latency_s", "tokens_per_s", "speedup")] == [None] * 3
 
 
+def test_a_factor_multiplies_the_error_too():
+    def row(value, error):
+        values, errors = {"repeated_4grams": value}, {"repeated_4grams": error}
+        return {"values": values, "errors": errors, "losses": {}, "intervals": {}}
+
+    # 0.30 against 2 * 0.10: two standard errors of the difference are 0.084, or, with a larger error, 0.12.
+    assert difference(row(0.30, 0.03), row(0.10, 0.015), "repeated_4grams", 2.0) == 1
+    assert difference(row(0.30, 0.03), row(0.10, 0.026), "repeated_4grams", 2.0) == 0
+    assert difference(row(0.30, None), row(0.10, None), "repeated_4grams", 2.0) == 1
+
+
+def test_a_claim_names_the_text_of_its_perplexity(finished):
+    results = copy.deepcopy(finished[0])
+    claim = {"text": "It gets worse.", "value": "ppl", "rows": "Blocks", "relation": "higher", "than": "Original"}
+    results["recipe"]["claims"] = [{**claim, "factor": 1.0}]
+    assert "comparisons of PPL novel, " in agreement(results)[-1]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_claim_of_a_shipped_recipe_compares_some_rows(name):
+    chosen = read_recipe(name)
+    for claim in chosen.claims:
+        sides = [
+            [model for model in chosen.models if any(part in model.name for part in pattern.split("|"))]
+            for pattern in (claim.rows, claim.than)
+        ]
+        pairs = [
+            (a.name, b.name)
+            for a, b in itertools.product(*sides)
+            if a is not b and (a.group == b.group or b.prune is None)
+        ]
+        assert pairs, claim.text
+        if claim.factor != 1:
+            assert "(tested " in claim.text
+        if name == "table5" and claim.factor == 2:
+            word = claim.text.split()[0].lower()
+            assert pairs == [(f"{word} {ratio}", f"{word}+ {ratio}") for ratio in ("20%", "35%")]
+
+
+def test_columns_without_a_number_of_ours_are_left_out(finished, capsys, small, monkeypatch):
+    results = copy.deepcopy(finished[0])
+    results["recipe"]["columns"].append({"value": "accuracy", "header": "mean acc. %", "paper": None, "where": {}})
+    results["rows"][1]["paper"]["accuracy"] = 50.0
+    header, rows = cells(results)
+    assert header == ["model", "M params", "PPL", "paper", "GiB, L 8, M 1"]
+    assert rows[1][3] == "17.7"
+    header, rows = cells(results, paper=False)
+    assert header == ["model", "M params", "PPL", "GiB, L 8, M 1"]
+    assert {len(row) for row in rows} == {4}
+    monkeypatch.setattr(command, "SHOWN", 3)
+    options = argparse.Namespace(out="somewhere")
+    command._report(options, results)
+    shown = capsys.readouterr().out
+    assert "PPL" in shown
+    assert "GiB" not in shown.split("- ")[0]
+    assert "All 4 columns: somewhere/table.md" in shown
+
+
+def test_a_page_without_standard_errors_does_not_explain_them(finished):
+    results = copy.deepcopy(finished[0])
+    assert "± is a standard error" in drawn(results)["index.html"].decode()
+    results["recipe"]["columns"] = [column for column in results["recipe"]["columns"] if column["value"] != "ppl"]
+    assert "± is a standard error" not in drawn(results)["index.html"].decode()
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [counted(count, "warm-up") for count in (0, 1, 2)] == ["0 warm-ups", "1 warm-up", "2 warm-ups"]
+
+
+def test_a_plan_counts_the_texts_that_are_named(tiny, small):
+    chosen = read_recipe(small)
+    both, one = (
+        plan(chosen, chosen.budgets["quick"], tiny, rate=1000.0, tasks=None, held_out=count) for count in (None, 1)
+    )
+    quality = [sum(cell.seconds for cell in planned.cells if "measure, " in cell.name) for planned in (both, one)]
+    assert quality[1] == pytest.approx(quality[0] / 2)
+
+
+def test_what_was_read_is_told_as_it_was_read(tmp_path):
+    raw, rare = tmp_path / "raw.txt", tmp_path / "rare.txt"
+    raw.write_text(" = Head = \n\n" + "a sentence of words . \n" * 40)
+    rare.write_text("the <unk> of words . \n" * 40)
+    chosen = read_recipe("table5")
+    budget = chosen.budgets["quick"]
+
+    def read(trains=False, **named):
+        other = {role: f"demo:lambada[{part}]" for role, part in (("calibration", "0%:1%"), ("training", "1%:2%"))}
+        return read_texts(budget, {**other, "boolq": "demo:boolq[0%:5%]", **named}, False, trains)
+
+    texts = read(wikitext2=str(raw))
+    assert "training" not in texts.described()
+    assert texts.by_rows == ("wikitext2",)
+    assert not texts.has_unknown_words("wikitext2")
+    assert "training" in read(trains=True, wikitext2=str(raw)).described()
+    texts = read(wikitext2=f"{raw}[0%:100%]", ptb=str(rare))
+    assert (texts.by_rows, texts.left_out) == (("ptb",), ())
+    assert texts.has_unknown_words("ptb")
+
+
+def test_a_wikitext_with_unknown_words_is_marked(finished):
+    results = copy.deepcopy(finished[0])
+    results["held_out"] = {"wikitext2": {**results["held_out"]["novel"], "has_unk": True}}
+    assert cells(results)[0][2] == "PPL (unk variant)"
+    assert any("has unk for rare words" in sentence for sentence in incomparable(results))
+    results["held_out"] = {"novel": results["held_out"]["wikitext2"]}
+    assert cells(results)[0][2] == "PPL"
+    assert not any("has unk for rare words" in sentence for sentence in incomparable(results))
+
+
 def test_perplexities_are_compared_window_by_window():
     def row(nll):
         losses = {"nll": nll, "tokens": [10.0] * len(nll)}
@@ -480,7 +606,7 @@ def test_the_list_and_the_plan_are_printed(capsys, small):
     code, out, _ = command_line(capsys, "recipe", small, "shape:tiny", "--plan")
     assert code == 0
     assert "retrain, Trained 25%" in out
-    assert "Retraining is capped at 1 steps of 2 sequences" in out
+    assert "Retraining is capped at 1 step of 2 sequences" in out
     code, out, _ = command_line(capsys, "recipe", small, "shape:tiny", "--plan", "--json")
     assert json.loads(out)["seconds"] > 0
 

@@ -11,6 +11,7 @@ from typing import Any
 from pyprune.scoring.agreement import kendall, spearman
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.plan import training_tokens
+from pyprune.study.recipes.table import RAW_TEXT, replaces_rare_words
 from pyprune.study.recipes.values import PAPER_LENGTH, counted, known_value, shown_setting
 
 ERRORS = 2
@@ -91,8 +92,8 @@ def difference(a: dict[str, Any], b: dict[str, Any], value: str, factor: float =
     elif value.startswith("ppl"):  # of an iterative pruning no window's loss is kept
         gap, bound = math.log(left / (factor * right)), TOLERANCE
     else:
-        errors = [row["errors"].get(value) for row in (a, b)]
-        gap, bound = left - factor * right, ERRORS * sum((error or 0.0) ** 2 for error in errors) ** 0.5
+        errors = (a["errors"].get(value) or 0.0, factor * (b["errors"].get(value) or 0.0))
+        gap, bound = left - factor * right, ERRORS * math.hypot(*errors)
     return 0 if abs(gap) <= bound else 1 if gap > 0 else -1
 
 
@@ -148,7 +149,8 @@ def _column(results: dict[str, Any], column: dict[str, Any]) -> str | None:
             text += f"{tau:.2f} (Kendall)."
     missing = sum(isinstance(row["paper"].get(value), int | float) and not _both(row, value) for row in results["rows"])
     if missing:
-        text += f" {missing} rows of the paper have no finite number in this run."
+        have = "has" if missing == 1 else "have"
+        text += f" {counted(missing, 'row')} of the paper {have} no finite number in this run."
     return text
 
 
@@ -176,9 +178,15 @@ def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
         else "It holds here in part"
     )  # fmt: skip
     return (
-        f"The paper: {claim['text']} {verdict}: of {len(outcomes)} comparisons of {known_value(value).header}, "
+        f"The paper: {claim['text']} {verdict}: of {len(outcomes)} comparisons of {_named(results, value)}, "
         f"{holds} agree, {fails} contradict, {open_} are undecided."
     )
+
+
+def _named(results: dict[str, Any], value: str) -> str:
+    """What a value is called in sentences: of the perplexity without a text's name, with that of the first."""
+    first = next(iter(results["held_out"]), None)
+    return known_value(f"ppl:{first}" if value == "ppl" and first is not None else value).header
 
 
 def _fits(row: dict[str, Any], pattern: str) -> bool:
@@ -211,8 +219,13 @@ def incomparable(results: dict[str, Any]) -> list[str]:
         sentences.append(
             f"Perplexity is measured on {names}, in windows of {budget['window']} tokens, with this model's tokenizer."
         )
+    if replaces_rare_words(results, f"ppl:{RAW_TEXT}"):
+        sentences.append(
+            f"The text given for {RAW_TEXT} has unk for rare words, which changes perplexity; published results use "
+            "the raw text."
+        )
     if results["left_out"]:
-        sentences.append(f"No text was named for {', '.join(results['left_out'])}: those columns are empty.")
+        sentences.append(f"No text was named for {', '.join(results['left_out'])}: those columns are left out.")
     if measures["tasks"] and budget["limit"]:
         sentences.append(f"Accuracy is measured on the first {budget['limit']} documents of each task.")
     if measures["speed"] is not None:

@@ -12,6 +12,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.scoring.calibration import random_windows
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Prune, Recipe
+from pyprune.study.recipes.values import counted
 
 PROBE = (4, 128)
 """Windows and tokens of the forward pass that is timed."""
@@ -64,8 +65,12 @@ def forward_rate(decoder: Decoder) -> float:
     return ids.numel() / max(1e-6, time.perf_counter() - began)
 
 
-def plan(recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: Tasks | None) -> Plan:
-    """The parts of a recipe on a model that reads `rate` tokens a second; what is finished already is counted too."""
+def plan(
+    recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: Tasks | None, held_out: int | None = None
+) -> Plan:
+    """The parts of a recipe on a model that reads `rate` tokens a second; what is finished already is counted too.
+    held_out: texts that are named (None: all of the budget's)."""
+    text_count = len(budget.held_out) if held_out is None else held_out
     cells: list[Cell] = []
     seen: set[Any] = set()
     blocks, measures = len(decoder.blocks), recipe.measures
@@ -102,7 +107,7 @@ def plan(recipe: Recipe, budget: Budget, decoder: Decoder, rate: float, tasks: T
             )
         quality = 0.0
         if measures.perplexity:
-            quality += (budget.tokens or WHOLE_TEXT) * len(budget.held_out)
+            quality += (budget.tokens or WHOLE_TEXT) * text_count
         if tasks is not None:
             quality += len(tasks.names) * (budget.limit or ALL_DOCUMENTS) * DOCUMENT_TOKENS
         if measures.samples:
@@ -157,19 +162,22 @@ def _notes(recipe: Recipe, budget: Budget) -> list[str]:
         full = training_tokens(paper)
         if rounds := [m for m in recipe.models if m.prune is not None and m.prune.search == ITERATIVE]:
             notes.append(
-                f"Iterative pruning trains {budget.round_steps} steps after each removal ({len(rounds)} rows)."
+                f"Iterative pruning trains {counted(budget.round_steps, 'step')} after each removal "
+                f"({counted(len(rounds), 'row')})."
             )
         if budget.steps == 0:
             notes.append("This budget retrains nothing.")
         elif budget.steps is not None and training_tokens(budget) < full:
             notes.append(
-                f"Retraining is capped at {budget.steps} steps of {budget.batch} sequences of at most {budget.cutoff} "
-                f"tokens: {training_tokens(budget):,} tokens, where the paper's budget has up to {full:,}."
+                f"Retraining is capped at {counted(budget.steps, 'step')} of {budget.batch} sequences of at most "
+                f"{budget.cutoff} tokens: {training_tokens(budget):,} tokens, where the paper's budget has up to "
+                f"{full:,}."
             )
     if recipe.measures.tasks and budget.limit is not None:
         notes.append(f"Tasks are limited to their first {budget.limit} documents.")
     if recipe.measures.perplexity and budget.tokens is not None:
         notes.append(f"Perplexity uses at most {budget.tokens:,} tokens of each text.")
     if recipe.measures.speed is not None and budget.runs < paper.runs:
-        notes.append(f"Times are from {budget.runs} runs after {budget.warmups} warm-ups; the paper has 20 after 10.")
+        took = f"{counted(budget.runs, 'run')} after {counted(budget.warmups, 'warm-up')}"
+        notes.append(f"Times are from {took}; the paper has 20 after 10.")
     return notes

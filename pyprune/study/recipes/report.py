@@ -69,8 +69,13 @@ def _page(results: dict[str, Any], images: Figures) -> str:
         parts += ["<h2>Where this model agrees with the paper, and where not</h2>", _list(sentences)]
     if notes:
         parts += ["<h2>What does not compare</h2>", _list(notes)]
-    parts += [f"<h2>{escape(results['recipe']['title'])}</h2>", html_table(*cells(results))]
-    parts.append("<p>± is a standard error: of perplexity over windows, of accuracy over documents.</p>")
+    header, rows = cells(results)
+    parts += [f"<h2>{escape(results['recipe']['title'])}</h2>", html_table(header, rows)]
+    if any("±" in cell for row in rows for cell in row):
+        parts.append(
+            "<p>± is a standard error: of perplexity over windows, of accuracy over documents, of repetition "
+            "over texts.</p>"
+        )
     parts += [inline_figure(caption, image) for caption, image in images.values()]
     samples = written_samples(results)
     if samples is not None:

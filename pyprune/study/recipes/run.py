@@ -118,7 +118,7 @@ def recipe(
     decoder = load(model, device=place)
     progress("loading", 1, 1)
     _check_model(chosen, decoder, settings)
-    planned = plan(chosen, settings, decoder, forward_rate(decoder), tasks)
+    planned = plan(chosen, settings, decoder, forward_rate(decoder), tasks, len(read.held_out))
     if announce is not None and announce(planned) is False:
         return None
     with _opened(folder) as kept:
@@ -259,7 +259,10 @@ class _Run:
             row["paper"] = {value: number for value, number in columns.items() if number is not None}
         return {
             "rows": rows,
-            "held_out": {name: windows.description() for name, windows in self._held_out.items()},
+            "held_out": {
+                name: {**windows.description(), "has_unk": self._texts.has_unknown_words(name)}
+                for name, windows in self._held_out.items()
+            },
             "calibration": self._models.used_windows(),
             "timings": timings,
             "scores": scores,
@@ -319,6 +322,7 @@ class _Run:
             written = self._store.part("samples", {**content, **drawn}, partial(self._written, lazy))
             row["samples"] = {**written, "model": {**written["model"], "name": model.name}}
             values["repeated_4grams"] = written["model"]["repeated_4grams"]
+            errors["repeated_4grams"] = written["model"].get("repeated_4grams_stderr")
         row["made"] = self._models.about(model)
         return row
 

@@ -7,15 +7,17 @@ from typing import Any
 from pyprune.study.paper.tables import Cells
 from pyprune.study.recipes.values import Value, known_value
 
+RAW_TEXT = "wikitext2"
 
-def cells(results: dict[str, Any]) -> Cells:
-    """As a reader sees it: numbers with their standard errors, the paper's in a column of its own. A column without any
-    number of ours or the paper's is left out."""
+
+def cells(results: dict[str, Any], paper: bool = True) -> Cells:
+    """As a reader sees it: numbers with their standard errors, the paper's in a column of its own where `paper`. A
+    column without any number of ours is left out."""
     columns = shown_columns(results)
-    papers = {c["value"] for c in columns if any(c["value"] in row["paper"] for row in results["rows"])}
+    papers = {c["value"] for c in columns if paper and any(c["value"] in row["paper"] for row in results["rows"])}
     header = ["model"]
     for column in columns:
-        header.append(column["header"])
+        header.append(_header(results, column))
         header += ["paper"] if column["value"] in papers else []
     rows = []
     for row in results["rows"]:
@@ -48,13 +50,22 @@ def values(results: dict[str, Any]) -> Cells:
 
 
 def shown_columns(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recipe's columns for which there is some number."""
-    rows = results["rows"]
+    """The recipe's columns for which there is some number of ours."""
     return [
         column
         for column in results["recipe"]["columns"]
-        if any(row["values"].get(column["value"]) is not None or column["value"] in row["paper"] for row in rows)
+        if any(row["values"].get(column["value"]) is not None for row in results["rows"])
     ]
+
+
+def replaces_rare_words(results: dict[str, Any], value: str) -> bool:
+    """Whether a value is of a WikiText-2 with "<unk>" for rare words; the one of published results is the raw text."""
+    text = next(iter(results["held_out"]), "") if value == "ppl" else value.removeprefix("ppl:")
+    return text == RAW_TEXT and results["held_out"].get(text, {}).get("has_unk", False)
+
+
+def _header(results: dict[str, Any], column: dict[str, Any]) -> str:
+    return column["header"] + (" (unk variant)" if replaces_rare_words(results, column["value"]) else "")
 
 
 def scaled(number: Any, value: Value) -> Any:

@@ -39,21 +39,32 @@ RANDOM_TOKENS = 100_000
 @dataclass(frozen=True)
 class RecipeTexts:
     """What was read. None: random token ids, of a `shape:` model. `instructions`: a file that takes the place of the
-    training text. `left_out`: held-out texts that nobody named."""
+    training text. `left_out`: held-out texts that nobody named. `trains`: whether anything is trained. `by_rows`:
+    held-out texts whose rows were joined as in the paper's code."""
 
     calibration: Source | None
     training: Source | None
     instructions: str | None
     held_out: dict[str, Source | None]
     left_out: tuple[str, ...]
+    trains: bool
+    by_rows: tuple[str, ...]
+
+    def has_unknown_words(self, name: str) -> bool:
+        """Whether rare words of a held-out text were replaced by <unk>."""
+        source = self.held_out[name]
+        return isinstance(source, Texts) and any("<unk>" in document for document in source.documents)
 
     def described(self) -> dict[str, str]:
         """Role -> what the text is called."""
-        random = "random token ids"
-        training = self.instructions or (random if self.training is None else self.training.name)
-        held_out = {f"held out, {name}": random if s is None else s.name for name, s in self.held_out.items()}
-        calibration_name = random if self.calibration is None else self.calibration.name
-        return {"calibration": calibration_name, "training": training, **held_out}
+        described = {"calibration": _name_of(self.calibration)}
+        if self.trains:
+            described["training"] = self.instructions or _name_of(self.training)
+        return described | {f"held out, {name}": _name_of(source) for name, source in self.held_out.items()}
+
+
+def _name_of(source: Source | None) -> str:
+    return "random token ids" if source is None else source.name
 
 
 def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: bool) -> RecipeTexts:
@@ -68,7 +79,7 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         if role not in accepted:
             raise InputError(f"--text {role}=...: {', '.join(accepted)} are accepted before the =")
     sources: dict[str, Source | None] = {}
-    left_out = []
+    left_out, by_rows = [], []
     for name, default in budget.held_out.items():
         text = named.get(name, default)
         if random and name not in named:
@@ -76,7 +87,8 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         elif text == GIVEN:
             left_out.append(name)
         else:
-            sources[name] = _held_out(name, text)
+            sources[name] = read_text_of(text, "rows") if _of_rows(name, text) else _held_out(text)
+            by_rows += [name] if _of_rows(name, text) else []
     if not sources:
         raise InputError(f"held-out texts {', '.join(left_out)}: none is named; --text {left_out[0]}=FILE is expected")
     chosen = _required(
@@ -93,7 +105,7 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         training = _required("training", text, random and "training" not in named)
     elif instructions == GIVEN:
         raise InputError("instructions: none are named; --text instructions=FILE is expected (or training=FILE)")
-    texts = RecipeTexts(chosen, training, instructions, sources, tuple(left_out))
+    texts = RecipeTexts(chosen, training, instructions, sources, tuple(left_out), trains, tuple(by_rows))
     _require_disjoint(texts)
     return texts
 
@@ -110,7 +122,7 @@ def read_part(text: str) -> Source:
     """A text, or with "[A%:B%]" behind its name the documents from A % to B % of it."""
     match = re.fullmatch(r"(.+)\[(\d{1,3})%:(\d{1,3})%\]", text)
     if match is None:
-        if text.endswith("]") and "[" in text:
+        if _is_part(text):
             raise InputError(f"text {text!r}: a part such as demo:lambada[0%:40%] is expected in brackets")
         return read_source(text)
     first, last = int(match[2]), int(match[3])
@@ -127,12 +139,17 @@ def read_part(text: str) -> Source:
     return Tokens(name, source.documents[start:stop])
 
 
-def _held_out(name: str, text: str) -> Source:
-    """The text; those of the paper's tables with a blank line between every two rows, as its code joins them."""
-    if text.endswith("]") and "[" in text:
-        return read_part(text)
-    of_the_paper = name in DATASETS and not text.endswith(TOKEN_FILES)
-    return read_text_of(text, "rows" if of_the_paper else "raw")
+def _held_out(text: str) -> Source:
+    return read_part(text) if _is_part(text) else read_text_of(text)
+
+
+def _of_rows(name: str, text: str) -> bool:
+    """Whether it is a text of the paper's tables, read with a blank line between every two rows, as its code does."""
+    return name in DATASETS and not text.endswith(TOKEN_FILES) and not _is_part(text)
+
+
+def _is_part(text: str) -> bool:
+    return text.endswith("]") and "[" in text
 
 
 def _require_disjoint(texts: RecipeTexts) -> None:
@@ -174,9 +191,8 @@ def held_out_windows(decoder: Decoder, tokenizer: Any, texts: RecipeTexts, name:
         source = Tokens("random token ids", [windows.input_ids.flatten().numpy()])
     elif isinstance(source, Texts):
         source = Texts(source.name, [source.packed()])
-    return windows_of(
-        decoder, source, PerplexityProtocol(window=budget.window), tokens=budget.tokens, tokenizer=tokenizer
-    )
+    protocol = PerplexityProtocol(window=budget.window, join="rows" if name in texts.by_rows else "raw")
+    return windows_of(decoder, source, protocol, tokens=budget.tokens, tokenizer=tokenizer)
 
 
 def training_text(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> Source:
