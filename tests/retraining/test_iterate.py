@@ -127,7 +127,7 @@ def test_a_result_round_trips_and_is_shown(model, tmp_path):
 
 def test_curves_without_training_can_be_left_out(model, tmp_path, monkeypatch):
     complete = run(model)
-    monkeypatch.setattr("pyprune.retraining.iterate.search", None)
+    monkeypatch.setattr(sys.modules["pyprune.retraining.iterate"], "search", None)
     result = run(model, untrained=False, out=tmp_path / "out")
     assert result.rounds == complete.rounds
     assert result.baseline == complete.baseline

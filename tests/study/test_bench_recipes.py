@@ -18,8 +18,7 @@ def options(tmp_path):
     return argparse.Namespace(budget="quick", wikitext="missing.txt", store=str(tmp_path / "store"), minutes=1.0)
 
 
-def test_measured_results_without_a_page_are_drawn(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes.subprocess, "run", None)
+def test_measured_results_without_a_page_are_drawn(options, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(COMMITTED / "results.json", out)

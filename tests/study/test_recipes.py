@@ -491,12 +491,13 @@ def test_what_was_read_is_told_as_it_was_read(tmp_path):
     raw, rare = tmp_path / "raw.txt", tmp_path / "rare.txt"
     raw.write_text(" = Head = \n\n" + "a sentence of words . \n" * 40)
     rare.write_text("the <unk> of words . \n" * 40)
-    chosen = read_recipe("table5")
-    budget = chosen.budgets["quick"]
+    others = {role: tmp_path / f"{role}.txt" for role in ("calibration", "training", "boolq")}
+    for role, file in others.items():
+        file.write_text(f"{role} " * 20)
+    budget = read_recipe("table5").budgets["quick"]
 
     def read(trains=False, **named):
-        other = {role: f"demo:lambada[{part}]" for role, part in (("calibration", "0%:1%"), ("training", "1%:2%"))}
-        return read_texts(budget, {**other, "boolq": "demo:boolq[0%:5%]", **named}, False, trains)
+        return read_texts(budget, {**{role: str(file) for role, file in others.items()}, **named}, False, trains)
 
     texts = read(wikitext2=str(raw))
     assert "training" not in texts.described()

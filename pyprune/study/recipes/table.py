@@ -61,7 +61,7 @@ def shown_columns(results: dict[str, Any]) -> list[dict[str, Any]]:
 def replaces_rare_words(results: dict[str, Any], value: str) -> bool:
     """Whether a value is of a WikiText-2 with "<unk>" for rare words; the one of published results is the raw text."""
     text = next(iter(results["held_out"]), "") if value == "ppl" else value.removeprefix("ppl:")
-    return text == RAW_TEXT and results["held_out"].get(text, {}).get("has_unk", False)
+    return text == RAW_TEXT and bool(results["held_out"].get(text, {}).get("has_unk"))
 
 
 def _header(results: dict[str, Any], column: dict[str, Any]) -> str:

@@ -79,7 +79,8 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         if role not in accepted:
             raise InputError(f"--text {role}=...: {', '.join(accepted)} are accepted before the =")
     sources: dict[str, Source | None] = {}
-    left_out, by_rows = [], []
+    left_out: list[str] = []
+    by_rows: list[str] = []
     for name, default in budget.held_out.items():
         text = named.get(name, default)
         if random and name not in named:
