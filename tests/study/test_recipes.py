@@ -474,6 +474,14 @@ def test_a_page_without_standard_errors_does_not_explain_them(finished):
     assert "± is a standard error" not in drawn(results)["index.html"].decode()
 
 
+def test_texts_that_nobody_named_are_told_where_they_have_a_column(finished):
+    results = copy.deepcopy(finished[0])
+    results["left_out"] = ["ptb", "news"]
+    assert not any("No text was named" in sentence for sentence in incomparable(results))
+    results["recipe"]["columns"].append({"value": "ppl:ptb", "header": "PPL ptb", "paper": None, "where": {}})
+    assert "No text was named for ptb: the table has no column of it." in incomparable(results)
+
+
 def test_one_of_a_thing_is_no_plural():
     assert [counted(count, "warm-up") for count in (0, 1, 2)] == ["0 warm-ups", "1 warm-up", "2 warm-ups"]
 

@@ -219,13 +219,15 @@ def incomparable(results: dict[str, Any]) -> list[str]:
         sentences.append(
             f"Perplexity is measured on {names}, in windows of {budget['window']} tokens, with this model's tokenizer."
         )
-    if replaces_rare_words(results, f"ppl:{RAW_TEXT}"):
-        sentences.append(
-            f"The text given for {RAW_TEXT} has unk for rare words, which changes perplexity; published results use "
-            "the raw text."
-        )
-    if results["left_out"]:
-        sentences.append(f"No text was named for {', '.join(results['left_out'])}: those columns are left out.")
+        if replaces_rare_words(results, f"ppl:{RAW_TEXT}"):
+            sentences.append(
+                f"The text given for {RAW_TEXT} has unk for rare words, which changes perplexity; published results "
+                "use the raw text."
+            )
+        values = {column["value"] for column in recipe["columns"]}
+        missing = [name for name in results["left_out"] if f"ppl:{name}" in values]
+        if missing:
+            sentences.append(f"No text was named for {', '.join(missing)}: the table has no column of it.")
     if measures["tasks"] and budget["limit"]:
         sentences.append(f"Accuracy is measured on the first {budget['limit']} documents of each task.")
     if measures["speed"] is not None:
