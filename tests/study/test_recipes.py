@@ -448,9 +448,10 @@ def test_every_claim_of_a_shipped_recipe_compares_some_rows(name):
             assert pairs == [(f"{word} {ratio}", f"{word}+ {ratio}") for ratio in ("20%", "35%")]
 
 
-def test_columns_without_a_number_of_ours_are_left_out(finished, capsys, small, monkeypatch):
+def test_columns_without_a_number_of_ours_are_left_out(finished, capsys, monkeypatch):
     results = copy.deepcopy(finished[0])
-    results["recipe"]["columns"].append({"value": "accuracy", "header": "mean acc. %", "paper": None, "where": {}})
+    accuracy = {"value": "accuracy", "header": "mean acc. %", "paper": None, "where": {}}
+    results["recipe"]["columns"] = [*results["recipe"]["columns"], accuracy]
     results["rows"][1]["paper"]["accuracy"] = 50.0
     header, rows = cells(results)
     assert header == ["model", "M params", "PPL", "paper", "GiB, L 8, M 1"]
@@ -478,7 +479,8 @@ def test_texts_that_nobody_named_are_told_where_they_have_a_column(finished):
     results = copy.deepcopy(finished[0])
     results["left_out"] = ["ptb", "news"]
     assert not any("No text was named" in sentence for sentence in incomparable(results))
-    results["recipe"]["columns"].append({"value": "ppl:ptb", "header": "PPL ptb", "paper": None, "where": {}})
+    missing = {"value": "ppl:ptb", "header": "PPL ptb", "paper": None, "where": {}}
+    results["recipe"]["columns"] = [*results["recipe"]["columns"], missing]
     assert "No text was named for ptb: the table has no column of it." in incomparable(results)
 
 
