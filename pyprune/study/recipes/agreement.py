@@ -177,10 +177,11 @@ def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
         else "Undecided here" if not holds
         else "It holds here in part"
     )  # fmt: skip
-    return (
-        f"The paper: {claim['text']} {verdict}: of {len(outcomes)} comparisons of {_named(results, value)}, "
-        f"{holds} agree, {fails} contradict, {open_} are undecided."
-    )
+    compared = f"{counted(len(outcomes), 'comparison')} of {_named(results, value)}"
+    if len(outcomes) in (holds, fails):
+        return f"The paper: {claim['text']} {verdict}, in {compared}."
+    counts = f"{holds} agree, {fails} contradict, {open_} are undecided"
+    return f"The paper: {claim['text']} {verdict}: of {compared}, {counts}."
 
 
 def _named(results: dict[str, Any], value: str) -> str:
