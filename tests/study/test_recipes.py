@@ -226,7 +226,7 @@ def test_a_recipe_runs_from_end_to_end(finished):
     assert rows["Blocks 25%"]["values"]["ppl"] == rows["Blocks 25%"]["values"]["ppl:novel"]
     assert rows["FLAP 25%"]["paper"] == {"ppl": 17.0}
     page = (out / "index.html").read_text()
-    assert "Pruning takes less memory. It holds here: of 3 comparisons" in page
+    assert "Pruning takes less memory. It holds here, in 3 comparisons" in page
     assert "results are for another model; these are for shape:tiny" in page
     assert 'src="data:image/png' in page
     assert page.count("<script") == page.count("<script>") == 1  # the page's own, which loads nothing
