@@ -34,8 +34,8 @@ FORMAT = "pyprune recovery 1"
 RATIO, WINDOWS = 0.2, 512
 """The share of the parameters that goes, and the windows that the repair is fitted on."""
 
-BEST = "refit-all-o+tail"
-"""What serves best within a quarter of an hour: `bench.repair_study`."""
+REPAIR = "refit-all-o+tail"
+"""The repair that training starts from."""
 
 PARTS = {
     "plain": "LoRA on the pruned model",
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas (default: all)")
     parser.add_argument("--wikitext", required=True, help="WikiText-2's test split, a text file")
     parser.add_argument("--minutes", type=float, default=60, help="of each training (default: 60)")
-    parser.add_argument("--repair", default=BEST, help=f"the method of repair (default: {BEST})")
+    parser.add_argument("--repair", default=REPAIR, help=f"the method of repair (default: {REPAIR})")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--cutoff", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

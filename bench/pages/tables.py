@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from math import log
 from statistics import median
 from typing import Any
 
@@ -66,32 +65,6 @@ def repaired_and_retrained(name: str = REPAIRED) -> str:
             ]
         )
     return table(["SmolLM2-135M", "MB/token", "PPL", "repaired", "retrained", "tokens/s", "speed-up"], rows)
-
-
-def recovery(name: str) -> str:
-    """Perplexity as pruned, repaired and trained, with the share of the lost log-perplexity that is back, and the
-    minutes that the last stage took."""
-    results = read(name)
-    texts = {"wikitext-2": "WikiText-2", "boolq": "BoolQ passages"}
-    quality = results["perplexity"]
-
-    def row(label: str, perplexities: dict[str, float], taken: float | None, tokens: str = "") -> list[str]:
-        cells = [label, "" if taken is None else f"{taken:.0f}", tokens]
-        for text in texts:
-            lost = log(quality["pruned"][text] / quality["original"][text])
-            back = log(quality["pruned"][text] / perplexities[text]) / lost
-            cells += [perplexity(perplexities[text]), f"{back:.0%}" if taken is not None else ""]
-        return cells
-
-    names = {"plain": "LoRA alone", "repaired": "repair and LoRA", "distilled": "repair and LoRA with distillation"}
-    rows = [row(name, quality[name], None) for name in ("original", "pruned")]
-    rows.append(row("repair", results["repair"]["perplexity"], results["repair"]["seconds"] / 60))
-    for part, entry in results["parts"].items():
-        training = entry["training"]
-        tokens = f"{training['trained_tokens'] / 1e6:.2f} M"
-        rows.append(row(names[part], entry["perplexity"], training["seconds"] / 60, tokens))
-    header = ["model", "minutes", "tokens trained"]
-    return table(header + [cell for title in texts.values() for cell in (f"PPL, {title}", "back")], rows)
 
 
 def accuracies(name: str) -> str:

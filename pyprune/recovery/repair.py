@@ -128,13 +128,12 @@ def repair_with_report(
 
     ridge: "auto" chooses on the held-out windows, from `normal_equations.RIDGES` on; a number from 0 is used as it is.
     weighting, first: `token_weights`. exact: products in float64. steps, rate, seed: of "blockwise" and "tail" (None:
-    each method's own). tail_blocks: how many blocks "tail" fits (None: 12, or as many as
-    a third of the free memory holds meanwhile). precision: of the products in those steps, "fp32", or
-    "bf16", which is several times as fast where the processor multiplies bfloat16 (None: that, where
-    it does, for a model of 16 bits, else fp32). minutes: "auto" begins nothing that would probably go
-    beyond, and makes fewer steps to stay within; what comes out then depends on the machine's speed. memory: bytes for
-    states; more lies in a temporary file (default: half of what is free). resume: folder of a journal of what is
-    finished. distributed: as in `score`; the closed forms share the samples, and "auto" leaves the others out.
+    each method's own). tail_blocks: how many blocks "tail" fits (None: 12, or as many as a third of the free memory
+    holds meanwhile). precision: of the products in those steps, "fp32" or "bf16" (None: bf16 for a model of 16 bits
+    where the device multiplies bfloat16, else fp32). minutes: "auto" begins nothing that would probably go beyond, and
+    makes fewer steps to stay within; what comes out then depends on the machine's speed. memory: bytes for states; more
+    lies in a temporary file (default: half of what is free). resume: folder of a journal of what is finished.
+    distributed: as in `score`; the closed forms share the samples, and "auto" leaves the others out.
     progress: (stages done, in all).
     """
     began = time.perf_counter()
