@@ -1,6 +1,6 @@
 """What an hour of LoRA wins back on SmolLM2: `python -m bench.recovery --wikitext FILE [--parts NAME,...]`.
 
-A fifth of the parameters goes, by the blocks' PPL. The model is then trained on LAMBADA's passages for `--minutes`: as
+A fifth of the parameters goes, by the blocks' PPL. The model is then trained on `demo:passages` for `--minutes`: as
 it is ("plain"), after the repair ("repaired"), or after the repair and with the original as teacher ("distilled"). The
 number of steps comes from the speed of the first few. Held out is WikiText-2's test split, which neither the repair nor
 the training sees, and the BoolQ passages that no repair is fitted on. The JSON file has each curve, the perplexities of
@@ -27,6 +27,7 @@ from pyprune.files import write_bytes, write_json
 from pyprune.recovery import repair_with_report
 from pyprune.retraining import retrain_with_report
 from pyprune.retraining.curve import Point
+from pyprune.scoring.calibration.demonstrations import TRAINING
 from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
@@ -116,9 +117,9 @@ class Recovery:
     def run(self, part: str) -> None:
         """Train one part, from its state where it was interrupted."""
         model = self.pruned if part == "plain" else self.repaired()
-        common: dict[str, Any] = {"text": "demo:lambada", **settings(self.options)}
+        common: dict[str, Any] = {"text": TRAINING, **settings(self.options)}
         if part == "distilled":
-            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": 0.5}
+            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": 1.0}
         if part not in self.done["plans"]:
             curve = retrain_with_report(model, **common | {"held_out": 0, "eval_text": None}, steps=PROBE).curve
             seconds = (curve[-1].seconds - curve[1].seconds) / (PROBE - 1)

