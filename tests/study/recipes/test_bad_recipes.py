@@ -1,0 +1,77 @@
+"""Recipes and command lines that are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyprune.errors import InputError
+from pyprune.study.recipes import run as module
+from pyprune.study.recipes.run import recipe
+from tests.cli.command_line import run as command_line
+from tests.study.recipes.small import SMALL
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "Small"\n', "", "title is missing; a text is expected"),
+        ('title = "Small"', "title = 3", "title 3: a text is expected"),
+        ('title = "Small"', 'title = "Small"\ncolour = "red"', "colour 'red': no such key; "),
+        ('method = "flap"', 'method = "magic"', "models 3, prune: method 'magic': one of depth, wanda-sp"),
+        ('amount = "25%" }\ngroup', 'amount = "125%" }\ngroup', "amount '125%': a share of the parameters (20%) or"),
+        ('amount = "25%" }\ngroup', 'amount = "2" }\ngroup', "amount 2: a share of the parameters is expected for"),
+        ('method = "depth", amount = "25%"', 'method = "depth", criterion = "luck", amount = "25%"', "'luck'"),
+        ('method = "flap", ', 'method = "flap", unit = "mha", ', "unit 'mha': does not belong to method flap"),
+        ("retrain = true", 'retrain = "yes"', "models 4: retrain 'yes': true or false is expected"),
+        ("samples = 2", "samples = 0", "budget.quick: samples 0: a whole number from 1 is expected"),
+        ("[budget.quick]", "[budget.slow]", "budget 'slow': quick or paper is expected"),
+        ("batch = 2", "batch = 3", "batch 3: a multiple of micro_batch, 2, is expected"),
+        ('value = "memory:8x1"', 'value = "memory:8"', "columns 3: value 'memory:8': one of parameters"),
+        ('value = "parameters"', 'value = "accuracy"', "value 'accuracy': is not measured; tasks under measures"),
+        ('name = "FLAP 25%"', 'name = "FLAP {much}"', "models 3: {much}: is not a key of each"),
+        ('method = "flap", amount = "25%"', 'method = "flap"', "prune: amount is missing; a share of the parameters"),
+        ('kind = "lines"', 'kind = "cake"', "figure: kind 'cake': one of none, lines"),
+        ('kind = "lines"', 'kind = "quality-speed"', "kind 'quality-speed': needs speed under measures"),
+        ('relation = "lower"', 'relation = "nicer"', "claims 1: relation 'nicer': one of lower, higher is expected"),
+        ('name = "FLAP 25%"', 'name = "Original"', "models: 'Original' twice"),
+        ('ratio = ["25%", "45%"]', 'ratio = "25%"', "each {'ratio': '25%'}: a list of one or more values"),
+        ('"quality:ppl_wikitext2"', '"quality:beauty"', "paper 'quality:beauty': model, ratio"),
+        ('"quality:ppl_wikitext2"', '"none:beauty"', "paper 'none:beauty': no file none.csv"),
+        ('title = "Small"', "title = ", "not TOML"),
+    ],
+)  # fmt: skip
+def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch, old, new, message):
+    monkeypatch.setattr(module, "load", None)
+    assert old in SMALL
+    file = tmp_path / "bad.toml"
+    file.write_text(SMALL.replace(old, new, 1))
+    with pytest.raises(InputError) as error:
+        recipe(file, "shape:tiny")
+    assert message in str(error.value)
+    assert "bad" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table3", "shape:tiny"], "recipe 'table3': figure1, "),
+        (["table2"], "recipe: MODEL is missing"),
+        ([], "recipe: NAME is missing"),
+        (["table2", "shape:tiny"], "shape:tiny: has no tokenizer, which tasks of recipe table2 need"),
+        (
+            ["SMALL", "shape:tiny", "--text", "poem=a.txt"],
+            "--text poem=...: calibration, training, ",
+        ),
+        (["SMALL", "shape:tiny", "--text", "poem"], "'poem': ROLE=TEXT"),
+        (["SMALL", "shape:tiny", "--resume"], "--resume: finished work is kept beside --out"),
+        (["SMALL", "shape:tiny", "--budget", "rich"], "--budget: invalid choice: 'rich'"),
+        (["SMALL", "shape:tiny,blocks=1"], "recipe small, Blocks 25%: "),
+        (["SMALL", "shape:tiny", "--text", "calibration=missing.txt"], "missing.txt: No such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, small, words, message):
+    words = [small if word == "SMALL" else word for word in words]
+    code, out, err = command_line(capsys, "recipe", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1

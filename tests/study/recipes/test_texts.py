@@ -1,0 +1,68 @@
+"""The texts of a recipe: what is read, its parts, and what may not be trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pyprune.errors import InputError
+from pyprune.study.recipes.plan import plan
+from pyprune.study.recipes.recipe import read_recipe
+from pyprune.study.recipes.texts import read_part, read_texts
+
+
+def test_what_was_read_is_told_as_it_was_read(tmp_path):
+    raw, rare = tmp_path / "raw.txt", tmp_path / "rare.txt"
+    raw.write_text(" = Head = \n\n" + "a sentence of words . \n" * 40)
+    rare.write_text("the <unk> of words . \n" * 40)
+    others = {role: tmp_path / f"{role}.txt" for role in ("calibration", "training", "boolq")}
+    for role, file in others.items():
+        file.write_text(f"{role} " * 20)
+    budget = read_recipe("table5").budgets["quick"]
+
+    def read(trains=False, **named):
+        return read_texts(budget, {**{role: str(file) for role, file in others.items()}, **named}, False, trains)
+
+    texts = read(wikitext2=str(raw))
+    assert "training" not in texts.described()
+    assert texts.by_rows == ("wikitext2",)
+    assert not texts.has_unknown_words("wikitext2")
+    assert "training" in read(trains=True, wikitext2=str(raw)).described()
+    texts = read(wikitext2=f"{raw}[0%:100%]", ptb=str(rare))
+    assert (texts.by_rows, texts.left_out) == (("ptb",), ())
+    assert texts.has_unknown_words("ptb")
+
+
+def test_a_part_of_a_text_is_its_documents(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"document {number} " + "word " * 20 for number in range(10)))
+    assert [text[:10] for text in read_part(f"{file}[20%:40%]").documents] == ["document 2", "document 3"]
+    for part in ("[40%:20%]", "[0%:200%]", "[first]", "[3%:4%]"):
+        with pytest.raises(InputError, match="part"):
+            read_part(f"{file}{part}")
+
+
+def test_texts_with_a_common_document_are_refused(small, tmp_path):
+    file, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    file.write_text("\n\n".join(f"{number} " + "word " * 20 for number in range(4)))
+    other.write_text("\n\n".join(f"{number} " + "word " * 20 for number in range(3, 9)))
+    budget = read_recipe(small).budgets["quick"]
+    halves = {"calibration": f"{file}[0%:50%]", "training": f"{file}[50%:75%]", "novel": str(other)}
+    assert read_texts(budget, halves, False, True).left_out == ("other",)
+    with pytest.raises(InputError, match="novel: has a document in common with training"):
+        read_texts(budget, {**halves, "training": f"{file}[50%:100%]"}, False, True)
+    with pytest.raises(InputError, match="demo:boolq: is a text of the tasks"):
+        read_texts(budget, {**halves, "training": "demo:boolq"}, False, True)
+    instructed = replace(budget, training=None, instructions="given")
+    with pytest.raises(InputError, match="--text instructions=FILE is expected"):
+        read_texts(instructed, {"calibration": str(file), "novel": str(other)}, False, True)
+
+
+def test_a_plan_counts_the_texts_that_are_named(tiny, small):
+    chosen = read_recipe(small)
+    both, one = (
+        plan(chosen, chosen.budgets["quick"], tiny, rate=1000.0, tasks=None, held_out=count) for count in (None, 1)
+    )
+    quality = [sum(cell.seconds for cell in planned.cells if "measure, " in cell.name) for planned in (both, one)]
+    assert quality[1] == pytest.approx(quality[0] / 2)
