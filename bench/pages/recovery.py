@@ -1,0 +1,255 @@
+"""docs/recovery.md: what repair and retraining win back, from the committed studies."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import log
+from statistics import fmean
+from typing import Any
+
+from bench.pages.results import RESULTS, link, read, table
+from bench.pages.tables import perplexity
+
+REPAIRS = "repair-smollm2.json"
+SELECTION = "selection-smollm2.json"
+TRAININGS = "recovery-smollm2.json"
+FILES = (REPAIRS, SELECTION, TRAININGS)
+
+TEXTS = {"wikitext-2": "WikiText-2", "boolq": "BoolQ"}
+PRUNINGS = {
+    "one-shot": "depth, one-shot", "greedy": "depth, greedy", "flap": "FLAP", "wanda-sp": "Wanda-sp"
+}  # fmt: skip
+TRAINED = {"plain": "LoRA alone", "repaired": "repair, then LoRA", "distilled": "repair, then LoRA with distillation"}
+
+
+def page() -> str:
+    """The whole page; a study that has not been run yet has no section."""
+    sections = {REPAIRS: repairs, SELECTION: selection, TRAININGS: trainings}
+    made = "\n\n".join(section() for name, section in sections.items() if (RESULTS / name).exists())
+    return f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
+# What repair and retraining win back
+
+SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity that is there again, on
+text that neither calibration nor training saw: WikiText-2's test split, and those passages of BoolQ that nothing else
+uses. A negative share means that the repair harms. All of it ran on two cores; gradient steps had bf16 products.
+
+{made}
+"""
+
+
+def repairs(name: str = REPAIRS) -> str:
+    """The study of repairs; a part that has not been run yet has no table."""
+    entries = read(name)["cells"]
+    parts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        parts[entry["part"]].append(entry)
+    tables = (
+        ("The perplexities:", entries, prunings),
+        (
+            "Closed forms, and gradient steps alone and behind the best of them:",
+            [*parts["methods"], *parts["steps"]],
+            methods,
+        ),
+        ("Width:", parts["width"], methods),
+        ("Three draws of the windows that choose the blocks and fit the repair:", parts["seeds"], seeds),
+        (
+            "Other ratios:",
+            parts["ratios"],
+            partial(by, "pruning", lambda cell: f"{PRUNINGS[cell['prune']]} {cell['ratio']:.0%}"),
+        ),
+        (
+            "What `refit-all-o` is fitted on:",
+            [*parts["tokens"], *parts["texts"], *parts["first"]],
+            partial(by, "calibration", calibration),
+        ),
+        (
+            "What the gradient steps behind `refit-all-o` depend on:",
+            parts["tuning"],
+            partial(by, "setting", setting),
+        ),
+        ("The paper's seven tasks, the first 100 documents of each, accuracy in percent:", parts["tasks"], tasks),
+    )
+    shown = "\n\n".join(f"{about}\n\n{draw(of)}" for about, of, draw in tables if of)
+    return f"""## Repair
+
+```bash
+python -m bench.repair_study --wikitext wikitext2-test.txt
+```
+
+Each repair sees 256 windows of 128 tokens, half from LAMBADA, half from BoolQ, unless a table says otherwise
+({link(name)}).
+
+{shown}"""
+
+
+def prunings(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Perplexity of the original and of each pruned model, once."""
+    rows: dict[str, list[str]] = {}
+    for entry in entries:
+        cell = entry["cell"]
+        if "perplexity" not in entry or cell["seed"]:
+            continue
+        quality = entry["perplexity"]
+        rows["original"] = ["original", *(perplexity(quality[text]["original"]) for text in TEXTS)]
+        label = f"{PRUNINGS[cell['prune']]} {cell['ratio']:.0%}"
+        rows[label] = [label, *(perplexity(quality[text]["pruned"]) for text in TEXTS)]
+    return table(["model", *(f"PPL, {title}" for title in TEXTS.values())], rows.values())
+
+
+def methods(entries: Iterable[Mapping[str, Any]]) -> str:
+    """A row a method: what it wins back of each pruning, and its minutes."""
+    entries = list(entries)
+    ways = list(dict.fromkeys(entry["cell"]["prune"] for entry in entries))
+    by_method: defaultdict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for entry in entries:
+        by_method[entry["cell"]["method"]][entry["cell"]["prune"]] = entry
+    rows = []
+    for method, of_way in by_method.items():
+        shares = [back(of_way.get(way), text) for way in ways for text in TEXTS]
+        minutes = fmean(entry["seconds"] for entry in of_way.values()) / 60
+        rows.append([f"`{method}`", *shares, f"{minutes:.1f}"])
+    header = [f"{PRUNINGS[way]}: {title}" for way in ways for title in TEXTS.values()]
+    return table(["method", *header, "minutes"], rows)
+
+
+def seeds(entries: Iterable[Mapping[str, Any]]) -> str:
+    """The mean over seeds of what each method wins back, and its range; how many blocks the draws have in common."""
+    by_method: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        by_method[entry["cell"]["method"]].append(entry)
+    rows = []
+    for method, of_seed in by_method.items():
+        row = [f"`{method}`"]
+        for text in TEXTS:
+            shares = [entry["perplexity"][text]["recovered"] for entry in of_seed]
+            row.append(f"{fmean(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})")
+        common = set.intersection(*(set(entry["removed"]["blocks"]) for entry in of_seed))
+        blocks = len(of_seed[0]["removed"]["blocks"])
+        rows.append([*row, f"{len(common)} of {blocks}"])
+    return table(["method", *(f"{title}, mean (range)" for title in TEXTS.values()), "blocks in common"], rows)
+
+
+def by(header: str, label: Callable[[Mapping[str, Any]], str], entries: Iterable[Mapping[str, Any]]) -> str:
+    """A row an entry, those of one label and method once: what is won back, and the minutes."""
+    rows = {}
+    for entry in entries:
+        key = label(entry["cell"]), entry["cell"]["method"]
+        rows[key] = [
+            key[0], f"`{key[1]}`", *(back(entry, text) for text in TEXTS), f"{entry['seconds'] / 60:.1f}"
+        ]  # fmt: skip
+    if len({method for _, method in rows}) == 1:
+        rows = {key: [row[0], *row[2:]] for key, row in rows.items()}
+        return table([header, *TEXTS.values(), "minutes"], rows.values())
+    return table([header, "method", *TEXTS.values(), "minutes"], rows.values())
+
+
+def calibration(cell: Mapping[str, Any]) -> str:
+    """The windows, text and treatment of first tokens that a repair is fitted with."""
+    text = {"both": "LAMBADA and BoolQ", "lambada": "LAMBADA", "boolq": "BoolQ"}[cell["text"]]
+    options = {"weighting": "all tokens count alike", "first": "without first tokens"}
+    return ", ".join([f"{cell['windows']:,} windows of {text}", *(options[name] for name in cell["options"])])
+
+
+def setting(cell: Mapping[str, Any]) -> str:
+    """What a cell of the tuning changes."""
+    words = {"tail_blocks": "blocks", "rate": "rate", "steps": "steps"}
+    changed = [f"{words[name]} {value:g}" for name, value in cell["options"].items()]
+    return ", ".join(changed) or f"{cell['windows']:,} windows"
+
+
+def back(entry: Mapping[str, Any] | None, text: str) -> str:
+    """The share that was won back."""
+    return "" if entry is None else f"{entry['perplexity'][text]['recovered']:.0%}"
+
+
+def tasks(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A row a model: accuracy by task and the mean, in percent."""
+    titles = {"original": "original", "none": "pruned"}
+    names = list(entries[0]["tasks"])
+    rows = []
+    for entry in entries:
+        method = entry["cell"]["method"]
+        values = [accuracy(entry["tasks"][name]) for name in names]
+        cells = [f"{100 * value:.0f}" for value in values]
+        rows.append([titles.get(method, f"`{method}`"), *cells, f"{100 * fmean(values):.1f}"])
+    return table(["model", *names, "mean"], rows)
+
+
+def accuracy(values: Mapping[str, Any]) -> float:
+    """The accuracy of a task, normalized by length where the paper's protocol has that."""
+    return float(values.get("acc_norm", values["acc"]))
+
+
+def selection(name: str = SELECTION) -> str:
+    """Whether knowing of the repair helps to choose."""
+    results = read(name)
+    answers = results["answers"]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for answer in answers:
+        row = rows.setdefault(
+            (answer["question"], answer["repair"]),
+            [answer["question"], f"`{answer['repair']}`", " ".join(map(str, answer["other_blocks"]))],
+        )
+        change = answer["log_perplexity"]
+        row.append(f"{change['mean']:+.3f} ({change['lowest']:+.3f} to {change['highest']:+.3f})")
+    header = ["question", "repair", "other blocks", *(f"log PPL, {title}" for title in TEXTS.values())]
+    return f"""## Choosing with the repair in mind
+
+```bash
+python -m bench.selection_study --wikitext wikitext2-test.txt
+```
+
+Eight blocks go; each seed draws its own windows ({link(name)}). *Other blocks*: of each seed, how many of the eight
+differ. *log PPL*: of the repaired model, the first way less the second, mean and range over the seeds; below zero the
+first is better.
+
+{table(header, rows.values())}"""
+
+
+def trainings(name: str = TRAININGS) -> str:
+    """What an hour of training adds."""
+    results = read(name)
+    return f"""## Retraining
+
+```bash
+python -m bench.recovery --wikitext wikitext2-test.txt
+```
+
+LoRA trains on `demo:passages` for {results["settings"]["minutes"]:g} minutes ({link(name)}); the repair is
+`{results["settings"]["repair"]}` on {results["repair"]["windows"]} windows.
+
+{recovery(results)}
+
+{curves(results)}"""
+
+
+def recovery(results: Mapping[str, Any]) -> str:
+    """Perplexity as pruned, repaired and trained, what is won back, and the minutes of the last stage."""
+    quality = results["perplexity"]
+
+    def row(label: str, reached: Mapping[str, float], seconds: float | None, tokens: str = "") -> list[str]:
+        cells = [label, "" if seconds is None else f"{seconds / 60:.0f}", tokens]
+        for text in TEXTS:
+            lost = log(quality["pruned"][text] / quality["original"][text])
+            share = log(quality["pruned"][text] / reached[text]) / lost
+            cells += [perplexity(reached[text]), f"{share:.0%}" if seconds is not None else ""]
+        return cells
+
+    rows = [row(label, quality[label], None) for label in ("original", "pruned")]
+    rows.append(row("repair", results["repair"]["perplexity"], results["repair"]["seconds"]))
+    for part, entry in results["parts"].items():
+        training = entry["training"]
+        tokens = f"{training['trained_tokens'] / 1e6:.2f} M"
+        rows.append(row(TRAINED[part], entry["perplexity"], training["seconds"], tokens))
+    header = ["model", "minutes", "tokens trained"]
+    return table(header + [cell for title in TEXTS.values() for cell in (f"PPL, {title}", "won back")], rows)
+
+
+def curves(results: Mapping[str, Any]) -> str:
+    """A picture of each training."""
+    return "\n\n".join(
+        f"![{TRAINED[part]}: loss on WikiText-2](../bench/results/recovery-smollm2-{part}.png)"
+        for part in results["parts"]
+    )
