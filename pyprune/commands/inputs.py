@@ -51,9 +51,19 @@ def journal_beside(options: argparse.Namespace) -> Path | None:
     return out.with_name(f"{out.name}.journal")
 
 
-def remove_journal(options: argparse.Namespace) -> None:
-    """Remove the journal of --resume, a file or a folder, now that the result is written."""
+def repair_journal_beside(options: argparse.Namespace) -> Path | None:
+    """The folder in which --resume keeps a repair that follows on a choice, None without."""
     journal = journal_beside(options)
+    return None if journal is None else journal.with_suffix(".repair.journal")
+
+
+def remove_journal(options: argparse.Namespace) -> None:
+    """Remove the journals of --resume, files or folders, now that the result is written."""
+    for journal in (journal_beside(options), repair_journal_beside(options)):
+        _remove(journal)
+
+
+def _remove(journal: Path | None) -> None:
     if journal is not None and journal.is_dir():
         remove_directory(journal)
     elif journal is not None:

@@ -12,6 +12,7 @@ from pyprune.commands.inputs import (
     loaded_any,
     measured_scores,
     remove_journal,
+    repair_journal_beside,
     require_scorable,
     require_texts,
     searched,
@@ -221,6 +222,7 @@ def _repaired(options: argparse.Namespace, decoder: Any, pruned: Any, bar: Bar) 
         options.repair,
         seed=options.seed,
         memory=options.memory,
+        resume=repair_journal_beside(options),
         progress=partial(bar, f"repairing, {options.repair}"),
     )
 
@@ -262,8 +264,8 @@ def _check_prune_options(options: argparse.Namespace) -> None:
             raise InputError(
                 f"--scores {options.scores}: does not go with --search {options.search}, which computes its own scores"
             )
-    if options.resume and (options.depth is None or options.scores is not None):
-        raise InputError("--resume: needs --depth without --scores; only scoring and searches can resume")
+    if options.resume and (options.depth is None or options.scores is not None) and options.repair is None:
+        raise InputError("--resume: needs --depth without --scores, or --repair; scoring, searches and repairs resume")
     if options.width is not None and options.unit is not None:
         raise InputError(f"--unit {options.unit}: needs --depth or --blocks; --width narrows every block")
     if options.blocks is not None and options.unit not in (None, *_FIELDS):

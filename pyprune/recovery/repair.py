@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,8 +237,7 @@ class _Repairs:
         choice = WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE
         for name in choice:
             folds_at_block_0 = name in AT_CUT and begins_at_block_0(self.original, self.pruned)
-            has_time = left is None or left.is_enough_for_closed_form(self.ids.numel(), self.original, self.pruned)
-            if has_time and not folds_at_block_0:
+            if not folds_at_block_0 and self._has_time(left, name):
                 best = min(best, self.better(start, name), key=Repaired.reached)
             if best.method == choice[0]:
                 break
@@ -258,35 +258,45 @@ class _Repairs:
         return Repaired(decoder, "+".join(chain), (*start.perplexities[:2], reached), start.tried, [*start.fits, *fits])
 
     def _blocks_of_tail(self) -> int:
-        """How many of the last blocks "tail" fits; what was decided before an interruption stays."""
+        """How many of the last blocks "tail" fits."""
         if self.tail_blocks is not None:
             return self.tail_blocks
-        entry = None if self.journal is None else self.journal.get("blocks of tail")
-        if entry is not None:
-            return int(entry[1]["blocks"])
-        count = last_that_fit(self.pruned.sizes().blocks, self.original.device)
-        if self.journal is not None:
-            self.journal.put("blocks of tail", {}, {"blocks": count})
-        return count
+        blocks, device = self.pruned.sizes().blocks, self.original.device
+        return self._decided("blocks of tail", lambda: last_that_fit(blocks, device))
+
+    def _has_time(self, left: TimeLeft | None, name: str) -> bool:
+        """Whether there is time for a closed form."""
+        if left is None:
+            return True
+        models = self.original, self.pruned
+        return bool(
+            self._decided(f"time for {name}", lambda: left.is_enough_for_closed_form(self.ids.numel(), *models))
+        )
 
     def _steps_within(self, left: TimeLeft, name: str) -> int:
-        """How many steps there is time for; what was decided before an interruption stays."""
-        entry = None if self.journal is None else self.journal.get(f"steps of {name}")
+        """How many steps there is time for."""
+        return self._decided(f"steps of {name}", lambda: self._steps_in_time(left, name))
+
+    def _decided(self, what: str, decide: Callable[[], int]) -> int:
+        """What depends on the machine, now or, where an interrupted repair decided it, as it was then."""
+        entry = None if self.journal is None else self.journal.get(what)
         if entry is not None:
-            return int(entry[1]["steps"])
+            return int(entry[1]["decided"])
+        decision = int(decide())
+        if self.journal is not None:
+            self.journal.put(what, {}, {"decided": decision})
+        return decision
+
+    def _steps_in_time(self, left: TimeLeft, name: str) -> int:
         blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
         seq_len, steps, tokens = self.ids.shape[1], self.by_steps[name], self.ids.numel()
         if name == "blockwise":  # most of the time is for the tail
             before = left.of_passes(tokens, of_original, blocks) + left.of_passes(2 * left.tokens, blocks)
-            count = left.share(1 / 3).steps(steps, seq_len, blocks, before=before)
-        else:
-            fixed, fitted = blocks[: -self._blocks_of_tail()], blocks[-self._blocks_of_tail() :]
-            before = left.of_passes(tokens, of_original, fixed) + left.of_passes(2 * left.tokens, fitted)
-            head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
-            count = left.steps(steps, seq_len, fitted, head_share, before)
-        if self.journal is not None:
-            self.journal.put(f"steps of {name}", {}, {"steps": count})
-        return count
+            return left.share(1 / 3).steps(steps, seq_len, blocks, before=before)
+        fixed, fitted = blocks[: -self._blocks_of_tail()], blocks[-self._blocks_of_tail() :]
+        before = left.of_passes(tokens, of_original, fixed) + left.of_passes(2 * left.tokens, fitted)
+        head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
+        return left.steps(steps, seq_len, fitted, head_share, before)
 
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ stream, and nothing is computed twice. In memory are the two streams and the inp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -88,11 +88,7 @@ class Streams:
 
     def result(self) -> Decoder:
         """The pruned model with the projections that the stages were given."""
-        blocks = tuple(
-            Block(block.index, self._sublayers.get((block.index, "mha")), self._sublayers.get((block.index, "ffn")))  # type: ignore[arg-type]  # each kind under its name
-            for block in self.pruned.blocks
-        )
-        return replace(self.pruned, blocks=blocks)
+        return with_sublayers(self.pruned, self._sublayers)
 
     def stages(self) -> Iterator[Stage]:
         """The stages in order of depth. The caller has checked that the two models belong together (`pruned_from`)."""
@@ -155,6 +151,15 @@ class Streams:
                     student[chunk] = teacher[chunk]
         if waiting is not None:
             yield from resolved(waiting)
+
+
+def with_sublayers(decoder: Decoder, sublayers: Mapping[Place, MHA | FFN]) -> Decoder:
+    """The decoder with these sublayers in its blocks."""
+    blocks = tuple(
+        Block(block.index, sublayers.get((block.index, "mha")), sublayers.get((block.index, "ffn")))  # type: ignore[arg-type]  # each kind under its name
+        for block in decoder.blocks
+    )
+    return replace(decoder, blocks=blocks)
 
 
 def sublayers_of(blocks: Iterable[Block]) -> Iterator[tuple[Place, MHA | FFN]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyprune import Pruning, apply, load, repair
+from pyprune.recovery.journal import RepairJournal
 from pyprune.scoring.calibration import calibration
 from tests.cli.command_line import run
 
@@ -100,3 +101,28 @@ def test_repair_samples_without_repair_is_refused(capsys, tmp_path):
     code, _, err = run(capsys, "prune", SHAPE, *words)
     assert code == 2
     assert "--repair-samples 16: needs --repair" in err
+
+
+@pytest.mark.parametrize("way", [("--depth", "2"), ("--depth", "2", "--search", "greedy"), ("--width", "20%")])
+def test_prune_goes_on_with_an_interrupted_repair(capsys, tmp_path, monkeypatch, way):
+    few = ("--samples", "2", "--seq-len", "12", "--repair", "refit-all-o", "--repair-samples", "16")
+    assert run(capsys, "prune", SHAPE, *way, *few, "--out", str(tmp_path / "undisturbed"))[0] == 0
+    words = ("prune", SHAPE, *way, *few, "--out", str(tmp_path / "out"), "--resume")
+    put, parts = RepairJournal.put, []
+
+    def put_two(self, name, *values):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        put(self, name, *values)
+        parts.append(name)
+
+    monkeypatch.setattr(RepairJournal, "put", put_two)
+    assert run(capsys, *words)[0] == 130
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "out.repair.journal").glob("*.safetensors"))) == 2
+    fits = []
+    monkeypatch.setattr(RepairJournal, "put", lambda self, name, *values: fits.append(name) or put(self, name, *values))
+    assert run(capsys, *words)[0] == 0
+    assert not set(fits) & set(parts)
+    assert same(load(str(tmp_path / "out")), load(str(tmp_path / "undisturbed")))
+    assert sorted(os.listdir(tmp_path)) == ["out", "undisturbed"]

@@ -156,6 +156,18 @@ def test_no_time_left_begins_nothing(llama, ids, tmp_path):
     assert repair_with_report(llama, CUT, ids, **settings).tried == report.tried
 
 
+def test_what_there_was_time_for_stays_when_a_repair_goes_on(llama, ids, tmp_path, monkeypatch):
+    settings = {"minutes": 60.0, "steps": 2, "resume": tmp_path / "journal"}
+    begun = repair_with_report(llama, CUT, ids, **settings)
+    with monkeypatch.context() as no_time:
+        no_time.setattr(TimeLeft, "is_enough_for_closed_form", lambda *_: False)
+        no_time.setattr(TimeLeft, "steps", lambda *_, **__: 0)
+        resumed = repair_with_report(llama, CUT, ids, **settings)
+        assert repair_with_report(llama, CUT, ids, minutes=60.0).tried == {}
+    assert resumed.tried == begun.tried
+    assert (resumed.method, resumed.fits) == (begun.method, begun.fits)
+
+
 def test_steps_are_those_there_is_time_for(llama, monkeypatch):
     """A forward pass of 1 s over 100 tokens; a step of 50 tokens through two of five blocks, with half of the head."""
     sizes = llama.sizes().blocks

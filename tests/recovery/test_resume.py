@@ -42,10 +42,10 @@ def same(left, right):
 @pytest.mark.parametrize(
     ("family", "method", "parts"),
     [
-        # A part a projection, a block; of the tail how many blocks, the steps, and the blocks.
-        ("llama", "refit-all-o+blockwise+tail", 5 + 3 + 3),
-        ("qwen2", "refit-all-o", 5),
-        ("llama", "linear-cosine", 1),
+        # A part a projection and for all of them, a block; of the tail how many blocks, the steps, and the blocks.
+        ("llama", "refit-all-o+blockwise+tail", 5 + 1 + 3 + 3),
+        ("qwen2", "refit-all-o", 5 + 1),
+        ("llama", "linear-cosine", 1 + 1),
     ],
 )
 def test_killed_after_each_part_it_ends_with_the_same_bits(family, method, parts, ids, tmp_path, monkeypatch):
@@ -74,6 +74,10 @@ def test_killed_after_each_part_it_ends_with_the_same_bits(family, method, parts
 def test_what_is_finished_is_not_fitted_again(ids, tmp_path, monkeypatch):
     original = pyprune.load(SIZES, dtype=torch.float32)
     whole = pyprune.repair(original, CUT, ids, "refit-all-o", resume=tmp_path / "journal")
+    monkeypatch.setattr("pyprune.recovery.closed_form.Streams", None)  # nor is the pass
+    assert same(pyprune.repair(original, CUT, ids, "refit-all-o", resume=tmp_path / "journal"), whole)
+    (tmp_path / "journal" / "refit-all-o.finished.safetensors").unlink()
+    monkeypatch.undo()
     monkeypatch.setattr("pyprune.recovery.fitting.fit_linear", None)
     assert same(pyprune.repair(original, CUT, ids, "refit-all-o", resume=tmp_path / "journal"), whole)
 
