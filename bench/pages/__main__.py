@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.pages import benchmarks, readme, status
+from bench.pages import benchmarks, paper, readme, status
 from bench.pages.prose import README, ROOT
 from bench.pages.results import COMPARISON, RESULTS, read
 from pyprune.study.cut_diagram import cut_svg
@@ -24,6 +24,7 @@ def texts() -> dict[Path, str]:
     """Every generated text file as it should be."""
     return {
         DOCS / "benchmarks.md": benchmarks.page(),
+        DOCS / "paper-on-smollm2.md": paper.page(),
         DOCS / "status.md": status.page(),
         README: readme.filled(README.read_text("utf-8")),
         DOCS / "figures" / "what-was-cut.svg": cuts(),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bench.pages import __main__ as make_docs
-from bench.pages import benchmarks, readme, status
+from bench.pages import benchmarks, paper, readme, status
 from bench.pages.results import RESULTS, ratio
+from pyprune.study.recipes.names import shipped_recipes
 
 
 def test_nothing_is_out_of_date():
@@ -17,6 +18,13 @@ def test_every_result_is_linked_from_the_benchmarks():
     page = benchmarks.page()
     for file in RESULTS.iterdir():
         assert f"../bench/results/{file.name})" in page
+
+
+def test_every_recipe_that_has_run_is_on_the_page_of_the_paper():
+    page = paper.page()
+    for folder in (RESULTS / "recipes").iterdir():
+        if folder.name in shipped_recipes():
+            assert f"../bench/results/recipes/{folder.name}/table.md)" in page
 
 
 def test_a_ratio_is_bold_only_where_its_interval_excludes_one():

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy
 import pytest
@@ -23,6 +22,7 @@ from pyprune.scoring.calibration import calibration
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.liveness import LivenessMonitor
 from pyprune.scoring.process_group import SINGLE_PROCESS, WorkerLost
+from tests.ranks import free_port, run_ranks
 
 SHAPE = "shape:hidden=24,blocks=5,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 
@@ -81,13 +81,6 @@ with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(found, file)
 dist.destroy_process_group()
 """
-
-
-def run_ranks(script: str, folder: Path, size: int) -> list[subprocess.Popen]:
-    return [
-        subprocess.Popen([sys.executable, "-c", script, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
 
 
 @pytest.mark.alone
@@ -197,11 +190,6 @@ def test_processes_that_score_different_tokens_are_refused(tmp_path):
     assert "InputError: rank 1 was given other weights, tokens or options than rank 0" in errors[1]
     assert "WorkerLost: rank 1 (process " in errors[0]
     assert "failed: rank 1 was given other weights" in errors[0]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch):

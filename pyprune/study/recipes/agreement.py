@@ -48,6 +48,30 @@ class Pairs:
         return "agrees in part" if share > HARDLY else "disagrees with the paper"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Comparisons of two rows that a claim of the paper is about: how many agree, contradict, or decide nothing."""
+
+    agree: int
+    contradict: int
+    undecided: int
+
+    @property
+    def compared(self) -> int:
+        return self.agree + self.contradict + self.undecided
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.compared:
+            return "not tested here"
+        if self.agree == self.compared:
+            return "it holds here"
+        if self.agree:
+            return "it holds here in part"
+        return "it does not hold here" if self.contradict else "undecided here"
+
+
 def agreement(results: dict[str, Any]) -> list[str]:
     """Sentences: of each column with numbers of the paper, then of each claim, then what does not compare."""
     sentences = [sentence for column in results["recipe"]["columns"] if (sentence := _column(results, column))]
@@ -154,11 +178,10 @@ def _column(results: dict[str, Any], column: dict[str, Any]) -> str | None:
     return text
 
 
-def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
-    """How often what the paper says holds."""
-    sign = {"lower": -1, "higher": 1}[claim["relation"]]
+def claim_outcome(results: dict[str, Any], claim: dict[str, Any]) -> Outcome:
+    """How many comparisons of rows bear a claim of the paper out, over all pairs of rows that it names."""
     value = claim["value"]
-    outcomes = []
+    signs = []
     for row in results["rows"]:
         if not _fits(row, claim["rows"]):
             continue
@@ -167,20 +190,21 @@ def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
             if other is row or not same or not _fits(other, claim["than"]) or value not in row["values"]:
                 continue
             if value in other["values"]:
-                outcomes.append(difference(row, other, value, claim["factor"]))
-    holds, fails, open_ = (outcomes.count(sign), outcomes.count(-sign), outcomes.count(0))
-    if not outcomes:
+                signs.append(difference(row, other, value, claim["factor"]))
+    sign = {"lower": -1, "higher": 1}[claim["relation"]]
+    return Outcome(signs.count(sign), signs.count(-sign), signs.count(0))
+
+
+def _claim(results: dict[str, Any], claim: dict[str, Any]) -> str:
+    """How often what the paper says holds."""
+    outcome = claim_outcome(results, claim)
+    if not outcome.compared:
         return f"The paper: {claim['text']} Nothing measured here tests this."
-    verdict = (
-        "It holds here" if holds == len(outcomes)
-        else "It does not hold here" if not holds and fails
-        else "Undecided here" if not holds
-        else "It holds here in part"
-    )  # fmt: skip
-    compared = f"{counted(len(outcomes), 'comparison')} of {_named(results, value)}"
-    if len(outcomes) in (holds, fails):
+    verdict = f"{outcome.verdict[0].upper()}{outcome.verdict[1:]}"
+    compared = f"{counted(outcome.compared, 'comparison')} of {_named(results, claim['value'])}"
+    if outcome.compared in (outcome.agree, outcome.contradict):
         return f"The paper: {claim['text']} {verdict}, in {compared}."
-    counts = f"{holds} agree, {fails} contradict, {open_} are undecided"
+    counts = f"{outcome.agree} for it, {outcome.contradict} against it, {outcome.undecided} undecided"
     return f"The paper: {claim['text']} {verdict}: of {compared}, {counts}."
 
 

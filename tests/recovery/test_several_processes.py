@@ -1,0 +1,87 @@
+"""A repair by two processes, each with half of the windows, is the repair by one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pyprune
+from pyprune import Pruning
+from pyprune.recovery import repair_with_report
+from tests import seeds
+from tests.ranks import run_ranks
+
+SHAPE = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
+METHODS = ("mean-update", "scale", "linear", "refit-all-o", "auto")
+
+WORK = """
+import json, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+import pyprune
+from pyprune.recovery import repair_with_report
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                        timeout=timedelta(seconds=100))
+original = pyprune.load(%r, dtype=torch.float32)
+ids = load_file(f"{folder}/ids.safetensors")["ids"]
+reports = {}
+for method in %r:
+    journal = f"{folder}/journal-{method}"
+    for part in ("whole", "resumed"):
+        report = repair_with_report(original, pyprune.Pruning(blocks=(2,)), ids, method, resume=journal)
+        reports[f"{method} {part}"] = report.to_dict()
+        tensors = {name: tensor.clone() for name, tensor in report.decoder.tensors()}
+        save_file(tensors, f"{folder}/{method}-{part}-{rank}.safetensors")
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(reports, file)
+dist.destroy_process_group()
+"""
+
+
+def distance(one, other):
+    """The norm of the difference of two models' tensors by name, in float64."""
+    assert one.keys() == other.keys()
+    return sum((one[name].double() - other[name].double()).square().sum() for name in one).sqrt()
+
+
+@pytest.mark.alone
+def test_two_processes_repair_as_one_does(tmp_path):
+    ids = torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    for process in run_ranks(WORK % (SHAPE, METHODS), tmp_path, 2):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert reports[0] == reports[1]
+    original, cut = pyprune.load(SHAPE, dtype=torch.float32), Pruning(blocks=(2,))
+    pruned = dict(pyprune.apply(original, cut).tensors())
+    for method in METHODS:
+        ranks = [
+            load_file(tmp_path / f"{method}-{part}-{rank}.safetensors")
+            for part in ("whole", "resumed")
+            for rank in (0, 1)
+        ]
+        for other in ranks[1:]:  # to the bit, and from the journal too
+            assert distance(ranks[0], other) == 0
+        if method == "auto":  # one process would go on with gradient steps
+            assert set(reports[0]["auto whole"]["tried"]) <= {*METHODS, "refit", "refit-all"}
+            continue
+        alone = repair_with_report(original, cut, ids, method)
+        whole = dict(alone.decoder.tensors())
+        half = dict(repair_with_report(original, cut, ids[::2], method).decoder.tensors())
+        start = {name: pruned.get(name, torch.zeros_like(tensor)) for name, tensor in whole.items()}
+        changed = distance(whole, start)
+        assert changed > 0
+        # Only rounding: the windows come in other batches. A rank that saw its own windows alone would differ far more.
+        assert distance(ranks[0], whole) < 1e-3 * changed
+        assert distance(half, whole) > 1e-2 * changed
+        told = reports[0][f"{method} whole"]["held_out_perplexity" if alone.holds_out else "calibration_perplexity"]
+        assert told["repaired"] == pytest.approx(alone.reached(), rel=1e-4)
