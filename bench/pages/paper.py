@@ -26,8 +26,7 @@ def page() -> str:
 # The paper on SmolLM2
 
 Each recipe ran with the quick budget on two cores, in {hours:.1f} hours in all; work that several of them need was done
-once. The model has 135 million parameters in 30 blocks: order and direction compare with the paper, numbers do not.
-Each table's page says what else does not compare.
+once. On a model so small, order and direction compare with the paper, numbers do not; each table's page says more.
 
 ```bash
 python -m bench.recipes --wikitext wikitext2-test.txt
@@ -38,8 +37,8 @@ pyprune recipe table5 smollm2-135m --text wikitext2=wikitext2-test.txt --out tab
 
 ## What the paper says
 
-Rows are compared where the paper's sentence names them and they have the same size; *undecided* ones lie within two
-standard errors, or their intervals of speed overlap.
+Counted are pairs of rows of the same size. *Undecided* pairs lie within two standard errors, or their intervals of
+speed overlap.
 
 {claims(results)}
 

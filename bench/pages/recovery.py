@@ -1,4 +1,4 @@
-"""docs/recovery.md: what repair and retraining win back, from the committed studies."""
+"""The page of what repair and retraining win back, from the committed studies."""
 
 from __future__ import annotations
 
