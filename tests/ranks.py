@@ -17,5 +17,6 @@ def run_ranks(script: str, folder: Path, size: int) -> list[subprocess.Popen[str
 
 
 def free_port() -> int:
+    """A TCP port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
