@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.pages.results import RESULTS, link, read, table
 from bench.pages.tables import perplexity
+from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
 SELECTION = "selection-smollm2.json"
@@ -164,22 +165,17 @@ def back(entry: Mapping[str, Any] | None, text: str) -> str:
     return "" if entry is None else f"{entry['perplexity'][text]['recovered']:.0%}"
 
 
-def tasks(entries: Sequence[Mapping[str, Any]]) -> str:
-    """A row a model: accuracy by task and the mean, in percent."""
+def tasks(entries: Iterable[Mapping[str, Any]]) -> str:
+    """A row a model: the mean accuracy and that of each task, in percent, by the paper's metrics."""
     titles = {"original": "original", "none": "pruned"}
-    names = list(entries[0]["tasks"])
     rows = []
     for entry in entries:
-        method = entry["cell"]["method"]
-        values = [accuracy(entry["tasks"][name]) for name in names]
-        cells = [f"{100 * value:.0f}" for value in values]
-        rows.append([titles.get(method, f"`{method}`"), *cells, f"{100 * fmean(values):.1f}"])
-    return table(["model", *names, "mean"], rows)
-
-
-def accuracy(values: Mapping[str, Any]) -> float:
-    """The accuracy of a task, normalized by length where the paper's protocol has that."""
-    return float(values.get("acc_norm", values["acc"]))
+        method, taken = entry["cell"]["method"], entry["tasks"]
+        mean = mean_accuracy(taken)
+        assert mean is not None
+        values = [f"{100 * taken[name][metric_of(name)]:.0f}" for name in HEADERS]
+        rows.append([titles.get(method, f"`{method}`"), f"{100 * mean[0]:.1f} ± {100 * mean[1]:.1f}", *values])
+    return table(["model", "mean", *HEADERS.values()], rows)
 
 
 def selection(name: str = SELECTION) -> str:
