@@ -127,10 +127,10 @@ class Recovery:
                 "seconds_of_a_step": seconds, "steps": int(RESERVE * 60 * self.options.minutes / seconds)
             }  # fmt: skip
             self.keep()
-        steps = self.done["plans"][part]["steps"]
+        steps, journal = self.done["plans"][part]["steps"], self.out.with_suffix(f".{part}.journal")
         result = retrain_with_report(
             model, **common, steps=steps, eval_steps=max(1, steps // 12), eval_text=self.options.wikitext,
-            resume=str(self.out.with_suffix(f".{part}.journal")),
+            resume=str(journal),
         )  # fmt: skip
         reached = self.perplexities(result.decoder)
         self.done["parts"][part] = {
@@ -141,6 +141,7 @@ class Recovery:
             "curve": [point.to_dict() for point in result.curve],
         }
         self.keep()
+        journal.unlink(missing_ok=True)
 
 
 def main() -> None:
