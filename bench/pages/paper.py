@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import astuple
 from typing import Any
 
 from bench.pages.results import RESULTS, read, table
-from pyprune.study.recipes.agreement import claim_outcome
+from pyprune.study.recipes.agreement import Outcome, claim_outcome
 from pyprune.study.recipes.names import shipped_recipes
 
 RECIPES = "recipes"
@@ -69,12 +71,15 @@ def source(data: dict[str, Any]) -> str:
 
 
 def claims(results: dict[str, Any]) -> str:
-    """A row a sentence of the paper: whether it holds here, and the comparisons that say so."""
-    rows = {}
+    """A row a sentence of the paper: whether it holds here, and the comparisons in each of its tables that say so."""
+    outcomes: defaultdict[str, dict[str, Outcome]] = defaultdict(dict)
     for data in results.values():
         for claim in data["recipe"]["claims"]:
-            outcome = claim_outcome(data, claim)
-            verdict = outcome.verdict.removeprefix("it ").removesuffix(" here").replace(" here", "")
-            counts = [str(outcome.agree), str(outcome.contradict), str(outcome.undecided)]
-            rows[source(data), claim["text"]] = [claim["text"].removesuffix("."), source(data), verdict, *counts]
-    return table(["the paper", "in", "here", "for it", "against it", "undecided"], rows.values())
+            outcomes[claim["text"]][source(data)] = claim_outcome(data, claim)
+    rows = []
+    for text, by_source in outcomes.items():
+        whole = Outcome(*(sum(counts) for counts in zip(*map(astuple, by_source.values()), strict=True)))
+        counts = (f"{name}: {o.agree} / {o.contradict} / {o.undecided}" for name, o in by_source.items())
+        verdict = whole.verdict.removeprefix("it ").replace(" here", "")
+        rows.append([text.removesuffix("."), verdict, ", ".join(counts)])
+    return table(["the paper", "here", "pairs for it / against it / undecided"], rows)
