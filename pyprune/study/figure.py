@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -26,6 +27,18 @@ def png(figure: Any) -> bytes:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=DOTS_PER_INCH)
     return target.getvalue()
+
+
+def legend_below(figure: Any, handles: Iterable[Any], labels: Iterable[str], columns: int = 4, **look: Any) -> None:
+    """One legend below the panels, in as many columns as the figure is wide enough for, at most `columns`; inside a
+    panel it would cover some of what is drawn."""
+    listed = list(handles), list(labels)
+    look = {"fontsize": 9, **look}
+    for count in range(columns, 0, -1):
+        legend = figure.legend(*listed, loc="outside lower center", ncols=count, **look)
+        if count == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def add_grid(panel: Any) -> None:

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from pyprune.files import json_text, whole_directory
-from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
+from pyprune.study.figure import add_grid, legend_below, new_figure, plain_ticks, png
 from pyprune.study.frontier import QUALITIES, Frontier, Point
 from pyprune.study.labels import shown_method, styles
 from pyprune.study.page import html_page, html_table, inline_figure
@@ -88,7 +88,7 @@ def figure(front: Frontier) -> bytes:
         panel.set_ylabel(AXES[front.quality])
         add_grid(panel)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    legend_below(drawing, handles.values(), handles.keys())
     drawing.suptitle(f"{front.model}: filled markers are on the front ({front.engine})")
     return png(drawing)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyprune.pruning.method import Style
-from pyprune.study.figure import add_grid, inline_svg, new_figure, plain_ticks, png
+from pyprune.study.figure import add_grid, inline_svg, legend_below, new_figure, plain_ticks, png
 from pyprune.study.labels import ORIGINAL, is_checkpoint, shown_method, styles
 from pyprune.study.table import engines, measured, ratios, settings, table
 
@@ -85,7 +85,7 @@ def _alone(caption: str, draw: Callable[..., None], *subject: Any) -> str:
     panel.set_title("")  # the caption says it, and what hollow and filled markers mean
     by_row = {label.removesuffix(", hf").removesuffix(", pyprune"): handle
               for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}  # fmt: skip
-    figure.legend(by_row.values(), by_row.keys(), loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, by_row.values(), by_row.keys(), 3, fontsize=8.5, frameon=False)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     return inline_svg(figure, caption)
@@ -203,6 +203,4 @@ def _batch_axis(panel: Any, batches: list[int]) -> None:
 
 
 def _legend(figure: Any, panel: Any) -> None:
-    # One legend below the panels: they show the same rows, and inside it would cover some of them.
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    legend_below(figure, *panel.get_legend_handles_labels())  # the panels show the same rows

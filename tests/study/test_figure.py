@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pyprune.study.figure import new_figure, plain_ticks
+from pyprune.study.figure import legend_below, new_figure, plain_ticks
 from pyprune.study.quality_plot import spread
 from tests import seeds
 
@@ -27,6 +27,20 @@ def test_places_keep_their_order_and_their_distance():
         gaps = [places[b] - places[a] for a, b in itertools.pairwise(order)]
         assert min(gaps, default=12.5) >= 12.5 - 1e-9
         assert sum(places) == pytest.approx(sum(wanted))
+
+
+@pytest.mark.parametrize(("letters", "columns"), [(3, 4), (30, 2), (50, 1)])
+def test_a_legend_has_as_many_columns_as_fit(letters, columns):
+    figure = new_figure(6, 4)
+    panel = figure.subplots()
+    for series in range(5):
+        panel.plot([1, 2], [series, 3], label=f"{series}" * letters)
+    legend_below(figure, *panel.get_legend_handles_labels())
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    extent = legend.get_window_extent()
+    assert (extent.x0 >= 0, extent.x1 <= figure.bbox.width) == (True, True)
+    assert legend._ncols == columns
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyprune.scoring.scores import Scores
-from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
+from pyprune.study.figure import add_grid, legend_below, new_figure, plain_ticks, png
 from pyprune.study.labels import ORIGINAL, styles
 from pyprune.study.plots import has_quality, latency_by_batch, quality_and_throughput
 from pyprune.study.recipes.table import scaled
@@ -51,7 +51,7 @@ def lines(results: dict[str, Any]) -> Figures:
         for line in panels[:, column]:
             line.set_xlabel(figure_["x"])
     handles, labels = panels[0][0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    legend_below(drawing, handles, labels)
     return {"figure.png": (results["recipe"]["title"], png(drawing))}
 
 
