@@ -31,7 +31,7 @@ from pyprune.scoring.calibration.demonstrations import TRAINING
 from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
-FORMAT = "pyprune recovery 1"
+FORMAT = "pyprune recovery 2"
 RATIO, WINDOWS = 0.2, 512
 """The share of the parameters that goes, and the windows that the repair is fitted on."""
 
@@ -41,8 +41,11 @@ REPAIR = "refit-all-o+tail"
 PARTS = {
     "plain": "LoRA on the pruned model",
     "repaired": "LoRA after the repair",
-    "distilled": "LoRA after the repair, with the original as teacher",
+    "distilled": "LoRA after the repair, towards the original's predictions",
 }
+DISTILL_WEIGHT = 1.0
+"""The share of the loss that is the teacher's: all of it, so next tokens do not count."""
+
 PROBE = 6
 """Steps that the speed is taken from; the first one is left out."""
 
@@ -64,7 +67,10 @@ class Recovery:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.out = Path(options.out)
-        asked = {**settings(options), "repair": options.repair, "minutes": options.minutes}
+        asked = {
+            **settings(options), "text": TRAINING, "distill_weight": DISTILL_WEIGHT, "repair": options.repair,
+            "minutes": options.minutes,
+        }  # fmt: skip
         self.done: dict[str, Any] = {"format": FORMAT, "settings": asked, "parts": {}, "plans": {}}
         if self.out.exists():
             self.done = json.loads(self.out.read_text())
@@ -119,7 +125,7 @@ class Recovery:
         model = self.pruned if part == "plain" else self.repaired()
         common: dict[str, Any] = {"text": TRAINING, **settings(self.options)}
         if part == "distilled":
-            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": 1.0}
+            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": DISTILL_WEIGHT}
         if part not in self.done["plans"]:
             curve = retrain_with_report(model, **common | {"held_out": 0, "eval_text": None}, steps=PROBE).curve
             seconds = (curve[-1].seconds - curve[1].seconds) / (PROBE - 1)

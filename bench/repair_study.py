@@ -72,6 +72,7 @@ def cells(part: str) -> list[dict[str, Any]]:
         "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
         "tuning": [
+            cell(method=CHAIN),
             *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8, 16)),
             *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 5e-4)),
             *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),

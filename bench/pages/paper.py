@@ -39,8 +39,8 @@ pyprune recipe table5 smollm2-135m --text wikitext2=wikitext2-test.txt --out tab
 
 ## What the paper says
 
-Counted are pairs of rows of the same size. *Undecided* pairs lie within two standard errors, or their intervals of
-speed overlap.
+Counted are pairs of rows of the same size, or of a row and the original. *Undecided* pairs lie within two standard
+errors, or their intervals of speed overlap. Tables that share models share numbers.
 
 {claims(results)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import log
 from statistics import fmean
@@ -11,12 +11,12 @@ from typing import Any
 
 from bench.pages.results import RESULTS, link, read, table
 from bench.pages.tables import perplexity
+from bench.repair_study import PARTS, cells
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
 SELECTION = "selection-smollm2.json"
 TRAININGS = "recovery-smollm2.json"
-FILES = (REPAIRS, SELECTION, TRAININGS)
 
 TEXTS = {"wikitext-2": "WikiText-2", "boolq": "BoolQ"}
 PRUNINGS = {
@@ -41,11 +41,9 @@ uses. A negative share means that the repair harms. All of it ran on two cores; 
 
 
 def repairs(name: str = REPAIRS) -> str:
-    """The study of repairs; a part that has not been run yet has no table."""
+    """The study of repairs; a part that has not been run whole has no table."""
     entries = read(name)["cells"]
-    parts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        parts[entry["part"]].append(entry)
+    parts = {part: finished(part, entries) for part in PARTS}
     tables = (
         ("The perplexities:", entries, prunings),
         (
@@ -83,6 +81,12 @@ Each repair sees 256 windows of 128 tokens, half from LAMBADA, half from BoolQ, 
 ({link(name)}).
 
 {shown}"""
+
+
+def finished(part: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of a part's cells, none where some are missing. A cell that several parts have is there once."""
+    present = [entry for cell in cells(part) for entry in entries if entry["cell"] == cell]
+    return present if len(present) == len(cells(part)) else []
 
 
 def prunings(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -186,10 +190,17 @@ def selection(name: str = SELECTION) -> str:
     for answer in answers:
         row = rows.setdefault(
             (answer["question"], answer["repair"]),
-            [answer["question"], f"`{answer['repair']}`", " ".join(map(str, answer["other_blocks"]))],
+            [
+                answer["question"],
+                f"`{answer['repair']}`",
+                " ".join(map(str, answer["other_blocks"])),
+                *([""] * len(TEXTS)),
+            ],
         )
         change = answer["log_perplexity"]
-        row.append(f"{change['mean']:+.3f} ({change['lowest']:+.3f} to {change['highest']:+.3f})")
+        row[3 + list(TEXTS).index(answer["text"])] = (
+            f"{change['mean']:+.3f} ({change['lowest']:+.3f} to {change['highest']:+.3f})"
+        )
     header = ["question", "repair", "other blocks", *(f"log PPL, {title}" for title in TEXTS.values())]
     return f"""## Choosing with the repair in mind
 
@@ -213,8 +224,8 @@ def trainings(name: str = TRAININGS) -> str:
 python -m bench.recovery --wikitext wikitext2-test.txt
 ```
 
-LoRA trains on `demo:passages` for {results["settings"]["minutes"]:g} minutes ({link(name)}); the repair is
-`{results["settings"]["repair"]}` on {results["repair"]["windows"]} windows.
+LoRA trains on `demo:passages` for {results["settings"]["minutes"]:g} minutes ({link(name)}), with distillation towards
+the original's predictions alone; the repair is `{results["settings"]["repair"]}`.
 
 {recovery(results)}
 
@@ -234,7 +245,8 @@ def recovery(results: Mapping[str, Any]) -> str:
         return cells
 
     rows = [row(label, quality[label], None) for label in ("original", "pruned")]
-    rows.append(row("repair", results["repair"]["perplexity"], results["repair"]["seconds"]))
+    if "repair" in results:
+        rows.append(row("repair", results["repair"]["perplexity"], results["repair"]["seconds"]))
     for part, entry in results["parts"].items():
         training = entry["training"]
         tokens = f"{training['trained_tokens'] / 1e6:.2f} M"

@@ -21,7 +21,8 @@ def require_scorable(options: argparse.Namespace, unit: str) -> None:
         require_texts(options)
     elif options.text is not None:
         raise InputError(f"--text {options.text}: criterion {criterion.name} reads no text")
-    if options.resume and "resume" not in criterion.options:
+    follows_on = getattr(options, "repair", None) is not None  # then the repair resumes, and the choice is made again
+    if options.resume and "resume" not in criterion.options and not follows_on:
         raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl and ppl-after-repair do")
     journal_beside(options)
 
@@ -54,16 +55,12 @@ def journal_beside(options: argparse.Namespace) -> Path | None:
 def repair_journal_beside(options: argparse.Namespace) -> Path | None:
     """The folder in which --resume keeps a repair that follows on a choice, None without."""
     journal = journal_beside(options)
-    return None if journal is None else journal.with_suffix(".repair.journal")
+    return None if journal is None else journal.with_name(f"{journal.name}.repair")
 
 
 def remove_journal(options: argparse.Namespace) -> None:
-    """Remove the journals of --resume, files or folders, now that the result is written."""
-    for journal in (journal_beside(options), repair_journal_beside(options)):
-        _remove(journal)
-
-
-def _remove(journal: Path | None) -> None:
+    """Remove the journal of --resume, a file or a folder, now that the result is written."""
+    journal = journal_beside(options)
     if journal is not None and journal.is_dir():
         remove_directory(journal)
     elif journal is not None:
@@ -97,7 +94,7 @@ def measured_scores(options: argparse.Namespace, decoder: Any, unit: str, bar: B
     from pyprune import scoring
 
     criterion, settings = chosen_criterion(options, unit)
-    if options.resume:
+    if options.resume and "resume" in criterion.options:
         settings["resume"] = journal_beside(options)
     if options.memory is not None:
         settings["memory"] = options.memory

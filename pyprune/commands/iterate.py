@@ -170,6 +170,7 @@ def run(options: argparse.Namespace) -> None:
             steps=options.retrain_steps,
             one_shot_retrained=options.one_shot_retrained,
             text=train_text,
+            eval_text=eval_text,
             instructions=options.instructions,
             distill=options.distill,
             seed=options.seed,

@@ -123,7 +123,9 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Remove blocks, sublayers or widths and save the smaller checkpoint."""
     from pyprune import pruning
+    from pyprune.files import remove_directory
     from pyprune.pruning import Pruning
+    from pyprune.recovery.journal import require_journal
     from pyprune.recovery.methods import chain_of, require_samples
     from pyprune.scoring.scores import Scores
     from pyprune.study.destination import require_directory
@@ -144,6 +146,10 @@ def run(options: argparse.Namespace) -> None:
         # A search holds windows out whatever the repair.
         chain = chain_of("auto" if options.repair_each else options.repair)
         require_samples(for_repair.samples, chain, "auto")
+    follows_on = options.repair is not None and not options.repair_each
+    if follows_on and (folder := repair_journal_beside(options)) is not None:
+        require_journal(folder)
+    if options.repair is not None:
         require_texts(for_repair)
     if options.width is not None:
         require_narrowable(options)
@@ -192,6 +198,8 @@ def run(options: argparse.Namespace) -> None:
             return
     pruned.save(options.out)
     remove_journal(options)
+    if follows_on and (folder := repair_journal_beside(options)) is not None:
+        remove_directory(folder)
     _report_sizes(options, decoder, pruned, repaired, found)
 
 

@@ -44,9 +44,8 @@ class RepairJournal:
                 raise InputError(
                     f"{path}: belongs to a repair with other models, text or options; delete it to begin again"
                 )
-        elif self.path.exists() and not self._is_begun():
-            raise InputError(f"{path}: not a journal of a repair; another name is expected")
         else:
+            require_journal(path)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(named, subject)
 
@@ -73,12 +72,16 @@ class RepairJournal:
         """Remove the folder, now that the result is written."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _is_begun(self) -> bool:
-        """Whether the folder has nothing but what an interruption left there before its subject was written."""
-        return self.path.is_dir() and all(entry.suffix == ".part" for entry in self.path.iterdir())
-
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+
+def require_journal(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where something else than a journal of a repair stands at `path`."""
+    folder = Path(path).absolute()
+    is_begun = folder.is_dir() and all(entry.suffix == ".part" for entry in folder.iterdir())  # interrupted at once
+    if folder.exists() and not is_begun and not (folder / "subject.json").is_file():
+        raise InputError(f"{path}: not a journal of a repair; another name is expected")
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -163,7 +163,9 @@ def repair_with_report(
     }
     journal = None
     if resume is not None:
-        settings = {**by_steps, "tail_blocks": tail_blocks, "minutes": minutes, "processes": group.size}
+        settings = {
+            **by_steps, "tail_blocks": tail_blocks, "minutes": minutes, "processes": group.size, "holds_out": holds_out
+        }  # fmt: skip
         work = f"repair, ridge {ridge}, {weighting}, first {first}, exact {exact}, {settings}"
         journal = RepairJournal(resume, _subject(original, pruned, ids, work), group)
     repairs = _Repairs(original, pruned, ids, fitting, by_steps, tail_blocks, memory, journal, progress)
@@ -301,6 +303,7 @@ class _Repairs:
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
+        "format": "pyprune repair journal 2",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

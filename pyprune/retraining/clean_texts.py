@@ -73,15 +73,15 @@ def cleaned(
 ) -> Any:
     """The text; of `demo:lambada` and `demo:passages` without what those calibrations drew and what quotes it, the
     BoolQ passages or the held-out text."""
-    if not isinstance(text, str) or text not in (CALIBRATION, TRAINING):
+    if not isinstance(text, (str, os.PathLike)) or (chosen := os.fspath(text)) not in (CALIBRATION, TRAINING):
         return text
-    source, calibration, judged = (demonstration(name).documents() for name in (text, CALIBRATION, EVALUATION))
+    source, calibration, judged = (demonstration(name).documents() for name in (chosen, CALIBRATION, EVALUATION))
     gone = {calibration[row] for row in drawn_rows(calibration, tokenizer or decoder.tokenizer(), drawn)}
     unclean = [*gone, *judged, *(held_out.documents if isinstance(held_out, Texts) else ())]
     quoting = quoting_rows(source, unclean)
     kept = [document for row, document in enumerate(source) if row not in quoting and document not in gone]
     removed = len(source) - len(kept)
-    name = demonstration(text).source
+    name = demonstration(chosen).source
     return Texts(f"{name}, without {removed} documents of calibration or held-out text", kept)
 
 

@@ -38,6 +38,7 @@ from pyprune.retraining.train import (
     training_samples,
 )
 from pyprune.scoring.calibration import fingerprint
+from pyprune.scoring.calibration.sources import read_source
 from pyprune.scoring.perplexity import check_samples, perplexities, perplexity
 from pyprune.scoring.removals import NO_REMOVAL, removal_of
 from pyprune.scoring.score import score
@@ -82,7 +83,8 @@ def iterate(
     whose removal costs least. held_out `[S, T]`: other text, on which all perplexities of the result are taken. count:
     rounds; or ratio: as many as a greedy search takes for that share of all parameters. unit, protect, calibration,
     memory as in `score`. steps: of each training; its seed is `seed` and the round. train: another training than
-    `retrain`. text, instructions, options: of `retrain_with_report`; distill: the unpruned model teaches.
+    `retrain`. text, instructions, options: of `retrain_with_report`, of which `eval_text` is the text that `held_out`
+    is of: demonstration texts then lose the documents that quote it. distill: the unpruned model teaches.
     untrained: also take both curves without training, one-shot and greedy; False needs `count`, and saves their two
     searches. one_shot_retrained: also remove the front of the first ranking at once and train that model once, with the
     steps of all rounds. out: a directory for the last model and the curves (`Iterated.save`). resume: keep what is
@@ -112,7 +114,9 @@ def iterate(
     if train is None:
         teacher = original if distill else None
         train = partial(_retrained, text=text, instructions=instructions, options=options, teacher=teacher)
-        of_text = {name: options[name] for name in OF_TEXTS if name in options}
+        of_text = {name: options[name] for name in OF_TEXTS if name in options and name != "eval_text"}
+        if options.get("eval_text") is not None:
+            of_text["held_out"] = read_source(options["eval_text"])
         cutoff = options.get("cutoff", Settings.cutoff)
         _, _, counts = training_samples(original, text, instructions, cutoff, **of_text)  # refused now, if at all
     subject = {
@@ -130,7 +134,12 @@ def iterate(
         "one_shot_retrained": one_shot_retrained,
         "training": training,
         "options": {
-            name: value if isinstance(value, int | float | str) else repr(value) for name, value in options.items()
+            name: value
+            if isinstance(value, int | float | str)
+            else _text_name(value)
+            if name == "eval_text"
+            else repr(value)
+            for name, value in options.items()
         },
     }
     rounds = Rounds(journal, subject)
@@ -201,7 +210,7 @@ def _text_name(text: Any) -> str | None:
     return f"{getattr(text, 'name', type(text).__name__)} {hashlib.sha256(repr(text).encode()).hexdigest()[:16]}"
 
 
-OF_TEXTS = ("field", "calibrated", "tokenizer")
+OF_TEXTS = ("field", "calibrated", "tokenizer", "eval_text")
 """Options of `retrain_with_report` about its texts."""
 DISTILLATION = {
     "distill_loss": "kind", "distill_top_k": "top_k", "distill_weight": "weight", "temperature": "temperature",

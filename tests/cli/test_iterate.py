@@ -10,6 +10,7 @@ import pytest
 
 from pyprune import load
 from pyprune.commands import distillation as options
+from pyprune.retraining import iterate
 from pyprune.retraining.objectives.distillation import KINDS
 from pyprune.retraining.settings import FIRST_CUT
 from tests import seeds
@@ -42,6 +43,22 @@ def test_it_writes_a_checkpoint_and_the_curves(capsys, tmp_path, text):
     result = json.loads((out / "iterate.json").read_text())
     gone = {step["removed"][1] for step in result["rounds"]}
     assert [block.index for block in load(out).blocks] == [index for index in range(5) if index not in gone]
+
+
+def test_what_quotes_the_held_out_text_is_kept_from_training(capsys, tmp_path, text, monkeypatch):
+    pytest.importorskip("peft")
+    held_out = tmp_path / "held-out.npy"
+    numpy.save(held_out, numpy.random.default_rng(seeds.seed(1)).integers(0, 97, 400))
+    seen = []
+
+    def noted(function, name):
+        return lambda *words, **options: seen.append(options[name]) or function(*words, **options)
+
+    for function, name in (("training_samples", "held_out"), ("retrain_with_report", "eval_text")):
+        monkeypatch.setattr(iterate, function, noted(getattr(iterate, function), name))
+    words = ("iterate", SHAPE, *FEW, "--train-text", text, "--eval-text", held_out, "--out", tmp_path / "out")
+    assert run(capsys, *words)[0] == 0
+    assert [source.name for source in seen] == ["held-out.npy"] * 3  # checked first, then in each of two rounds
 
 
 @pytest.mark.slow

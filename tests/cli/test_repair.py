@@ -103,7 +103,15 @@ def test_repair_samples_without_repair_is_refused(capsys, tmp_path):
     assert "--repair-samples 16: needs --repair" in err
 
 
-@pytest.mark.parametrize("way", [("--depth", "2"), ("--depth", "2", "--search", "greedy"), ("--width", "20%")])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("--depth", "2", "--protect", "last=3"),
+        ("--depth", "2", "--protect", "last=3", "--search", "greedy"),
+        ("--depth", "2", "--protect", "last=3", "--criterion", "magnitude"),
+        ("--width", "20%"),
+    ],
+)
 def test_prune_goes_on_with_an_interrupted_repair(capsys, tmp_path, monkeypatch, way):
     few = ("--samples", "2", "--seq-len", "12", "--repair", "refit-all-o", "--repair-samples", "16")
     assert run(capsys, "prune", SHAPE, *way, *few, "--out", str(tmp_path / "undisturbed"))[0] == 0
@@ -119,10 +127,21 @@ def test_prune_goes_on_with_an_interrupted_repair(capsys, tmp_path, monkeypatch,
     monkeypatch.setattr(RepairJournal, "put", put_two)
     assert run(capsys, *words)[0] == 130
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / "out.repair.journal").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "out.journal.repair").glob("*.safetensors"))) == 2
     fits = []
     monkeypatch.setattr(RepairJournal, "put", lambda self, name, *values: fits.append(name) or put(self, name, *values))
     assert run(capsys, *words)[0] == 0
     assert not set(fits) & set(parts)
     assert same(load(str(tmp_path / "out")), load(str(tmp_path / "undisturbed")))
     assert sorted(os.listdir(tmp_path)) == ["out", "undisturbed"]
+
+
+def test_prune_touches_no_folder_that_is_no_journal_of_its_repair(capsys, tmp_path):
+    other = tmp_path / "out.journal.repair"
+    other.mkdir()
+    (other / "file").touch()
+    words = ("prune", SHAPE, "--depth", "1", "--seq-len", "12", "--samples", "2", "--out", str(tmp_path / "out"))
+    code, _, err = run(capsys, *words, "--repair", "refit", "--repair-samples", "16", "--resume")
+    assert (code, "not a journal of a repair" in err) == (2, True)
+    assert run(capsys, *words, "--resume")[0] == 0
+    assert (other / "file").exists()

@@ -112,6 +112,13 @@ def test_another_repairs_journal_is_refused(ids, tmp_path):
         pyprune.repair(original, CUT, ids, "refit", resume=tmp_path / "other")
 
 
+def test_a_fit_on_all_windows_does_not_serve_a_repair_that_holds_some_out(ids, tmp_path):
+    original = pyprune.load(SIZES, dtype=torch.float32)
+    pyprune.repair(original, CUT, ids, "refit-all-o", ridge=0.1, resume=tmp_path / "journal")
+    with pytest.raises(InputError, match="belongs to a repair with other"):
+        pyprune.repair(original, CUT, ids, "refit-all-o+tail", ridge=0.1, resume=tmp_path / "journal")
+
+
 def test_a_kill_before_the_subject_is_written(ids, tmp_path):
     original = pyprune.load(SIZES, dtype=torch.float32)
     (tmp_path / "journal").mkdir()

@@ -16,6 +16,7 @@ from tests.ranks import run_ranks
 
 SHAPE = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
 METHODS = ("mean-update", "scale", "linear", "refit-all-o", "auto")
+RIDGE = 0.01  # chosen on a few held-out windows, it could be another one by rounding
 
 WORK = """
 import json, sys
@@ -24,8 +25,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 import pyprune
-from pyprune.recovery import repair_with_report
+from pyprune.recovery import fitting, repair_with_report
 
+fit_linear = fitting.fit_linear
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
@@ -36,7 +38,8 @@ reports = {}
 for method in %r:
     journal = f"{folder}/journal-{method}"
     for part in ("whole", "resumed"):
-        report = repair_with_report(original, pyprune.Pruning(blocks=(2,)), ids, method, resume=journal)
+        report = repair_with_report(original, pyprune.Pruning(blocks=(2,)), ids, method, ridge=%r, resume=journal)
+        fitting.fit_linear = None if part == "whole" else fit_linear  # what is in the journal is not fitted again
         reports[f"{method} {part}"] = report.to_dict()
         tensors = {name: tensor.clone() for name, tensor in report.decoder.tensors()}
         save_file(tensors, f"{folder}/{method}-{part}-{rank}.safetensors")
@@ -46,17 +49,17 @@ dist.destroy_process_group()
 """
 
 
-def distance(one, other):
+def distance(left, right):
     """The norm of the difference of two models' tensors by name, in float64."""
-    assert one.keys() == other.keys()
-    return sum((one[name].double() - other[name].double()).square().sum() for name in one).sqrt()
+    assert left.keys() == right.keys()
+    return sum((left[name].double() - right[name].double()).square().sum() for name in left).sqrt()
 
 
 @pytest.mark.alone
 def test_two_processes_repair_as_one_does(tmp_path):
     ids = torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    for process in run_ranks(WORK % (SHAPE, METHODS), tmp_path, 2):
+    for process in run_ranks(WORK % (SHAPE, METHODS, RIDGE), tmp_path, 2):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -72,16 +75,17 @@ def test_two_processes_repair_as_one_does(tmp_path):
         for other in ranks[1:]:  # to the bit, and from the journal too
             assert distance(ranks[0], other) == 0
         if method == "auto":  # one process would go on with gradient steps
-            assert set(reports[0]["auto whole"]["tried"]) <= {*METHODS, "refit", "refit-all"}
+            assert reports[0]["auto whole"]["tried"]
+            assert not {"blockwise", "tail"} & set("+".join(reports[0]["auto whole"]["tried"]).split("+"))
             continue
-        alone = repair_with_report(original, cut, ids, method)
+        alone = repair_with_report(original, cut, ids, method, ridge=RIDGE)
         whole = dict(alone.decoder.tensors())
-        half = dict(repair_with_report(original, cut, ids[::2], method).decoder.tensors())
+        half = dict(repair_with_report(original, cut, ids[::2], method, ridge=RIDGE).decoder.tensors())
         start = {name: pruned.get(name, torch.zeros_like(tensor)) for name, tensor in whole.items()}
         changed = distance(whole, start)
         assert changed > 0
         # Only rounding: the windows come in other batches. A rank that saw its own windows alone would differ far more.
         assert distance(ranks[0], whole) < 1e-3 * changed
         assert distance(half, whole) > 1e-2 * changed
-        told = reports[0][f"{method} whole"]["held_out_perplexity" if alone.holds_out else "calibration_perplexity"]
-        assert told["repaired"] == pytest.approx(alone.reached(), rel=1e-4)
+        measured = reports[0][f"{method} whole"]["held_out_perplexity" if alone.holds_out else "calibration_perplexity"]
+        assert measured["repaired"] == pytest.approx(alone.reached(), rel=1e-4)

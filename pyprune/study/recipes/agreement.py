@@ -67,9 +67,11 @@ class Outcome:
             return "not tested here"
         if self.agree == self.compared:
             return "it holds here"
-        if self.agree:
-            return "it holds here in part"
-        return "it does not hold here" if self.contradict else "undecided here"
+        if not self.agree + self.contradict:
+            return "undecided here"
+        if 2 * self.undecided > self.compared:
+            return "mostly undecided here"
+        return "it holds here in part" if self.agree else "it does not hold here"
 
 
 def agreement(results: dict[str, Any]) -> list[str]:

@@ -1,0 +1,62 @@
+"""The page of what repair wins back: every cell of the study has its row, whichever part it was run for."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.pages import recovery
+from bench.repair_study import CHAIN, PARTS, cells
+from pyprune.evaluation.paper_tasks import PAPER_TASKS
+
+
+def entry(part, cell, number):
+    """A made-up result; what is won back of both texts is `number` percent."""
+    made = {"part": part, "cell": cell, "seconds": 60.0 * number}
+    if part == "tasks":
+        shares = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+        return made | {"tasks": {name: dict.fromkeys(shares, number / 100) for name in PAPER_TASKS}}
+    quality = {"original": 50.0, "pruned": 200.0, "repaired": 100.0, "recovered": number / 100}
+    return made | {"removed": {"blocks": [1, number]}, "perplexity": dict.fromkeys(recovery.TEXTS, quality)}
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A study in which each different cell is once, as `bench.repair_study` writes it."""
+    entries: list = []
+    for part in PARTS:
+        for cell in cells(part):
+            if all(cell != present["cell"] for present in entries):
+                entries.append(entry(part, cell, len(entries)))
+    monkeypatch.setattr(recovery, "read", lambda name: {"cells": entries})
+    return entries
+
+
+def tables(page):
+    """Of each table the rows under its header."""
+    parts = page.split("\n\n")
+    return [part.splitlines()[2:] for part in parts if part.startswith("| ")]
+
+
+def test_each_part_has_a_row_for_each_of_its_cells(study):
+    perplexities, methods, width, seeds, ratios, fitted, tuning, tasks = tables(recovery.repairs())
+    assert len(methods) == len({cell["method"] for part in ("methods", "steps") for cell in cells(part)})
+    assert len(width) == len({cell["method"] for cell in cells("width")})
+    assert [row.count("(") for row in seeds] == [2, 2]
+    assert all("1 of 2" in row for row in seeds)  # three draws of two blocks, of which the first one is common
+    assert len(ratios) == len(cells("ratios"))
+    assert len(tuning) == len(cells("tuning"))
+    assert len(tasks) == len(cells("tasks"))
+    assert len(fitted) == len({str({**cell}) for part in ("tokens", "texts", "first") for cell in cells(part)})
+    assert perplexities[0].startswith("| original | 50 | 50 |")
+
+
+def test_a_share_stands_in_the_row_of_its_cell(study):
+    chosen = next(e for e in study if e["cell"]["method"] == CHAIN and e["cell"]["ratio"] == 0.35)
+    share = f"{chosen['perplexity']['boolq']['recovered']:.0%}"
+    row = next(row for row in tables(recovery.repairs())[4] if "one-shot 35%" in row and CHAIN in row)
+    assert row.count(share) == 2
+
+
+def test_parts_that_were_not_run_have_no_table(study):
+    study[:] = [present for present in study if present["part"] == "methods"]
+    assert len(tables(recovery.repairs())) == 2  # of seeds, texts and others only the cells that methods has
