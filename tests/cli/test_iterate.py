@@ -10,7 +10,7 @@ import pytest
 
 from pyprune import load
 from pyprune.commands import distillation as options
-from pyprune.retraining import iterate
+from pyprune.retraining.iterate import iterate
 from pyprune.retraining.objectives.distillation import KINDS
 from pyprune.retraining.settings import FIRST_CUT
 from tests import seeds
@@ -55,7 +55,7 @@ def test_what_quotes_the_held_out_text_is_kept_from_training(capsys, tmp_path, t
         return lambda *words, **options: seen.append(options[name]) or function(*words, **options)
 
     for function, name in (("training_samples", "held_out"), ("retrain_with_report", "eval_text")):
-        monkeypatch.setattr(iterate, function, noted(getattr(iterate, function), name))
+        monkeypatch.setitem(iterate.__globals__, function, noted(iterate.__globals__[function], name))
     words = ("iterate", SHAPE, *FEW, "--train-text", text, "--eval-text", held_out, "--out", tmp_path / "out")
     assert run(capsys, *words)[0] == 0
     assert [source.name for source in seen] == ["held-out.npy"] * 3  # checked first, then in each of two rounds
