@@ -67,7 +67,7 @@ def overview(results: dict[str, Any]) -> str:
 
 def source(data: dict[str, Any]) -> str:
     """Which table or figure of the paper a recipe is after."""
-    return str(data["recipe"]["source"]).removeprefix("Shortened LLaMA, ")
+    return str(data["recipe"]["source"]).removeprefix("Shortened LLaMA, ").removesuffix(", lower half")
 
 
 def claims(results: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def claims(results: dict[str, Any]) -> str:
     rows = []
     for text, by_source in outcomes.items():
         whole = Outcome(*(sum(counts) for counts in zip(*map(astuple, by_source.values()), strict=True)))
-        counts = (f"{name}: {o.agree} / {o.contradict} / {o.undecided}" for name, o in by_source.items())
+        counts = (f"{name}: {o.agree}/{o.contradict}/{o.undecided}" for name, o in by_source.items())
         verdict = whole.verdict.removeprefix("it ").replace(" here", "")
         rows.append([text.removesuffix("."), verdict, ", ".join(counts)])
-    return table(["the paper", "here", "pairs for it / against it / undecided"], rows)
+    return table(["the paper", "here", "pairs for/against/undecided"], rows)
