@@ -1,8 +1,8 @@
-"""Peak memory of LoRA training with and without a teacher on this machine: one line of JSON.
+"""Peak memory of LoRA training with and without a teacher on this machine, as JSON.
 
     MALLOC_MMAP_THRESHOLD_=65536 python -m bench.distillation_memory smollm2-135m --ratio 20%
 
-Each training has a process of its own. Bytes are the growth of its resident memory (Linux) from before the models are
+Each training has a process of its own. Bytes, of each loss, are the growth of its resident memory (Linux) from before the models are
 loaded to the peak. `ratio` is (distillation - teacher's weights) / plain: what the limit of 1.25 is about. With that
 variable glibc hands freed tensors back at once.
 """
@@ -23,6 +23,7 @@ import pyprune
 from pyprune.pruning.amount import parse_ratio
 from pyprune.retraining import retrain_with_report
 from pyprune.scoring.calibration import calibration
+from pyprune.study.machine import describe
 from tests.runtime.measure_memory import resident
 
 WARM_UP = "shape:hidden=64,blocks=2,heads=2,kv_heads=2,head_dim=32,ffn=80,vocab=500"
@@ -89,7 +90,8 @@ def main() -> None:
     plain = results["none"]["peak"]
     for loss in LOSSES[1:]:
         results[loss]["ratio"] = (results[loss]["peak"] - results[loss]["teacher"]) / plain
-    print(json.dumps(results))
+    settings = {name: value for name, value in vars(options).items() if name != "loss"}
+    print(json.dumps({"settings": settings, "machine": describe(), "losses": results}, indent=1))
     return None
 
 

@@ -28,6 +28,7 @@ SCORINGS = (SCORING, SCORING_BF16, CANDIDATES, CANDIDATES_AVX2, SCORING_ANY)
 SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
 WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
 TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
+DISTILLATION_MEMORY = "distillation-memory-smollm2-fp32-2core-zen4.json"
 TRAINING = ("training-smollm2-bf16-2core-zen4.json", "training-smollm2-fp32-2core-zen4.json")
 SWEEP = "sweep-7000-7300-bf16-2core-zen4.json"
 
@@ -169,6 +170,14 @@ python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
 ```
 
 {tables.training(*TRAINING)}
+
+Peak memory with a bf16 teacher, without its weights ({link(DISTILLATION_MEMORY)}):
+
+```bash
+python -m bench.distillation_memory smollm2-135m --ratio 20%
+```
+
+{tables.distillation_memory(DISTILLATION_MEMORY)}
 
 ## Decoding against the read limit
 

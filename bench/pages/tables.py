@@ -91,6 +91,16 @@ def accuracies(name: str) -> str:
     return table(["SmolLM2-135M", "PPL", "mean accuracy, %", *HEADERS.values()], rows)
 
 
+def distillation_memory(name: str) -> str:
+    """Peak memory of training by loss, and its ratio to that without a teacher."""
+    titles = {"none": "LoRA alone", "forward-kl": "forward KL", "reverse-kl": "reverse KL", "hidden": "hidden states"}
+    rows = []
+    for loss, measured in read(name)["losses"].items():
+        own = measured["peak"] - (0 if loss == "none" else measured["teacher"])
+        rows.append([titles[loss], f"{own / 1e9:.2f}", f"{measured.get('ratio', 1.0):.2f}x"])
+    return table(["training", "GB", "of LoRA alone"], rows)
+
+
 def perplexity(value: float | None) -> str:
     """To three digits."""
     return "" if value is None else f"{value:.4g}" if value >= 1000 else f"{value:.3g}"
