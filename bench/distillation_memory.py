@@ -2,9 +2,9 @@
 
     MALLOC_MMAP_THRESHOLD_=65536 python -m bench.distillation_memory smollm2-135m --ratio 20%
 
-Each training has a process of its own. Bytes, of each loss, are the growth of its resident memory (Linux) from before the models are
-loaded to the peak. `ratio` is (distillation - teacher's weights) / plain: what the limit of 1.25 is about. With that
-variable glibc hands freed tensors back at once.
+Each training has a process of its own. Bytes, of each loss, are the growth of its resident memory (Linux) from before
+the models are loaded to the peak. `ratio` is (distillation - teacher's weights) / plain: what the limit of 1.25 is
+about. With that variable glibc hands freed tensors back at once.
 """
 
 from __future__ import annotations
