@@ -174,7 +174,7 @@ python -m pytest bench/test_training.py --benchmark-enable -k "not no-dropout"
 Peak memory with a bf16 teacher, without its weights ({link(DISTILLATION_MEMORY)}):
 
 ```bash
-python -m bench.distillation_memory smollm2-135m --ratio 20%
+MALLOC_MMAP_THRESHOLD_=65536 python -m bench.distillation_memory smollm2-135m --ratio 20%
 ```
 
 {tables.distillation_memory(DISTILLATION_MEMORY)}
