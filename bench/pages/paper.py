@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import astuple
 from typing import Any
 
-from bench.pages.results import RESULTS, read, table
+from bench.pages.results import RESULTS, machine, read, table
 from pyprune.study.recipes.agreement import Outcome, claim_outcome
 from pyprune.study.recipes.names import shipped_recipes
 
@@ -18,6 +18,7 @@ def page() -> str:
     """The whole page; a recipe that has not been run yet is left out."""
     results = {name: read(f"{RECIPES}/{name}/results.json") for name in shipped_recipes() if is_there(name)}
     pieces = {piece: taken for of_recipe in results.values() for piece, taken in of_recipe["seconds"].items()}
+    here = machine(f"{RECIPES}/{next(iter(results))}/results.json")
     hours = sum(pieces.values()) / 3600
     pictures = "\n\n".join(
         f"![{results[name]['recipe']['title']}](../bench/results/{RECIPES}/{name}/{file})"
@@ -27,8 +28,9 @@ def page() -> str:
     return f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # The paper on SmolLM2
 
-Each recipe ran with the quick budget on two cores, in {hours:.1f} hours in all; work that several of them need was done
-once. On a model so small, order and direction compare with the paper, numbers do not; each table's page says more.
+Each recipe ran with the quick budget on {here}, in {hours:.1f} hours in all; work that
+several of them need was done once. On a model so small, order and direction compare
+with the paper, numbers do not; each table's page says more.
 
 ```bash
 python -m bench.recipes --wikitext wikitext2-test.txt
@@ -49,6 +51,7 @@ errors, or their intervals of speed overlap. Tables that share models share numb
 
 
 def is_there(name: str) -> bool:
+    """Whether a recipe's results are committed."""
     return (RESULTS / RECIPES / name / "results.json").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.pages.results import RESULTS, link, read, table
 from bench.pages.tables import perplexity
-from bench.repair_study import PARTS, cells
+from bench.repair_study import DOCUMENTS, PARTS, SEQ_LEN, WINDOWS, cells
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
@@ -68,7 +68,11 @@ def repairs(name: str = REPAIRS) -> str:
             parts["tuning"],
             partial(by, "setting", setting),
         ),
-        ("The paper's seven tasks, the first 100 documents of each, accuracy in percent:", parts["tasks"], tasks),
+        (
+            f"The paper's seven tasks, the first {DOCUMENTS} documents of each, accuracy in percent:",
+            parts["tasks"],
+            tasks,
+        ),
     )
     shown = "\n\n".join(f"{about}\n\n{draw(of)}" for about, of, draw in tables if of)
     return f"""## Repair
@@ -77,8 +81,8 @@ def repairs(name: str = REPAIRS) -> str:
 python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
-Each repair sees 256 windows of 128 tokens, half from LAMBADA, half from BoolQ, unless a table says otherwise
-({link(name)}).
+Each repair sees {WINDOWS} windows of {SEQ_LEN} tokens, half from LAMBADA, half from BoolQ, unless a
+table says otherwise ({link(name)}).
 
 {shown}"""
 

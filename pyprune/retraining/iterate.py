@@ -133,14 +133,7 @@ def iterate(
         "untrained": untrained,
         "one_shot_retrained": one_shot_retrained,
         "training": training,
-        "options": {
-            name: value
-            if isinstance(value, int | float | str)
-            else _text_name(value)
-            if name == "eval_text"
-            else repr(value)
-            for name, value in options.items()
-        },
+        "options": {name: _described(name, value) for name, value in options.items()},
     }
     rounds = Rounds(journal, subject)
     work = _Work(original, ids, judged, unit, protect, steps, seed, train, memory, rounds, progress)
@@ -201,6 +194,13 @@ def _described_training(
     distillation = {kind: options.get(name) for name, kind in DISTILLATION.items()}
     distillation_options(distill or None, None, distillation)
     return {"text": _text_name(text), "instructions": _text_name(instructions), "distill": distill}
+
+
+def _described(name: str, value: Any) -> Any:
+    """An option of `retrain_with_report` for the journal."""
+    if name == "eval_text":
+        return _text_name(value)
+    return value if isinstance(value, int | float | str) else repr(value)
 
 
 def _text_name(text: Any) -> str | None:

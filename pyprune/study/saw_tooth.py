@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, legend_below, new_figure, png
 from pyprune.study.linears import OURS, PADDED, ROLES, SIDES, TABLE_1, TORCH, flops, weight_bytes
 
 STYLE = {
@@ -89,7 +89,7 @@ def _mark_table_1(panel: Any, hidden: int, widths: list[int]) -> None:
 def _legend(figure: Any, panel: Any, results: dict[str, Any]) -> None:
     settings, here = results["settings"], results["machine"]
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    legend_below(figure, handles, labels, 3)
     threads = f"{here['threads']} thread{'s' if here['threads'] > 1 else ''}"
     where = here["gpus"][0]["name"] if settings["device"] != "cpu" else f"{here['cpu']}, {threads}"
     figure.suptitle(

@@ -11,7 +11,7 @@ from pyprune.pruning.depth import protected_blocks
 from pyprune.scoring.agreement import ranks
 from pyprune.scoring.contrast import Unit, dropped_units
 from pyprune.scoring.scores import Scores
-from pyprune.study.figure import add_grid, new_figure, png
+from pyprune.study.figure import add_grid, legend_below, new_figure, png
 from pyprune.study.score_axes import (
     BASELINE,
     DROPPED,
@@ -155,4 +155,4 @@ def _bar_legend(
 
 def _legend(figure: Any, handles: list[Any]) -> None:
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+        legend_below(figure, handles, [handle.get_label() for handle in handles], len(handles), frameon=False)

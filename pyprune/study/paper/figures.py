@@ -9,7 +9,7 @@ import statistics
 from typing import Any, Literal
 
 from pyprune.study.alignment import MOST_BYTES_ROWS, work
-from pyprune.study.figure import add_grid, new_figure, plain_ticks, png
+from pyprune.study.figure import add_grid, legend_below, new_figure, plain_ticks, png
 from pyprune.study.labels import style_of
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Timing
@@ -244,7 +244,8 @@ def saw_tooth(sweep: dict[str, Any]) -> bytes:
             add_grid(panel)
     for panel in grid[-1]:
         panel.set_xlabel("FFN width")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    legend_below(figure, handles, labels, 5)
     where = "a dry run on a CPU" if sweep.get("dry_run") else sweep["device"]
     figure.suptitle(f"One linear of hidden size {sweep['hidden']} in bf16 against its width, {where}", fontsize=11)
     if sweep.get("dry_run"):
@@ -266,7 +267,7 @@ def _blend(colour: str, alpha: float) -> str:
 
 
 def _finished(figure: Any, evidence: Evidence, title: str, handles: list[Any]) -> bytes:
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8.5, handlelength=3)
+    legend_below(figure, handles, [handle.get_label() for handle in handles], 5, fontsize=8.5, handlelength=3)
     where = "dry run on a CPU" if evidence.dry_run else evidence.device
     figure.suptitle(f"{title}\nhere: {where}; stars: the paper's {paper_gpu(evidence)} at M = 1", fontsize=11)
     if evidence.dry_run:
