@@ -3,7 +3,7 @@
 A fifth of the parameters goes, by the blocks' PPL. The model is then trained on `demo:passages` for `--minutes`: as
 it is ("plain"), after the repair ("repaired"), or after the repair and with the original as teacher ("distilled"). The
 number of steps comes from the speed of the first few. Held out is WikiText-2's test split, which neither the repair nor
-the training sees, and the BoolQ passages that no repair is fitted on. The JSON file has each curve, the perplexities of
+the training sees, and BoolQ passages, which neither sees either. The JSON file has each curve, the perplexities of
 original, pruned, repaired and trained model, and the share of the lost log-perplexity that came back.
 
 A finished part is in the file at once; an interrupted one goes on where it ended.
@@ -31,7 +31,7 @@ from pyprune.scoring.calibration.demonstrations import TRAINING
 from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
-FORMAT = "pyprune recovery 2"
+FORMAT = "pyprune recovery 3"
 RATIO, WINDOWS = 0.2, 512
 """The share of the parameters that goes, and the windows that the repair is fitted on."""
 
@@ -97,7 +97,7 @@ class Recovery:
         if "repair" not in self.done:
             shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
-            ids = self.study.windows("both", WINDOWS, 0)
+            ids = self.study.windows("passages", WINDOWS, 0)
             report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision="bf16")
             seconds = time.perf_counter() - began
             report.decoder.save(folder)

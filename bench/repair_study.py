@@ -5,8 +5,8 @@ ended. A cell has the perplexity of the original, the pruned and the repaired mo
 lost log-perplexity that came back, and its seconds. `--list` prints the parts and an estimate of a cell's
 time on 2 free cores; the file says what each took.
 
-Calibration is half LAMBADA, half BoolQ passages unless the part says otherwise. Held out: WikiText-2's test split
-(`--wikitext FILE`) and the BoolQ passages that no calibration draws from.
+Calibration is `demo:passages` unless the part says otherwise, without the documents that quote the held-out texts.
+Those are WikiText-2's test split (`--wikitext FILE`) and BoolQ passages that no calibration draws from.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 import pyprune
 from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
+from pyprune.retraining.clean_texts import quoting_rows
 from pyprune.scoring.calibration import calibration, evaluation
-from pyprune.scoring.calibration.demonstrations import boolq, lambada
+from pyprune.scoring.calibration.demonstrations import boolq, lambada, passages
 from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
 
-FORMAT = "pyprune repair study 2"
+FORMAT = "pyprune repair study 3"
 SEQ_LEN, WINDOWS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 64, 100
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
@@ -45,7 +46,7 @@ PARTS = {
     "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 8 min a cell",
     "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and best chain: 2 to 8 min a cell",
     "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 15 min a cell",
-    "texts": "calibration of LAMBADA alone, BoolQ alone, both: about 2 min a cell",
+    "texts": "calibration of mixed passages, LAMBADA alone, BoolQ alone: about 2 min a cell",
     "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
     "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 4 to 15 min a cell",
     "tasks": "the seven tasks of the original, the pruned model and the best chain: about 6 to 20 min a cell",
@@ -54,7 +55,7 @@ PARTS = {
 
 def cells(part: str) -> list[dict[str, Any]]:
     """The settings of a part's cells."""
-    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": WINDOWS, "text": "both", "options": {}}
+    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": WINDOWS, "text": "passages", "options": {}}
 
     def cell(**changed: Any) -> dict[str, Any]:
         return {**base, **changed}
@@ -69,13 +70,14 @@ def cells(part: str) -> list[dict[str, Any]]:
             cell(method=m, ratio=r, prune=p) for r in (0.1, 0.27, 0.35) for p in ("one-shot", "flap") for m in BEST
         ],
         "tokens": [cell(method="refit-all-o", windows=n) for n in (10, 128, 512, 2000)],
-        "texts": [cell(method="refit-all-o", text=t) for t in ("lambada", "boolq", "both")],
+        "texts": [cell(method="refit-all-o", text=t) for t in ("passages", "lambada", "boolq")],
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
         "tuning": [
             cell(method=CHAIN),
             *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8, 16)),
             *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 5e-4)),
             *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),
+            cell(method=CHAIN, options={"steps": 400, "rate": 5e-4}),
             *(cell(method=CHAIN, windows=n) for n in (128, 512, 1500)),
             *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
         ],
@@ -89,19 +91,31 @@ def takes(method: str, option: str) -> bool:
     return method in owners[option] if option in owners else method not in BY_STEPS
 
 
+def without_quotes(documents: list[str], judged: list[str]) -> list[str]:
+    """The documents that quote none of the texts that models are judged by."""
+    quoting = quoting_rows(documents, judged)
+    return [document for row, document in enumerate(documents) if row not in quoting]
+
+
 class Study:
     """The texts and models, each made once."""
 
     def __init__(self, wikitext: str) -> None:
         self.decoder = pyprune.load("smollm2-135m")
-        passages = boolq()
-        kept = len(passages) // 2  # passages before it are held out, those behind it are for calibration
+        paragraphs = boolq()
+        kept = len(paragraphs) // 2  # paragraphs before it are held out, those behind it are for calibration
         tokens = HELD_OUT_WINDOWS * SEQ_LEN
         self.held_out = {
             "wikitext-2": evaluation(self.decoder, wikitext, tokens=tokens).input_ids,
-            "boolq": evaluation(self.decoder, Texts("BoolQ", passages[:kept]), tokens=tokens).input_ids,
+            "boolq": evaluation(self.decoder, Texts("BoolQ", paragraphs[:kept]), tokens=tokens).input_ids,
         }
-        self._texts = {"lambada": Texts("LAMBADA", lambada()), "boolq": Texts("BoolQ", passages[kept:])}
+        judged = [*paragraphs[:kept], Path(wikitext).read_text("utf-8")]
+        self._texts = {
+            name: Texts(name, without_quotes(documents, judged))
+            for name, documents in {
+                "passages": passages(), "lambada": lambada(), "boolq": paragraphs[kept:]
+            }.items()
+        }  # fmt: skip
         self._streams: dict[str, Any] = {}
         self._prunings: dict[tuple[str, float, int], pyprune.Pruning] = {}
         self._losses: dict[Any, dict[str, float]] = {}
@@ -109,11 +123,7 @@ class Study:
         self._stages: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
     def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
-        """`count` calibration windows, of both texts by turns."""
-        if text == "both":
-            pair = [self.windows(name, count // 2, seed) for name in ("lambada", "boolq")]
-            mixed = torch.stack(pair, 1).flatten(0, 1)
-            return mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(seed))]
+        """`count` calibration windows."""
         if text not in self._streams:
             self._streams[text] = Encoder(self.decoder, self._texts[text]).stream()
         return draw_windows(self._streams[text], count, SEQ_LEN, seed, text).input_ids

@@ -33,8 +33,8 @@ def page() -> str:
 # What repair and retraining win back
 
 SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity that is there again, on
-text that neither calibration nor training saw: WikiText-2's test split, and those passages of BoolQ that nothing else
-uses. A negative share means that the repair harms. All of it ran on two cores; gradient steps had bf16 products.
+text that neither calibration nor training saw: WikiText-2's test split and passages of BoolQ. A negative share means
+that the repair harms. All of it ran on two cores; gradient steps had bf16 products.
 
 {made}
 """
@@ -81,8 +81,7 @@ def repairs(name: str = REPAIRS) -> str:
 python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
-Each repair sees {WINDOWS} windows of {SEQ_LEN} tokens, half from LAMBADA, half from BoolQ, unless a
-table says otherwise ({link(name)}).
+Each repair sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages` unless a table says otherwise ({link(name)}).
 
 {shown}"""
 
@@ -156,7 +155,7 @@ def by(header: str, label: Callable[[Mapping[str, Any]], str], entries: Iterable
 
 def calibration(cell: Mapping[str, Any]) -> str:
     """The windows, text and treatment of first tokens that a repair is fitted with."""
-    text = {"both": "LAMBADA and BoolQ", "lambada": "LAMBADA", "boolq": "BoolQ"}[cell["text"]]
+    text = {"passages": "mixed passages", "lambada": "LAMBADA", "boolq": "other BoolQ passages"}[cell["text"]]
     options = {"weighting": "all tokens count alike", "first": "without first tokens"}
     return ", ".join([f"{cell['windows']:,} windows of {text}", *(options[name] for name in cell["options"])])
 

@@ -35,7 +35,7 @@ def add_options(commands: Any) -> None:
         "change (mean-update and flap-bias add biases). Every eighth window is held out: it chooses the ridge and the "
         "method, and shows whether the repair harms. The text matters more than the method: take several hundred "
         "windows of the kind that the model is for.",
-        "pyprune repair smollm2-135m smollm2-depth20 --text demo:boolq --samples 256 --out smollm2-repaired",
+        "pyprune repair smollm2-135m smollm2-depth20 --text demo:passages --samples 256 --out smollm2-repaired",
         "pyprune repair smollm2-135m smollm2-depth20 --method refit-all-o+blockwise --steps 50 --out smollm2-distilled",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
