@@ -23,7 +23,8 @@ class Budget:
 
     Texts: `calibration`, `training` and `held_out` (name -> text), as `pyprune.scoring.calibration` reads them, with a
     part in brackets, "demo:lambada[0%:40%]"; "given": the user names it. `instructions`: instead of `training`, a file
-    of instructions. Calibration: `samples` windows of `seq_len` tokens, drawn by `seed`. Retraining: `steps` (None:
+    of instructions. `repair`: what repairs are fitted on (None: the calibration text), `repair_samples` windows of it.
+    Calibration: `samples` windows of `seq_len` tokens, drawn by `seed`. Retraining: `steps` (None:
     `epochs`), of the trainings of an iterative pruning `round_steps` each, and the settings of `pyprune.retrain`.
     Perplexity on at most `tokens` of each held-out text, in windows of `window`. Tasks: `limit` documents each. Speed:
     as a `Protocol`, with `batches`. Samples: `draws` of at most `new_tokens`. `dtype`: of evaluation and timing.
@@ -34,6 +35,8 @@ class Budget:
     held_out: dict[str, str]
     training: str | None
     instructions: str | None
+    repair: str | None
+    repair_samples: int
     samples: int
     seq_len: int
     seed: int
@@ -83,6 +86,8 @@ def read_budget(name: str, changes: Mapping[str, Any], where: str) -> Budget:
         held_out=fields.take("held_out", table_of(text)),
         training=fields.take("training", text, None),
         instructions=fields.take("instructions", text, None),
+        repair=fields.take("repair", text, None),
+        repair_samples=fields.take("repair_samples", whole(1)),
         samples=fields.take("samples", whole(1)),
         seq_len=fields.take("seq_len", whole(2)),
         seed=fields.take("seed", whole(0)),

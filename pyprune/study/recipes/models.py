@@ -14,6 +14,7 @@ from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS
 from pyprune.recovery import repair_with_report
+from pyprune.recovery.local_steps import multiplies_bfloat16
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.journal import weights_digest
 from pyprune.scoring.scores import Scores
@@ -24,10 +25,8 @@ from pyprune.study.progress import Progress, silent
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.recipe import DEPTH, Model, Prune
 from pyprune.study.recipes.store import Store
-from pyprune.study.recipes.texts import RecipeTexts, calibration_windows
+from pyprune.study.recipes.texts import RecipeTexts, calibration_windows, repair_windows
 from pyprune.study.recipes.training import retrained, training_settings
-
-REPAIR_WINDOWS = 128
 
 
 class Models:
@@ -40,6 +39,7 @@ class Models:
         self.tokenizer = None if decoder.tokenizer_source is None else decoder.tokenizer()
         self._texts, self._budget, self._store, self._progress = texts, budget, store, progress
         self._windows: dict[int, Windows] = {}
+        self._of_repairs: Windows | None = None
         self.identity = {
             "weights": weights_digest(decoder.tensors()),
             "dtype": str(decoder.dtype).removeprefix("torch."),
@@ -56,7 +56,14 @@ class Models:
 
     def used_windows(self) -> list[dict[str, Any]]:
         """The fingerprints of all calibration windows that were drawn."""
-        return [windows.fingerprint for _, windows in sorted(self._windows.items())]
+        used = [windows.fingerprint for _, windows in sorted(self._windows.items())]
+        return used if self._of_repairs is None else [*used, self._of_repairs.fingerprint]
+
+    def repair_windows(self) -> Windows:
+        """What repairs are fitted on, drawn once."""
+        if self._of_repairs is None:
+            self._of_repairs = repair_windows(self.decoder, self.tokenizer, self._texts, self._budget)
+        return self._of_repairs
 
     def scores(self, choice: DepthChoice, samples: int | None) -> Scores:
         """The scores that a depth pruning of one shot goes by."""
@@ -128,13 +135,21 @@ class Models:
             removed = replace(self.pruning(model.prune), model="", made_by="")
             content["pruning"] = removed.to_dict()
         if model.repair is not None:
-            windows = self.windows(REPAIR_WINDOWS)
+            windows = self.repair_windows()
             content["repair"] = {"method": model.repair, "calibration": windows.fingerprint["sha256"]}
+            if self._precision is not None:
+                content["repair"]["precision"] = self._precision
         if self.trains(model):
             content["retrain"] = training_settings(
                 self.decoder, self._texts, self._budget, model.distill, self._budget.steps
             )
         return content
+
+    @property
+    def _precision(self) -> str | None:
+        """Of the products in a repair's gradient steps: the budget's, if the device multiplies it."""
+        asked = self._budget.precision
+        return "fp32" if asked == "bf16" and not multiplies_bfloat16(self.decoder.device) else asked
 
     def trains(self, model: Model) -> bool:
         """Whether the row is retrained under this budget."""
@@ -154,8 +169,8 @@ class Models:
 
             def mend() -> tuple[Decoder, Any]:
                 repaired = repair_with_report(
-                    self.decoder, pruned, self.windows(REPAIR_WINDOWS).input_ids, method,
-                    progress=partial(self._progress, f"repairing, {model.name}"),
+                    self.decoder, pruned, self.repair_windows().input_ids, method,
+                    precision=self._precision, progress=partial(self._progress, f"repairing, {model.name}"),
                 )  # fmt: skip
                 return repaired.decoder, repaired.to_dict()
 

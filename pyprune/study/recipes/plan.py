@@ -9,6 +9,9 @@ from typing import Any
 from pyprune.evaluation.perplexity import window_losses
 from pyprune.evaluation.tasks import Tasks
 from pyprune.models.decoder import Decoder
+from pyprune.recovery.blockwise import BLOCKWISE_STEPS
+from pyprune.recovery.methods import chain_of
+from pyprune.recovery.tail import TAIL_BLOCKS, TAIL_STEPS
 from pyprune.scoring.calibration import random_windows
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Prune, Recipe
@@ -21,6 +24,8 @@ BACKWARD = 4.0
 """A training token costs about so many forward ones."""
 SCORED = 0.6
 """Scoring a block costs about so much of a forward pass, for what stands before it is shared."""
+FITTED = 8.0
+"""A closed form costs about so much of a forward pass over its windows."""
 OURS_STEP, HF_STEP = 8.0, 30.0
 """A decode step at batch 1 costs about so many forward tokens."""
 DOCUMENT_TOKENS = 120
@@ -99,7 +104,7 @@ def plan(
         if model.prune is not None and model.prune.search == ITERATIVE:
             continue
         if model.repair is not None:
-            add(f"repair, {model.name}", 8 * 128 * budget.seq_len)
+            add(f"repair, {model.name}", _repairing(model.repair, blocks, budget))
         if model.retrain and budget.steps != 0:
             add(
                 f"retrain, {model.name}",
@@ -130,6 +135,18 @@ def training_tokens(budget: Budget) -> int:
     """Tokens that a retraining sees, at most."""
     samples = ALPACA * budget.epochs if budget.steps is None else budget.steps * budget.batch
     return samples * budget.cutoff
+
+
+def _repairing(method: str, blocks: int, budget: Budget) -> float:
+    """What a repair costs, in forward tokens."""
+    steps = {
+        "blockwise": BLOCKWISE_STEPS.count * BLOCKWISE_STEPS.tokens,
+        "tail": TAIL_STEPS.count * TAIL_STEPS.tokens * min(1.0, TAIL_BLOCKS / blocks),
+    }
+    closed = FITTED * budget.repair_samples * budget.seq_len
+    if method == "auto":
+        return closed + BACKWARD * sum(steps.values())
+    return sum(BACKWARD * steps[name] if name in steps else closed for name in chain_of(method))
 
 
 def _choosing(prune: Prune, blocks: int, budget: Budget) -> float:

@@ -15,7 +15,7 @@ from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS, variant_options
-from pyprune.recovery.methods import METHODS as REPAIRS
+from pyprune.recovery.methods import chain_of
 from pyprune.scoring.searches.search import METHODS as SEARCHES
 from pyprune.study.depth_choice import DepthChoice
 from pyprune.study.recipes.budget import Budget, read_budget
@@ -54,10 +54,10 @@ class Prune:
 
 @dataclass(frozen=True)
 class Model:
-    """A row: the original (no `prune`), or a pruned form of it, repaired by a method, retrained or both.
+    """A row: the original (no `prune`), or a pruned form of it, repaired, retrained or both.
 
-    `group`: rows that are compared with one another; `series` and `x`: the line and the place in a figure. `paper`:
-    column -> value, by which the paper's row is looked up; None where it has none.
+    `repair`: a method or a chain of them. `group`: rows that are compared with one another; `series` and `x`: the line
+    and the place in a figure. `paper`: column -> value, by which the paper's row is looked up; None where it has none.
     """
 
     name: str
@@ -258,7 +258,7 @@ def _model(entry: Mapping[str, Any], where: str) -> Model:
     model = Model(
         name=fields.take("name", text),
         prune=None if prune is None else _prune(prune, f"{where}, prune"),
-        repair=fields.take("repair", one_of(*REPAIRS), None),
+        repair=fields.take("repair", _repair, None),
         retrain=fields.take("retrain", flag, False),
         distill=fields.take("distill", flag, False),
         group=fields.take("group", _printed, ""),
@@ -278,6 +278,12 @@ def _printed(value: Any) -> str:
     """A text, which may be empty, or a number as text."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("a text or a whole number is expected")
+    return str(value)
+
+
+def _repair(value: Any) -> str:
+    """A method of repair, or a chain of them."""
+    chain_of(text(value))
     return str(value)
 
 

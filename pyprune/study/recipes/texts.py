@@ -16,16 +16,18 @@ from pyprune.evaluation.task_data import Documents
 from pyprune.evaluation.texts import DATASETS, read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.models.decoder import Decoder
+from pyprune.retraining.clean_texts import quoting_rows
 from pyprune.retraining.overlap import word_runs
 from pyprune.scoring import calibration
 from pyprune.scoring.calibration import Windows
+from pyprune.scoring.calibration.demonstrations import PREFIX
 from pyprune.scoring.calibration.sources import Source, Texts, Tokens, read_source
 from pyprune.scoring.calibration.token_files import SUFFIXES as TOKEN_FILES
 from pyprune.study.recipes.budget import GIVEN, Budget
 
-ROLES = ("calibration", "training", "instructions")
+ROLES = ("calibration", "training", "instructions", "repair")
 TASK_TEXTS = ("demo:boolq",)
-"""Texts that are parts of the seven tasks: never trained on."""
+"""Texts that are parts of the seven tasks: never trained on, and no repair is fitted on them."""
 
 COMPARED_DOCUMENTS = 200_000
 LEAST_CHARACTERS = 40
@@ -39,12 +41,13 @@ RANDOM_TOKENS = 100_000
 @dataclass(frozen=True)
 class RecipeTexts:
     """What was read. None: random token ids, of a `shape:` model. `instructions`: a file that takes the place of the
-    training text. `left_out`: held-out texts that nobody named. `trains`: whether anything is trained. `by_rows`:
-    held-out texts whose rows were joined as in the paper's code."""
+    training text. `repair`: what repairs are fitted on. `left_out`: held-out texts that nobody named. `trains`: whether
+    anything is trained. `by_rows`: held-out texts whose rows were joined as in the paper's code."""
 
     calibration: Source | None
     training: Source | None
     instructions: str | None
+    repair: Source | None
     held_out: dict[str, Source | None]
     left_out: tuple[str, ...]
     trains: bool
@@ -60,6 +63,8 @@ class RecipeTexts:
         described = {"calibration": _name_of(self.calibration)}
         if self.trains:
             described["training"] = self.instructions or _name_of(self.training)
+        if self.repair is not self.calibration:
+            described["repair"] = _name_of(self.repair)
         return described | {f"held out, {name}": _name_of(source) for name, source in self.held_out.items()}
 
 
@@ -101,22 +106,37 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         instructions = None
     elif instructions is None:
         text = named.get("training", budget.training or GIVEN)
-        if text.split("[")[0] in TASK_TEXTS:
-            raise InputError(f"training {text}: is a text of the tasks; another one is expected")
-        training = _required("training", text, random and "training" not in named)
+        _require_no_task("training", text)
+        training = _required("training", text, random and "training" not in named, sources.values())
     elif instructions == GIVEN:
         raise InputError("instructions: none are named; --text instructions=FILE is expected (or training=FILE)")
-    texts = RecipeTexts(chosen, training, instructions, sources, tuple(left_out), trains, tuple(by_rows))
+    repair = chosen
+    if (text := named.get("repair", None if random else budget.repair)) is not None:
+        _require_no_task("repair", text)
+        repair = _required("repair", text, False, sources.values())
+    texts = RecipeTexts(chosen, training, instructions, repair, sources, tuple(left_out), trains, tuple(by_rows))
     _require_disjoint(texts)
     return texts
 
 
-def _required(role: str, text: str, random: bool) -> Source | None:
+def _require_no_task(role: str, text: str) -> None:
+    if text.split("[")[0] in TASK_TEXTS:
+        raise InputError(f"{role} {text}: is a text of the tasks; another one is expected")
+
+
+def _required(role: str, text: str, random: bool, judging: Iterable[Source | None] = ()) -> Source | None:
+    """The text, of a demonstration text the documents that do not quote a text in `judging`."""
     if random:
         return None
     if text == GIVEN:
         raise InputError(f"{role}: no text is named; --text {role}=FILE is expected")
-    return read_part(text)
+    source = read_part(text)
+    if text.startswith(PREFIX) and isinstance(source, Texts):
+        judged = (document for other in judging if isinstance(other, Texts) for document in other.documents)
+        if quoting := quoting_rows(source.documents, judged):
+            kept = [document for row, document in enumerate(source.documents) if row not in quoting]
+            return Texts(f"{source.name}, without {len(quoting)} that quote held-out text", kept)
+    return source
 
 
 def read_part(text: str) -> Source:
@@ -154,15 +174,17 @@ def _is_part(text: str) -> bool:
 
 
 def _require_disjoint(texts: RecipeTexts) -> None:
-    seen: dict[str, str] = {}
-    roles = {"calibration": texts.calibration, "training": texts.training, **texts.held_out}
-    for role, source in roles.items():
-        for document in set(_compared(source)):
-            if seen.setdefault(document, role) != role:
-                raise InputError(
-                    f"{role}: has a document in common with {seen[document]}, {document[:60]!r}; texts without a "
-                    "common document are expected"
-                )
+    """A repair may be fitted on what chose the blocks, and on what a training sees later."""
+    fitted = {"calibration": texts.calibration, "training": texts.training}
+    for roles in (fitted | texts.held_out, {"repair": texts.repair} | texts.held_out):
+        seen: dict[str, str] = {}
+        for role, source in roles.items():
+            for document in set(_compared(source)):
+                if seen.setdefault(document, role) != role:
+                    raise InputError(
+                        f"{role}: has a document in common with {seen[document]}, {document[:60]!r}; texts without a "
+                        "common document are expected"
+                    )
 
 
 def _compared(source: Source | None) -> Iterable[str]:
@@ -180,6 +202,11 @@ def calibration_windows(
     return calibration.calibration(
         decoder, texts.calibration, samples or budget.samples, budget.seq_len, budget.seed, tokenizer
     )
+
+
+def repair_windows(decoder: Decoder, tokenizer: Any, texts: RecipeTexts, budget: Budget) -> Windows:
+    """What repairs are fitted on."""
+    return calibration.calibration(decoder, texts.repair, budget.repair_samples, budget.seq_len, budget.seed, tokenizer)
 
 
 def held_out_windows(decoder: Decoder, tokenizer: Any, texts: RecipeTexts, name: str, budget: Budget) -> TextWindows:

@@ -22,6 +22,8 @@ from tests.study.recipes.small import SMALL
         ('amount = "25%" }\ngroup', 'amount = "2" }\ngroup', "amount 2: a share of the parameters is expected for"),
         ('method = "depth", amount = "25%"', 'method = "depth", criterion = "luck", amount = "25%"', "'luck'"),
         ('method = "flap", ', 'method = "flap", unit = "mha", ', "unit 'mha': does not belong to method flap"),
+        ("retrain = true", 'repair = "magic"', "models 4: repair 'magic': repair: method 'magic': auto, mean-update"),
+        ("retrain = true", 'repair = "tail+linear"', "after a + only refit-all, refit-all-o, blockwise, tail are"),
         ("retrain = true", 'retrain = "yes"', "models 4: retrain 'yes': true or false is expected"),
         ("samples = 2", "samples = 0", "budget.quick: samples 0: a whole number from 1 is expected"),
         ("[budget.quick]", "[budget.slow]", "budget 'slow': quick or paper is expected"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from pyprune import repair
 from pyprune.models import load
 from pyprune.study.recipes import models
+from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import read_recipe
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import read_texts
@@ -69,3 +72,41 @@ def test_equal_prunings_of_different_names_are_one_model(small, tmp_path):
     same = replace(blocks, name="other", prune=replace(blocks.prune, amount="1"))
     assert made.content(blocks) == made.content(same)
     assert made.content(blocks) != made.content(chosen.models[0])
+
+
+def test_a_repair_is_fitted_on_its_own_windows_in_the_precision_of_the_budget(small, tmp_path):
+    chosen = read_recipe(small)
+    budget = replace(chosen.budgets["quick"], repair_samples=16, precision="fp32")
+    made = models.Models(load("shape:tiny"), read_texts(budget, {}, True, True), budget, Store(tmp_path / "store"))
+    blocks = next(model for model in chosen.models if model.name == "Blocks 25%")
+    chain = replace(blocks, repair="refit-all-o+tail")
+    ids = made.repair_windows().input_ids
+    assert len(ids) == 16
+    expected = repair(made.decoder, made.pruned(blocks), ids, chain.repair, precision="fp32")
+    tensors = zip(made.made(chain).tensors(), expected.tensors(), strict=True)
+    assert all(name == same and torch.equal(tensor, other) for (name, tensor), (same, other) in tensors)
+    assert [entry["samples"] for entry in made.used_windows()] == [2, 16]
+    assert made.content(chain)["repair"]["precision"] == "fp32"
+    assert made.content(chain) != made.content(replace(chain, repair="refit-all-o"))
+
+
+def test_gradient_steps_of_a_repair_are_in_float32_where_bfloat16_is_slow(small, tmp_path, monkeypatch):
+    chosen = read_recipe(small)
+    budget = replace(chosen.budgets["quick"], precision="bf16")
+    made = models.Models(load("shape:tiny"), read_texts(budget, {}, True, True), budget, Store(tmp_path / "store"))
+    repaired = replace(chosen.models[1], repair="tail")
+    for is_fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(models, "multiplies_bfloat16", lambda device, is_fast=is_fast: is_fast)
+        assert made.content(repaired)["repair"]["precision"] == precision
+
+
+def test_a_plan_counts_what_each_repair_of_a_chain_costs(small):
+    chosen = read_recipe(small)
+    blocks = next(model for model in chosen.models if model.name == "Blocks 25%")
+    seconds = {}
+    for method in ("refit-all-o", "tail", "refit-all-o+tail", "auto"):
+        repaired = replace(chosen, models=(*chosen.models, replace(blocks, name="repaired", repair=method)))
+        cells = plan(repaired, chosen.budgets["quick"], load("shape:tiny"), 1000.0, None).cells
+        seconds[method] = next(cell.seconds for cell in cells if cell.name == "repair, repaired")
+    assert seconds["refit-all-o+tail"] == pytest.approx(seconds["refit-all-o"] + seconds["tail"])
+    assert seconds["auto"] > seconds["refit-all-o+tail"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pyprune.errors import InputError
+from pyprune.scoring.calibration.demonstrations import DEMONSTRATIONS, OLMO_EVAL, Demonstration
 from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import read_recipe
 from pyprune.study.recipes.texts import read_part, read_texts
@@ -57,6 +58,42 @@ def test_texts_with_a_common_document_are_refused(small, tmp_path):
     instructed = replace(budget, training=None, instructions="given")
     with pytest.raises(InputError, match="--text instructions=FILE is expected"):
         read_texts(instructed, {"calibration": str(file), "novel": str(other)}, False, True)
+
+
+def test_a_repair_may_see_calibration_and_training_but_nothing_that_judges(small, tmp_path):
+    files = {name: tmp_path / f"{name}.txt" for name in ("calibration", "training", "novel")}
+    for name, file in files.items():
+        file.write_text(f"{name} " * 20)
+    budget = read_recipe(small).budgets["quick"]
+    named = {name: str(file) for name, file in files.items()}
+    plain = read_texts(budget, named, False, True)
+    assert plain.repair is plain.calibration
+    assert "repair" not in plain.described()
+    both = tmp_path / "both.txt"
+    both.write_text("\n\n".join(files[name].read_text() for name in ("calibration", "training")))
+    mixed = read_texts(budget, {**named, "repair": str(both)}, False, True)
+    assert [document[:8] for document in mixed.repair.documents] == ["calibrat", "training"]
+    assert "both.txt" in mixed.described()["repair"]
+    assert read_texts(replace(budget, repair=str(both)), named, False, True).repair.name == mixed.repair.name
+    with pytest.raises(InputError, match="novel: has a document in common with repair"):
+        read_texts(budget, {**named, "repair": str(files["novel"])}, False, True)
+    with pytest.raises(InputError, match="repair demo:boolq: is a text of the tasks"):
+        read_texts(budget, {**named, "repair": "demo:boolq"}, False, True)
+
+
+def test_demonstration_documents_that_quote_held_out_text_are_left_out(small, tmp_path, monkeypatch):
+    sentences = [" ".join(f"{name}{word}" for word in range(12)) for name in "abcd"]
+    made = Demonstration("Made up", OLMO_EVAL, lambda: sentences)
+    monkeypatch.setitem(DEMONSTRATIONS, "made-up", made)
+    monkeypatch.setattr(Demonstration, "source", "made up")
+    novel, other = tmp_path / "novel.txt", tmp_path / "other.txt"
+    novel.write_text(f"It begins: {' '.join(sentences[2].split()[3:11])}, and goes on. " + "word " * 20)
+    other.write_text(f"{' '.join(sentences[3].split()[:7])} is too short to be a quotation. " + "word " * 20)
+    budget = read_recipe(small).budgets["quick"]
+    named = {"calibration": "demo:made-up[0%:25%]", "training": "demo:made-up[25%:100%]"}
+    texts = read_texts(budget, {**named, "novel": str(novel), "other": str(other)}, False, True)
+    assert texts.training.documents == [sentences[1], sentences[3]]
+    assert texts.training.name.endswith(", without 1 that quote held-out text")
 
 
 def test_a_plan_counts_the_texts_that_are_named(tiny, small):
