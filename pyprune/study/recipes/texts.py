@@ -111,9 +111,10 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
     elif instructions == GIVEN:
         raise InputError("instructions: none are named; --text instructions=FILE is expected (or training=FILE)")
     repair = chosen
-    if (text := named.get("repair", None if random else budget.repair)) is not None:
-        _require_no_task("repair", text)
-        repair = _required("repair", text, False, sources.values())
+    of_repair = named.get("repair") or (None if random else budget.repair)
+    if of_repair is not None:
+        _require_no_task("repair", of_repair)
+        repair = _required("repair", of_repair, False, sources.values())
     texts = RecipeTexts(chosen, training, instructions, repair, sources, tuple(left_out), trains, tuple(by_rows))
     _require_disjoint(texts)
     return texts
