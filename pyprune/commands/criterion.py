@@ -43,7 +43,7 @@ def add_criterion(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         metavar="N",
         help="ppl-after-repair: calibration windows to fit repairs on, other than those that score; prune --repair: "
-        f"windows that the repair is fitted on (default: {REPAIR_SAMPLES})",
+        f"windows that the repair is fitted on (default: {REPAIR_SAMPLES}; after the choice as --samples of repair)",
     )
     group.add_argument(
         "--variant",

@@ -77,6 +77,15 @@ def require_texts(options: argparse.Namespace) -> None:
         options.source = require_text(options.text, field=options.field)
 
 
+def take_text(options: argparse.Namespace, name: str) -> None:
+    """Take a demonstration text where --text names none; InputError where it is not installed."""
+    from pyprune.scoring.calibration.demonstrations import require_demonstration
+
+    if options.text is None and not options.model.startswith("shape:"):
+        require_demonstration(name, "--text")
+        options.text = name
+
+
 def calibration_windows(options: argparse.Namespace, decoder: Any, more: int = 0) -> Any:
     """The calibration windows that the options of `add_text` name, and `more` of the same draw."""
     from pyprune.scoring.calibration import calibration

@@ -127,15 +127,21 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_text(parser: argparse.ArgumentParser, samples: int = CalibrationConfig.samples) -> None:
-    """The options of `CalibrationConfig`, with this default of --samples."""
+def add_text(
+    parser: argparse.ArgumentParser,
+    text: str = "demo:lambada",
+    samples: int | None = CalibrationConfig.samples,
+    shown: str = "",
+) -> None:
+    """The options of `CalibrationConfig`, with these defaults of --text and --samples; `shown`: what the help says of
+    --samples where that is None."""
     add_option_of(
         parser,
         CalibrationConfig,
         "text",
         "calibration text: a UTF-8 file, JSON lines (.jsonl, .jsonl.gz), hf:NAME[:CONFIG][:SPLIT], demo:lambada, "
         "demo:boolq, demo:passages, demo:sms, or token ids (.npy, .safetensors)",
-        shown="demo:lambada; for shape: models random ids",
+        shown=f"{text}; for shape: models random ids",
         metavar="FILE",
     )
     add_option_of(
@@ -146,7 +152,7 @@ def add_text(parser: argparse.ArgumentParser, samples: int = CalibrationConfig.s
         shown="text",
         metavar="NAME",
     )
-    add_option(parser, "--samples", "calibration windows", samples, type=at_least(1), metavar="S")
+    add_option(parser, "--samples", "calibration windows", samples, shown, type=at_least(1), metavar="S")
     windows = (
         ("seq_len", at_least(2), "T", "tokens in each window"),
         ("seed", at_least(0), "N", "seed for drawing the windows"),

@@ -17,6 +17,7 @@ from pyprune.commands.inputs import (
     require_texts,
     searched,
     searched_with_repair,
+    take_text,
 )
 from pyprune.commands.narrowing import (
     add_narrowing,
@@ -38,7 +39,7 @@ from pyprune.commands.options import (
     indices,
 )
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
-from pyprune.commands.repair import METHODS_HELP, print_repair, repair_method
+from pyprune.commands.repair import METHODS_HELP, TEXT, default_samples, print_repair, repair_method
 from pyprune.errors import InputError
 
 _SIZES = {"blocks": "blocks", "FFN width": "ffn_width", "heads": "heads", "KV heads": "kv_heads"}
@@ -141,15 +142,18 @@ def run(options: argparse.Namespace) -> None:
     ranked = None if options.scores is None else Scores.from_json(options.scores)
     if ranked is not None and options.unit is not None and ranked.unit != options.unit:
         raise InputError(f"--unit {options.unit}: the scores in {options.scores} are of unit {ranked.unit}")
-    for_repair = argparse.Namespace(**{**vars(options), "samples": options.repair_samples or REPAIR_SAMPLES})
+    follows_on = options.repair is not None and not options.repair_each
+    for_repair = argparse.Namespace(**vars(options))
+    for_repair.samples = options.repair_samples or (default_samples(options.repair) if follows_on else REPAIR_SAMPLES)
     if options.repair is not None:
         # A search holds windows out whatever the repair.
         chain = chain_of("auto" if options.repair_each else options.repair)
         require_samples(for_repair.samples, chain, "auto")
-    follows_on = options.repair is not None and not options.repair_each
     if follows_on and (folder := repair_journal_beside(options)) is not None:
         require_journal(folder)
     if options.repair is not None:
+        if follows_on:
+            take_text(for_repair, TEXT)
         require_texts(for_repair)
     if options.width is not None:
         require_narrowable(options)

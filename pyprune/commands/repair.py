@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import calibration_windows, init_distributed, loaded, require_texts
+from pyprune.commands.inputs import calibration_windows, init_distributed, loaded, require_texts, take_text
 from pyprune.commands.options import MODEL_HELP, add_json, add_memory, add_text, at_least, command, number
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
@@ -17,6 +17,13 @@ METHODS = (
 """`recovery.methods.METHODS`, which would import torch; a test holds them equal."""
 FOLLOWING = ("refit-all", "refit-all-o", "blockwise", "tail")
 """`recovery.methods.FOLLOWING`, likewise."""
+STEPS = {"auto", "blockwise", "tail"}
+"""The methods that make gradient steps."""
+SAMPLES, SAMPLES_OF_STEPS = 256, 1024
+"""Windows that a closed form, and what makes gradient steps, is fitted on."""
+SAMPLES_HELP = f"{SAMPLES_OF_STEPS}, for closed forms alone {SAMPLES}"
+TEXT = "demo:passages"
+"""`demonstrations.TRAINING`, likewise."""
 METHODS_HELP = (
     "auto (refit-all-o, or another closed form if that does not help on held-out windows, then blockwise and tail, "
     "each kept if it helps); a closed form: mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), "
@@ -33,9 +40,9 @@ def add_options(commands: Any) -> None:
         "repair a pruned model without retraining",
         "Fit the remaining weights of a pruned model to its original on calibration text. Shapes and speed do not "
         "change (mean-update and flap-bias add biases). Every eighth window is held out: it chooses the ridge and the "
-        "method, and shows whether the repair harms. The text matters more than the method: take several hundred "
-        "windows of the kind that the model is for.",
-        "pyprune repair smollm2-135m smollm2-depth20 --text demo:passages --samples 256 --out smollm2-repaired",
+        "method, and shows whether the repair harms. The text matters more than the method: take many windows, of "
+        "several kinds of text.",
+        "pyprune repair smollm2-135m smollm2-depth20 --out smollm2-repaired",
         "pyprune repair smollm2-135m smollm2-depth20 --method refit-all-o+blockwise --steps 50 --out smollm2-distilled",
     )
     parser.add_argument("model", metavar="ORIGINAL", help=MODEL_HELP)
@@ -67,15 +74,15 @@ def add_options(commands: Any) -> None:
         "--tail-blocks",
         type=at_least(1),
         metavar="N",
-        help="blocks that tail fits (default: 12, or as many as a third of the free memory holds meanwhile)",
+        help="blocks that tail fits (default: 16, or as many as a third of the free memory holds meanwhile)",
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
-        help="matrix products of the gradient steps; weights stay in float32 meanwhile (default: bf16 for a 16-bit "
-        "model on a processor that multiplies bfloat16, else fp32)",
+        help="matrix products of the gradient steps; weights stay in float32 meanwhile (default: bf16 on a processor "
+        "that multiplies bfloat16, else fp32)",
     )
-    add_text(parser, samples=128)
+    add_text(parser, TEXT, samples=None, shown=SAMPLES_HELP)
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="new or empty directory for the checkpoint (required)"
     )
@@ -86,6 +93,11 @@ def add_options(commands: Any) -> None:
     )
     add_memory(parser)
     add_json(parser)
+
+
+def default_samples(method: str) -> int:
+    """How many windows are drawn for a method unless --samples says otherwise."""
+    return SAMPLES_OF_STEPS if STEPS & set(method.split("+")) else SAMPLES
 
 
 def run(options: argparse.Namespace) -> None:
@@ -100,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.destination import require_directory
 
     require_directory(options.out)
-    makes_steps = {"auto", "blockwise", "tail"} & set(options.method.split("+"))
+    makes_steps = STEPS & set(options.method.split("+"))
     if options.steps is not None and not makes_steps:
         raise InputError(f"--steps {options.steps}: belongs to --method auto, blockwise and tail")
     if options.minutes is not None and options.method != "auto":
@@ -109,7 +121,9 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--tail-blocks {options.tail_blocks}: belongs to --method auto and tail")
     if options.precision is not None and not makes_steps:
         raise InputError(f"--precision {options.precision}: belongs to --method auto, blockwise and tail")
+    options.samples = options.samples or default_samples(options.method)
     require_samples(options.samples, chain_of(options.method), options.ridge)
+    take_text(options, TEXT)
     require_texts(options)
     init_distributed()
     pruned = Pruning.from_json(options.pruned) if options.pruned.endswith(".json") else loaded(options.pruned)

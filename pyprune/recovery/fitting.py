@@ -9,15 +9,27 @@ import torch
 from torch import Tensor
 
 from pyprune.errors import InputError
-from pyprune.models.decoder import Linear
+from pyprune.models.decoder import Decoder, Linear
 from pyprune.recovery.streams import Stage
-from pyprune.regression.held_out import is_held_out
+from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out
 from pyprune.regression.normal_equations import RIDGES, Fit, NormalEquations, fit_linear
 from pyprune.regression.token_weights import token_weights
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
 
 Rows = Callable[[slice], Tensor]
 """What a projection's output `[N, T, hidden]` should be on some samples."""
+
+
+TOKENS_OF_INPUT = 20
+"""Tokens for each input of the widest projection are enough where gradient steps follow: they see all windows."""
+
+
+def enough_samples(model: Decoder, seq_len: int) -> int:
+    """How many windows a closed form takes of those that there are, where gradient steps follow."""
+    blocks = model.sizes().blocks
+    widths = [block.ffn.down.weight.shape[1] for block in blocks if block.ffn is not None]
+    widths += [block.mha.o.weight.shape[1] for block in blocks if block.mha is not None]
+    return HELD_OUT_EVERY * -(-TOKENS_OF_INPUT * max(widths, default=1) // (HELD_OUT_EVERY * seq_len))
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def default_precision(model: Decoder) -> str:
-    """bf16 for a model of 16 bits on a device that multiplies bfloat16 fast, else fp32."""
-    is_short = model.dtype in (torch.bfloat16, torch.float16)
-    return "bf16" if is_short and multiplies_bfloat16(model.device) else "fp32"
+    """bf16 on a device that multiplies bfloat16, else fp32; never bf16 for a model of float64."""
+    return "bf16" if model.dtype != torch.float64 and multiplies_bfloat16(model.device) else "fp32"
 
 
 def dtype_for_steps(states: Tensor) -> torch.dtype:

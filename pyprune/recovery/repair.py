@@ -19,7 +19,7 @@ from pyprune.models.pruning import recorded
 from pyprune.progress import Progress
 from pyprune.recovery.blockwise import BLOCKWISE_STEPS, blockwise
 from pyprune.recovery.closed_form import closed_form
-from pyprune.recovery.fitting import Fitting
+from pyprune.recovery.fitting import Fitting, enough_samples
 from pyprune.recovery.journal import RepairJournal
 from pyprune.recovery.lineage import begins_at_block_0, only_narrowed, pruned_from
 from pyprune.recovery.local_steps import Steps, default_precision
@@ -129,11 +129,12 @@ def repair_with_report(
 
     ridge: "auto" chooses on the held-out windows, from `normal_equations.RIDGES` on; a number from 0 is used as it is.
     weighting, first: `token_weights`. exact: products in float64. steps, rate, seed: of "blockwise" and "tail" (None:
-    each method's own). tail_blocks: how many blocks "tail" fits (None: 12, or as many as a third of the free memory
-    holds meanwhile). precision: of the products in those steps, "fp32" or "bf16" (None: bf16 for a model of 16 bits
-    where the device multiplies bfloat16, else fp32). minutes: "auto" begins nothing that would probably go beyond, and
-    makes fewer steps to stay within; what comes out then depends on the machine's speed. memory: bytes for states; more
-    lies in a temporary file (default: half of what is free). resume: folder of a journal of what is finished.
+    each method's own). tail_blocks: how many blocks "tail" fits (None: 16, or as many as a third of the free memory
+    holds meanwhile). precision: of the products in those steps, "fp32" or "bf16" (None: bf16 where the device
+    multiplies it, else fp32). minutes: "auto" begins nothing that would probably go beyond, and makes fewer steps to
+    stay within; what comes out then depends on the machine's speed. memory: bytes for states; more lies in a temporary
+    file (default: half of what is free). resume: folder of a journal of what is finished. Where gradient steps follow,
+    a closed form takes no more windows than `fitting.enough_samples`.
     distributed: as in `score`; the closed forms share the samples, and "auto" leaves the others out.
     progress: (stages done, in all).
     """
@@ -198,6 +199,11 @@ class _Repairs:
     journal: RepairJournal | None
     progress: Progress
 
+    @property
+    def enough(self) -> int:
+        """Windows that a closed form takes where gradient steps follow."""
+        return enough_samples(self.pruned, self.ids.shape[1])
+
     def held_out(self) -> Tensor:
         """The windows that are not fitted, where any are held out."""
         return self.ids[[sample for sample in range(len(self.ids)) if is_held_out(sample)]]
@@ -207,19 +213,27 @@ class _Repairs:
         decoder = self.pruned
         fits: Fits = []
         for place in range(len(chain)):
-            decoder, more = self.last_of(chain[: place + 1], decoder)
+            samples = self.enough if set(chain[place + 1 :]) & set(BY_STEPS) else None
+            decoder, more = self.last_of(chain[: place + 1], decoder, samples=samples)
             fits += more
         return decoder, fits
 
-    def last_of(self, chain: tuple[str, ...], start: Decoder, count: int | None = None) -> tuple[Decoder, Fits]:
-        """`start`, which all but the last method of the chain have repaired, repaired by that one; in `count` steps."""
+    def last_of(
+        self, chain: tuple[str, ...], start: Decoder, count: int | None = None, samples: int | None = None
+    ) -> tuple[Decoder, Fits]:
+        """`start`, which all but the last method of the chain have repaired, repaired by that one: in `count` steps, or
+        a closed form on the first `samples` windows (None: all)."""
         name, kept_as = chain[-1], "+".join(chain)
         common: dict[str, Any] = {
             "memory": self.memory, "journal": self.journal, "name": kept_as, "progress": self.progress
         }  # fmt: skip
         if name not in BY_STEPS:
-            ids = self.ids[list(self.fitting.numbers or ())]
-            decoder, fits = closed_form(self.original, start, ids, name, self.fitting, **common)
+            numbers = self.fitting.numbers or ()
+            if samples is not None and samples < len(self.ids):
+                numbers = tuple(number for number in numbers if number < samples)
+                common["name"] = f"{kept_as} on {samples}"
+            fitting = replace(self.fitting, numbers=numbers)
+            decoder, fits = closed_form(self.original, start, self.ids[list(numbers)], name, fitting, **common)
             return decoder, [{"method": name, **fit} for fit in fits]
         steps = self.by_steps[name]
         steps = replace(steps, count=count or steps.count)
@@ -236,11 +250,12 @@ class _Repairs:
         """The first of the closed forms if it helps, else the best of the others; then what makes gradient steps, each
         kept where the held-out windows say that it helps. Nothing begins that `left` has no time for."""
         start = best = Repaired(self.pruned, "none", (*before, before[1]), {}, [])
+        samples = self.enough if self.fitting.group.size == 1 else None
         choice = WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE
         for name in choice:
             folds_at_block_0 = name in AT_CUT and begins_at_block_0(self.original, self.pruned)
             if not folds_at_block_0 and self._has_time(left, name):
-                best = min(best, self.better(start, name), key=Repaired.reached)
+                best = min(best, self.better(start, name, samples=samples), key=Repaired.reached)
             if best.method == choice[0]:
                 break
         for name in BY_STEPS if self.fitting.group.size == 1 else ():
@@ -249,11 +264,11 @@ class _Repairs:
                 best = self.better(best, name, count)
         return best
 
-    def better(self, start: Repaired, name: str, count: int | None = None) -> Repaired:
+    def better(self, start: Repaired, name: str, count: int | None = None, samples: int | None = None) -> Repaired:
         """`start` repaired by one more method, or `start` itself where the held-out windows say that this is better."""
         assert start.perplexities is not None  # there are held-out windows
         chain = (*(() if start.method == "none" else start.method.split("+")), name)
-        decoder, fits = self.last_of(chain, start.decoder, count)
+        decoder, fits = self.last_of(chain, start.decoder, count, samples)
         start.tried["+".join(chain)] = reached = perplexity(decoder, self.held_out())
         if not reached < start.reached():
             return start
@@ -270,10 +285,8 @@ class _Repairs:
         """Whether there is time for a closed form."""
         if left is None:
             return True
-        models = self.original, self.pruned
-        return bool(
-            self._decided(f"time for {name}", lambda: left.is_enough_for_closed_form(self.ids.numel(), *models))
-        )
+        models, tokens = (self.original, self.pruned), min(self.enough, len(self.ids)) * self.ids.shape[1]
+        return bool(self._decided(f"time for {name}", lambda: left.is_enough_for_closed_form(tokens, *models)))
 
     def _steps_within(self, left: TimeLeft, name: str) -> int:
         """How many steps there is time for."""
@@ -303,7 +316,7 @@ class _Repairs:
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 2",
+        "format": "pyprune repair journal 3",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

