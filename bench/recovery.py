@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import pyprune
-from bench.repair_study import Study
+from bench.repair_study import WINDOWS_OF_STEPS, Study
 from pyprune.files import write_bytes, write_json
 from pyprune.recovery import repair_with_report
 from pyprune.retraining import retrain_with_report
@@ -32,8 +32,8 @@ from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
 FORMAT = "pyprune recovery 3"
-RATIO, WINDOWS = 0.2, 512
-"""The share of the parameters that goes, and the windows that the repair is fitted on."""
+RATIO = 0.2
+"""The share of the parameters that goes."""
 
 REPAIR = "refit-all-o+tail"
 """The repair that training starts from."""
@@ -97,14 +97,14 @@ class Recovery:
         if "repair" not in self.done:
             shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
-            ids = self.study.windows("passages", WINDOWS, 0)
+            ids = self.study.windows("passages", WINDOWS_OF_STEPS, 0)
             report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision="bf16")
             seconds = time.perf_counter() - began
             report.decoder.save(folder)
             reached = self.perplexities(report.decoder)
             self.done["repair"] = {
-                "windows": WINDOWS, "seconds": seconds, "perplexity": reached, "recovered": self.recovered(reached),
-                **report.to_dict(),
+                "windows": WINDOWS_OF_STEPS, "seconds": seconds, "perplexity": reached,
+                "recovered": self.recovered(reached), **report.to_dict(),
             }  # fmt: skip
             self.keep()
         return pyprune.load(folder)

@@ -23,6 +23,7 @@ import torch
 import pyprune
 from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
+from pyprune.recovery.fitting import enough_samples
 from pyprune.retraining.clean_texts import quoting_rows
 from pyprune.scoring.calibration import calibration, evaluation
 from pyprune.scoring.calibration.demonstrations import boolq, lambada, passages
@@ -30,7 +31,8 @@ from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
 
 FORMAT = "pyprune repair study 3"
-SEQ_LEN, WINDOWS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 64, 100
+SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 1024, 64, 100
+"""Windows: closed forms are fitted on WINDOWS, chains with gradient steps on WINDOWS_OF_STEPS."""
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
 CHAIN = "refit-all-o+tail"
@@ -41,24 +43,25 @@ PRECISION = "bf16"
 
 PARTS = {
     "methods": "every closed form at 20 % depth, one-shot and greedy by PPL: about 2 min a cell",
-    "steps": "gradient steps alone and behind the best closed form, one-shot and greedy: 4 to 10 min a cell",
-    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the best chain: 2 to 8 min a cell",
-    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 8 min a cell",
-    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and best chain: 2 to 8 min a cell",
+    "steps": "gradient steps alone and behind the best closed form, one-shot and greedy: 7 to 17 min a cell",
+    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the best chain: 2 to 13 min a cell",
+    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 13 min a cell",
+    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and best chain: 2 to 13 min a cell",
     "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 15 min a cell",
     "texts": "calibration of mixed passages, LAMBADA alone, BoolQ alone: about 2 min a cell",
     "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
-    "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 4 to 15 min a cell",
-    "tasks": "the seven tasks of the original, the pruned model and the best chain: about 6 to 20 min a cell",
+    "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 6 to 20 min a cell",
+    "tasks": "the seven tasks of the original, the pruned model and the best chain: about 6 to 25 min a cell",
 }
 
 
 def cells(part: str) -> list[dict[str, Any]]:
     """The settings of a part's cells."""
-    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "windows": WINDOWS, "text": "passages", "options": {}}
+    base = {"prune": "one-shot", "ratio": 0.2, "seed": 0, "text": "passages", "options": {}}
 
-    def cell(**changed: Any) -> dict[str, Any]:
-        return {**base, **changed}
+    def cell(method: str, **changed: Any) -> dict[str, Any]:
+        windows = WINDOWS_OF_STEPS if set(BY_STEPS) & set(method.split("+")) else WINDOWS
+        return {"method": method, "windows": windows, **base, **changed}
 
     by_steps = ("blockwise", "tail", "refit-all-o+blockwise", CHAIN, "refit-all-o+blockwise+tail")
     return {
@@ -74,12 +77,10 @@ def cells(part: str) -> list[dict[str, Any]]:
         "first": [cell(method="refit-all-o", options=o) for o in ({}, {"weighting": "equal"}, {"first": 0.0})],
         "tuning": [
             cell(method=CHAIN),
-            *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8, 16)),
-            *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 5e-4)),
+            *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8)),
+            *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 1e-3)),
             *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),
-            cell(method=CHAIN, options={"steps": 400, "rate": 5e-4}),
-            *(cell(method=CHAIN, windows=n) for n in (128, 512, 1500)),
-            *(cell(method="refit-all-o+blockwise", options={"rate": rate}) for rate in (2e-4, 1e-3)),
+            *(cell(method=CHAIN, windows=n) for n in (256, 2048)),
         ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
     }[part]
@@ -146,7 +147,8 @@ class Study:
     def repaired(self, cell: dict[str, Any], pruned: Any) -> tuple[Any, list[dict[str, Any]]]:
         """The pruned model repaired by the cell's methods in order, and of each what it says and its seconds.
 
-        What several cells in a row begin with is repaired once for all of them.
+        What several cells in a row begin with is repaired once for all of them. Where gradient steps follow, a closed
+        form takes as many windows as it does in a chain that is repaired at once.
         """
         base = {name: value for name, value in cell.items() if name not in ("method", "options", "documents")}
         if base != self._base:
@@ -157,13 +159,15 @@ class Study:
         for place, method in enumerate(chain):
             begun = chain[: place + 1]
             options = {name: value for name, value in cell["options"].items() if any(takes(m, name) for m in begun)}
-            key = json.dumps([begun, options], sort_keys=True)
+            key = json.dumps([begun, options, bool(set(BY_STEPS) & set(chain))], sort_keys=True)
             if key not in self._stages:
                 of_method = {name: value for name, value in options.items() if takes(method, name)}
                 if method in BY_STEPS:
                     of_method = {"precision": PRECISION, **of_method}
                 began = time.perf_counter()
-                report = repair_with_report(self.decoder, decoder, ids, method, **of_method)
+                is_followed = bool(set(BY_STEPS) & set(chain[place + 1 :])) and method not in BY_STEPS
+                taken = ids[: enough_samples(pruned, SEQ_LEN)] if is_followed else ids
+                report = repair_with_report(self.decoder, decoder, taken, method, **of_method)
                 stage = {**report.to_dict(), "seconds": time.perf_counter() - began}
                 self._stages[key] = report.decoder, [*stages, stage]
             decoder, stages = self._stages[key]

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.pages.results import RESULTS, link, read, table
 from bench.pages.tables import perplexity
-from bench.repair_study import DOCUMENTS, PARTS, SEQ_LEN, WINDOWS, cells
+from bench.repair_study import DOCUMENTS, PARTS, SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, cells
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
@@ -81,7 +81,8 @@ def repairs(name: str = REPAIRS) -> str:
 python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
-Each repair sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages` unless a table says otherwise ({link(name)}).
+A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
+unless a table says otherwise ({link(name)}).
 
 {shown}"""
 

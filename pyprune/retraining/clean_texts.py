@@ -46,7 +46,7 @@ class Drawn:
 
 
 DRAWN = (Drawn(10, 128), Drawn(128, 128), Drawn(256, 128))
-"""What scoring and repair draw unless they are told otherwise, and what the documentation has repair draw."""
+"""What scoring draws unless it is told otherwise, and what a repair on `demo:lambada` probably drew."""
 
 
 QUOTED = 8

@@ -10,6 +10,7 @@ from pyprune.evaluation.perplexity import window_losses
 from pyprune.evaluation.tasks import Tasks
 from pyprune.models.decoder import Decoder
 from pyprune.recovery.blockwise import BLOCKWISE_STEPS
+from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.methods import chain_of
 from pyprune.recovery.tail import TAIL_BLOCKS, TAIL_STEPS
 from pyprune.scoring.calibration import random_windows
@@ -24,8 +25,9 @@ BACKWARD = 4.0
 """A training token costs about so many forward ones."""
 SCORED = 0.6
 """Scoring a block costs about so much of a forward pass, for what stands before it is shared."""
-FITTED = 8.0
-"""A closed form costs about so much of a forward pass over its windows."""
+FITTED, PASSES = 4.0, 2.0
+"""A closed form costs about so much of a forward pass over its windows; gradient steps need the streams of two models
+besides."""
 OURS_STEP, HF_STEP = 8.0, 30.0
 """A decode step at batch 1 costs about so many forward tokens."""
 DOCUMENT_TOKENS = 120
@@ -104,7 +106,8 @@ def plan(
         if model.prune is not None and model.prune.search == ITERATIVE:
             continue
         if model.repair is not None:
-            add(f"repair, {model.name}", _repairing(model.repair, blocks, budget))
+            cost = _repairing(model.repair, decoder, budget)
+            add(f"repair, {model.name}", cost, ("repair", model.prune, model.repair))
         if model.retrain and budget.steps != 0:
             add(
                 f"retrain, {model.name}",
@@ -137,16 +140,18 @@ def training_tokens(budget: Budget) -> int:
     return samples * budget.cutoff
 
 
-def _repairing(method: str, blocks: int, budget: Budget) -> float:
+def _repairing(method: str, decoder: Decoder, budget: Budget) -> float:
     """What a repair costs, in forward tokens."""
     steps = {
         "blockwise": BLOCKWISE_STEPS.count * BLOCKWISE_STEPS.tokens,
-        "tail": TAIL_STEPS.count * TAIL_STEPS.tokens * min(1.0, TAIL_BLOCKS / blocks),
+        "tail": TAIL_STEPS.count * TAIL_STEPS.tokens * min(1.0, TAIL_BLOCKS / len(decoder.blocks)),
     }
-    closed = FITTED * budget.repair_samples * budget.seq_len
-    if method == "auto":
-        return closed + BACKWARD * sum(steps.values())
-    return sum(BACKWARD * steps[name] if name in steps else closed for name in chain_of(method))
+    chain = ("refit-all-o", *steps) if method == "auto" else chain_of(method)
+    samples = budget.repair_samples
+    if set(chain) & set(steps):
+        samples = min(samples, enough_samples(decoder, budget.seq_len))
+    both = PASSES * budget.repair_samples * budget.seq_len
+    return sum(BACKWARD * steps[name] + both if name in steps else FITTED * samples * budget.seq_len for name in chain)
 
 
 def _choosing(prune: Prune, blocks: int, budget: Budget) -> float:

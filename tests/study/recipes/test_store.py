@@ -9,6 +9,7 @@ import torch
 
 from pyprune import repair
 from pyprune.models import load
+from pyprune.recovery.fitting import enough_samples
 from pyprune.study.recipes import models
 from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import read_recipe
@@ -100,13 +101,17 @@ def test_gradient_steps_of_a_repair_are_in_float32_where_bfloat16_is_slow(small,
         assert made.content(repaired)["repair"]["precision"] == precision
 
 
-def test_a_plan_counts_what_each_repair_of_a_chain_costs(small):
-    chosen = read_recipe(small)
+def test_a_plan_counts_what_each_repair_of_a_chain_costs_and_each_once(small):
+    chosen, decoder = read_recipe(small), load("shape:tiny")
+    budget = replace(chosen.budgets["quick"], repair_samples=4096)
+    assert enough_samples(decoder, budget.seq_len) < 4096
     blocks = next(model for model in chosen.models if model.name == "Blocks 25%")
     seconds = {}
     for method in ("refit-all-o", "tail", "refit-all-o+tail", "auto"):
-        repaired = replace(chosen, models=(*chosen.models, replace(blocks, name="repaired", repair=method)))
-        cells = plan(repaired, chosen.budgets["quick"], load("shape:tiny"), 1000.0, None).cells
-        seconds[method] = next(cell.seconds for cell in cells if cell.name == "repair, repaired")
-    assert seconds["refit-all-o+tail"] == pytest.approx(seconds["refit-all-o"] + seconds["tail"])
+        rows = [replace(blocks, name=name, repair=method) for name in ("first", "second")]
+        cells = plan(replace(chosen, models=(*chosen.models, *rows)), budget, decoder, 1000.0, None).cells
+        assert [cell.name for cell in cells if cell.name.startswith("repair")] == ["repair, first"]
+        seconds[method] = next(cell.seconds for cell in cells if cell.name == "repair, first")
+    # Before gradient steps the closed form takes fewer windows.
+    assert seconds["tail"] < seconds["refit-all-o+tail"] < seconds["refit-all-o"] + seconds["tail"]
     assert seconds["auto"] > seconds["refit-all-o+tail"]
