@@ -24,7 +24,7 @@ import pyprune
 from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
 from pyprune.recovery.fitting import enough_samples
-from pyprune.retraining.clean_texts import quoting_rows
+from pyprune.retraining.clean_texts import without_quotes
 from pyprune.scoring.calibration import calibration, evaluation
 from pyprune.scoring.calibration.demonstrations import boolq, lambada, passages
 from pyprune.scoring.calibration.sources import Texts
@@ -90,12 +90,6 @@ def takes(method: str, option: str) -> bool:
     """Whether the option changes what the method does."""
     owners = {"steps": BY_STEPS, "rate": BY_STEPS, "tail_blocks": ("tail",)}
     return method in owners[option] if option in owners else method not in BY_STEPS
-
-
-def without_quotes(documents: list[str], judged: list[str]) -> list[str]:
-    """The documents that quote none of the texts that models are judged by."""
-    quoting = quoting_rows(documents, judged)
-    return [document for row, document in enumerate(documents) if row not in quoting]
 
 
 class Study:

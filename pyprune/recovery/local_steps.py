@@ -135,14 +135,10 @@ def fit_blocks(
     return (fitted, before, after) if after < before else (list(blocks), before, before)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bfloat16."""
-    return device.type != "cpu" or native.multiplies_bfloat16()
-
-
 def default_precision(model: Decoder) -> str:
     """bf16 on a device that multiplies bfloat16, else fp32; never bf16 for a model of float64."""
-    return "bf16" if model.dtype != torch.float64 and multiplies_bfloat16(model.device) else "fp32"
+    is_fast = model.device.type != "cpu" or native.multiplies_bfloat16()
+    return "bf16" if is_fast and model.dtype != torch.float64 else "fp32"
 
 
 def dtype_for_steps(states: Tensor) -> torch.dtype:

@@ -78,8 +78,7 @@ def cleaned(
     source, calibration, judged = (demonstration(name).documents() for name in (chosen, CALIBRATION, EVALUATION))
     gone = {calibration[row] for row in drawn_rows(calibration, tokenizer or decoder.tokenizer(), drawn)}
     unclean = [*gone, *judged, *(held_out.documents if isinstance(held_out, Texts) else ())]
-    quoting = quoting_rows(source, unclean)
-    kept = [document for row, document in enumerate(source) if row not in quoting and document not in gone]
+    kept = [document for document in without_quotes(source, unclean) if document not in gone]
     removed = len(source) - len(kept)
     name = demonstration(chosen).source
     return Texts(f"{name}, without {removed} documents of calibration or held-out text", kept)
@@ -113,6 +112,12 @@ def quoting_rows(documents: Sequence[str], texts: Iterable[str]) -> set[int]:
     """The numbers of the documents that share a run of QUOTED words with one of the texts."""
     runs = {run for text in texts for run in word_runs(text, QUOTED)}
     return {row for row, text in enumerate(documents) if any(run in runs for run in word_runs(text, QUOTED))}
+
+
+def without_quotes(documents: Sequence[str], texts: Iterable[str]) -> list[str]:
+    """The documents that share no run of QUOTED words with one of the texts."""
+    quoting = quoting_rows(documents, texts)
+    return [document for row, document in enumerate(documents) if row not in quoting]
 
 
 def _overlapping(first: int, last: int, ends: Sequence[int], documents: Sequence[str]) -> set[int]:

@@ -14,7 +14,7 @@ from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS
 from pyprune.recovery import repair_with_report
-from pyprune.recovery.local_steps import multiplies_bfloat16
+from pyprune.recovery.local_steps import default_precision
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.journal import weights_digest
 from pyprune.scoring.scores import Scores
@@ -136,9 +136,9 @@ class Models:
             content["pruning"] = removed.to_dict()
         if model.repair is not None:
             windows = self.repair_windows()
-            content["repair"] = {"method": model.repair, "calibration": windows.fingerprint["sha256"]}
-            if self._precision is not None:
-                content["repair"]["precision"] = self._precision
+            content["repair"] = {
+                "method": model.repair, "calibration": windows.fingerprint["sha256"], "precision": self._precision
+            }  # fmt: skip
         if self.trains(model):
             content["retrain"] = training_settings(
                 self.decoder, self._texts, self._budget, model.distill, self._budget.steps
@@ -146,10 +146,9 @@ class Models:
         return content
 
     @property
-    def _precision(self) -> str | None:
-        """Of the products in a repair's gradient steps: the budget's, if the device multiplies it."""
-        asked = self._budget.precision
-        return "fp32" if asked == "bf16" and not multiplies_bfloat16(self.decoder.device) else asked
+    def _precision(self) -> str:
+        """Of the products in a repair's gradient steps: float32 if the budget says so, else the default."""
+        return "fp32" if self._budget.precision == "fp32" else default_precision(self.decoder)
 
     def trains(self, model: Model) -> bool:
         """Whether the row is retrained under this budget."""

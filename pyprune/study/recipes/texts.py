@@ -16,7 +16,7 @@ from pyprune.evaluation.task_data import Documents
 from pyprune.evaluation.texts import DATASETS, read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.models.decoder import Decoder
-from pyprune.retraining.clean_texts import quoting_rows
+from pyprune.retraining.clean_texts import without_quotes
 from pyprune.retraining.overlap import word_runs
 from pyprune.scoring import calibration
 from pyprune.scoring.calibration import Windows
@@ -134,9 +134,9 @@ def _required(role: str, text: str, random: bool, judging: Iterable[Source | Non
     source = read_part(text)
     if text.startswith(PREFIX) and isinstance(source, Texts):
         judged = (document for other in judging if isinstance(other, Texts) for document in other.documents)
-        if quoting := quoting_rows(source.documents, judged):
-            kept = [document for row, document in enumerate(source.documents) if row not in quoting]
-            return Texts(f"{source.name}, without {len(quoting)} that quote held-out text", kept)
+        kept = without_quotes(source.documents, judged)
+        if quoting := len(source.documents) - len(kept):
+            return Texts(f"{source.name}, without {quoting} that quote held-out text", kept)
     return source
 
 

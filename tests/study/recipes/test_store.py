@@ -9,6 +9,7 @@ import torch
 
 from pyprune import repair
 from pyprune.models import load
+from pyprune.ops import native
 from pyprune.recovery.fitting import enough_samples
 from pyprune.study.recipes import models
 from pyprune.study.recipes.plan import plan
@@ -91,14 +92,24 @@ def test_a_repair_is_fitted_on_its_own_windows_in_the_precision_of_the_budget(sm
     assert made.content(chain) != made.content(replace(chain, repair="refit-all-o"))
 
 
-def test_gradient_steps_of_a_repair_are_in_float32_where_bfloat16_is_slow(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked", "is_fast", "precision"),
+    [
+        ("bf16", True, "bf16"),
+        ("bf16", False, "fp32"),
+        (None, True, "bf16"),
+        (None, False, "fp32"),
+        ("fp32", True, "fp32"),
+    ],
+)
+def test_gradient_steps_of_a_repair_are_in_float32_where_bfloat16_is_slow(
+    small, tmp_path, monkeypatch, asked, is_fast, precision
+):
     chosen = read_recipe(small)
-    budget = replace(chosen.budgets["quick"], precision="bf16")
+    budget = replace(chosen.budgets["quick"], precision=asked)
     made = models.Models(load("shape:tiny"), read_texts(budget, {}, True, True), budget, Store(tmp_path / "store"))
-    repaired = replace(chosen.models[1], repair="tail")
-    for is_fast, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(models, "multiplies_bfloat16", lambda device, is_fast=is_fast: is_fast)
-        assert made.content(repaired)["repair"]["precision"] == precision
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: is_fast)
+    assert made.content(replace(chosen.models[1], repair="tail"))["repair"]["precision"] == precision
 
 
 def test_a_plan_counts_what_each_repair_of_a_chain_costs_and_each_once(small):
