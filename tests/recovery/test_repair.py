@@ -10,7 +10,7 @@ from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
 from pyprune.recovery import repair_with_report
-from pyprune.recovery.methods import FOLLOWING, METHODS
+from pyprune.recovery.methods import BY_STEPS, FOLLOWING, METHODS
 from pyprune.regression import normal_equations
 from pyprune.regression.states import States
 from pyprune.regression.token_weights import token_weights
@@ -387,6 +387,7 @@ def test_relative_weights_forget_no_token_and_own_none():
 
 def test_the_command_knows_the_methods():
     assert (command.METHODS, command.FOLLOWING) == (METHODS, FOLLOWING)
+    assert {"auto", *BY_STEPS} == command.STEPS
 
 
 def test_a_streamed_original_gives_the_same(tmp_path, ids):
