@@ -13,14 +13,14 @@ NEVER_QUICK = {
     "tests/gpu_check/test_dry_run.py",  # one run of all parts; test_running.py runs parts of its own
     "tests/cuda/test_later_architectures.py",  # a compilation each
 }
+# Files of which `--quick` would run nothing, of those that were collected; tests/test_quick.py wants none.
+WITHOUT_QUICK = pytest.StashKey[list[str]]()
 
 
 class Quick:
     """The selection for the inner loop: every subject, the fewest cases."""
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        if not config.getoption("quick"):
-            return
         firsts: dict[tuple[str, str], pytest.Item] = {}
         for item in items:
             firsts.setdefault((file_of(item), getattr(item, "originalname", item.name)), item)
@@ -31,9 +31,9 @@ class Quick:
             if file_of(item) not in files:
                 files.add(file_of(item))
                 selected.append(item)
-        missing = sorted({file_of(item) for item in items} - files - NEVER_QUICK)
-        if missing:
-            raise pytest.UsageError(f"--quick: every test is marked slow or alone in {', '.join(missing)}")
+        config.stash[WITHOUT_QUICK] = sorted({file_of(item) for item in items} - files - NEVER_QUICK)
+        if not config.getoption("quick"):
+            return
         chosen = set(selected)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = selected

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import pyprune
 from pyprune import Pruning
+from pyprune.errors import InputError
 from pyprune.recovery import repair_with_report
 from tests import seeds
 from tests.ranks import run_ranks
@@ -53,6 +56,23 @@ def distance(left, right):
     """The norm of the difference of two models' tensors by name, in float64."""
     assert left.keys() == right.keys()
     return sum((left[name].double() - right[name].double()).square().sum() for name in left).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"method": "tail"}, "method tail: makes gradient steps in one process"),
+        ({"method": "refit-all+blockwise"}, r"method refit-all\+blockwise: makes gradient steps in one process"),
+        ({"method": "linear-cosine"}, "method linear-cosine: makes gradient steps in one process"),
+        ({"method": "auto", "minutes": 1.0}, r"minutes 1\.0: is for one process"),
+    ],
+)
+def test_what_needs_one_process_is_refused_by_several(monkeypatch, tiny, options, refused: str):
+    module = sys.modules[repair_with_report.__module__]  # behind the function of its name
+    monkeypatch.setattr(module, "process_group", lambda *_: SimpleNamespace(rank=0, size=2))
+    ids = torch.randint(0, 131, (16, 9), generator=seeds.generator(4))
+    with pytest.raises(InputError, match=f"^repair: {refused}; several were started$"):
+        repair_with_report(tiny, Pruning(blocks=(2,)), ids, **options)
 
 
 @pytest.mark.alone
