@@ -1,4 +1,4 @@
-"""Tokenizers, loaded when first asked for and copied from then on: a GGUF file's takes ten seconds, its copy 0.2."""
+"""Tokenizers, loaded when first asked for and copied from then on."""
 
 from __future__ import annotations
 
@@ -58,10 +58,24 @@ def _read(source: TokenizerSource, state: tuple[tuple[str, int, int], ...]) -> A
     try:
         if source.gguf_file is None:
             return AutoTokenizer.from_pretrained(source.path)
-        with gguf_for_transformers(path) as readable:
-            return AutoTokenizer.from_pretrained(readable.parent, gguf_file=readable.name)
+        return _read_gguf(path)
     except Exception as error:  # each tokenizer library has exceptions of its own
         raise InputError(f"{path}: its tokenizer cannot be read ({one_line(error)})") from None
+
+
+def _read_gguf(path: Path) -> Any:
+    """What `AutoTokenizer.from_pretrained(folder, gguf_file=...)` gives, without the file's configuration: to learn the
+    class from it transformers parses every token anew, which takes ten seconds for 50,000 tokens."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    with gguf_for_transformers(path) as readable:
+        folder, name = readable.parent, readable.name
+        architecture = GGUFFile(readable).value("general.architecture")
+        if architecture == "llama":  # its files hold tokenizers of many kinds, which have no class of their own
+            return PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=name)
+        known = architecture if architecture in TOKENIZER_MAPPING_NAMES else None
+        return AutoTokenizer.from_pretrained(folder, gguf_file=name, tokenizer_type=known)
 
 
 @contextlib.contextmanager

@@ -100,9 +100,13 @@ def choice_for(device: torch.device) -> Choice:
     return _choices[index]
 
 
-@torch.compiler.assume_constant_result  # it may be met first while a model is traced, which knows no locks
 def _kernels_on(device: torch.device) -> str:
     return choice_for(device).kernels
+
+
+# A tracing compiler may meet it first, and knows no locks. `torch.compiler.assume_constant_result` sets this mark too,
+# but imports the compiler, which takes as long as importing torch.
+_kernels_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(index: int) -> None:

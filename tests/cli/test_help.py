@@ -81,6 +81,19 @@ def test_help_imports_neither_torch_nor_transformers():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_loading_and_scoring_import_no_compiler_that_torch_and_transformers_do_not():
+    """torch.compile's tracer takes as long to import as torch itself."""
+    probe = (
+        "import sys, torch, transformers;"
+        "before = 'torch._dynamo' in sys.modules; import pyprune;"
+        "model = pyprune.load('shape:hidden=8,blocks=2,heads=2,kv_heads=1,head_dim=4,ffn=8,vocab=16');"
+        "pyprune.score(model, torch.zeros(1, 4, dtype=torch.int64));"
+        "sys.exit(not before and 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_python_dash_m_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "pyprune", "score"], capture_output=True, text=True)
     assert done.returncode == 2
