@@ -1,5 +1,5 @@
 # make compare: set up everything and compare depth with width pruning on a real model.
-# make test:    set up everything and run the tests; make test-quick: one case of each, in under 90 seconds.
+# make test:    set up everything and run the tests; make test-quick: three of each file, in under 90 seconds.
 # make test-families: docs/reference/families_table.md anew: every family of transformers on a small random model (ten minutes).
 # make docs:    the generated pages and tables anew, from bench/results/; ARGS=--check only says what is out of date.
 # make screenshots: the pictures of the comparison's page in docs/figures/ anew; needs Chromium.

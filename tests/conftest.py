@@ -20,7 +20,7 @@ TINY = "shape:hidden=48,blocks=5,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="those too that `make test-full` has the tools for")
-    parser.addoption("--quick", action="store_true", help="the first case of each test that is not slow")
+    parser.addoption("--quick", action="store_true", help="three tests of each file, none of them slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""`--quick`: the first case of every test function that is not slow; of every file at least one.
+"""`--quick`: of every file the first three test functions that are not slow, the first case of each.
 
 Slow are those marked `slow`, `alone` and `full`; those of the real model too, but for the first of a file that has no
 others.
@@ -6,8 +6,11 @@ others.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+FUNCTIONS_OF_A_FILE = 3
 LEFT_OUT = ("slow", "alone", "full")
 NEVER_QUICK = {
     "tests/gpu_check/test_dry_run.py",  # one run of all parts; test_running.py runs parts of its own
@@ -25,12 +28,18 @@ class Quick:
         for item in items:
             firsts.setdefault((file_of(item), getattr(item, "originalname", item.name)), item)
         able = [item for item in firsts.values() if not any(map(item.get_closest_marker, LEFT_OUT))]
-        selected = [item for item in able if not item.get_closest_marker("real_model")]
-        files = {file_of(item) for item in selected}
+        selected: list[pytest.Item] = []
+        count: Counter[str] = Counter()
         for item in able:
-            if file_of(item) not in files:
-                files.add(file_of(item))
+            file = file_of(item)
+            if count[file] < FUNCTIONS_OF_A_FILE and not item.get_closest_marker("real_model"):
+                count[file] += 1
                 selected.append(item)
+        for item in able:
+            if file_of(item) not in count:
+                count[file_of(item)] += 1
+                selected.append(item)
+        files = set(count)
         config.stash[WITHOUT_QUICK] = sorted({file_of(item) for item in items} - files - NEVER_QUICK)
         if not config.getoption("quick"):
             return

@@ -66,6 +66,7 @@ def test_flap_selects_as_in_float64(smollm2, ids, reference, code):
         assert apply(smollm2, pruning).parameters() == pytest.approx(aim, rel=0.005)
 
 
+@pytest.mark.slow
 def test_wanda_sp_selects_as_in_float64(smollm2, ids, reference):
     """Block by block, behind the blocks as they were pruned: what goes scores no more in float64 than what stays.
 
@@ -119,6 +120,7 @@ def test_llm_pruner_selects_as_in_float64(smollm2, ids, reference, variant):
             assert pruning.kv_groups.get(index, ()) == expected.kv_groups.get(index, ())
 
 
+@pytest.mark.slow
 def test_head_gate_selects_as_in_float64(smollm2, ids, reference):
     units = gate_units(smollm2, ids[:1], reference)
     pruning = width(smollm2, "head-gate", ratio=0.2, calibration=ids[:1])

@@ -76,6 +76,7 @@ def test_bad_width_methods_are_refused_before_loading(no_loading, methods, named
         compare("shape:tiny", methods=methods, protocol=BRIEF)
 
 
+@pytest.mark.slow
 def test_width_matches_the_depth_rows_own_parameter_count(comparison):
     rows = {row["name"]: row for row in comparison.results["rows"]}
     for ratio in ("20%", "40%"):

@@ -56,6 +56,7 @@ def answered(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_depth_criteria_checkpoints_and_tasks_are_rows_and_columns(checkpoint, answered, tmp_path):
     results = compare(
         SHAPE, depth_criteria=["ppl", "magnitude+"], checkpoints={"mine": checkpoint}, tasks=["boolq", "hellaswag"],

@@ -53,6 +53,7 @@ def test_no_two_rows_of_a_comparison_look_alike():
     assert len({METHODS[name].label for name in METHODS}) == len(METHODS)
 
 
+@pytest.mark.slow
 def test_results_of_a_method_that_is_not_installed_are_drawn(results, tmp_path):
     results["settings"]["methods"] = ["elsewhere"]
     for row in results["rows"]:

@@ -28,6 +28,7 @@ def files(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_a_comparison_is_drawn_again_from_its_results_byte_for_byte(results, tmp_path):
     render(results, tmp_path / "first")
     written = redraw([tmp_path / "first" / "results.json"], tmp_path / "again")

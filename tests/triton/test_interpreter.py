@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
 
 
+@pytest.mark.slow
 def test_a_skipped_sublayer_reads_neither_its_weights_nor_its_cache():
     command = [sys.executable, "-m", "tests.triton.unread"]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300)

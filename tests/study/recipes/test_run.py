@@ -57,6 +57,7 @@ def test_the_page_is_drawn_again_from_the_results_alone(finished, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_kind_of_figure_is_drawn(finished):
     results = copy.deepcopy(finished[0])
     names = [row["name"] for row in results["rows"]]
