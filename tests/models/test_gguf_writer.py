@@ -17,6 +17,8 @@ from pyprune.errors import InputError
 from pyprune.models import load, to_transformers
 from pyprune.models.gguf_file import GGUFFile
 from pyprune.models.gguf_rope import rotary_neighbours
+from pyprune.models.gguf_tokenizer import Field, add_field, converted_fields
+from pyprune.models.tokenizers import TokenizerSource, load_tokenizer
 from pyprune.pruning import Pruning, apply
 
 IDS = torch.arange(26).view(2, 13) * 17 % 61
@@ -371,6 +373,50 @@ def test_a_tokenizer_comes_back_whatever_the_architecture(with_tokenizer, tmp_pa
     assert again.tokenizer()(TEXT)["input_ids"] == decoder.tokenizer()(TEXT)["input_ids"]
     again.save(tmp_path / "saved")
     assert load(tmp_path / "saved").tokenizer()(TEXT)["input_ids"] == decoder.tokenizer()(TEXT)["input_ids"]
+
+
+def sentencepiece_fields():
+    """A tokenizer as Llama 2's: pieces with scores, bytes for what they lack."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab", "\u2581ab"]
+    kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
+    kinds += [gguf.TokenType.NORMAL] * (len(pieces) - len(kinds))
+    return [
+        Field("tokenizer.ggml.model", "llama"),
+        Field("tokenizer.ggml.tokens", pieces, "ARRAY", "STRING"),
+        Field("tokenizer.ggml.scores", [-float(place) for place in range(len(pieces))], "ARRAY", "FLOAT32"),
+        Field("tokenizer.ggml.token_type", [int(kind) for kind in kinds], "ARRAY", "INT32"),
+        Field("tokenizer.ggml.bos_token_id", 1),
+        Field("tokenizer.ggml.eos_token_id", 2),
+        Field("tokenizer.ggml.unknown_token_id", 0),
+        Field("tokenizer.chat_template", "{{ messages[0].content }}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("llama", "bpe"), ("llama", "sentencepiece"), ("qwen2", "bpe"), ("qwen3", "bpe"), ("mistral", "bpe")],
+)
+def test_a_files_tokenizer_is_the_one_that_auto_tokenizer_reads(tmp_path, architecture: str, kind: str):
+    from transformers import AutoTokenizer
+
+    bpe = byte_level_bpe(PRE["smollm"])
+    bpe.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    for field in converted_fields(bpe, "a model", 340) if kind == "bpe" else sentencepiece_fields():
+        add_field(writer, field)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    ours = load_tokenizer(TokenizerSource(str(tmp_path), "model.gguf"), "a model")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.added_tokens_decoder == theirs.added_tokens_decoder
+    assert ours.chat_template == theirs.chat_template is not None
+    assert (ours.padding_side, ours.model_max_length) == (theirs.padding_side, theirs.model_max_length)
+    assert ours("ab 12 abba")["input_ids"] == theirs("ab 12 abba")["input_ids"]
 
 
 def llama_tokens(api, path, text):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from pyprune.models import load, to_transformers
 from pyprune.models.demo import demo_model_path
-from pyprune.models.gguf_file import GGUFFile
-from pyprune.models.gguf_tokenizer import add_field, copied_fields
-from pyprune.models.tokenizers import TokenizerSource, load_tokenizer
 
 pytestmark = pytest.mark.real_model
 
@@ -56,30 +52,3 @@ def test_saved_directory_keeps_tensors_tokenizer_and_sense(smollm2, tmp_path):
     assert "Paris" in tokenizer.decode(new[0])
     text = "Hello, 1234 été\n def f(x): 😀"
     assert tokenizer(text)["input_ids"] == smollm2.tokenizer()(text)["input_ids"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "deci", "phi3"])
-def test_a_gguf_files_tokenizer_is_the_one_that_auto_tokenizer_reads(smollm2, tmp_path, architecture: str):
-    from gguf import GGUFWriter
-    from transformers import AutoTokenizer
-
-    source = smollm2.tokenizer_source
-    writer = GGUFWriter(tmp_path / "model.gguf", architecture)
-    for field in copied_fields(GGUFFile(Path(source.path) / source.gguf_file)):
-        add_field(writer, field)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    ours = load_tokenizer(TokenizerSource(str(tmp_path), "model.gguf"), "a model")
-    if architecture == "deci":  # which transformers does not read
-        theirs = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
-    else:
-        theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
-    assert type(ours) is type(theirs)
-    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
-    assert ours.special_tokens_map == theirs.special_tokens_map
-    assert ours.added_tokens_decoder == theirs.added_tokens_decoder
-    assert ours.chat_template == theirs.chat_template is not None
-    assert (ours.padding_side, ours.model_max_length) == (theirs.padding_side, theirs.model_max_length)
