@@ -29,7 +29,7 @@ SCORING_MEMORY = "scoring-memory-smollm2-fp32-2core-zen4.json"
 WIDTHS, WIDTHS_NO_BF16 = "padded-linear-bf16-2core-zen4.json", "padded-linear-bf16-no-bf16-units-2core-zen4.json"
 TASKS = ("tasks-smollm2-bf16-2core-zen4.json", "tasks-smollm2-fp32-2core-zen4.json")
 DISTILLATION_MEMORY = "distillation-memory-smollm2-fp32-2core-zen4.json"
-TRAINING = ("training-smollm2-bf16-2core-zen4.json", "training-smollm2-fp32-2core-zen4.json")
+TRAINING = tuple(f"training-smollm2-{run}.json" for run in ("bf16-2core-zen4", "fp32-2core-zen4", "fp32-2core-zen3"))
 SWEEP = "sweep-7000-7300-bf16-2core-zen4.json"
 
 

@@ -216,9 +216,18 @@ def training(*names: str) -> str:
         for case in cases(name):
             rates = [f"{case['tokens'] / median(case['seconds'][side]):.0f}" for side in ("pyprune", "peft")]
             difference = f"{case['largest_relative_difference']:.0e}"
-            rows.append([case["precision"], *rates, ratio(case["ratio"]["peft"]), difference])
+            set_ = case["instruction_set"]
+            rows.append([case["precision"], set_, *rates, ratio(case["ratio"]["peft"]), difference])
     return table(
-        ["precision", "pyprune, tokens/s", "peft, tokens/s", "over peft", "loss difference over 20 steps"], rows
+        [
+            "precision",
+            "instruction set",
+            "pyprune, tokens/s",
+            "peft, tokens/s",
+            "over peft",
+            "loss difference over 20 steps",
+        ],
+        rows,
     )
 
 
