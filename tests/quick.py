@@ -30,17 +30,12 @@ class Quick:
         able = [item for item in firsts.values() if not any(map(item.get_closest_marker, LEFT_OUT))]
         selected: list[pytest.Item] = []
         count: Counter[str] = Counter()
-        for item in able:
+        for item in sorted(able, key=needs_real_model):
             file = file_of(item)
-            if count[file] < FUNCTIONS_OF_A_FILE and not item.get_closest_marker("real_model"):
+            if count[file] < (1 if needs_real_model(item) else FUNCTIONS_OF_A_FILE):
                 count[file] += 1
                 selected.append(item)
-        for item in able:
-            if file_of(item) not in count:
-                count[file_of(item)] += 1
-                selected.append(item)
-        files = set(count)
-        config.stash[WITHOUT_QUICK] = sorted({file_of(item) for item in items} - files - NEVER_QUICK)
+        config.stash[WITHOUT_QUICK] = sorted({file_of(item) for item in items} - set(count) - NEVER_QUICK)
         if not config.getoption("quick"):
             return
         chosen = set(selected)
@@ -50,3 +45,7 @@ class Quick:
 
 def file_of(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0]
+
+
+def needs_real_model(item: pytest.Item) -> bool:
+    return item.get_closest_marker("real_model") is not None

@@ -216,19 +216,10 @@ def training(*names: str) -> str:
         for case in cases(name):
             rates = [f"{case['tokens'] / median(case['seconds'][side]):.0f}" for side in ("pyprune", "peft")]
             difference = f"{case['largest_relative_difference']:.0e}"
-            set_ = case["instruction_set"]
-            rows.append([case["precision"], set_, *rates, ratio(case["ratio"]["peft"]), difference])
-    return table(
-        [
-            "precision",
-            "instruction set",
-            "pyprune, tokens/s",
-            "peft, tokens/s",
-            "over peft",
-            "loss difference over 20 steps",
-        ],
-        rows,
-    )
+            how = [case["precision"], case["instruction_set"]]
+            rows.append([*how, *rates, ratio(case["ratio"]["peft"]), difference])
+    headers = ["precision", "instruction set", "pyprune, tokens/s", "peft, tokens/s", "over peft"]
+    return table([*headers, "loss difference over 20 steps"], rows)
 
 
 def scoring_memory(name: str) -> str:

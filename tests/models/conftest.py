@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from bench.peers.llama_cpp import LlamaCpp, library
+from pyprune.models.gguf_file import GGUFFile
 from tests import seeds
 
 
@@ -155,3 +157,21 @@ def package_environment() -> dict[str, str]:
 
     root = Path(pyprune.models.__file__).parents[2]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a decoder; the open file."""
+
+    def write(decoder, **options):
+        decoder.save_gguf(tmp_path / "model.gguf", **options)
+        return GGUFFile(tmp_path / "model.gguf")
+
+    return write
+
+
+@pytest.fixture
+def llama_cpp():
+    if reason := LlamaCpp(None).absent_reason():
+        pytest.skip(reason)
+    return library()
