@@ -108,6 +108,9 @@ class BuildFresh(build_py):
 class BuildWithCMake(build_ext):
     """Puts the library beside the package: in the source tree for an editable install, else in the build folder."""
 
+    # At the same place in every copy of the sources, so that ccache knows what it has compiled.
+    build_folder = HERE / "build" / "cmake"
+
     def run(self) -> None:
         in_place = self.inplace or getattr(self, "editable_mode", False)
         target = HERE / "pyprune" if in_place else Path(self.build_lib).resolve() / "pyprune"
@@ -137,7 +140,7 @@ class BuildWithCMake(build_ext):
         cuda = os.environ.get("PYPRUNE_CUDA") or "auto"
         if cuda not in CUDA_CHOICES:
             sys.exit(f"pyprune: PYPRUNE_CUDA={cuda}: one of {', '.join(CUDA_CHOICES)} is expected")
-        torch, build = torch_folder(), Path(self.build_temp).resolve() / "cmake"
+        torch, build = torch_folder().resolve(), self.build_folder
         shutil.rmtree(build, ignore_errors=True)  # CMake keeps the compiler and the torch of the last time
         build.mkdir(parents=True)
         cmake, ninja = tool("cmake"), tool("ninja")

@@ -86,7 +86,7 @@ def test_setup_refuses_a_wrong_value_before_it_builds(monkeypatch: pytest.Monkey
     monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
     runpy.run_path(str(tools.ROOT / "setup.py"))
     command = given["cmdclass"]["build_ext"](setuptools.Distribution())
-    command.build_temp = str(tmp_path)
+    command.build_folder = tmp_path / "cmake"
     monkeypatch.setenv("PYPRUNE_CUDA", "maybe")
     with pytest.raises(SystemExit, match=r"PYPRUNE_CUDA=maybe: one of auto, 0, 1 is expected"):
         command.build_libraries()
