@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.gpu_check import parts, resume
 from bench.gpu_check.parts import BUDGETS, HALVES, plan
+from bench.gpu_check.runner import RESULT_FILE
 from bench.gpu_check.settings import ROOT
 from bench.gpu_check.summary import summary
 from pyprune.ops.self_check.cases import cases
 
 
-@pytest.mark.alone
-def test_every_part_is_done_or_says_why_not(dry_run):
-    done, results, _ = dry_run
+@dataclass
+class DryRun:
+    """A process that ran all scripts, what it wrote, and where."""
+
+    process: subprocess.CompletedProcess[str]
+    results: dict[str, Any]
+    folder: Path
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_all_parts(tmp_path: Path, slice_folder: Path):
+    folder = tmp_path / "check"
+    command = [sys.executable, "-m", "bench.gpu_check", *BUDGETS, "--out", str(folder), "--dry-run", "--seed", "7"]
+    done = subprocess.run(
+        [*command, "--weights", str(slice_folder), "--limit", "1500"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1600,
+    )  # fmt: skip
+    run = DryRun(done, json.loads((folder / RESULT_FILE).read_text()), folder)
+    every_part_is_done_or_says_why_not(run)
+    the_file_says_which_machine_and_code_ran_it(run)
+    every_case_of_every_operator_passes(run)
+    every_timed_part_has_its_seconds_and_nothing_broke(run)
+    no_folder_is_published_and_the_table_comes_last(run, slice_folder)
+
+
+def every_part_is_done_or_says_why_not(run: DryRun) -> None:
+    done, results = run.process, run.results
     assert (done.returncode, done.stderr) == (0, "")
     expected = [part for stage in plan(list(BUDGETS), True, "7b", "weights") for part in stage]
     assert sorted(part["name"] for part in results["parts"]) == sorted(part.name for part in expected)
@@ -29,17 +59,15 @@ def test_every_part_is_done_or_says_why_not(dry_run):
     }  # fmt: skip
 
 
-@pytest.mark.alone
-def test_the_file_says_which_machine_and_code_ran_it(dry_run):
-    results = dry_run[1]
+def the_file_says_which_machine_and_code_ran_it(run: DryRun) -> None:
+    results = run.results
     assert results["format"] == resume.FORMAT
     assert {part["machine"] for part in results["parts"]} == {0}
     assert results["machines"][0]["code"] == resume.code_digest()
 
 
-@pytest.mark.alone
-def test_every_case_of_every_operator_passes(dry_run):
-    found = {part["name"]: part.get("result", {}) for part in dry_run[1]["parts"]}
+def every_case_of_every_operator_passes(run: DryRun) -> None:
+    found = {part["name"]: part.get("result", {}) for part in run.results["parts"]}
     every = {case.operator for case in cases(7, "tiny")}
     shares = [found[f"operators-triton-bfloat16-{share}"] for share in parts.SHARES]
     assert {case["operator"] for share in shares for case in share["cases"]} == every
@@ -51,9 +79,8 @@ def test_every_case_of_every_operator_passes(dry_run):
     assert found["tiny-cases"]["passed"] == len(list(cases(7, "tiny")))
 
 
-@pytest.mark.alone
-def test_every_timed_part_has_its_seconds_and_nothing_broke(dry_run):
-    found = {part["name"]: part.get("result", {}) for part in dry_run[1]["parts"]}
+def every_timed_part_has_its_seconds_and_nothing_broke(run: DryRun) -> None:
+    found = {part["name"]: part.get("result", {}) for part in run.results["parts"]}
     assert found["ceilings"]["bandwidth"] > 0
     for line in found["decode-7b"]["timings"]:
         assert line["seconds"]
@@ -75,9 +102,8 @@ def test_every_timed_part_has_its_seconds_and_nothing_broke(dry_run):
     assert all(told["done"] for name, told in found.items() if name.startswith("warm-"))
 
 
-@pytest.mark.alone
-def test_no_folder_is_published_and_the_table_comes_last(dry_run, slice_folder):
-    done, results, folder = dry_run
+def no_folder_is_published_and_the_table_comes_last(run: DryRun, slice_folder: Path) -> None:
+    done, results, folder = run.process, run.results, run.folder
     text = json.dumps(results)
     for place in (ROOT, folder, slice_folder.parent, sys.prefix):
         assert str(place) not in text

@@ -75,7 +75,7 @@ def test_what_needs_one_process_is_refused_by_several(monkeypatch, tiny, options
         repair_with_report(tiny, Pruning(blocks=(2,)), ids, **options)
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_two_processes_repair_as_one_does(tmp_path):
     ids = torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")

@@ -166,7 +166,6 @@ def test_an_unknown_option_and_bad_values_are_told(llama, text):
             retrain_with_report(llama, text=text, **options)
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_random_it_ends_the_same(tmp_path, kills):

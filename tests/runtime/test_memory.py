@@ -24,8 +24,8 @@ def test_the_refusal_names_both_figures_and_the_remedy(monkeypatch):
     memory.require(3 * 2**30, "cpu", "scoring x")
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc keeps freed memory, and can give it back")
+@pytest.mark.slow
 def test_freed_memory_that_the_c_library_keeps_is_given_back():
     # Every second allocation stays, so that nothing is freed in one piece.
     probe = (

@@ -83,7 +83,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
     processes = run_ranks(WORK % SHAPE, tmp_path, 3)
     for process in processes:
@@ -109,7 +109,7 @@ def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
     assert ranks[0][2]["cost"]["head_passes"] == alone["cost"]["head_passes"]
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_torchrun_runs_the_command_line_and_rank_0_alone_prints_and_writes(tmp_path):
     command = [SHAPE, "--unit", "mha", "--samples", "5", "--seq-len", "13", "--out", str(tmp_path / "s.json")]
     done = subprocess.run(
@@ -184,7 +184,7 @@ score(load(%r), torch.full((2, 9), rank))
 """
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_processes_that_score_different_tokens_are_refused(tmp_path):
     errors = [process.communicate(timeout=100)[1] for process in run_ranks(OTHERS % SHAPE, tmp_path, 2)]
     assert "InputError: rank 1 was given other weights, tokens or options than rank 0" in errors[1]
@@ -290,7 +290,6 @@ def test_finished_parts_reach_the_first_process_before_it_goes_on(three):
     assert sorted((entry["rank"], entry["number"]) for entry in entries) == [(r, n) for r in (1, 2) for n in range(3)]
 
 
-@pytest.mark.alone
 def test_who_does_not_come_is_named():
     with pytest.raises(WorkerLost, match=r"rank 1, 2 did not come within 0 s"):
         LivenessMonitor(0, 3, lambda text: text, "127.0.0.1", timeout=0.2)

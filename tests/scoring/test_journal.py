@@ -220,7 +220,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, computed, capsys):
     from pyprune.cli import main
 

@@ -31,7 +31,7 @@ def test_scores_are_those_of_the_model_in_memory(samples, tmp_path):
     assert score(streamed, samples, unit="mha+ffn").units == score(whole, samples, unit="mha+ffn").units
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_a_checkpoint_several_times_the_memory_limit_is_scored_under_it(samples, tmp_path):
     """30 blocks of 5.8 MB, under a hard limit (RLIMIT_DATA) of 48 MiB beyond what the process had before."""
     checkpoint = tmp_path / "model"
