@@ -46,7 +46,7 @@ compare: setup
 	$(BIN)/pyprune compare smollm2-135m $(ARGS)
 
 # Tests are kept as pytest rewrites them, whatever the environment says: rewriting takes each worker five seconds.
-test test-quick: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full: export PYTHONDONTWRITEBYTECODE =
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
@@ -76,7 +76,7 @@ docs-site: setup
 
 test-full: setup
 	@{ $(call extra,docs); $(call extra,full); } | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
-	$(BIN)/python -m pytest -m full --full -rs $(ARGS)
+	$(BIN)/python -m pytest -m full --full -rs -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 ci-full:
 	.ci/full

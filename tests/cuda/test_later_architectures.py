@@ -25,7 +25,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_100", marks=pytest.mark.full), "sm_120"])
 def test_nothing_spills_and_two_blocks_fit_a_processor(ptx: Path, tmp_path: Path, arch: str):
     ptxas = shutil.which("ptxas", path=str(Path(str(NVCC)).resolve().parent))
     assert ptxas is not None

@@ -31,6 +31,24 @@ from pyprune.triton_kernels import attention, configs, gemm  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
 
+
+def patch_the_language_once() -> None:
+    """Not anew at every call of a function by a kernel, for which the interpreter goes through all of its members."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def once(function: object) -> object:
+        seen = [value for value in function.__globals__.values() if value is language or value is language.core]
+        patched = seen and not any(language.core.is_builtin(module.load) for module in seen)
+        return interpreter._LangPatchScope() if patched else patch(function)
+
+    interpreter._patch_lang = once
+
+
+if INTERPRETED:
+    patch_the_language_once()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [1, 2, 3, 18, 33, 64, 65]  # sums in registers, tensor cores with 16, 32 and 64 rows, torch's GEMM
@@ -72,7 +90,7 @@ def check(name: str, args: list, dtype: torch.dtype, tiny: float = 1e-6) -> None
     ("rows", "dtype"), [(r, d) for d in DTYPES for r in ROWS if d == torch.float32 or r in (1, 18, 65)], ids=str
 )
 def test_every_projection_is_as_exact_as_pytorch_at_odd_sizes(rows: int, dtype: torch.dtype):
-    for out, inner in SIZES if dtype == torch.float32 and rows in (1, 3, 65) else SIZES[2:4]:
+    for out, inner in SIZES if dtype == torch.float32 and rows in (1, 3) else SIZES[2:4]:
         x, w, b = random(rows, inner), weight(out, inner, dtype), random(out, dtype=dtype)
         n, up = norm(inner, dtype), weight(out, inner, dtype)
         check("padded_linear", [x, w, b], dtype)
@@ -82,8 +100,8 @@ def test_every_projection_is_as_exact_as_pytorch_at_odd_sizes(rows: int, dtype: 
         check("norm_gate_up", [x, n, 1e-5, w, up, None, None], dtype)
 
 
-@pytest.mark.parametrize("rows", [65, 130])
-def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k(rows: int):
+def test_many_rows_at_odd_sizes_run_in_bands_of_tiles_and_in_splits_of_k():
+    rows = 130  # three tiles; 65 are two, above
     for out, inner in ((5, 257), (37, 61), (205, 33), (40, 24)):  # the last is for torch's GEMM
         x, w, b = random(rows, inner), weight(out, inner, torch.float32), random(out)
         up, n = weight(out, inner, torch.float32), norm(inner, torch.float32)
@@ -283,8 +301,9 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
     assert_no_worse_than_torch(result, plain, true)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", [0, 1, 7, 32, 40])
+@pytest.mark.parametrize(
+    ("window", "dtype"), [(w, d) for d in DTYPES for w in (0, 1, 7, 32, 40) if d == torch.float32 or w == 7], ids=str
+)
 def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window: int, dtype: torch.dtype):
     batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a KV split is 32 rows
     positions = torch.tensor([[3, 4], [31, 32], [64, 65], [109, 2]])
@@ -330,7 +349,8 @@ def test_a_first_row_outside_the_cache_gives_nan_in_its_sequence_and_touches_no_
 def test_more_sequences_than_a_grid_takes_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, tokens: int):
     q, keys, values = random(5, tokens, 4, 10), random(6, 2, 90, 10), random(6, 2, 90, 10)
     positions = torch.tensor([[3], [50], [21], [9], [55]]) + torch.arange(tokens)
-    for rest in ((), (None, 0, torch.tensor([0, 7, 20, 2, 50]), 40)):
+    window = (None, 0, torch.tensor([0, 7, 20, 2, 50]), 40)
+    for rest in ((), window) if tokens == 2 else (window,):
         whole = run("decode_attention", q, keys, values, positions, 0.3, *rest)
         with monkeypatch.context() as patch:
             patch.setattr(attention, "MAX_GRID", (100, 100, 5))  # two sequences of two KV heads
@@ -457,8 +477,10 @@ def test_logits_of_any_size_do_not_overflow():
     torch.testing.assert_close(losses, torch.tensor([0.0, 6e4]))
 
 
-@pytest.mark.parametrize("rows", [3, 70])
-@pytest.mark.parametrize(("vocab", "begin", "end"), [(300, 128, 256), (300, 0, 256), (2400, 0, 2300), (300, 0, 300)])
+@pytest.mark.parametrize(
+    ("rows", "vocab", "begin", "end"),
+    [(3, 2400, 0, 2300)] + [(r, 300, *tiles) for r in (3, 70) for tiles in ((128, 256), (0, 256), (0, 300))],
+)
 def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int, end: int):
     # 2300 entries are more tiles than are reduced at once. A row of nothing else has no loss, as in PyTorch.
     x, w, bias = random(rows, 7), weight(vocab, 7, torch.float32), random(vocab)
@@ -477,7 +499,9 @@ def test_tiles_of_minus_infinity_weigh_nothing(rows: int, vocab: int, begin: int
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])
-def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int):
+def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int, monkeypatch: pytest.MonkeyPatch):
+    if INTERPRETED:
+        monkeypatch.setattr(tuning_cases, "LOSS_ROWS", 150)  # two tiles of rows
     arch = configs.architecture(DEVICE)
     sizes = load_sizes("shape:hidden=48,blocks=1,heads=6,kv_heads=2,head_dim=10,ffn=71,vocab=131")
     todo = [case for case in tuning_cases.cases(sizes, arch) if case.shape.rows == rows and case.shape.columns < 2048]

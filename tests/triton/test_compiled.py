@@ -1,12 +1,13 @@
 """What the compiler makes of the kernels, as they would be launched; no GPU is needed.
 
-All of it for sm_86 and sm_90; of each way to compute one kernel for the other tables.
+All of it for sm_86 and sm_90, most cases for one of the two and, in `make test-full`, for the other; of each way to
+compute one kernel for the other tables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -26,9 +27,24 @@ from pyprune.triton_kernels.launch import Launch, options, trying
 ODD = inspect.ODD
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [  # rows, weights, activations, head size
-    (1, BF16, BF16, 128), (2, BF16, FP32, 64), (16, BF16, BF16, 128), (64, BF16, BF16, 64), (64, BF16, FP32, 128),
-    (256, BF16, BF16, 128), (1, FP16, FP32, 128), (16, FP16, FP16, 128), (64, FP32, FP32, 64),
+    (1, BF16, BF16, 128), (2, BF16, FP32, 64), (64, BF16, FP32, 128), (64, FP32, FP32, 64), (256, BF16, BF16, 128),
+    (16, FP16, FP16, 128),
 ]  # fmt: skip
+ALIKE = [(1, FP16, FP32, 128), (16, BF16, BF16, 128), (64, BF16, BF16, 64)]
+"""Cases whose rows, dtypes and head sizes are all among the others."""
+
+
+def on_either(*cases: tuple, alike: Sequence[tuple] = ()) -> list:
+    """Each case with a capability: 90 of the first, third, ..., 86 of the others; the other one, and both of those that
+    are `alike`, in `make test-full`."""
+    return [
+        pytest.param(
+            *case, capability,
+            marks=() if case not in alike and (capability == 90) == (place % 2 == 0) else pytest.mark.full,
+        )
+        for place, case in enumerate((*cases, *alike))
+        for capability in (86, 90)
+    ]  # fmt: skip
 
 
 DEPENDENT = {  # skinny kernels, which start while the kernel before them runs
@@ -56,8 +72,9 @@ def name(value: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 90])
-@pytest.mark.parametrize(("rows", "dtype", "activations", "head_dim"), CASES, ids=name)
+@pytest.mark.parametrize(
+    ("rows", "dtype", "activations", "head_dim", "capability"), on_either(*CASES, alike=ALIKE), ids=name
+)
 def test_nothing_spills_and_every_kernel_fits_its_architecture(
     rows: int, dtype: torch.dtype, activations: torch.dtype, head_dim: int, capability: int
 ):
@@ -86,7 +103,13 @@ OTHERS = {  # what is new in an architecture: registers, matrix instructions, at
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", sorted(set(configs.ARCHITECTURES) - {86, 90}))
+@pytest.mark.parametrize(
+    "capability",
+    [
+        pytest.param(capability, marks=() if capability in (80, 100) else pytest.mark.full)
+        for capability in sorted(set(configs.ARCHITECTURES) - {86, 90})
+    ],
+)
 def test_every_other_table_fits_its_architecture_and_starts_early_from_9_0_on(capability: int):
     if not inspect.knows(capability):
         pytest.skip(f"no ptxas here knows sm_{capability}")
@@ -126,8 +149,10 @@ TUNED = {  # operator: the rows of its class, columns and inner size of LLaMA-7B
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("capability", [86, 90])
-@pytest.mark.parametrize(("operator", "rows"), [(name, rows) for name, classes in TUNED.items() for rows in classes])
+@pytest.mark.parametrize(
+    ("operator", "rows", "capability"),
+    on_either(*((name, rows) for name, classes in TUNED.items() for rows in classes)),
+)
 def test_a_sample_of_what_tuning_tries_spills_nothing_and_fits(operator: str, rows: int, capability: int):
     # All of them: once, by hand. Here the first, the middle one and the last, which are far apart.
     arch = configs.ARCHITECTURES[capability]
@@ -150,8 +175,7 @@ def test_asynchronous_copies_of_weights_can_ask_for_no_bytes(capability: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 90])
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(("rows", "capability"), on_either((1,), (16,)))
 def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd_rows_are_not(
     rows: int, capability: int
 ):
@@ -169,11 +193,10 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 90])
 @pytest.mark.parametrize(
-    ("operator", "dtype", "rows"),
-    [("padded_linear", BF16, 1024), ("norm_gate_up", BF16, 1024), ("linear_residual", BF16, 96),
-     ("norm_gate_up", FP32, 70)],
+    ("operator", "dtype", "rows", "capability"),
+    on_either(("padded_linear", BF16, 1024), ("norm_gate_up", BF16, 1024), ("linear_residual", BF16, 96),
+              ("norm_gate_up", FP32, 70)),
     ids=name,
 )  # fmt: skip
 def test_odd_widths_of_a_gemm_fit_and_spill_nothing(
@@ -257,8 +280,8 @@ def test_streamed_weights_stay_in_the_registers_they_were_loaded_into(rows: int)
 def test_no_kernel_adds_with_atomics():
     atomic = re.compile(r"^\s*(@!?%p\d+\s+)?(atom|red)\.", re.MULTILINE)
     assert atomic.search("\t@%p1 atom.global.gpu.relaxed.add.f32 %f1, [ %rd1 + 0 ], %f2;")
-    for rows in (2, 16, 256):
-        for call in inspect.operators(rows, torch.bfloat16).values():
+    for rows, activations in ((2, FP32), (64, FP32), (256, BF16)):
+        for call in inspect.operators(rows, BF16, activations=activations).values():
             for recorded in inspect.recorded(90, call):
                 assert not atomic.search(inspect.usage(recorded, 90).ptx)
 

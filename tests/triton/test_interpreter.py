@@ -36,7 +36,7 @@ FUNCTIONS = [
     for file in FILES
     for name in re.findall(r"^def (test_\w+)", Path(__file__).with_name(file).read_text(), re.MULTILINE)
 ]
-PARTS = 4  # several processes share them
+PARTS = 3  # several processes share them
 
 
 @pytest.mark.slow
