@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +13,7 @@ import pyprune
 from pyprune.errors import InputError
 from pyprune.models import FFN, Linear, checkpoints, load, to_transformers
 from pyprune.models.families import family_of
+from tests.fresh import run_fresh
 
 IDS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]]
 
@@ -45,9 +44,8 @@ def fresh(code, environment, *directories):
     """Run `code` over the directories in a new Python; the tensors it saved for each."""
     from safetensors.torch import load_file
 
-    names = [str(directory) for directory in directories]
-    subprocess.run([sys.executable, "-c", code, *names], env=environment, check=True, timeout=300)
-    return [load_file(name + ".out") for name in names]
+    run_fresh(code, environment, *directories)
+    return [load_file(f"{directory}.out") for directory in directories]
 
 
 def logits(model):
@@ -341,9 +339,7 @@ except OSError as error:
 @pytest.mark.slow
 def test_safetensors_words_its_errors_as_we_read_them(tmp_path, package_environment):
     """A real write that fails: the limit on a file's size stands in for the full disk."""
-    arguments = [sys.executable, "-c", FILE_TOO_LARGE, str(tmp_path / "saved")]
-    found = subprocess.run(arguments, env=package_environment, check=True, timeout=300, capture_output=True, text=True)
-    assert int(found.stdout) == errno.EFBIG
+    assert int(run_fresh(FILE_TOO_LARGE, package_environment, tmp_path / "saved")) == errno.EFBIG
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -46,17 +46,19 @@ def test_a_mixed_file_has_the_packages_values_rounded_once(tmp_path):
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_demonstration_model_has_the_packages_values(dtype):
-    expected, decoder = by_the_package(demo_model_path()), load("smollm2-135m", dtype=dtype)
-    for part, tensor in decoder.tensors():
-        name = gguf_name(part)
-        stored = expected[name]
+def test_the_demonstration_model_has_the_packages_values():
+    """The package takes ten seconds to read the file: it does it once, for all dtypes."""
+    expected = by_the_package(demo_model_path())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        decoder = load("smollm2-135m", dtype=dtype)
         heads = {"attn_q": decoder.blocks[0].mha.heads, "attn_k": decoder.blocks[0].mha.kv_heads}
-        for key, count in heads.items():
-            if key in name:
-                stored = rotary_halves(stored, count)
-        assert torch.equal(tensor, stored.to(dtype)), part
+        for part, tensor in decoder.tensors():
+            name = gguf_name(part)
+            stored = expected[name]
+            for key, count in heads.items():
+                if key in name:
+                    stored = rotary_halves(stored, count)
+            assert torch.equal(tensor, stored.to(dtype)), (dtype, part)
 
 
 def test_a_quantised_bias_of_permuted_rows(write_gguf):
@@ -110,8 +112,8 @@ def test_without_the_library_the_package_dequantises_the_same_values(write_gguf)
     assert all(torch.equal(tensor, other[part]) for part, tensor in load(path, dtype="bf16").tensors())
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_a_load_takes_little_more_memory_than_its_weights(tmp_path):
     """Pages of the file included, which are a third of the weights here: they are let go as they have been read."""
     path = tmp_path / "m.gguf"

@@ -18,6 +18,7 @@ from pyprune.errors import InputError
 from pyprune.models import load, to_transformers
 from pyprune.models.load import load_sizes
 from pyprune.pruning import Pruning, apply
+from tests.fresh import run_fresh
 from tests.judge import assert_model_no_worse, assert_same_tokens, in_float64
 
 IDS = torch.arange(26).view(2, 13) * 17 % 61
@@ -89,11 +90,6 @@ save_file(out, sys.argv[1])
 """
 
 
-def run_fresh(code, environment, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
 def one_thread():
     """A matrix product's last bits depend on the number of threads: here, too, it is one."""
@@ -105,12 +101,14 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_fresh_process_reads_the_same_tensors_logits_and_tokens(decoder_of, tmp_path, package_environment):
-    """Every family, every way of pruning."""
+@pytest.mark.parametrize("third", [0, *(pytest.param(third, marks=pytest.mark.full) for third in (1, 2))])
+def test_a_fresh_process_reads_the_same_tensors_logits_and_tokens(decoder_of, tmp_path, package_environment, third):
+    """Every family with every way of pruning: each third of these has every family and every way."""
     made = {}
-    for family in MODELS:
-        for name, decoder in variants(decoder_of(family)).items():
-            made[tmp_path / f"{family} {name}".replace(" ", "-")] = decoder
+    for place, family in enumerate(MODELS):
+        for way, (name, decoder) in enumerate(variants(decoder_of(family)).items()):
+            if (place + way) % 3 == third:
+                made[tmp_path / f"{family} {name}".replace(" ", "-")] = decoder
     for directory, decoder in made.items():
         decoder.save(directory)
     run_fresh(READ_ALL, package_environment, tmp_path / "out", *made)
@@ -180,7 +178,9 @@ def test_without_pyprune_it_is_an_error_and_never_random_weights(decoder_of, tmp
 
 def test_importing_pyprune_imports_neither_torch_nor_transformers(package_environment):
     code = "import pyprune, sys; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    assert run_fresh(code, package_environment).strip() == "[]"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=package_environment, check=True, timeout=300, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -286,9 +286,17 @@ def test_halves_that_are_gone_add_nothing(random_model, decoder_of, loaded, fami
     assert torch.equal(logits(loaded(decoder)), expected)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", RAGGED)
-@pytest.mark.parametrize("family", ["llama", "mistral with a window", "qwen2 with windows", "qwen3 with windows"])
+CACHED = ("llama", "mistral with a window", "qwen2 with windows", "qwen3 with windows")
+EACH_WITH_ONE = [
+    pytest.param(family, name, attention, marks=[pytest.mark.full] if (place + way + other) % 2 else [])
+    for place, family in enumerate(CACHED)
+    for way, name in enumerate(RAGGED)
+    for other, attention in enumerate(("sdpa", "eager"))
+]
+"""Of each family and way of pruning the one implementation of attention or the other, by turns; the rest is `full`."""
+
+
+@pytest.mark.parametrize(("family", "name", "attention"), EACH_WITH_ONE)
 def test_both_caches_give_the_tokens_of_none(decoder_of, loaded, family, name, attention):
     """Nine new tokens behind four: the window of five is passed while the caches are in use."""
     model = loaded(variants(decoder_of(family))[name], attn_implementation=attention)

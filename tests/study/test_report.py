@@ -8,6 +8,7 @@ import io
 import json
 import re
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,18 @@ from pyprune.study.table import table, timing_columns
 from pyprune.study.verdict import verdict
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+_RENDERED: list[Path] = []
+
+
+@pytest.fixture
+def report(results, tmp_path_factory) -> Path:
+    """The directory of the results as they are, drawn once for all tests that only read it."""
+    if not _RENDERED:
+        render(results, folder := tmp_path_factory.mktemp("rendered") / "report")
+        _RENDERED.append(folder)
+    return _RENDERED[0]
 
 
 def line_of(results, row, engine="hf", batch=1):
@@ -48,10 +61,9 @@ def test_pyprune_is_compared_with_hf_on_the_same_row(results):
     assert line_of(results, "depth 20%", "hf")["pyprune_vs_hf"] is None
 
 
-def test_the_directory_holds_all_raw_samples_and_the_csv_has_one_line_a_timing(results, tmp_path):
-    render(results, tmp_path / "report")
-    assert json.loads((tmp_path / "report" / "results.json").read_text("utf-8")) == results
-    with (tmp_path / "report" / "table.csv").open(encoding="utf-8", newline="") as source:
+def test_the_directory_holds_all_raw_samples_and_the_csv_has_one_line_a_timing(results, report):
+    assert json.loads((report / "results.json").read_text("utf-8")) == results
+    with (report / "table.csv").open(encoding="utf-8", newline="") as source:
         rows = list(csv.DictReader(source))
     assert len(rows) == len(results["timings"]) == 16
     assert list(rows[0]) == [column.name for column in shown(timing_columns(results), Table.CSV)]
@@ -59,10 +71,9 @@ def test_the_directory_holds_all_raw_samples_and_the_csv_has_one_line_a_timing(r
     assert rows[0]["ratio"] == ""
 
 
-def test_the_figures_are_png_files_of_readable_size(results, tmp_path):
-    render(results, tmp_path / "report")
+def test_the_figures_are_png_files_of_readable_size(report):
     for name in ("figure1.png", "figure2.png"):
-        data = (tmp_path / "report" / name).read_bytes()
+        data = (report / name).read_bytes()
         assert data.startswith(PNG)
         width, height = struct.unpack(">II", data[16:24])
         assert width >= 800
@@ -93,9 +104,8 @@ def test_figures_and_page_do_with_several_ratios_and_output_lengths(results, tmp
     assert height > 900  # one line of panels for each ratio
 
 
-def test_the_page_is_self_contained(results, tmp_path):
-    render(results, tmp_path / "report")
-    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+def test_the_page_is_self_contained(report):
+    text = (report / "index.html").read_text("utf-8")
     targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>\s]*)""", text)
     assert all(value.startswith(("data:", "#")) for value in targets)
     assert {value[1:] for value in targets if value.startswith("#")} <= set(re.findall(r' id="([^"]+)"', text))
@@ -113,11 +123,10 @@ def saved_from(text: str, name: str) -> bytes:
 
 
 @pytest.mark.slow
-def test_raw_samples_can_be_saved_from_the_page_itself(results, tmp_path):
-    render(results, tmp_path / "report")
-    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+def test_raw_samples_can_be_saved_from_the_page_itself(results, report):
+    text = (report / "index.html").read_text("utf-8")
     for name in ("results.json", "table.csv"):
-        assert saved_from(text, name) == (tmp_path / "report" / name).read_bytes()
+        assert saved_from(text, name) == (report / name).read_bytes()
     rows = list(csv.DictReader(io.StringIO(saved_from(text, "samples.csv").decode())))
     assert len(rows) == sum(len(timing["seconds"]) for timing in results["timings"]) == 48
     seconds = [float(r["seconds"]) for r in rows if (r["row"], r["engine"], r["batch"]) == ("depth 20%", "hf", "1")]
@@ -125,9 +134,8 @@ def test_raw_samples_can_be_saved_from_the_page_itself(results, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_verdict_and_the_plot_come_before_all_else(results, tmp_path):
-    render(results, tmp_path / "report")
-    text = (tmp_path / "report" / "index.html").read_text("utf-8")
+def test_the_verdict_and_the_plot_come_before_all_else(report):
+    text = (report / "index.html").read_text("utf-8")
     verdict_at, plot_at, first_heading = text.index('class="verdict"'), text.index("<svg"), text.index("<h2>")
     assert verdict_at < plot_at < first_heading
     assert "<li>" not in text
@@ -240,6 +248,8 @@ def test_results_are_kept_whatever_fails_to_be_drawn(results, tmp_path, monkeypa
 
     target = tmp_path / "report"
     with monkeypatch.context() as patch:
+        for drawing, nothing in (("quality_drawings", []), ("latency_drawings", []), ("quality_and_throughput", b"")):
+            patch.setattr(f"pyprune.study.report.{drawing}", lambda *_, nothing=nothing: nothing)
         patch.setattr(f"pyprune.study.report.{part}", fail)
         expected = ReportError if isinstance(error, ValueError) else KeyboardInterrupt
         with pytest.raises(expected) as raised:
@@ -249,10 +259,14 @@ def test_results_are_kept_whatever_fails_to_be_drawn(results, tmp_path, monkeypa
         assert f"pyprune report {target / 'results.json'} --out DIR" in str(raised.value)
     assert [path.name for path in target.iterdir()] == ["results.json"]
     assert json.loads((target / "results.json").read_text("utf-8")) == results
-    render(results, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_results_are_saved_with_all_that_they_are_drawn_as(results, report, tmp_path):
     save(results, tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {path.name for path in report.iterdir()}
     for path in (tmp_path / "whole").iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+        assert path.read_bytes() == (report / path.name).read_bytes()
 
 
 def test_saving_into_a_taken_directory_is_refused(results, tmp_path):
