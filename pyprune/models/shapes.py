@@ -243,6 +243,10 @@ def fill_uniform(tensor: Tensor, name: str, std: float) -> Tensor:
         words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, size=-(-len(part) // 4), dtype=np.uint64)
         part.copy_(torch.from_numpy(words.view(np.int16)[: len(part)]).to(torch.float32).mul_(scale))
 
+    chunks = -(-len(values) // _CHUNK)
+    if chunks <= 1:
+        fill(0)
+        return tensor
     with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
-        list(pool.map(fill, range(-(-len(values) // _CHUNK))))
+        list(pool.map(fill, range(chunks)))
     return tensor

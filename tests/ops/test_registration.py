@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import os
 import shutil
 import subprocess
@@ -95,11 +97,20 @@ def test_the_library_has_kernels_of_the_operators_that_are_said_to_have_some():
     assert of_cpu == [name for name, operator in OPERATORS.items() if "cpu" in operator.kernels]
 
 
-@pytest.mark.parametrize("rows", [4, 70])
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-def test_opcheck(name: str, rows: int):
+def test_opcheck(name: str):
     torch.manual_seed(seeds.seed())
-    torch.library.opcheck(getattr(ops, name), arguments(name, rows))
+    torch.library.opcheck(getattr(ops, name), arguments(name, 4))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_opcheck_of_many_rows(name: str):
+    """What depends on the kernel that runs: what it writes and returns. The registration is that of few rows."""
+    torch.manual_seed(seeds.seed())
+    checked = torch.library.opcheck(
+        getattr(ops, name), arguments(name, 70), test_utils=("test_schema", "test_faketensor")
+    )
+    assert set(checked.values()) == {"SUCCESS"}
 
 
 def changed(value, change):
@@ -225,11 +236,14 @@ def test_the_whole_road_runs_without_the_library():
         "ids = torch.randint(0, 60, (2, 20), generator=torch.Generator().manual_seed(0))\n"
         "print(pyprune.score(model, ids).values, pyprune.Engine(model, 2, 40).generate(ids, max_new_tokens=9).tolist())"
     )
-    plain, native = run(code, PYPRUNE_NATIVE="0"), run(code)
+    plain = run(code, PYPRUNE_NATIVE="0")
     assert plain.returncode == 0, plain.stderr
-    scores = [[float(v) for v in done.stdout.split("]")[0].strip("[").split(",")] for done in (plain, native)]
+    with contextlib.redirect_stdout(io.StringIO()) as native:  # with it, in this process
+        exec(code, {})
+    both = plain.stdout, native.getvalue()
+    scores = [[float(v) for v in printed.split("]")[0].strip("[").split(",")] for printed in both]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
-    assert plain.stdout.split("] ")[1] == native.stdout.split("] ")[1]
+    assert both[0].split("] ")[1] == both[1].split("] ")[1]
 
 
 class OnGpu:

@@ -1,5 +1,6 @@
 """Every width method against its formula written out in float64: importance, selection, and what it adds."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -35,11 +36,12 @@ def ids():
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: family or "llama")
 def decoder(request, reference):
-    return made(SHAPE + request.param, reference)
+    return made(SHAPE + request.param, reference.eps)
 
 
-def made(shape, reference):
-    return replace(pyprune.load(shape), eps=reference.eps)
+@functools.cache  # no test changes it
+def made(shape, eps):
+    return replace(pyprune.load(shape), eps=eps)
 
 
 def target(decoder, blocks=2):
@@ -250,9 +252,16 @@ def test_one_sample_has_a_fluctuation_only_when_corrected():
     assert inputs.variance(faithful=True).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("variant", llm_pruner.VARIANTS)
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_llm_pruner_is_the_taylor_estimate(decoder, ids, reference, variant, scope):
+# Gradients are a family's, what is made of them is the variant's: each of either.
+TAYLOR = [
+    *((FAMILIES[0], variant) for variant in llm_pruner.VARIANTS),
+    *zip(FAMILIES[1:], reversed(llm_pruner.VARIANTS), strict=True),
+]
+
+
+@pytest.mark.parametrize(("family", "variant"), TAYLOR)
+def test_llm_pruner_is_the_taylor_estimate(family, ids, reference, variant):
+    decoder = made(SHAPE + family, reference.eps)
     aim = target(decoder)
     units, plain = (
         llm_pruner_units(decoder, ids, reference, variant, dtype=dtype) for dtype in (torch.float64, torch.float32)
@@ -261,20 +270,21 @@ def test_llm_pruner_is_the_taylor_estimate(decoder, ids, reference, variant, sco
     # The first eighth and the last sixteenth of six blocks: the first.
     mine = decoder.blocks[1:]
     free = {unit: score for unit, score in units.items() if unit[0] > 0}
-    pruning = width(decoder, "llm-pruner", target_parameters=aim, calibration=ids, variant=f"{variant},{scope}")
-    if scope == "global":
-        cost = costs(decoder)
-        untouched = decoder.parameters() - sum(cost[unit[:2]] for unit in free)
-        expected = gone(free, best_within(free, cost, aim - untouched, 0.005 * aim))
-        assert (pruning.kv_groups, pruning.neurons) == (expected["groups"], expected["neurons"])
-    else:
-        sizes = quotas([BlockCosts.of(block) for block in mine], decoder.parameters(), aim)
-        assert_same(pruning, removed_per_block(decoder.__class__(**{**vars(decoder), "blocks": mine}), free, sizes))
-    assert 0 not in pruning.neurons
+    chosen = {
+        scope: width(decoder, "llm-pruner", target_parameters=aim, calibration=ids, variant=f"{variant},{scope}")
+        for scope in ("local", "global")
+    }
+    sizes = quotas([BlockCosts.of(block) for block in mine], decoder.parameters(), aim)
+    assert_same(chosen["local"], removed_per_block(replace(decoder, blocks=mine), free, sizes))
+    cost = costs(decoder)
+    untouched = decoder.parameters() - sum(cost[unit[:2]] for unit in free)
+    expected = gone(free, best_within(free, cost, aim - untouched, 0.005 * aim))
+    assert (chosen["global"].kv_groups, chosen["global"].neurons) == (expected["groups"], expected["neurons"])
+    assert all(0 not in pruning.neurons for pruning in chosen.values())
 
 
 def test_llm_pruner_folds_query_channels_onto_other_heads_as_published(ids, reference):
-    decoder = made(SHAPE, reference)
+    decoder = made(SHAPE, reference.eps)
     units, plain = (
         llm_pruner_units(decoder, ids, reference, "param_first", faithful=True, dtype=dtype)
         for dtype in (torch.float64, torch.float32)
@@ -312,19 +322,18 @@ def test_an_eighth_and_a_sixteenth_are_protected(blocks, named):
     assert llm_pruner.protected(blocks) == named
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_head_gate_is_the_slope_in_a_gate(decoder, ids, reference, scope):
+def test_head_gate_is_the_slope_in_a_gate(decoder, ids, reference):
     aim = target(decoder)
     units, plain = (gate_units(decoder, ids, reference, dtype) for dtype in (torch.float64, torch.float32))
     assert_scores_no_worse(head_gate.importance(decoder, ids), plain, units)
-    pruning = width(decoder, "head-gate", target_parameters=aim, calibration=ids, variant=scope)
+    given = {"target_parameters": aim, "calibration": ids}
+    local, pruning = (width(decoder, "head-gate", **given, variant=scope) for scope in ("local", "global"))
     sizes = uniform(decoder, aim)
-    if scope == "local":
-        return assert_same(pruning, removed_per_block(decoder, units, sizes))
-    normed = {}
+    assert_same(local, removed_per_block(decoder, units, sizes))
+    squares = {}
     for unit, score in units.items():
-        peers = [other for one, other in units.items() if one[:2] == unit[:2]]
-        normed[unit] = score / sum(peer**2 for peer in peers) ** 0.5
+        squares[unit[:2]] = squares.get(unit[:2], 0.0) + score**2
+    normed = {unit: score / squares[unit[:2]] ** 0.5 for unit, score in units.items()}
     removed = sum(b.mha.kv_heads - n for b, (n, _) in zip(decoder.blocks, sizes, strict=True))
     groups = {unit: score for unit, score in normed.items() if unit[1] == "groups"}
     best = {block.index: max((u for u in groups if u[0] == block.index), key=groups.get) for block in decoder.blocks}

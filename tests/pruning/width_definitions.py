@@ -44,11 +44,11 @@ def flap_channels(metric, weight, x, faithful):
     weight = weight.double()
     if metric == "WIFN":
         rms = (x.flatten(0, 1) ** 2).mean(0).sqrt()
-        return torch.stack([(weight[:, j].abs() * rms[j]).mean() for j in range(weight.shape[1])])
+        return (weight.abs() * rms).mean(0)
     fluctuation = published_variance(x) if faithful else variance(x)
     if metric == "IFV":
         return fluctuation
-    return torch.stack([fluctuation[j] * (weight[:, j] ** 2).sum() for j in range(weight.shape[1])])
+    return fluctuation * (weight**2).sum(0)
 
 
 def flap_units(decoder, ids, reference, metric, adaptive, faithful):
@@ -96,13 +96,12 @@ def best_within(units, cost, budget, slack, above=False):
     kept = {(block, kind, place) for (block, kind), place in firsts.items()}
     total = sum(cost[unit[:2]] for unit in kept)
     rest = sorted((unit for unit in units if unit not in kept), key=lambda unit: -units[unit])
-    least, best, nearest = total, [], abs(total - budget)
-    taken = []
-    for unit in rest:
-        taken.append(unit)
+    least, count, nearest = total, 0, abs(total - budget)
+    for place, unit in enumerate(rest):
         total += cost[unit[:2]]
         if abs(total - budget) < nearest:
-            nearest, best = abs(total - budget), list(taken)
+            nearest, count = abs(total - budget), place + 1
+    best = rest[:count]
     if above and best:
         best = [unit for unit in best if units[unit] > units[best[-1]]]
     if abs(least + sum(cost[unit[:2]] for unit in best) - budget) > slack:
