@@ -6,7 +6,7 @@
 # make wheel:   dist/ anew: one wheel for every Python and torch, with the CUDA library where nvcc is there, and the sdist.
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make docs-site: the documentation as a site in build/site, without a network.
-# make test-full: what `make test` leaves out because it needs more tools: pages in a browser, the site, the notebook.
+# make test-full: what `make test` leaves out: more cases of the slow tests, pages in a browser, the site, the notebook.
 # make ci-full: .ci/run, `make test-full`, and the tests again with other seeds, instruction sets and threads (hours).
 PYTHON ?= python3
 VENV   ?= .venv

@@ -1,4 +1,5 @@
-"""`--full`: the tests marked `full` too, which need a browser, mkdocs or a notebook's kernel, or take minutes.
+"""`--full`: the tests marked `full` too, which need a browser, mkdocs or a notebook's kernel, take minutes, or are the
+cases beside those that `make test` selects of a large set.
 
 `make test-full` installs these tools; without the option the tests are skipped and say so.
 """

@@ -47,7 +47,8 @@ def draw_results(results: dict[str, Any], directory: str | os.PathLike[str], exp
     """
     if results.get("format") != expected_format:
         raise InputError(f"results of format {results.get('format')!r}: {expected_format!r} is expected")
+    target = require_free_directory(directory)
     files = {RESULTS: json_text(results).encode(), **draw(results)}
-    with whole_directory(directory) as scratch:
+    with whole_directory(target) as scratch:
         for name, data in files.items():
             (scratch / name).write_bytes(data)

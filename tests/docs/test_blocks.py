@@ -22,7 +22,7 @@ QUICKER = {
 """Models of as many blocks as the page's that are quicker."""
 READS_TEXT = ("README.md", "docs/quickstart.md", "docs/reference/evaluation.md")
 """Pages whose Python takes a model's perplexity many times on a text, and says nothing of the numbers: a small model
-with SmolLM2's tokenizer does. That the real one is scored, cut and asked is shown by the quickstart's commands."""
+with SmolLM2's tokenizer does. `make test-full` runs them with the real one too."""
 PRINTED = {
     "README.md": r"tensor\(\[\[.*\]\]\)\n",
     "docs/quickstart.md": r"tensor\(\[\[.*\]\]\)\n",
@@ -53,19 +53,20 @@ def reads_text(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page",
+    ("page", "quick"),
     [
-        pytest.param(page, marks=[pytest.mark.real_model, pytest.mark.slow] if page in REAL else [])
+        pytest.param(page, quick, marks=[*([pytest.mark.real_model] if page in REAL else []), *marks])
         for page in WITH_PYTHON
+        for quick, marks in ((True, []), *([(False, [pytest.mark.full])] if page in READS_TEXT else []))
     ],
 )
-def test_the_python_of_a_page_runs_as_one_session(page: str, monkeypatch, capsys, tmp_path, request):
+def test_the_python_of_a_page_runs_as_one_session(page: str, quick: bool, monkeypatch, capsys, tmp_path, request):
     for library in NEEDS.get(page, ()):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)  # the worked example enters a family: put back after
     code = session(page)
-    if page in QUICKER or page in READS_TEXT:
+    if quick and page in (*QUICKER, *READS_TEXT):
         assert '"smollm2-135m"' in code
         quicker = QUICKER.get(page) or request.getfixturevalue("reads_text").as_posix()
         code = code.replace('"smollm2-135m"', f'"{quicker}"')

@@ -215,8 +215,9 @@ def test_text_from_the_results_is_escaped(results):
     assert "A &amp; B &lt;i&gt;" in text
 
 
-def test_a_taken_directory_is_refused_and_left_as_it_was(results, tmp_path):
+def test_a_taken_directory_is_refused_before_anything_is_drawn_and_left_as_it_was(results, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("keep")
+    monkeypatch.setattr("pyprune.study.report.latency_drawings", lambda *_: pytest.fail("it was drawn"))
     with pytest.raises(InputError, match="not empty"):
         render(results, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
