@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import Block, Decoder
 from pyprune.ops import native
-from pyprune.regression.held_out import is_held_out
+from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out
 
 WARM_UP = 10
 PRECISIONS = ("fp32", "bf16")
@@ -40,6 +40,12 @@ class Steps:
     def batch(self, seq_len: int) -> int:
         """Samples of `seq_len` tokens that a step sees."""
         return max(1, self.tokens // seq_len)
+
+    def windows(self, seq_len: int, samples: int) -> int:
+        """How many of the first `samples` windows the steps need: what they see, and what is held out among these."""
+        seen = self.count * self.batch(seq_len)
+        groups = -(-seen // (HELD_OUT_EVERY - 1))  # each with a window that is held out
+        return min(samples, groups * HELD_OUT_EVERY)
 
     def rate_at(self, step: int) -> float:
         """The rate of step 0 .. count - 1."""

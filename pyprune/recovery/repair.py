@@ -237,10 +237,11 @@ class _Repairs:
             return decoder, [{"method": name, **fit} for fit in fits]
         steps = self.by_steps[name]
         steps = replace(steps, count=count or steps.count)
+        ids = self.ids[: steps.windows(self.ids.shape[1], len(self.ids))]
         if name == "blockwise":
-            decoder, losses = blockwise(self.original, start, self.ids, steps, **common)
+            decoder, losses = blockwise(self.original, start, ids, steps, **common)
         else:
-            decoder, losses = tail(self.original, start, self.ids, steps, self._blocks_of_tail(), **common)
+            decoder, losses = tail(self.original, start, ids, steps, self._blocks_of_tail(), **common)
         described = {"method": name, "steps": steps.count}
         return decoder, [
             {**described, "blocks": list(loss.blocks), "before": loss.before, "after": loss.after} for loss in losses
@@ -304,19 +305,24 @@ class _Repairs:
 
     def _steps_in_time(self, left: TimeLeft, name: str) -> int:
         blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
-        seq_len, steps, tokens = self.ids.shape[1], self.by_steps[name], self.ids.numel()
-        if name == "blockwise":  # most of the time is for the tail
-            before = left.of_passes(tokens, of_original, blocks) + left.of_passes(2 * left.tokens, blocks)
+        (samples, seq_len), steps = self.ids.shape, self.by_steps[name]
+        is_blockwise = name == "blockwise"
+        start = 0 if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
+        passes = (of_original, blocks if is_blockwise else blocks[:start])
+
+        def before(count: int) -> float:
+            tokens = replace(steps, count=count).windows(seq_len, samples) * seq_len
+            return left.of_passes(tokens, *passes) + left.of_passes(2 * left.tokens, blocks[start:])
+
+        if is_blockwise:  # most of the time is for the tail
             return left.share(1 / 3).steps(steps, seq_len, blocks, before=before)
-        fixed, fitted = blocks[: -self._blocks_of_tail()], blocks[-self._blocks_of_tail() :]
-        before = left.of_passes(tokens, of_original, fixed) + left.of_passes(2 * left.tokens, fitted)
         head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
-        return left.steps(steps, seq_len, fitted, head_share, before)
+        return left.steps(steps, seq_len, blocks[start:], head_share, before)
 
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 3",
+        "format": "pyprune repair journal 4",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pyprune.models.decoder import Block, Decoder
@@ -44,15 +45,20 @@ class TimeLeft:
         return tokens * sum(map(_parameters, blocks)) * self._of_a_parameter()
 
     def steps(
-        self, steps: Steps, seq_len: int, blocks: Sequence[Block], head_share: float = 0.0, before: float = 0.0
+        self,
+        steps: Steps,
+        seq_len: int,
+        blocks: Sequence[Block],
+        head_share: float = 0.0,
+        before: Callable[[int], float] = lambda count: 0.0,
     ) -> int:
         """How many of `steps` fit, each of them for all of these blocks and, for a share of the tokens, for the head;
-        0 where that is not worth beginning. before: seconds that are needed besides; the perplexity afterwards is
-        counted here."""
+        0 where that is not worth beginning. before: seconds that so many steps need besides, no fewer for more; the
+        perplexity afterwards is counted here."""
         parameters = _parameters(blocks) + head_share * self.decoder.head.weight.numel()
         a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
-        left = self.until - time.perf_counter() - before - self.seconds
-        count = min(steps.count, int(max(0.0, left) / a_step))
+        left = self.until - time.perf_counter() - self.seconds
+        count = bisect.bisect_right(range(1, steps.count + 1), left, key=lambda steps: before(steps) + steps * a_step)
         return count if count >= min(FEWEST_STEPS, steps.count) else 0
 
     def _of_a_parameter(self) -> float:

@@ -1,4 +1,4 @@
-"""All four scripts at once, on a CPU in tiny sizes: everything but the GPU's own work is gone through."""
+"""The scripts on a CPU in tiny sizes, in `make test-full` all: everything but the GPU's own work is gone through."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench.gpu_check import parts, resume
-from bench.gpu_check.parts import BUDGETS, HALVES, plan
+from bench.gpu_check.parts import BUDGETS, HALVES, Part, plan
 from bench.gpu_check.runner import RESULT_FILE
 from bench.gpu_check.settings import ROOT
 from bench.gpu_check.summary import summary
@@ -22,23 +23,44 @@ from pyprune.ops.self_check.cases import cases
 
 @dataclass
 class DryRun:
-    """A process that ran all scripts, what it wrote, and where."""
+    """A process that ran some scripts, what it wrote, and where."""
 
+    scripts: Sequence[str]
     process: subprocess.CompletedProcess[str]
     results: dict[str, Any]
     folder: Path
 
+    def expected(self) -> list[Part]:
+        return [part for stage in plan(list(self.scripts), True, "7b", "weights") for part in stage]
 
-@pytest.mark.slow
-def test_a_dry_run_of_all_parts(tmp_path: Path, slice_folder: Path):
+
+def dry_run(scripts: Sequence[str], tmp_path: Path, slice_folder: Path) -> DryRun:
     folder = tmp_path / "check"
-    command = [sys.executable, "-m", "bench.gpu_check", *BUDGETS, "--out", str(folder), "--dry-run", "--seed", "7"]
+    command = [sys.executable, "-m", "bench.gpu_check", *scripts, "--out", str(folder), "--dry-run", "--seed", "7"]
     done = subprocess.run(
         [*command, "--weights", str(slice_folder), "--limit", "1500"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1600,
     )  # fmt: skip
-    run = DryRun(done, json.loads((folder / RESULT_FILE).read_text()), folder)
+    return DryRun(scripts, done, json.loads((folder / RESULT_FILE).read_text()), folder)
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_shortest_script(tmp_path: Path, slice_folder: Path):
+    run = dry_run(["sweep"], tmp_path, slice_folder)
     every_part_is_done_or_says_why_not(run)
+    the_file_says_which_machine_and_code_ran_it(run)
+    found = {part["name"]: part["result"] for part in run.results["parts"]}
+    assert found["ceilings"]["bandwidth"] > 0
+    assert found["sweep"]["points"]
+    no_folder_is_published_and_the_table_comes_last(run, slice_folder)
+
+
+@pytest.mark.full
+def test_a_dry_run_of_all_parts(tmp_path: Path, slice_folder: Path):
+    run = dry_run(list(BUDGETS), tmp_path, slice_folder)
+    every_part_is_done_or_says_why_not(run)
+    groups = {part.group for part in run.expected()}
+    assert {part.group for part in run.expected() if not part.skip} == groups - {"install", "sanitizer"}
     the_file_says_which_machine_and_code_ran_it(run)
     every_case_of_every_operator_passes(run)
     every_timed_part_has_its_seconds_and_nothing_broke(run)
@@ -48,15 +70,12 @@ def test_a_dry_run_of_all_parts(tmp_path: Path, slice_folder: Path):
 def every_part_is_done_or_says_why_not(run: DryRun) -> None:
     done, results = run.process, run.results
     assert (done.returncode, done.stderr) == (0, "")
-    expected = [part for stage in plan(list(BUDGETS), True, "7b", "weights") for part in stage]
+    expected = run.expected()
     assert sorted(part["name"] for part in results["parts"]) == sorted(part.name for part in expected)
     skipped = {part.name for part in expected if part.skip}
     for part in results["parts"]:
         assert part["status"] == ("skipped" if part["name"] in skipped else "done"), part
         assert (part["why"] is not None) == (part["status"] == "skipped"), part
-    assert {part.group for part in expected if not part.skip} == {part.group for part in expected} - {
-        "install", "sanitizer",
-    }  # fmt: skip
 
 
 def the_file_says_which_machine_and_code_ran_it(run: DryRun) -> None:

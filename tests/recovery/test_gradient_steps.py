@@ -18,6 +18,7 @@ from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.tail import Head, divergence, last_that_fit
 from pyprune.recovery.time_left import TimeLeft
+from pyprune.regression.held_out import is_held_out
 from pyprune.runtime.sequence import embed, run_block
 from tests import seeds
 from tests.judge import TINY_OF_MODELS
@@ -187,6 +188,34 @@ def test_each_sample_is_seen_before_any_is_seen_again():
     assert steps.rate_at(6) == pytest.approx(0.7 / 7)
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 20, 99])
+def test_steps_take_the_windows_that_they_see_and_those_held_out_among_them(count: int):
+    steps = Steps(count, 1.0, tokens=50)
+    needed = steps.windows(25, 10_000)
+    fitting = [sample for sample in range(needed) if not is_held_out(sample)]
+    assert len(fitting) >= 2 * count > len(fitting) - 7
+    assert len(fitting) < needed
+    assert steps.windows(25, needed - 1) == needed - 1
+    seen = [sample for samples in steps.samples(fitting, 2) for sample in samples]
+    assert len(seen) == len(set(seen)) == 2 * count
+
+
+@pytest.mark.parametrize("method", ["blockwise", "tail"])
+def test_few_steps_compute_no_states_of_windows_that_they_do_not_see(llama, monkeypatch, method: str):
+    ids = torch.randint(0, 53, (24, 257), generator=seeds.generator(3))  # a step sees three of them
+    module = importlib.import_module("pyprune.recovery.repair")
+    fit, taken = getattr(module, method), []
+
+    def recorded(original, pruned, windows, *rest, **options):
+        taken.append(windows)
+        return fit(original, pruned, windows, *rest, **options)
+
+    monkeypatch.setattr(module, method, recorded)
+    repair_with_report(llama, CUT, ids, method, steps=3)
+    [windows] = taken
+    assert torch.equal(windows, ids[:16])  # 14 of which are not held out
+
+
 def test_no_time_left_begins_nothing(llama, ids, tmp_path):
     report = repair_with_report(llama, CUT, ids, minutes=1e-9)
     assert (report.method, report.tried, report.fits) == ("none", {}, [])
@@ -219,7 +248,10 @@ def test_steps_are_those_there_is_time_for(llama, monkeypatch):
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5) == 30
     assert left.steps(Steps(10, 1.0, tokens=50), 25, sizes[:2], 0.5) == 10
     assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes, 10.0) == 0
-    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5, before=5 * a_step) == 25
+    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], 0.5, before=lambda count: 5 * a_step) == 25
+    assert left.steps(Steps(1000, 1.0, tokens=50), 25, sizes[:2], before=lambda count: a_step * count / 9) < 30
+    assert left.steps(Steps(20, 1.0, tokens=50), 25, sizes[:2], 0.5, before=lambda count: 0.5 * a_step * count) == 20
+    assert left.steps(Steps(21, 1.0, tokens=50), 25, sizes[:2], 0.5, before=lambda count: 0.5 * a_step * count) == 20
     assert left.share(0.5).until == pytest.approx(7 + (30.5 * a_step + 1.0) / 2)
     assert left.of_passes(200, sizes[:2], sizes[:1]) == pytest.approx(2 * 3 * block / (5 * block + head))
     a_pass = 1.5 * 5 * block / (5 * block + head)  # of 100 tokens through the five blocks
