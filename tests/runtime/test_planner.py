@@ -139,12 +139,12 @@ WORK = [
     (SHAPE, "bf16", Pruning(), 1, 90),  # one piece
     (SHAPE, "bf16", Pruning(), 40, 100),  # pieces of few tokens
     (SHAPE.replace("vocab=301", "vocab=9001"), "bf16", Pruning(), 200, 6),  # logits of several steps, put together
-    (GQA_NONE, "bf16", Pruning(), 8, 500),  # the cache rows seen, in float32, outweigh the FFN
+    (GQA_NONE, "bf16", Pruning(), 8, 900),  # the cache rows seen, in float32, outweigh the FFN
     ("shape:hidden=1024,blocks=2,heads=8,kv_heads=8,head_dim=128,ffn=5000,vocab=301", "bf16", Pruning(), 2, 300),
     ("shape:hidden=256,blocks=4,heads=8,kv_heads=2,head_dim=32,ffn=701,vocab=301", "bf16", CUT, 8, 300),
     (SHAPE.replace("head_dim=16", "head_dim=10"), "bf16", Pruning(), 5, 800),  # heads are padded for SDPA
     (f"{SHAPE},family=mistral,window=100", "bf16", Pruning(), 3, 700),
-    (f"{SHAPE},family=qwen2,window=100,full_blocks=1", "bf16", Pruning(), 8, 500),
+    (f"{SHAPE},family=qwen2,window=100,full_blocks=1", "bf16", Pruning(), 8, 900),
 ]
 
 

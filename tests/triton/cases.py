@@ -19,6 +19,7 @@ from tests import seeds
 from tests.judge import assert_no_worse_than_torch
 from tests.ops.inputs import double, low, norm, random, weight
 from tests.ops.test_attention import poisoned, qkv_arguments
+from tests.triton.faster_interpreter import patch_the_language_once
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not triton_kernels.available():
@@ -30,22 +31,6 @@ from pyprune.study import kernel_tuning, tuning_cases  # noqa: E402
 from pyprune.triton_kernels import attention, configs, gemm  # noqa: E402
 from pyprune.triton_kernels.candidates import candidates  # noqa: E402
 from pyprune.triton_kernels.registration import OPERATORS  # noqa: E402
-
-
-def patch_the_language_once() -> None:
-    """Not anew at every call of a function by a kernel, for which the interpreter goes through all of its members."""
-    from triton import language
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang
-
-    def once(function: object) -> object:
-        seen = [value for value in function.__globals__.values() if value is language or value is language.core]
-        patched = seen and not any(language.core.is_builtin(module.load) for module in seen)
-        return interpreter._LangPatchScope() if patched else patch(function)
-
-    interpreter._patch_lang = once
-
 
 if INTERPRETED:
     patch_the_language_once()
