@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pyprune.ops import library_files, schemas
 from tests.cuda import tools
-from tests.programs import made_once, version
 
-TOOLS = {"nvcc": tools.nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": tools.cxx()}
-MISSING = [name for name, found in TOOLS.items() if found is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-needs_disassembler = pytest.mark.skipif(
-    tools.cuobjdump() is None, reason="cuobjdump is not installed (Triton's package carries one)"
-)
+pytestmark = tools.needs_library
+needs_disassembler = tools.needs_disassembler
 
 ARCHITECTURES = ("80", "86", "90a")
 FORMS = (1, 2, 2)  # matrices of each
@@ -26,29 +20,9 @@ INSTANTIATIONS = {(w, rows, form) for w in ("float", "Bf16", "Half") for rows in
 WIDE_LOAD = re.compile(r"LDG\.E\.NA\.128\.CONSTANT|LDG\.E\.128\S*\.NA\S*|LDG\.E\.NA\.\S*128")
 
 
-@dataclass
-class Built:
-    report: str  # what ptxas says of registers and spills
-    library: Path
-
-
 @pytest.fixture(scope="module")
-def built() -> Built:
-    """The library as an installation builds it, against whatever torch is here: it need not load."""
-    options = ["-DPYPRUNE_CUDA=1", f"-DPYPRUNE_TORCH={tools.torch_folder()}"]
-    options += ["-DCMAKE_CUDA_FLAGS=-Xptxas=-v -Werror=all-warnings", f"-DPYPRUNE_NVCC={tools.nvcc()}"]
-
-    def make(folder: Path) -> None:
-        tools.output("cmake", "-G", "Ninja", "-S", tools.ROOT, "-B", folder, *options)
-        report = tools.output("cmake", "--build", folder, "--target", "pyprune_cuda", "--verbose")
-        (folder / "report.txt").write_text(report)
-
-    settings = [version(tools.nvcc() or ""), version(tools.cxx() or ""), *options]
-    ours = [
-        tools.ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py", "pyprune/ops/operators")
-    ]
-    folder = made_once("cuda_library", settings, [*ours, tools.torch_folder() / "version.py"], make)
-    return Built((folder / "report.txt").read_text(), folder / "_cuda.so")
+def library() -> Path:
+    return tools.library()
 
 
 def instantiation(mangled: str) -> tuple[str, int, int]:
@@ -59,37 +33,36 @@ def instantiation(mangled: str) -> tuple[str, int, int]:
     return names[found[1]], int(found[2]), int(found[3])
 
 
-def test_nothing_spills_and_registers_allow_the_planned_blocks(built: Built):
-    entries = re.findall(
-        r"entry function '(\S+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
-        r"loads.*?Used (\d+) registers",
-        built.report,
-        re.DOTALL,
-    )
-    seen = {(instantiation(name), arch) for name, arch, *_ in entries}
+@needs_disassembler
+def test_nothing_spills_and_registers_allow_the_planned_blocks(library: Path):
+    report = tools.output(tools.cuobjdump() or "", "--dump-resource-usage", library)
+    seen = set()
+    for part in report.split("Fatbin elf code:")[1:]:
+        arch = re.search(r"^arch = sm_(\w+)", part, re.MULTILINE)[1]
+        for name, registers, stack, local in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", part):
+            assert (stack, local) == ("0", "0"), (name, arch)  # what spills lies on the stack
+            weights, rows, form = which = instantiation(name)
+            seen.add((which, arch))
+            blocks = 3 if (FORMS[form], rows) == (2, 1) and weights != "float" else 2
+            assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
     assert seen == {(i, arch) for i in INSTANTIATIONS for arch in ARCHITECTURES}
-    for name, arch, stack, stores, loads, registers in entries:
-        assert (stack, stores, loads) == ("0", "0", "0"), (name, arch)
-        weights, rows, form = instantiation(name)
-        blocks = 3 if (FORMS[form], rows) == (2, 1) and weights != "float" else 2
-        assert int(registers) * 256 * blocks <= 65536, (name, arch, registers)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
-def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(built: Built):
-    record = library_files.record(built.library)
+def test_the_library_says_what_it_is_for_and_needs_the_torch_that_has_cuda(library: Path):
+    record = library_files.record(library)
     assert record["digest"] == schemas.digest()
     assert [target.removesuffix("-real") for target in record["targets"].split(",")] == list(ARCHITECTURES)
-    needed = re.findall(r"NEEDED.*\[(\S+)\]", tools.output("readelf", "-d", built.library))
+    needed = re.findall(r"NEEDED.*\[(\S+)\]", tools.output("readelf", "-d", library))
     assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
     assert not [name for name in needed if re.match(r"libcuda|libpython|libcudart", name)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-def test_its_functions_are_those_of_the_digest(built: Built):
-    names = [line.split()[-1] for line in tools.output("nm", "-D", "--defined-only", built.library).splitlines()]
+def test_its_functions_are_those_of_the_digest(library: Path):
+    names = [line.split()[-1] for line in tools.output("nm", "-D", "--defined-only", library).splitlines()]
     expected = {name for name in schemas.FUNCTIONS if name.startswith("pyprune_cuda")}
     assert {name for name in names if name.startswith("pyprune_")} == expected
 
@@ -106,8 +79,8 @@ def functions(assembly: str) -> dict[tuple[str, int, int], list[str]]:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def assembly(request: pytest.FixtureRequest, built: Built) -> tuple[str, dict[tuple[str, int, int], list[str]]]:
-    text = tools.output(tools.cuobjdump() or "", "-sass", "-arch", f"sm_{request.param}", built.library)
+def assembly(request: pytest.FixtureRequest, library: Path) -> tuple[str, dict[tuple[str, int, int], list[str]]]:
+    text = tools.output(tools.cuobjdump() or "", "-sass", "-arch", f"sm_{request.param}", library)
     return request.param, functions(text)
 
 
@@ -145,8 +118,8 @@ def test_dependent_launch_is_compiled_for_hopper_alone(assembly):
 
 @pytest.mark.slow
 @needs_disassembler
-def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(built: Built):
-    code = functions(tools.output(tools.cuobjdump() or "", "-sass", "-arch", "sm_90a", built.library))
+def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(library: Path):
+    code = functions(tools.output(tools.cuobjdump() or "", "-sass", "-arch", "sm_90a", library))
     for which, instructions in code.items():
         wait = next(i for i, line in enumerate(instructions) if "ACQBULK" in line)
         before = [line for line in instructions[:wait] if re.search(r"\bLDG?\.", line)]
@@ -159,8 +132,8 @@ def test_on_hopper_the_ring_is_filled_before_the_wait_and_nothing_else_is_read(b
 
 @pytest.mark.slow
 @needs_disassembler
-def test_later_architectures_get_ptx_of_compute_80_alone_and_weights_stream_past_both_caches(built: Built):
-    ptx = tools.output(tools.cuobjdump() or "", "-ptx", built.library)
+def test_later_architectures_get_ptx_of_compute_80_alone_and_weights_stream_past_both_caches(library: Path):
+    ptx = tools.output(tools.cuobjdump() or "", "-ptx", library)
     assert set(re.findall(r"\.target (\S+)", ptx)) == {"sm_80"}
     assert "griddepcontrol" not in ptx
     for entry in ptx.split(".entry")[1:]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.cuda import tools
+from tests.planted import CHOSEN, planted
 
 pytestmark = pytest.mark.skipif(tools.cxx() is None, reason="a C++ compiler is not installed")
 
@@ -44,53 +46,56 @@ def test_the_cases_reach_every_layout(emulate: Callable[[Case], str]):
     assert seen == {(name, value) for name, values in wanted.items() for value in values}
 
 
-MUTANTS = {  # what is right, what is not, the form that shows it
-    "missing barrier after x is staged": (
-        "stage_panel(panel);\n        block_barrier();",
-        "stage_panel(panel);",
-        "linear",
-    ),
-    "memory shared by the sums of two rows": ("partial + (i & 1) *", "partial + 0 *", "linear"),
-    "forgotten tail": ("lane < rows.edges()", "lane < rows.head", "linear"),
-    "x that is not at the row's phase": (
-        "first = staged.begin * kV - cover[w].phase",
-        "first = staged.begin * kV",
-        "linear",
-    ),
-    "weights of a skipped unit": ("left[w] = skipped ? 0 : left[w]", "left[w] = left[w]", "linear"),
-    "rotation the other way": ("right = right * c + left * s", "right = right * c - left * s", "qkv_rope"),
-    "place in the next head": ("at.head * h.head_stride[kv]", "(at.head + 1) * h.head_stride[kv]", "qkv_rope"),
-    "forgotten edge of x": ("e % kX == 0) {", "e % kX >= 0) {", "linear"),
+# Where in the kernel, what is right there, what is wrong, and the rows and the form that show it.
+FAULTS = {
+    "missing barrier after x is staged": ("stage_panel(panel);\n        {};", "block_barrier()", "void()", 1, "linear"),
+    "memory shared by the sums of two rows": ("partial + {} *", "(i & 1)", "0", 1, "linear"),
+    "forgotten tail": ("lane < {}", "rows.edges()", "rows.head", 1, "linear"),
+    "x that is not at the row's phase": ("first = staged.begin * kV - {}", "cover[w].phase", "0", 1, "linear"),
+    "weights of a skipped unit": ("left[w] = {} ? 0 : left[w]", "skipped", "false", 1, "linear"),
+    "rotation the other way": ("right = right * c + {} * s", "left", "-left", 1, "qkv_rope"),
+    "place in the next head": ("{} * h.head_stride[kv]", "at.head", "(at.head + 1)", 1, "qkv_rope"),
+    "forgotten edge of x": ("alike && {}) {{", "e % kX == 0", "e % kX >= 0", 1, "linear"),
+    "result whose rows are packed": ("* {} + row, value + residual", "a.out_stride", "a.n", 2, "linear"),
+    "x whose rows are packed": ("const int64_t begin = int64_t(m) * {};\n        if", "a.x_stride", "a.k", 2, "linear"),
 }
-MUTANTS_OF_TWO_ROWS = {
-    "result whose rows are packed": ("a.out_stride + row, value + residual", "a.n + row, value + residual", "linear"),
-    "x whose rows are packed": (
-        "const int64_t begin = int64_t(m) * a.x_stride;\n        if",
-        "const int64_t begin = int64_t(m) * a.k;\n        if",
-        "linear",
-    ),
-}
+
+
+@pytest.fixture(scope="module")
+def with_faults(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int, int, str], subprocess.CompletedProcess[str]]:
+    """Runs 60 random cases of one instantiation for bf16, with the fault of that place in FAULTS."""
+    folder = tmp_path_factory.mktemp("planted")
+    kernel = planted((tools.CSRC / "skinny_linear.cuh").read_text(), FAULTS.values())
+    kernel = kernel.replace('"skinny_linear.h"', f'"{tools.CSRC}/skinny_linear.h"')
+    (folder / "skinny_linear.cuh").write_text(kernel)
+    program = (tools.HERE / "skinny_linear.cpp").read_text()
+    program = program.replace("../../csrc/cuda/", "").replace('"emulator.h"', f'"{tools.HERE}/emulator.h"')
+    program = re.sub(r".*(check_all<float>|check_all<Half>|Form::gate_up).*", "", program)  # compiles faster
+    (folder / "program.cpp").write_text(program)
+    reads = [folder / "skinny_linear.cuh", tools.HERE / "emulator.h", tools.CSRC]
+    compiled = tools.compiled(folder / "program.cpp", ["-std=c++17", "-O0", "-w"], reads)
+
+    def run(fault: int, rows: int, form: str, cases: int = 60) -> str:
+        command = [compiled, "bf16", str(rows), form, str(cases), "7"]
+        environment = {**os.environ, CHOSEN: str(fault)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+
+    return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [*MUTANTS, *MUTANTS_OF_TWO_ROWS])
-def test_the_emulator_sees_a_planted(fault: str, tmp_path: Path):
-    right, wrong, form = {**MUTANTS, **MUTANTS_OF_TWO_ROWS}[fault]
-    rows, others = ("2", "1") if fault in MUTANTS_OF_TWO_ROWS else ("1", "2")
-    kernel = (tools.CSRC / "skinny_linear.cuh").read_text()
-    assert kernel.count(right) == 1
-    kernel = kernel.replace(right, wrong).replace('"skinny_linear.h"', f'"{tools.CSRC}/skinny_linear.h"')
-    (tmp_path / "skinny_linear.cuh").write_text(kernel)
-    program = (tools.HERE / "skinny_linear.cpp").read_text()
-    program = program.replace("../../csrc/cuda/", "").replace('"emulator.h"', f'"{tools.HERE}/emulator.h"')
-    program = re.sub(
-        rf".*(check_all<float>|check_all<Half>|check_form<W, {others}|Form::gate_up).*", "", program
-    )  # compiles faster
-    (tmp_path / "program.cpp").write_text(program)
-    reads = [tmp_path / "skinny_linear.cuh", tools.HERE / "emulator.h", tools.CSRC]
-    compiled = tools.compiled(tmp_path / "program.cpp", ["-std=c++17", "-O0", "-w"], reads)
-    with pytest.raises(AssertionError, match="FAILED"):
-        tools.output(compiled, "bf16", rows, form, "60", "7")
+@pytest.mark.parametrize(("rows", "form"), sorted({fault[3:] for fault in FAULTS.values()}))
+def test_the_planted_faults_sleep_until_they_are_called(with_faults: Callable[..., str], rows: int, form: str):
+    assert "passed 60 cases" in with_faults(len(FAULTS), rows, form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulator_sees_a_planted(fault: str, with_faults: Callable[..., str]):
+    *_, rows, form = FAULTS[fault]
+    assert "FAILED" in with_faults(list(FAULTS).index(fault), rows, form), "the fault went unseen"
 
 
 def test_every_layout_fits_its_device():

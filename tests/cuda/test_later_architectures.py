@@ -10,24 +10,23 @@ import pytest
 
 from tests.cuda import tools
 
-NVCC = tools.nvcc()
-pytestmark = pytest.mark.skipif(NVCC is None, reason="not installed: nvcc")
+pytestmark = [tools.needs_library, tools.needs_disassembler]
 THREADS, BLOCKS = 256, 2
 
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the library carries for them."""
+    text = tools.output(tools.cuobjdump() or "", "-ptx", tools.library())
     target = tmp_path_factory.mktemp("ptx") / "skinny_linear.ptx"
-    tools.output(
-        str(NVCC), "-ptx", "-arch=compute_80", "-O3", "-std=c++17", tools.CSRC / "skinny_linear.cu", "-o", target
-    )
+    target.write_text(text[text.index(".version") :].partition("\nFatbin ")[0])
     return target
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [pytest.param("sm_100", marks=pytest.mark.full), "sm_120"])
 def test_nothing_spills_and_two_blocks_fit_a_processor(ptx: Path, tmp_path: Path, arch: str):
-    ptxas = shutil.which("ptxas", path=str(Path(str(NVCC)).resolve().parent))
+    ptxas = shutil.which("ptxas", path=str(Path(str(tools.nvcc())).resolve().parent))
     assert ptxas is not None
     if arch not in tools.output(ptxas, "--help"):
         pytest.skip(f"this ptxas does not know {arch}")

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.programs import ROOT, made_once, version
 
 CSRC = ROOT / "csrc" / "cuda"
@@ -60,6 +62,31 @@ def compiled(source: Path, flags: Sequence[str | Path], reads: Iterable[Path]) -
         output(compiler, *flags, source, "-o", target)
 
     return made_once(source.stem, [version(compiler), *flags], [source, *reads], make)
+
+
+def library() -> Path:
+    """The CUDA library as an installation builds it, without warnings, against whatever torch is here.
+
+    With ccache as CMake's launcher and the sources of a wheel that was built before, it is not compiled again.
+    """
+    options = ["-DPYPRUNE_CUDA=1", f"-DPYPRUNE_TORCH={torch_folder()}", f"-DPYPRUNE_NVCC={nvcc()}"]
+
+    def make(folder: Path) -> None:
+        output("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options)
+        printed = output("cmake", "--build", folder, "--target", "pyprune_cuda")
+        assert "warning" not in printed, printed
+
+    settings = [version(nvcc() or ""), version(cxx() or ""), *options]
+    ours = [ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py", "pyprune/ops/operators")]
+    return made_once("cuda_library", settings, [*ours, torch_folder() / "version.py"], make) / "_cuda.so"
+
+
+_TOOLS = {"nvcc": nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": cxx()}
+_MISSING = [name for name, path in _TOOLS.items() if path is None]
+needs_library = pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}")
+needs_disassembler = pytest.mark.skipif(
+    cuobjdump() is None, reason="cuobjdump is not installed (Triton's package carries one)"
+)
 
 
 def build_program(source: str) -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 from pyprune.ops import native
 from tests.cuda.tools import ROOT, compiled, cxx, output
+from tests.planted import CHOSEN, planted
 
 HERE = Path(__file__).resolve().parent
 KERNELS = ROOT / "csrc" / "cpu"
@@ -92,33 +93,18 @@ FAULTS = {
     "tile that is left in use": ("  {};\n", "_tile_release()", "void()"),
     "weight that is read twice": ("constexpr int64_t kTogether = {};", "kGroups * kRows", "kRows"),
 }
-# A fault is chosen as the program runs: one compilation has them all.
-CHOICE = """
-#include <cstdlib>
-namespace {
-bool planted(int fault) {
-  const char* chosen = std::getenv("PLANTED_FAULT");
-  return chosen && std::atoi(chosen) == fault;
-}
-}  // namespace
-"""
 
 
 @pytest.fixture(scope="module")
 def with_faults(build: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The emulated kernels with every fault planted; PLANTED_FAULT names by its place in FAULTS the one that works."""
+    """The emulated kernels with every fault planted."""
     folder = Path(shutil.copytree(KERNELS, tmp_path_factory.mktemp("planted") / "cpu"))
-    source = (folder / "amx.h").read_text()
-    for number, (place, right, wrong) in enumerate(FAULTS.values()):
-        assert source.count(place.format(right)) == 1
-        chosen = place.replace("constexpr", "const").format(f"(planted({number}) ? ({wrong}) : ({right}))")
-        source = source.replace(place.format(right), chosen)
-    (folder / "amx.h").write_text(source.replace("#pragma once\n", f"#pragma once\n{CHOICE}"))
+    (folder / "amx.h").write_text(planted((folder / "amx.h").read_text(), FAULTS.values()))
     return build(folder)
 
 
 def run_with(fault: int, program: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PLANTED_FAULT": str(fault)}
+    environment = {**os.environ, CHOSEN: str(fault)}
     return subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
 
 
