@@ -1,6 +1,6 @@
 """Weights, activations and results whose rows lie further apart than they are long, in the Triton kernels.
 
-Run like `cases.py`, by `test_interpreter.py` or on a machine with a GPU. Memory that is asked for is filled with NaN.
+Memory that is asked for is filled with NaN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyprune.strides import empty_rows, gpu_rows, gpu_stride, has_zero_gap, mark
 from tests import seeds
 from tests.judge import assert_no_worse_than_torch
 from tests.ops.inputs import double, low, norm, random, weight
-from tests.triton.cases import DEVICE, DTYPES, NAN, OPERATORS
+from tests.triton.on_device import DEVICE, DTYPES, NAN, OPERATORS
 
 from pyprune.triton_kernels import gemm, projections  # isort: skip
 
