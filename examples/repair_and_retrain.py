@@ -37,7 +37,7 @@ def main(model: str, text: str | None, held_out: str, steps: int, seq_len: int) 
     training, windows, judged = texts(decoder, text, held_out, seq_len)
     pruning = pyprune.depth(pyprune.score(decoder, windows[:8]), ratio=0.2)
     pruned = pyprune.apply(decoder, pruning)
-    repaired = pyprune.repair(decoder, pruning, windows)
+    repaired = pyprune.repair(decoder, pruning, windows, steps=steps)
     retrained = pyprune.retrain(
         repaired, text=training, steps=steps, cutoff=seq_len, batch=8, micro_batch=4, learning_rate=1e-3, seed=0
     )
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=TINY, help="a name, directory or .gguf file (default: a tiny random model)")
     parser.add_argument("--text", help="a file, demo:NAME or hf:NAME (default: random tokens, for the random model)")
     parser.add_argument("--held-out", default="demo:boolq", help="with --text, what to judge by (default: demo:boolq)")
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps (default: 10)")
+    parser.add_argument("--steps", type=int, default=10, help="optimiser steps of repair and of retraining (default: 10)")
     parser.add_argument("--seq-len", type=int, default=32, help="tokens of a sample (default: 32)")
     options = parser.parse_args()
     main(options.model, options.text, options.held_out, options.steps, options.seq_len)
