@@ -50,7 +50,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=TINY, help="a name, directory or .gguf file (default: a tiny random model)")
     parser.add_argument("--text", help="a file, demo:NAME or hf:NAME (default: random tokens, for the random model)")
     parser.add_argument("--held-out", default="demo:boolq", help="with --text, what to judge by (default: demo:boolq)")
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps of repair and of retraining (default: 10)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of repair and of retraining (default: 10)")
     parser.add_argument("--seq-len", type=int, default=32, help="tokens of a sample (default: 32)")
     options = parser.parse_args()
     main(options.model, options.text, options.held_out, options.steps, options.seq_len)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pyprune import ops
 from tests import seeds
 from tests.judge import assert_no_worse_than_torch
+from tests.library import needs_library
 from tests.ops.inputs import WEIGHTS, random
 
 D = ops.reference
@@ -93,12 +94,22 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str):
 
 
 def test_wrong_arguments_are_named():
-    q, k, v, slope = operands((2, 4, 2, 7, 6), torch.float32)
+    q, k, v, _ = operands((2, 4, 2, 7, 6), torch.float32)
     sums = torch.empty(q.shape[:-1])
     for arguments, words in (
         ((q, k[:, :, :5], v, 1.0, sums), r"k: \[2, 2, 7, 6\]"),
-        ((q, k, v.bfloat16(), 1.0, sums), r"v: .* of the dtype of q"),
         ((q[:, :3], k, v, 1.0, sums), r"k: a divisor of the 3 heads"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            ops.causal_attention(*arguments)
+
+
+@needs_library
+def test_what_the_kernel_alone_expects_is_named():
+    q, k, v, slope = operands((2, 4, 2, 7, 6), torch.float32)
+    sums = torch.empty(q.shape[:-1])
+    for arguments, words in (
+        ((q, k, v.bfloat16(), 1.0, sums), r"v: .* of the dtype of q"),
         ((q, k, v, 1.0, sums[:1]), r"log_sums: .*\[2, 4, 7\]"),
         ((q.transpose(2, 3), k, v, 1.0, sums), r"q: .* with contiguous rows"),
     ):

