@@ -67,18 +67,23 @@ def compiled(source: Path, flags: Sequence[str | Path], reads: Iterable[Path]) -
 def library() -> Path:
     """The CUDA library as an installation builds it, without warnings, against whatever torch is here.
 
-    With ccache as CMake's launcher and the sources of a wheel that was built before, it is not compiled again.
+    Where ccache is CMake's launcher and a wheel of these sources was built before, nvcc does not run again.
     """
     options = ["-DPYPRUNE_CUDA=1", f"-DPYPRUNE_TORCH={torch_folder()}", f"-DPYPRUNE_NVCC={nvcc()}"]
 
-    def make(folder: Path) -> None:
+    def make(target: Path) -> None:
+        # As deep in the folder as where setup.py builds: ccache then sees the same paths, relative to it.
+        folder = ROOT / "build" / "cuda-of-tests"
+        shutil.rmtree(folder, ignore_errors=True)
         output("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options)
         printed = output("cmake", "--build", folder, "--target", "pyprune_cuda")
         assert "warning" not in printed, printed
+        (folder / "_cuda.so").rename(target)
+        shutil.rmtree(folder)
 
     settings = [version(nvcc() or ""), version(cxx() or ""), *options]
     ours = [ROOT / place for place in ("CMakeLists.txt", "csrc", "pyprune/ops/schemas.py", "pyprune/ops/operators")]
-    return made_once("cuda_library", settings, [*ours, torch_folder() / "version.py"], make) / "_cuda.so"
+    return made_once("cuda_library", settings, [*ours, torch_folder() / "version.py"], make)
 
 
 _TOOLS = {"nvcc": nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": cxx()}

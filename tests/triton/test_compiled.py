@@ -265,7 +265,7 @@ def test_the_products_of_more_than_two_rows_run_on_the_tensor_cores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_streamed_weights_stay_in_the_registers_they_were_loaded_into(rows: int):
     moved = re.compile(r"convert_layout [^:]*: tensor<(\d+)x1x1024xbf16")
     assert moved.search("%a = ttg.convert_layout %b : tensor<8x1x1024xbf16, #blocked> -> ...")
