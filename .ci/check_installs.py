@@ -4,7 +4,8 @@
 
 ARTIFACT: a wheel or an sdist; all of dist/ where none is named. The environment sees the packages that are installed
 beside the running Python, all but pyprune itself; an sdist is built by pip as a user would let it: isolated, by CMake,
-for this machine. --into: install there instead, and leave it there: another Python, another torch.
+for this machine. They go side by side. --into: install there instead, one after the other, and leave it there: another
+Python, another torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,17 +36,23 @@ def main() -> None:
     artifacts = options.artifacts or sorted((ROOT / "dist").iterdir())
     if not artifacts:
         sys.exit("dist/ is empty: make wheel fills it")
-    for artifact in artifacts:
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="pyprune-install-") as folder:
-            python = options.into.absolute() if options.into else clean_environment(Path(folder))
-            call(python, *INSTALL, artifact.absolute(), at=folder)
-            require_satisfied(python)
-            check(python, Path(folder))
-            if not options.into:
-                remove_extras(Path(folder))
-                call(python, Path(folder) / PROBE.name, "modules", at=folder)
-        print(f"{artifact.name}: installed and used in {time.monotonic() - started:.0f} s", flush=True)
+    with ThreadPoolExecutor(1 if options.into else len(artifacts)) as pool:
+        for line in pool.map(partial(install_and_use, into=options.into), artifacts):
+            print(line, flush=True)
+
+
+def install_and_use(artifact: Path, into: Path | None) -> str:
+    """What came of it, in a line; exits where a step fails."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pyprune-install-") as folder:
+        python = into.absolute() if into else clean_environment(Path(folder))
+        call(python, *INSTALL, artifact.absolute(), at=folder)
+        require_satisfied(python)
+        check(python, Path(folder))
+        if not into:
+            remove_extras(Path(folder))
+            call(python, Path(folder) / PROBE.name, "modules", at=folder)
+    return f"{artifact.name}: installed and used in {time.monotonic() - started:.0f} s"
 
 
 def clean_environment(folder: Path) -> Path:

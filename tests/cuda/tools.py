@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def torch_folder() -> Path:
 
 def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def beside_python(name: str) -> str | None:
+    """As setup.py looks for CMake and Ninja."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def cuobjdump() -> str | None:
@@ -75,8 +81,9 @@ def library() -> Path:
         # As deep in the folder as where setup.py builds: ccache then sees the same paths, relative to it.
         folder = ROOT / "build" / "cuda-of-tests"
         shutil.rmtree(folder, ignore_errors=True)
-        output("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options)
-        printed = output("cmake", "--build", folder, "--target", "pyprune_cuda")
+        cmake, ninja = beside_python("cmake") or "", beside_python("ninja")
+        output(cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", ROOT, "-B", folder, *options)
+        printed = output(cmake, "--build", folder, "--target", "pyprune_cuda")
         assert "warning" not in printed, printed
         (folder / "_cuda.so").rename(target)
         shutil.rmtree(folder)
@@ -86,7 +93,7 @@ def library() -> Path:
     return made_once("cuda_library", settings, [*ours, torch_folder() / "version.py"], make)
 
 
-_TOOLS = {"nvcc": nvcc(), "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "C++": cxx()}
+_TOOLS = {"nvcc": nvcc(), "cmake": beside_python("cmake"), "ninja": beside_python("ninja"), "C++": cxx()}
 _MISSING = [name for name, path in _TOOLS.items() if path is None]
 needs_library = pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}")
 needs_disassembler = pytest.mark.skipif(
