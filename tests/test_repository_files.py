@@ -69,6 +69,14 @@ def test_the_release_checklist_names_commands_and_files_that_are_there():
     assert steps == [str(number) for number in range(1, len(steps) + 1)]
 
 
+def test_the_sites_settings_are_read():
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert settings["site_name"] == "pyprune"
+    assert settings["site_description"].startswith("Structured pruning")
+    for hook in settings["hooks"]:
+        assert (ROOT / hook).is_file(), hook
+
+
 def test_nothing_names_a_machine_or_a_mirror():
     names = (
         "Makefile", "mkdocs.yml", "SECURITY.md", "RELEASING.md", "CITATION.cff", ".github/pull_request_template.md",

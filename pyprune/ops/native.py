@@ -138,8 +138,8 @@ CHECKED_ON = {
     "amx": "Intel Xeon with AMX (beside an H100)",
     "avx512_bf16": "AMD EPYC (Zen 4)",
     "avx512": "Intel Xeon, AMD EPYC (Zen 4)",
-    "avx2": "Intel Xeon, AMD EPYC (Zen 4)",
-    "portable": "Intel Xeon, AMD EPYC (Zen 4)",
+    "avx2": "Intel Xeon, AMD EPYC (Zen 3, Zen 4)",
+    "portable": "Intel Xeon, AMD EPYC (Zen 3, Zen 4)",
 }
 """The processors on which each instruction set has passed the operators' tests."""
 
