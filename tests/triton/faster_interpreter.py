@@ -1,18 +1,22 @@
 """Triton's interpreter without work that it repeats: most of its time goes into descriptions of types, not values.
 
-It reaches into Triton (3.9). A version that lacks what is replaced here fails by its name.
+It reaches into Triton 3.9. Other versions are left as they are, and slow.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from importlib.metadata import version
 from typing import Any
 
 import numpy
 
 
 def install() -> None:
+    """Before the first kernel runs, in a process that interprets."""
+    if not version("triton").startswith("3.9."):
+        return
     _patch_the_language_once()
     _describe_each_type_once()
     _find_the_types_of_tuples_when_asked()
