@@ -30,3 +30,17 @@ def double(*values: object) -> list:
 def low(dtype: torch.dtype, *values: object) -> list:
     """The same arguments with every floating tensor in `dtype`: what plain PyTorch computes with in that dtype."""
     return [v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+WRONG_RESIDUAL: list[tuple[dict, str]] = [
+    (dict(x=random(4, 60)), "weight"),
+    (dict(weight=weight(37, 61, torch.float32).double()), "weight"),
+    (dict(weight=weight(61, 37, torch.float32).T), "weight"),
+    (dict(bias=random(36)), "bias"),
+    (dict(residual=random(3, 37)), "residual"),
+    (dict(residual=random(4, 36)), "residual"),
+    (dict(skip=torch.tensor([0, 1])), "skip"),
+    (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
+]
+"""Arguments of `linear_residual` in place of x [4, 61], weight [37, 61], bias [37] and residual [4, 37], and what the
+error says first."""

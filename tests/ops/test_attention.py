@@ -6,32 +6,10 @@ import torch
 from pyprune import ops
 from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
-from tests.ops.inputs import WEIGHTS, double, low, norm, random, weight
+from tests.ops.attention_inputs import CASES, WRONG_QKV, poisoned, qkv_arguments, up_to_its_position, within_windows
+from tests.ops.inputs import WEIGHTS, double, low, random
 
 D = ops.reference
-CASES = [  # batch, tokens, heads, kv_heads, head_dim, hidden, cache rows
-    (1, 1, 9, 3, 64, 96, 700),
-    (3, 5, 4, 2, 10, 33, 40),
-    (2, 40, 3, 3, 22, 50, 300),
-    (2, 3, 8, 1, 128, 40, 530),
-    (64, 1, 4, 2, 16, 24, 300),
-]
-
-
-def qkv_arguments(case: tuple[int, ...], dtype: torch.dtype, extras: bool) -> list:
-    batch, tokens, heads, kv_heads, head_dim, hidden, length = case
-    bias = [random(n * head_dim, dtype=dtype) if extras else None for n in (heads, kv_heads, kv_heads)]
-    norms = [norm(head_dim, dtype) if extras else None for _ in range(2)]
-    angle = torch.rand(length, head_dim // 2) * 6
-    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
-    weights = [weight(n * head_dim, hidden, dtype) for n in (heads, kv_heads, kv_heads)]
-    x = random(batch, tokens, hidden)
-    return [x, norm(hidden, dtype), 1e-5, *weights, *bias, *norms, angle.cos(), angle.sin(), positions]
-
-
-def poisoned(case: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    batch, _, _, kv_heads, head_dim, _, length = case
-    return torch.full((batch, kv_heads, length, head_dim), float("nan"), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -57,14 +35,8 @@ def test_qkv_is_exact_and_lands_in_its_own_rows_of_the_cache(isa: str, case: tup
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_is_exact_and_sees_nothing_past_its_position(isa: str, case: tuple, dtype: torch.dtype):
-    batch, tokens, heads, _, head_dim, _, length = case
-    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
-    keys, values = poisoned(case, dtype), poisoned(case, dtype)
-    for b in range(batch):  # NaN in every row that no query of this sequence may see
-        seen = int(positions[b, -1]) + 1
-        keys[b, :, :seen] = torch.randn_like(keys[b, :, :seen])
-        values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
-    q = random(batch, tokens, heads, head_dim) * 2
+    q, keys, values, positions = up_to_its_position(case, dtype)
+    head_dim = q.shape[-1]
     result = ops.decode_attention(q, keys, values, positions, head_dim**-0.5)
     # The reference multiplies hidden values by zero, so it gets them as zeros.
     clean = [c.nan_to_num() for c in (keys, values)]
@@ -76,16 +48,9 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(isa: str, case: t
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("window", [0, 1, 7, 256, 300])
 def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(isa: str, window: int, dtype: torch.dtype):
-    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 700
     positions = torch.tensor([[3, 4], [255, 256], [600, 601], [699, 2]])
     first = torch.tensor([0, 250, 601, 40])
-    keys, values = (torch.full((batch, kv_heads, length, head_dim), float("nan"), dtype=dtype) for _ in range(2))
-    for b in range(batch):  # NaN in every row that neither query of the sequence may see
-        for own in positions[b].tolist():
-            start = min(own, max(int(first[b]), own - window + 1 if window else 0))
-            for cache in (keys, values):
-                cache[b, :, start : own + 1] = torch.randn_like(cache[b, :, start : own + 1])
-    q = random(batch, 2, heads, head_dim) * 2
+    q, keys, values = within_windows(positions, first, window, 700, dtype)
     # One query at a time: what one may see, the other may not.
     for t in range(2):
         arguments = (positions[:, t : t + 1].contiguous(), 0.3, None, 0, first, window)
@@ -204,17 +169,7 @@ def test_a_position_outside_the_cache_is_refused_before_anything_is_written(posi
 @needs_library
 @pytest.mark.parametrize(
     ("place", "value", "message"),
-    [
-        (0, random(3, 33), "x: "),
-        (1, norm(32, torch.float32), "norm"),
-        (3, weight(41, 33, torch.float32), "q_weight"),
-        (4, weight(10, 33, torch.float32), "k_weight"),
-        (4, weight(20, 33, torch.bfloat16), "k_weight"),
-        (6, random(39), "q_bias"),
-        (11, random(40, 4), "cos, sin"),
-        (13, torch.zeros(3, 5), "positions"),
-        (15, random(3, 2, 39, 10), "v_cache"),
-    ],
+    WRONG_QKV,
 )
 def test_a_wrong_argument_is_named(place: int, value: torch.Tensor, message: str):
     case = CASES[1]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyprune import ops
 from tests.library import needs_library
+from tests.ops.attention_inputs import CASES, poisoned, qkv_arguments
 from tests.ops.inputs import norm, random, weight
-from tests.ops.test_attention import CASES, poisoned, qkv_arguments
 from tests.ops.test_step import step_arguments
 
 D = ops.reference

@@ -6,7 +6,7 @@ import torch
 from pyprune import ops
 from tests.judge import assert_no_worse_than_torch
 from tests.library import needs_library
-from tests.ops.inputs import ROWS, SIZES, WEIGHTS, double, low, norm, random, weight
+from tests.ops.inputs import ROWS, SIZES, WEIGHTS, WRONG_RESIDUAL, double, low, norm, random, weight
 
 D = ops.reference
 
@@ -106,16 +106,7 @@ def test_a_skipped_unit_does_nothing(isa: str, rows: int):
 @needs_library
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (dict(x=random(4, 60)), "weight"),
-        (dict(weight=weight(37, 61, torch.float32).double()), "weight"),
-        (dict(weight=weight(61, 37, torch.float32).T), "weight"),
-        (dict(bias=random(36)), "bias"),
-        (dict(residual=random(3, 37)), "residual"),
-        (dict(residual=random(4, 36)), "residual"),
-        (dict(skip=torch.tensor([0, 1])), "skip"),
-        (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
-    ],
+    WRONG_RESIDUAL,
 )
 def test_a_wrong_argument_is_named(change: dict, message: str):
     args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))

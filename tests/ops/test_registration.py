@@ -22,8 +22,8 @@ from pyprune.ops.results import rows_to_project
 from pyprune.ops.schemas import SCHEMAS
 from tests import seeds
 from tests.library import needs_library
+from tests.ops.attention_inputs import CASES, poisoned, qkv_arguments
 from tests.ops.inputs import norm, random, weight
-from tests.ops.test_attention import CASES, poisoned, qkv_arguments
 from tests.ops.test_step import step_arguments
 
 

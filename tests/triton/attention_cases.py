@@ -7,8 +7,8 @@ import torch
 
 from pyprune.ops.reference import REFERENCE
 from tests.judge import assert_no_worse_than_torch
+from tests.ops.attention_inputs import up_to_its_position, within_windows
 from tests.ops.inputs import double, random
-from tests.ops.test_attention import poisoned
 from tests.triton.on_device import DTYPES, NAN, SHAPES, check, run, seeded  # noqa: F401
 
 from pyprune.triton_kernels import attention  # isort: skip
@@ -17,14 +17,8 @@ from pyprune.triton_kernels import attention  # isort: skip
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [*SHAPES[:5], (2, 1, 2, 2, 40, 0, 90)], ids=str)
 def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtype: torch.dtype):
-    batch, tokens, heads, _, head_dim, _, length = case
-    positions = torch.randint(0, length - tokens + 1, (batch, 1)) + torch.arange(tokens)
-    keys, values = poisoned(case, dtype), poisoned(case, dtype)
-    for b in range(batch):  # NaN in every row that no query of this sequence may see
-        seen = int(positions[b, -1]) + 1
-        keys[b, :, :seen] = torch.randn_like(keys[b, :, :seen])
-        values[b, :, :seen] = torch.randn_like(values[b, :, :seen])
-    q = random(batch, tokens, heads, head_dim) * 2
+    q, keys, values, positions = up_to_its_position(case, dtype)
+    head_dim = q.shape[-1]
     clean = [c.nan_to_num() for c in (keys, values)]
     reference = REFERENCE["decode_attention"]
     plain = reference(q.to(dtype), *clean, positions, head_dim**-0.5)
@@ -37,16 +31,9 @@ def test_attention_is_exact_and_sees_nothing_past_its_position(case: tuple, dtyp
     ("window", "dtype"), [(w, d) for d in DTYPES for w in (0, 1, 7, 32, 40) if d == torch.float32 or w == 7], ids=str
 )
 def test_a_query_sees_its_window_from_the_first_row_on_and_always_itself(window: int, dtype: torch.dtype):
-    batch, heads, kv_heads, head_dim, length = 4, 6, 2, 18, 110  # in the interpreter a KV split is 32 rows
     positions = torch.tensor([[3, 4], [31, 32], [64, 65], [109, 2]])
     first = torch.tensor([0, 30, 65, 20])
-    keys, values = (torch.full((batch, kv_heads, length, head_dim), NAN, dtype=dtype) for _ in range(2))
-    for b in range(batch):  # NaN in every row that neither query of the sequence may see
-        for position in positions[b].tolist():
-            start = min(position, max(int(first[b]), position - window + 1 if window else 0))
-            for cache in (keys, values):
-                cache[b, :, start : position + 1] = torch.randn_like(cache[b, :, start : position + 1])
-    q = random(batch, 2, heads, head_dim) * 2
+    q, keys, values = within_windows(positions, first, window, 110, dtype)  # in the interpreter a KV split is 32 rows
     clean = [c.nan_to_num() for c in (keys, values)]
     reference = REFERENCE["decode_attention"]
     for seen in (slice(0, 1), slice(1, 2), slice(0, 2)):  # each alone: what one may see, the other may not

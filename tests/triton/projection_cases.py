@@ -7,7 +7,7 @@ import torch
 
 from pyprune.models import load_sizes
 from tests.judge import assert_no_worse_than_torch
-from tests.ops.inputs import norm, random, weight
+from tests.ops.inputs import WRONG_RESIDUAL, norm, random, weight
 from tests.triton.on_device import DEVICE, DTYPES, INTERPRETED, NAN, OPERATORS, check, run, seeded  # noqa: F401
 
 from pyprune.study import kernel_tuning, tuning_cases  # isort: skip
@@ -160,17 +160,7 @@ def test_what_tuning_tries_gives_the_fixed_configurations_results(rows: int, mon
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (dict(x=random(4, 60)), "weight"),
-        (dict(weight=weight(37, 61, torch.float32).double()), "weight"),
-        (dict(weight=weight(61, 37, torch.float32).T), "weight"),
-        (dict(bias=random(36)), "bias"),
-        (dict(residual=random(3, 37)), "residual"),
-        (dict(residual=random(4, 36)), "residual"),
-        (dict(residual=random(4, 37, dtype=torch.float16)), "residual"),
-        (dict(skip=torch.tensor([0, 1])), "skip"),
-        (dict(skip=torch.tensor([True]), sublayer=1), "sublayer: 1"),
-    ],
+    [*WRONG_RESIDUAL, (dict(residual=random(4, 37, dtype=torch.float16)), "residual")],
 )
 def test_a_wrong_argument_is_named(change: dict, message: str):
     args = dict(x=random(4, 61), weight=weight(37, 61, torch.float32), bias=random(37), residual=random(4, 37))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyprune.ops.reference import REFERENCE
 from tests.judge import assert_no_worse_than_torch
-from tests.ops.inputs import double, low, norm, random, weight
-from tests.ops.test_attention import poisoned, qkv_arguments
+from tests.ops.attention_inputs import WRONG_QKV, poisoned, qkv_arguments
+from tests.ops.inputs import double, low, random
 from tests.triton.on_device import DTYPES, NAN, SHAPES, run, seeded  # noqa: F401
 
 
@@ -138,18 +138,7 @@ def test_caches_may_be_views_and_larger_than_the_batch():
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
-    [
-        (0, random(3, 33), "x: "),
-        (1, norm(32, torch.float32), "norm"),
-        (3, weight(41, 33, torch.float32), "q_weight"),
-        (4, weight(10, 33, torch.float32), "k_weight"),
-        (4, weight(20, 33, torch.bfloat16), "k_weight"),
-        (6, random(39), "q_bias"),
-        (11, random(40, 4), "cos, sin"),
-        (13, torch.zeros(3, 5), "positions"),
-        (15, random(3, 2, 39, 10), "v_cache"),
-        (18, torch.zeros(3, 4, dtype=torch.int64), "slots"),
-    ],
+    [*WRONG_QKV, (18, torch.zeros(3, 4, dtype=torch.int64), "slots")],
 )
 def test_a_wrong_argument_of_the_projections_for_attention_is_named(place: int, value: Tensor, message: str):
     case = SHAPES[2]
