@@ -183,7 +183,7 @@ def test_weights_come_in_16_byte_loads_where_rows_are_padded_and_never_where_odd
     for padded, expected in ((True, 16), (False, 2)):
         widths = {}
         for operator, call in inspect.operators(rows, torch.bfloat16, ODD, ODD, padded).items():
-            if "attention" in operator or "," in operator:  # other loads of the same weights are no others
+            if "attention" in operator or "," in operator:  # an operator's variants load its weights alike
                 continue
             main = inspect.recorded(capability, call)[0]
             assert main.arguments["K"] == ODD
@@ -289,7 +289,7 @@ def test_no_kernel_adds_with_atomics():
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [pytest.param(86, marks=pytest.mark.full), 90])
 def test_kernels_that_start_early_wait_before_they_touch_memory(capability: int):
-    # Nothing may branch around the wait either. Older architectures lack the instructions (one is another test's).
+    # Nothing may branch around the wait either. Older architectures lack the instructions: sm_80 is checked above.
     step = re.compile(r"griddepcontrol\.\w+|\bbra\b|\b(?:ld|st|atom|red)\.global|\bcp\.async")
     dependent = set()
     for rows, activations in ((1, BF16), (64, FP32)):
