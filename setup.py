@@ -10,6 +10,7 @@ or regardless (1: for a wheel, whatever the torch here; it serves GPUs under a t
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -81,6 +83,15 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
+def tools_of_the_build(torch: Path) -> list[Any]:
+    """What decides on the libraries beside the sources: the compilers, torch's version, and what CMake is told."""
+    told = ("CC", "CFLAGS", "CXX", "CXXFLAGS", "LDFLAGS", "CUDA", "NVCC", "CMAKE", "CPATH", "CPLUS", "LIBRARY_PATH")
+    environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(told)}
+    paths = [path for path in (compiler(), shutil.which(os.environ.get("CUDACXX", "nvcc"))) if path]
+    versions = [subprocess.run([path, "--version"], capture_output=True, text=True).stdout for path in paths]
+    return [paths, versions, (torch / "version.py").read_text(), environment]
+
+
 def long_description() -> str:
     """The README for a package index, which does not have the repository's files: relative links lead to the
     repository that pyproject.toml names under `project.urls`, or are left out where it names none."""
@@ -141,12 +152,17 @@ class BuildWithCMake(build_ext):
         if cuda not in CUDA_CHOICES:
             sys.exit(f"pyprune: PYPRUNE_CUDA={cuda}: one of {', '.join(CUDA_CHOICES)} is expected")
         torch, build = torch_folder().resolve(), self.build_folder
-        shutil.rmtree(build, ignore_errors=True)  # CMake keeps the compiler and the torch of the last time
-        build.mkdir(parents=True)
         cmake, ninja = tool("cmake"), tool("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         options = [f"-DPYPRUNE_TORCH={torch}", f"-DPYPRUNE_CUDA={cuda}", f"-DPython3_EXECUTABLE={sys.executable}"]
-        subprocess.run([cmake, *generator, "-S", HERE, "-B", build, *options], check=True)
+        configure = [str(word) for word in (cmake, *generator, "-S", HERE, "-B", build, *options)]
+        # CMake keeps the compiler and the torch of the last time, so its folder serves only where these are the same.
+        record, tools = build / "tools.json", json.dumps([configure, tools_of_the_build(torch)])
+        if not record.exists() or record.read_text() != tools:
+            shutil.rmtree(build, ignore_errors=True)
+            build.mkdir(parents=True)
+        subprocess.run(configure, check=True)
+        record.write_text(tools)
         subprocess.run([cmake, "--build", build], check=True)
         built = {LIBRARY: build / "_cpu.so", CUDA_LIBRARY: build / "_cuda.so"}
         return {name: library for name, library in built.items() if library.exists()}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,45 @@ def test_a_build_with_a_torch_that_is_too_old_says_so(
         SystemExit, match=r"^pyprune: torch \d\.\d+: 2\.10 or newer is expected: pip install 'torch>=2\.10'$"
     ):
         build["torch_folder"]()
+
+
+def test_what_is_compiled_stays_until_the_tools_change(
+    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    torch = installed_torch(tmp_path, "2.10.0")
+    builder = SimpleNamespace(build_folder=tmp_path / "cmake")
+    build_libraries = build["BuildWithCMake"].build_libraries
+    monkeypatch.setitem(build_libraries.__globals__, "torch_folder", lambda: torch)
+    run, cmake = subprocess.run, build["tool"]("cmake")
+    fails = set()
+
+    def no_cmake(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[0] != cmake:
+            return run(command, **options)
+        if "--build" not in command and "cmake" in fails:
+            raise subprocess.CalledProcessError(1, command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", no_cmake)
+
+    def stays() -> bool:
+        compiled = builder.build_folder / "compiled.o"
+        build_libraries(builder)
+        stayed = compiled.exists()
+        compiled.touch()
+        return stayed
+
+    assert [stays(), stays()] == [False, True]
+    (torch / "version.py").write_text("__version__ = '2.11.0'\n")
+    assert [stays(), stays()] == [False, True]
+    monkeypatch.setenv("CXXFLAGS", "-O1")
+    assert [stays(), stays()] == [False, True]
+    monkeypatch.setenv("PYPRUNE_CUDA", "0")
+    fails.add("cmake")
+    with pytest.raises(subprocess.CalledProcessError):
+        stays()
+    fails.clear()
+    assert [stays(), stays()] == [False, True]
 
 
 def imported(*places: Path) -> subprocess.CompletedProcess[str]:
