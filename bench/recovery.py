@@ -24,14 +24,16 @@ import torch
 import pyprune
 from bench.repair_study import WINDOWS_OF_STEPS, Study
 from pyprune.files import write_bytes, write_json
+from pyprune.ops import native
 from pyprune.recovery import repair_with_report
 from pyprune.retraining import retrain_with_report
 from pyprune.retraining.curve import Point
+from pyprune.retraining.settings import PRECISIONS
 from pyprune.scoring.calibration.demonstrations import TRAINING
 from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
-FORMAT = "pyprune recovery 3"
+FORMAT = "pyprune recovery 4"
 RATIO = 0.2
 """The share of the parameters that goes."""
 
@@ -56,7 +58,7 @@ RESERVE = 0.92
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Of every training: the paper's rank and targets, a smaller batch and a higher rate for few steps."""
     return {
-        "precision": "bf16", "batch": options.batch, "micro_batch": 4, "cutoff": options.cutoff,
+        "precision": options.precision, "batch": options.batch, "micro_batch": 4, "cutoff": options.cutoff,
         "learning_rate": options.learning_rate, "warmup_steps": 50, "held_out": 32, "seed": 0,
     }  # fmt: skip
 
@@ -80,7 +82,6 @@ class Recovery:
         self.original = self.study.decoder
         self.pruned = pyprune.apply(self.original, self.study.pruning("one-shot", RATIO, 0))
         if "perplexity" not in self.done:
-            self.done["machine"] = describe()
             self.done["removed"] = self.study.pruning("one-shot", RATIO, 0).to_dict()
             self.done["perplexity"] = {
                 name: {text: math.exp(value) for text, value in self.study.log_perplexities(model).items()}
@@ -98,12 +99,13 @@ class Recovery:
             shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
             ids = self.study.windows("passages", WINDOWS_OF_STEPS, 0)
-            report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision="bf16")
+            precision = self.options.precision
+            report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision=precision)
             seconds = time.perf_counter() - began
             report.decoder.save(folder)
             reached = self.perplexities(report.decoder)
             self.done["repair"] = {
-                "windows": WINDOWS_OF_STEPS, "seconds": seconds, "perplexity": reached,
+                "machine": describe(), "windows": WINDOWS_OF_STEPS, "seconds": seconds, "perplexity": reached,
                 "recovered": self.recovered(reached), **report.to_dict(),
             }  # fmt: skip
             self.keep()
@@ -125,7 +127,8 @@ class Recovery:
         model = self.pruned if part == "plain" else self.repaired()
         common: dict[str, Any] = {"text": TRAINING, **settings(self.options)}
         if part == "distilled":
-            common |= {"distill_from": self.original.to(dtype=torch.bfloat16), "distill_weight": DISTILL_WEIGHT}
+            teacher = self.original.to(dtype=torch.bfloat16) if self.options.precision == "bf16" else self.original
+            common |= {"distill_from": teacher, "distill_weight": DISTILL_WEIGHT}
         if part not in self.done["plans"]:
             curve = retrain_with_report(model, **common | {"held_out": 0, "eval_text": None}, steps=PROBE).curve
             seconds = (curve[-1].seconds - curve[1].seconds) / (PROBE - 1)
@@ -158,6 +161,12 @@ def main() -> None:
     parser.add_argument("--repair", default=REPAIR, help=f"the method of repair (default: {REPAIR})")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--cutoff", type=int, default=256)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="bf16" if native.multiplies_bfloat16() else "fp32",
+        help="of the matrix products (default: bf16 where the processor multiplies it)",
+    )
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--out", default="bench/results/recovery-smollm2.json", help="the JSON file")
     options = parser.parse_args()

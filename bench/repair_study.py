@@ -24,13 +24,15 @@ import pyprune
 from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
 from pyprune.recovery.fitting import enough_samples
+from pyprune.recovery.local_steps import default_precision
 from pyprune.retraining.clean_texts import without_quotes
 from pyprune.scoring.calibration import calibration, evaluation
 from pyprune.scoring.calibration.demonstrations import boolq, lambada, passages
 from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, draw_windows
+from pyprune.study.machine import describe, lasting
 
-FORMAT = "pyprune repair study 3"
+FORMAT = "pyprune repair study 4"
 SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 1024, 64, 100
 """Windows: closed forms are fitted on WINDOWS, chains with gradient steps on WINDOWS_OF_STEPS."""
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
@@ -38,9 +40,6 @@ WIDTH = ("flap-bias", "stat", "refit-all-o")
 CHAIN = "refit-all-o+tail"
 BEST = ("refit-all-o", CHAIN)
 BY_STEPS = ("blockwise", "tail")
-PRECISION = "bf16"
-"""Of the matrix products in gradient steps."""
-
 PARTS = {
     "methods": "every closed form at 20 % depth, one-shot and greedy by PPL: about 2 min a cell",
     "steps": "gradient steps alone and behind the best closed form, one-shot and greedy: 7 to 17 min a cell",
@@ -156,8 +155,6 @@ class Study:
             key = json.dumps([begun, options, bool(set(BY_STEPS) & set(chain))], sort_keys=True)
             if key not in self._stages:
                 of_method = {name: value for name, value in options.items() if takes(method, name)}
-                if method in BY_STEPS:
-                    of_method = {"precision": PRECISION, **of_method}
                 began = time.perf_counter()
                 is_followed = bool(set(BY_STEPS) & set(chain[place + 1 :])) and method not in BY_STEPS
                 taken = ids[: enough_samples(pruned, SEQ_LEN)] if is_followed else ids
@@ -212,6 +209,16 @@ class Study:
         }
 
 
+def this_machine(done: dict[str, Any], decoder: Any) -> int:
+    """The place of this machine among the file's machines, where it is added if it is new. Cells of one study may come
+    from several machines: their minutes are not comparable then, and gradient steps differ in their products."""
+    machines = done.setdefault("machines", [])
+    here = {**lasting(describe()), "products_of_steps": default_precision(decoder)}
+    if here not in machines:
+        machines.append(here)
+    return machines.index(here)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas (default: all)")
@@ -235,11 +242,8 @@ def main() -> None:
             if any(entry["cell"] == cell for entry in done["cells"]):
                 continue
             study = study or Study(options.wikitext)
-            entry = {"part": part, "cell": cell, **study.run(cell)}
+            entry = {"part": part, "cell": cell, "machine": this_machine(done, study.decoder), **study.run(cell)}
             done["cells"].append(entry)
-            done["versions"] = {
-                "torch": torch.__version__, "threads": torch.get_num_threads(), "products of steps": PRECISION
-            }  # fmt: skip
             write_json(out, done)
             if "tasks" in entry:
                 shares = {name: f"{values['acc']:.3f}" for name, values in entry["tasks"].items()}

@@ -9,7 +9,7 @@ from math import log
 from statistics import fmean
 from typing import Any
 
-from bench.pages.results import RESULTS, link, read, table
+from bench.pages.results import RESULTS, in_words, link, read, table
 from bench.pages.tables import perplexity
 from bench.repair_study import DOCUMENTS, PARTS, SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, cells
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
@@ -34,7 +34,7 @@ def page() -> str:
 
 SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity that is there again, on
 text that neither calibration nor training saw: WikiText-2's test split and passages of BoolQ. A negative share means
-that the repair harms. All of it ran on two cores; gradient steps had bf16 products.
+that the repair harms.
 
 {made}
 """
@@ -42,7 +42,8 @@ that the repair harms. All of it ran on two cores; gradient steps had bf16 produ
 
 def repairs(name: str = REPAIRS) -> str:
     """The study of repairs; a part that has not been run whole has no table."""
-    entries = read(name)["cells"]
+    results = read(name)
+    entries = results["cells"]
     parts = {part: finished(part, entries) for part in PARTS}
     tables = (
         ("The perplexities:", entries, prunings),
@@ -82,9 +83,16 @@ python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
 A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}).
+unless a table says otherwise ({link(name)}). {measured_on(results["machines"])}
 
 {shown}"""
+
+
+def measured_on(machines: Iterable[Mapping[str, Any]]) -> str:
+    """The machines, and the products of gradient steps on each."""
+    each = dict.fromkeys(f"{in_words(info)}, gradient steps in {info['products_of_steps']}" for info in machines)
+    several = "" if len(each) == 1 else ". Minutes of different machines do not compare"
+    return f"Measured on {'; '.join(each)}{several}."
 
 
 def finished(part: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -222,6 +230,7 @@ first is better.
 def trainings(name: str = TRAININGS) -> str:
     """What an hour of training adds."""
     results = read(name)
+    machines = dict.fromkeys(in_words(part["machine"]) for part in results["parts"].values())
     return f"""## Retraining
 
 ```bash
@@ -229,7 +238,8 @@ python -m bench.recovery --wikitext wikitext2-test.txt
 ```
 
 LoRA trains on `demo:passages` for {results["settings"]["minutes"]:g} minutes ({link(name)}), with distillation towards
-the original's predictions alone; the repair is `{results["settings"]["repair"]}`.
+the original's predictions alone; the repair is `{results["settings"]["repair"]}`. Measured on {"; ".join(machines)},
+matrix products in {results["settings"]["precision"]}.
 
 {recovery(results)}
 

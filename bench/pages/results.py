@@ -71,6 +71,10 @@ def _numbers(column: Sequence[str]) -> bool:
 def machine(name: str) -> str:
     """The machine of a benchmark file or a comparison, in words."""
     data = read(name)
-    info = data.get("machine_info") or data["machine"]
+    return in_words(data.get("machine_info") or data["machine"])
+
+
+def in_words(info: Mapping[str, Any]) -> str:
+    """A machine as `pyprune.study.machine` describes it."""
     flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in info["cpu_flags"]]
     return f"{info['usable_cores']} cores of an {info['cpu']} ({flags[0]})"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import pyprune
+from bench import repair_study
 from bench.pages import recovery
 from bench.repair_study import CHAIN, PARTS, cells
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
@@ -11,12 +13,16 @@ from pyprune.evaluation.paper_tasks import PAPER_TASKS
 
 def entry(part, cell, number):
     """A made-up result; what is won back of both texts is `number` percent."""
-    made = {"part": part, "cell": cell, "seconds": 60.0 * number}
+    made = {"part": part, "cell": cell, "machine": 0, "seconds": 60.0 * number}
     if part == "tasks":
         shares = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
         return made | {"tasks": {name: dict.fromkeys(shares, number / 100) for name in PAPER_TASKS}}
     quality = {"original": 50.0, "pruned": 200.0, "repaired": 100.0, "recovered": number / 100}
     return made | {"removed": {"blocks": [1, number]}, "perplexity": dict.fromkeys(recovery.TEXTS, quality)}
+
+
+def machine(flag, products="fp32", commit="a"):
+    return {"cpu": "CPU", "cpu_flags": [flag], "usable_cores": 2, "products_of_steps": products, "commit": commit}
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def study(monkeypatch):
         for cell in cells(part):
             if all(cell != present["cell"] for present in entries):
                 entries.append(entry(part, cell, len(entries)))
-    monkeypatch.setattr(recovery, "read", lambda name: {"cells": entries})
+    monkeypatch.setattr(recovery, "read", lambda name: {"machines": [machine("avx2")], "cells": entries})
     return entries
 
 
@@ -60,3 +66,23 @@ def test_a_share_stands_in_the_row_of_its_cell(study):
 def test_parts_that_were_not_run_have_no_table(study):
     study[:] = [present for present in study if present["part"] == "methods"]
     assert len(tables(recovery.repairs())) == 2  # of seeds, texts and others only the cells that methods has
+
+
+def test_minutes_are_said_to_compare_only_on_one_machine(study):
+    assert "Measured on 2 cores of an CPU (avx2), gradient steps in fp32.\n" in recovery.repairs()
+    two_commits = recovery.measured_on([machine("avx2"), machine("avx2", commit="b")])
+    assert "compare" not in two_commits
+    two_machines = recovery.measured_on([machine("avx2"), machine("avx512_bf16", "bf16")])
+    assert two_machines == (
+        "Measured on 2 cores of an CPU (avx2), gradient steps in fp32; 2 cores of an CPU (avx512_bf16), gradient steps"
+        " in bf16. Minutes of different machines do not compare."
+    )
+
+
+def test_a_study_names_each_machine_once(monkeypatch):
+    decoder = pyprune.load("shape:tiny")
+    done = {}
+    assert [repair_study.this_machine(done, decoder) for _ in range(2)] == [0, 0]
+    monkeypatch.setattr(repair_study, "default_precision", lambda _: "another")
+    assert repair_study.this_machine(done, decoder) == 1
+    assert [entry["products_of_steps"] for entry in done["machines"]][1] == "another"
