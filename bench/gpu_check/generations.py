@@ -26,6 +26,7 @@ from bench.gpu_check.settings import Save, Settings
 from bench.gpu_check.table1 import DRY_NEW, NEW, PROMPT, load, model_name
 from pyprune.models.decoder import Decoder
 from pyprune.models.transformers_model import to_transformers
+from pyprune.runtime.huggingface.layers import CACHE
 from pyprune.study.device import synchroniser
 from pyprune.study.measure import speedup
 from pyprune.study.paper import facts
@@ -202,7 +203,7 @@ def _their_peak(model: Decoder, batch: int, length: int) -> int | None:
     free(model.device)
     measured.forget()
     tokens = torch.ones(batch, 1, dtype=torch.int64, device=model.device)
-    peer(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    peer(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     return measured.added()
 
 

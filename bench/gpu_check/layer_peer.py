@@ -27,6 +27,7 @@ from bench.peers.hugging_face import at_most
 from pyprune.models.decoder import Decoder
 from pyprune.models.tensors import one_line
 from pyprune.models.transformers_model import to_transformers
+from pyprune.runtime.huggingface.layers import CACHE
 from pyprune.study.measure import speedup
 
 LAYERS, BATCHES, ROUNDS, REPLAYS = 32, (1, 16), 9, 10
@@ -120,8 +121,8 @@ def peer(decoder: Decoder, layers: int, batch: int, position: int, options: dict
 
     def forward(x: Tensor) -> Tensor:
         return layer(
-            x, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
-            position_embeddings=turns,
+            x, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=turns,
+            **{CACHE: cache},
         )  # fmt: skip
 
     def step() -> None:

@@ -15,6 +15,7 @@ from bench.peers.peer import Absent, Decoding, Peer
 from pyprune.models.decoder import Decoder
 from pyprune.models.tensors import one_line
 from pyprune.models.transformers_model import to_transformers
+from pyprune.runtime.huggingface.layers import CACHE
 
 COMPILE_SECONDS = 180
 
@@ -79,16 +80,14 @@ class HuggingFaceDecoding(Decoding):
     def prefill(self, prompts: Tensor) -> None:
         self._cache = self._new_cache()
         self._position = torch.full((1, 1), prompts.shape[1], device=prompts.device)
-        out = self._model(prompts, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        out = self._model(prompts, **{CACHE: self._cache}, use_cache=True, logits_to_keep=1)
         self._tokens = out.logits[:, -1].argmax(-1)
 
     @torch.inference_mode()
     def decode(self, steps: int) -> Tensor:
         chosen = []
         for _ in range(steps):
-            out = self._step(
-                self._tokens[:, None], position_ids=self._position, past_key_values=self._cache, use_cache=True
-            )
+            out = self._step(self._tokens[:, None], position_ids=self._position, **{CACHE: self._cache}, use_cache=True)
             self._tokens = out.logits[:, -1].argmax(-1)
             self._position = self._position + 1  # on the device: a step waits for nothing from the host
             chosen.append(self._tokens)
