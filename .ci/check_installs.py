@@ -89,12 +89,12 @@ def remove_extras(folder: Path) -> None:
 
 
 def check(python: Path, folder: Path) -> None:
-    """Every step of the probe in a process of its own, in an empty folder; then where the sources hide the package."""
+    """Every step of the probe, in an empty folder; then where the sources hide the package."""
     work = folder / "work"
     work.mkdir()
     probe = shutil.copy(PROBE, folder / PROBE.name)
-    for step in ("modules", "write", "read", "read_plainly", "demonstration"):
-        call(python, probe, step, at=work)
+    call(python, probe, "modules", at=work)
+    call(python, probe, "write", "read", "read_plainly", "demonstration", at=work)
     call(python.with_name("pyprune"), "doctor", at=work)
     call(python.with_name("pyprune"), "score", "shape:tiny", "--samples", "2", "--seq-len", "8", at=ROOT)
     hidden = subprocess.run(

@@ -1,13 +1,18 @@
-"""Uses an installed pyprune as its users do, far from the repository: `installed.py STEP`, in an empty folder."""
+"""Uses an installed pyprune as its users do, far from the repository: `installed.py STEP ...`, in an empty folder.
+
+Each of several steps runs in a process of its own, a fork of one that has imported torch and nothing else.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import pkgutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +137,22 @@ def demonstration() -> None:
     )
 
 
+def run(steps: list[Callable[[], None]]) -> None:
+    """One step in this process, of several each in a fork; exits where one fails."""
+    if len(steps) == 1:
+        steps[0]()
+        return
+    importlib.import_module("torch")
+    for step in steps:
+        child = os.fork()
+        if not child:
+            step()
+            return
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            sys.exit(f"failed: {step.__name__}")
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("error", message="pyprune runs on plain PyTorch")
-    {step.__name__: step for step in (modules, write, read, read_plainly, demonstration)}[sys.argv[1]]()
+    steps = {step.__name__: step for step in (modules, write, read, read_plainly, demonstration)}
+    run([steps[name] for name in sys.argv[1:]])

@@ -162,7 +162,9 @@ def test_flaps_bias_stands_for_what_is_gone(smollm2, ids, reference):
     assert float(difference.norm()) < 1e-5 * float(whole.mean((0, 1)).norm())
 
 
-@pytest.mark.parametrize(("variant", "most"), [("param_first", 3), ("param_mix", 4)])
+@pytest.mark.parametrize(
+    ("variant", "most"), [pytest.param("param_first", 3, marks=pytest.mark.full), ("param_mix", 4)]
+)
 @pytest.mark.slow
 def test_gradients_stay_within_a_few_times_the_model(variant, most):
     # The peak does not depend on the number of samples, and hardly on their length: bench/width_memory.py takes 1000.
