@@ -63,12 +63,15 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def remove_parts(path: str | os.PathLike[str]) -> None:
     """Remove what a killed process left half-written of `path`. For who alone writes there."""
-    target = Path(path).absolute()
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+    for target in {Path(path).absolute(), Path(path).resolve()}:  # of a linked directory they are beside the real one
+        name = glob.escape(target.name)
+        # The second: a directory that was itself written whole to become a part, as a model in a result's directory.
+        for pattern in (f".{name}.*.part", f"..{name}.*.part.*.part"):
+            for part in target.parent.glob(pattern):
+                if part.is_dir():
+                    shutil.rmtree(part, ignore_errors=True)
+                else:
+                    part.unlink(missing_ok=True)
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from pyprune.errors import InputError
-from pyprune.files import require_free_directory, whole_directory, write_json, write_text
+from pyprune.files import remove_parts, require_free_directory, whole_directory, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
@@ -41,6 +41,25 @@ def test_a_link_to_an_empty_directory_is_followed(tmp_path):
     assert (tmp_path / "real" / "file").read_text() == "x"
     assert (tmp_path / "later" / "file").read_text() == "x"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
+    def killed(name: str) -> None:
+        child = os.fork()
+        if not child:
+            with whole_directory(tmp_path / name) as scratch, whole_directory(scratch) as inner:
+                (inner / "half").write_text("...")
+                os._exit(0)  # no handler runs
+        assert os.waitpid(child, 0)[1] == 0
+
+    (tmp_path / "link").symlink_to("real")
+    for name in ("out", "output", "link"):
+        killed(name)
+    assert len(os.listdir(tmp_path)) == 7
+    remove_parts(tmp_path / "out")
+    remove_parts(tmp_path / "link")
+    left = sorted(name.lstrip(".").partition(".")[0] for name in os.listdir(tmp_path))
+    assert left == ["link", "output", "output"]
 
 
 def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -187,6 +187,24 @@ def test_nothing_that_was_half_written_stays(llama, text, tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_kill_while_the_weights_are_written_leaves_nothing_for_good(llama, text, tmp_path, monkeypatch):
+    result = retrain_with_report(llama, text=text, **FEW)
+
+    def killed(_, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        os._exit(0)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr("pyprune.models.checkpoints._write_weights", killed)
+        result.save(tmp_path / "out")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+    pyprune.retrain(llama, text=text, out=tmp_path / "out", resume=True, **FEW)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-2}, {"seed": 1}, {"cutoff": 6}], ids=str)
 def test_the_state_of_another_training_is_refused(llama, text, tmp_path, change):
     journal = tmp_path / "state"
