@@ -77,11 +77,11 @@ class Decoder:
         return ()
 
     def pad_token_id(self) -> int:
-        """The padding id: the model's own, else its first EOS, else 0."""
-        for source in (self.generation_config or {}, self.config):
-            if source.get("pad_token_id") is not None:
-                return int(source["pad_token_id"])
-        return (self.eos_token_ids() or (0,))[0]
+        """The padding id: the model's own, else its first EOS, else 0; ids outside the vocabulary, as some
+        configurations have, are passed over."""
+        own = (source.get("pad_token_id") for source in (self.generation_config or {}, self.config))
+        candidates = (*own, *self.eos_token_ids()[:1])
+        return next((int(id) for id in candidates if id is not None and 0 <= int(id) < self.vocab_size), 0)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor once, with a name; a tied head is not repeated."""

@@ -43,7 +43,8 @@ def trainable(decoder: AnyDecoder, settings: Settings) -> Any:
     if isinstance(decoder, TransformersDecoder):
         model = other_families.copied(decoder, dtype)
     else:
-        model = to_transformers(decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full)))
+        own = decoder.map(lambda tensor: tensor.detach().to(dtype, copy=settings.full))
+        model = to_transformers(replace(own, config=_without_bad_padding(decoder)))
     for parameter in model.parameters():
         parameter.requires_grad_(settings.full)
     if first:
@@ -57,6 +58,14 @@ def trainable(decoder: AnyDecoder, settings: Settings) -> Any:
         return model
     targets = other_families.projections(decoder) if isinstance(decoder, TransformersDecoder) else None
     return with_lora(model, settings, first, targets)
+
+
+def _without_bad_padding(decoder: Decoder) -> dict[str, Any]:
+    """The configuration, without a padding id outside the vocabulary: torch's embedding refuses it, or takes -1 for its
+    last row, which then never learns."""
+    pad = decoder.config.get("pad_token_id")
+    is_good = pad is None or 0 <= int(pad) < decoder.vocab_size
+    return decoder.config if is_good else {**decoder.config, "pad_token_id": None}
 
 
 def first_trained(decoder: AnyDecoder, settings: Settings) -> int:

@@ -55,7 +55,7 @@ def merged(decoder: TransformersDecoder, model: Any, adapter: str) -> Transforme
 
 
 def pad_token(decoder: TransformersDecoder) -> int:
-    """The padding id: the configuration's, else its end, else 0."""
+    """The padding id: the configuration's, else its end, else 0; ids outside the vocabulary are passed over."""
     end = decoder.config.get("eos_token_id")
     candidates = (decoder.config.get("pad_token_id"), end[0] if isinstance(end, (list, tuple)) else end)
-    return next((int(token) for token in candidates if token is not None), 0)
+    return next((int(id) for id in candidates if id is not None and 0 <= int(id) < decoder.vocab_size), 0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 import pyprune
 from pyprune import InputError
@@ -72,6 +74,29 @@ def test_the_end_is_learnt_though_it_pads(decoder, tokenizer, tmp_path):
     assert (batch["labels"][:, -1] == tokenizer.eos_token_id).all()
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
     assert (batch["labels"] != IGNORED).sum(1).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_padding_id_outside_the_vocabulary_is_passed_over(decoder, tokenizer, tmp_path, family):
+    if family == "gpt_neox":
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        config = GPTNeoXConfig(
+            vocab_size=400, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            bos_token_id=0, eos_token_id=0, max_position_embeddings=400,
+        )  # fmt: skip
+        decoder = pyprune.load_any(GPTNeoXForCausalLM(config).eval())
+    rows = written(tmp_path, {"instruction": "a", "output": "b"}, {"instruction": "aaaa", "output": "b"})
+    learned = [
+        pyprune.retrain(
+            replace(decoder, config={**decoder.config, "pad_token_id": pad}), instructions=rows, tokenizer=tokenizer,
+            cutoff=300, steps=1, batch=2, micro_batch=2, held_out=0,
+        )
+        for pad in (0, -1, 400)
+    ]  # fmt: skip
+    for other in learned[1:]:
+        pairs = zip(learned[0].tensors(), other.tensors(), strict=True)
+        assert all(torch.equal(one, two) for (_, one), (_, two) in pairs)
 
 
 def test_a_sample_is_cut_and_dropped_where_no_reply_remains(decoder, tokenizer, tmp_path):
