@@ -117,6 +117,10 @@ def read_texts(budget: Budget, named: Mapping[str, str], random: bool, trains: b
     for role in named:
         if role not in accepted:
             raise InputError(f"--text {role}=...: {', '.join(accepted)} are accepted before the =")
+    if {"training", "instructions"} <= set(named):
+        raise InputError(
+            f"--text training={named['training']} and instructions={named['instructions']}: one of them is expected"
+        )
     sources: dict[str, Source | None] = {}
     left_out: list[str] = []
     by_rows: list[str] = []

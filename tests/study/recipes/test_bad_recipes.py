@@ -65,6 +65,10 @@ def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch
             "--text poem=...: calibration, training, ",
         ),
         (["SMALL", "shape:tiny", "--text", "poem"], "'poem': ROLE=TEXT"),
+        (
+            ["SMALL", "shape:tiny", "--text", "training=a.txt", "--text", "instructions=b.json"],
+            "--text training=a.txt and instructions=b.json: one of them is expected",
+        ),
         (["SMALL", "shape:tiny", "--resume"], "--resume: finished work is kept beside --out"),
         (["SMALL", "shape:tiny", "--budget", "rich"], "--budget: invalid choice: 'rich'"),
         (["SMALL", "shape:tiny,blocks=1"], "recipe small, Blocks 25%: "),
