@@ -7,7 +7,6 @@ ranked again each time (greedy).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pyprune.retraining.train import (
     decoder_digest,
     require_extra,
     retrain_with_report,
+    samples_digest,
     training_samples,
 )
 from pyprune.scoring.calibration import fingerprint
@@ -111,6 +111,7 @@ def iterate(
     ids, _ = check_samples(original, input_ids, None)
     judged, _ = check_samples(original, held_out, None)
     counts: dict[str, int] = {}
+    digest = None
     if train is None:
         teacher = original if distill else None
         train = partial(_retrained, text=text, instructions=instructions, options=options, teacher=teacher)
@@ -118,7 +119,9 @@ def iterate(
         if options.get("eval_text") is not None:
             of_text["held_out"] = read_source(options["eval_text"])
         cutoff = options.get("cutoff", Settings.cutoff)
-        _, _, counts = training_samples(original, text, instructions, cutoff, **of_text)  # refused now, if at all
+        # Refused now, if at all.
+        samples, _, counts = training_samples(original, text, instructions, cutoff, **of_text)
+        digest = samples_digest(samples)
     subject = {
         "model": original.name,
         "weights": decoder_digest(original),
@@ -133,6 +136,7 @@ def iterate(
         "untrained": untrained,
         "one_shot_retrained": one_shot_retrained,
         "training": training,
+        "samples": digest,
         "options": {name: _described(name, value) for name, value in options.items()},
     }
     rounds = Rounds(journal, subject)
@@ -200,14 +204,16 @@ def _described(name: str, value: Any) -> Any:
     """An option of `retrain_with_report` for the journal."""
     if name == "eval_text":
         return _text_name(value)
+    if name == "tokenizer":
+        return type(value).__qualname__  # what it makes of the text is in the samples
     return value if isinstance(value, int | float | str) else repr(value)
 
 
 def _text_name(text: Any) -> str | None:
-    """The name of a text; of one that was read already also a digest."""
+    """What a text is called; the samples say what is in it."""
     if text is None or isinstance(text, (str, os.PathLike)):
         return None if text is None else os.fspath(text)
-    return f"{getattr(text, 'name', type(text).__name__)} {hashlib.sha256(repr(text).encode()).hexdigest()[:16]}"
+    return getattr(text, "name", None) or type(text).__name__
 
 
 OF_TEXTS = ("field", "calibrated", "tokenizer", "eval_text")

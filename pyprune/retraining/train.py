@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,11 +130,12 @@ def retrain_with_report(
     field: the key of JSON lines, or column of a dataset, that holds the text. eval_text: held-out text; without one
     `demo:boolq` where the text is a demonstration, else some samples are kept from training. calibrated: the draws from
     `demo:lambada` whose documents are not trained on (`clean_texts`). tokenizer: the model's own when None.
-    objective: what is made small (the next token's loss by default). distill_from: the unpruned model, or what `load`
-    takes, that teaches; distill_loss, distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature
-    of `Distillation`. adapters: a directory for LoRA's adapters alone, as peft writes them. resume: keep the state in a
-    file, `out` with `.journal` behind it or of this name, and go on from one that is there; the result is then the one
-    of an undisturbed run, and the file is removed when `out` is written.
+    objective: what is made small (the next token's loss by default); resume knows it by its name and its attributes
+    that are numbers or strings. distill_from: the unpruned model, or what `load` takes, that teaches; distill_loss,
+    distill_top_k, distill_weight, temperature: kind, top_k, weight and temperature of `Distillation`. adapters: a
+    directory for LoRA's adapters alone, as peft writes them. resume: keep the state in a file, `out` with `.journal`
+    behind it or of this name, and go on from one that is there; the result is then the one of an undisturbed run, and
+    the file is removed when `out` is written.
     progress: called with (micro-batches done, in all, loss of the last step).
     """
     settings = checked_settings(options)
@@ -175,7 +177,7 @@ def retrain_with_report(
         samples, held_out = _split(samples, settings)
     subject = {
         "model": decoder_digest(decoder), "samples": samples_digest(samples), "held_out": samples_digest(held_out),
-        **names, **settings.to_dict(), "objective": type(objective).__qualname__, "distillation": taught,
+        **names, **settings.to_dict(), "objective": _described(objective), "distillation": taught,
     }  # fmt: skip
     del subject["save_seconds"]
     if taught is not None:
@@ -271,6 +273,17 @@ def samples_digest(samples: Sequence[Sample]) -> str:
         for part in (sample.input_ids, sample.labels):
             digest.update(numpy.ascontiguousarray(part, dtype="<i8").tobytes() + b"|")
     return digest.hexdigest()
+
+
+def _described(objective: Objective | None) -> str:
+    """What identifies an objective: its name, and those of its attributes that are numbers, strings or None."""
+    settings = {
+        name: value
+        for name, value in sorted(getattr(objective, "__dict__", {}).items())
+        if not name.startswith("_") and (value is None or isinstance(value, int | float | str))
+    }
+    name = getattr(objective, "__qualname__", type(objective).__qualname__)
+    return f"{name} {json.dumps(settings)}" if settings else name
 
 
 def _require_first_device(device: torch.device) -> None:

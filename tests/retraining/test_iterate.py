@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from pyprune import InputError
 from pyprune.retraining import rounds
 from pyprune.retraining.iterate import iterate
 from pyprune.retraining.iterated import Iterated, csv_text
+from pyprune.scoring.calibration.sources import Tokens
 from pyprune.study.iterate_report import cells, figure
 from tests import seeds
 
@@ -232,6 +234,31 @@ def test_a_journal_of_other_work_is_refused(model, tmp_path, changes, word):
     other = model.map(lambda t: t * 1.5)
     with pytest.raises(InputError, match="holds a run with weights"):
         run(other, out=tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("form", ["tensor", "source", "file"])
+def test_a_journal_of_other_training_data_is_refused(model, tmp_path, monkeypatch, form):
+    words = torch.randint(0, 96, (4000,), generator=seeds.generator(3))
+    other = words.clone()
+    other[2000] += 1  # which numpy and torch leave out of what they print
+
+    def given(ids):
+        if form == "file":
+            numpy.save(tmp_path / "words.npy", ids.numpy())
+            return tmp_path / "words.npy"
+        return ids if form == "tensor" else Tokens("words", [ids.numpy()])
+
+    def ended(*_, **__):
+        raise Ended
+
+    monkeypatch.setitem(iterate.__globals__, "retrain_with_report", ended)
+    options = {"train": None, "cutoff": 8, "out": tmp_path / "out", "resume": True}
+    with pytest.raises(Ended):
+        run(model, text=given(words), **options)
+    with pytest.raises(Ended):
+        run(model, text=given(words), **options)
+    with pytest.raises(InputError, match=r"out.journal: holds a run with samples"):
+        run(model, text=given(other), **options)
 
 
 def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):

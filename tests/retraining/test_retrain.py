@@ -21,6 +21,7 @@ from pyprune import InputError, Pruning
 from pyprune.pruning.index_map import index_map
 from pyprune.retraining import retrain_with_report
 from pyprune.retraining.adapters import decoder_with, trainable
+from pyprune.retraining.objectives import NextToken
 from pyprune.retraining.samples import ordered
 from pyprune.retraining.settings import Settings
 from pyprune.retraining.trainer import Session
@@ -211,6 +212,21 @@ def test_the_state_of_another_training_is_refused(llama, text, tmp_path, change)
     pyprune.retrain(llama, text=text, resume=journal, **FEW)
     with pytest.raises(InputError, match="delete the file"):
         pyprune.retrain(llama, text=text, resume=journal, **{**FEW, **change})
+
+
+def test_the_state_of_an_objective_with_other_settings_is_refused(llama, text, tmp_path):
+    class Weighed:
+        def __init__(self, weight):
+            self.weight = weight
+
+        def __call__(self, model, batch):
+            return self.weight * NextToken()(model, batch)
+
+    options = {"text": text, "resume": tmp_path / "state", **FEW}
+    one, again = (pyprune.retrain(llama, objective=Weighed(0.5), **options) for _ in range(2))
+    assert same(one, again)
+    with pytest.raises(InputError, match="with objective"):
+        pyprune.retrain(llama, objective=Weighed(0.25), **options)
 
 
 def test_a_file_of_something_else_is_no_state(llama, text, tmp_path):
