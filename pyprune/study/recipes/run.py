@@ -27,6 +27,7 @@ from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.apply import apply
 from pyprune.pruning.width import dry_run
+from pyprune.retraining.adapters import require_extra
 from pyprune.retraining.iterated import Iterated
 from pyprune.scoring.scores import Scores
 from pyprune.scoring.searches.candidates import Candidates
@@ -57,6 +58,7 @@ from pyprune.study.recipes.recipe import DEPTH, ITERATIVE, Model, Prune, Recipe,
 from pyprune.study.recipes.report import FORMAT, save
 from pyprune.study.recipes.store import Store, content_key
 from pyprune.study.recipes.texts import RecipeTexts, held_out_windows, read_texts, tasks_in_training
+from pyprune.study.recipes.training import require_samples
 from pyprune.study.recipes.values import shown_setting
 from pyprune.study.requirements import prompts_from
 from pyprune.study.room import Room
@@ -107,17 +109,19 @@ def recipe(
     folder = _folder(out, store, resume)
     check_paper(chosen)
     place = require_device(device)
+    trains = any(_is_iterative(row) or (row.retrain and settings.steps != 0) for row in chosen.models)
+    if trains:
+        require_extra()
     sizes = described(model)
     if sizes is not None:
-        _check_model(chosen, sizes, settings)
+        _check_model(chosen, sizes, settings, trains)
     tasks = require_tasks(chosen.measures.tasks, data=data, limit=settings.limit) if chosen.measures.tasks else None
     random = isinstance(model, (str, os.PathLike)) and os.fspath(model).startswith(PREFIX)
-    trains = any(_is_iterative(row) or (row.retrain and settings.steps != 0) for row in chosen.models)
     read = read_texts(settings, texts or {}, random, trains)
     progress("loading", 0, 1)
     decoder = load(model, device=place)
     progress("loading", 1, 1)
-    _check_model(chosen, decoder, settings)
+    _check_model(chosen, decoder, settings, trains)
     planned = plan(chosen, settings, decoder, forward_rate(decoder), tasks, len(read.held_out))
     if announce is not None and announce(planned) is False:
         return None
@@ -164,13 +168,13 @@ def _opened(folder: Path | None) -> Iterator[Store]:
             yield Store(scratch)
 
 
-def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget) -> None:
-    """Raise InputError where the model cannot take what is measured."""
+def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget, trains: bool) -> None:
+    """Raise InputError where the model cannot take what is measured, or trained on."""
     if (chosen.measures.tasks or chosen.measures.samples) and decoder.tokenizer_source is None:
         what = "tasks" if chosen.measures.tasks else "samples"
         raise InputError(f"{decoder.name}: has no tokenizer, which {what} of recipe {chosen.name} need")
     speed = chosen.measures.speed
-    lengths = [budget.seq_len, budget.window]
+    lengths = [budget.seq_len, budget.window, *([budget.cutoff] if trains else [])]
     if speed is not None:
         lengths.append(max(speed.input_tokens) + max(speed.output_tokens or budget.output_tokens))
     if chosen.measures.memory is not None:
@@ -243,6 +247,8 @@ class _Run:
         self._recipe, self._budget, self._decoder, self._texts = chosen, budget, decoder, texts
         self._tasks, self._store, self._progress = tasks, store, progress
         self._models = Models(decoder, texts, budget, store, progress)
+        if texts.trains:
+            require_samples(decoder, texts, budget, self._models.tokenizer)
         self._sizes = load_sizes(decoder, budget.dtype)
         self._held_out = {}
         if chosen.measures.perplexity or chosen.measures.speed is not None:

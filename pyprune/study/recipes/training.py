@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.retraining import Retrained, retrain_with_report
+from pyprune.retraining.train import training_samples
 from pyprune.scoring.calibration import public_name
 from pyprune.scoring.calibration.sources import Source, Texts
 from pyprune.study.recipes.budget import Budget
@@ -45,6 +47,18 @@ def training_source(decoder: Decoder, texts: RecipeTexts, budget: Budget) -> dic
     return {"text": training_text(decoder, texts, budget)}
 
 
+def require_samples(decoder: Decoder, texts: RecipeTexts, budget: Budget, tokenizer: Any) -> None:
+    """Raise InputError now, before slow work, for a text that gives too few samples to train on."""
+    source = training_source(decoder, texts, budget)
+    text, instructions = source.get("text"), source.get("instructions")
+    samples, names, _ = training_samples(decoder, text, instructions, budget.cutoff, tokenizer=tokenizer)
+    if len(samples) <= WATCHED:
+        raise InputError(
+            f"training: {', '.join(names.values())} has {len(samples)} samples of at most {budget.cutoff} tokens; more "
+            f"than {WATCHED}, which are kept from training, are expected"
+        )
+
+
 def retrained(
     decoder: Decoder,
     texts: RecipeTexts,
@@ -77,7 +91,5 @@ def _source_digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _file_digest(name: str) -> str | None:
-    """None of a data set of the hub, whose name stands for it."""
-    file = Path(name)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+def _file_digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import numpy
 import pytest
 
 from pyprune.errors import InputError
@@ -81,3 +84,47 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, small, words, message):
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "retrain: needs peft"),
+        (["--text", "instructions=missing.json"], "missing.json: No such file"),
+        (["--text", "instructions=POEM"], "poem.json line 1: not JSON"),
+    ],
+)
+def test_what_a_training_lacks_is_told_before_a_model_is_loaded(tmp_path, capsys, monkeypatch, small, words, message):
+    monkeypatch.setattr(module, "load", None)
+    if not words:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    poem = tmp_path / "poem.json"
+    poem.write_text("Roses are red")
+    words = [word.replace("POEM", str(poem)) for word in words]
+    code, _, err = command_line(capsys, "recipe", small, "shape:tiny", *words)
+    assert code == 2
+    assert message in err
+
+
+def test_sequences_that_a_model_has_no_positions_for_are_refused(tmp_path):
+    file = tmp_path / "long.toml"
+    file.write_text(SMALL.replace("cutoff = 8", "cutoff = 2049"))
+    with pytest.raises(InputError, match="a context of 2048 tokens; recipe long with budget quick needs 2049"):
+        recipe(file, "shape:tiny")
+    file.write_text(SMALL.replace("cutoff = 8", "cutoff = 2049").replace("retrain = true\n", ""))
+    assert recipe(file, "shape:tiny", announce=lambda planned: False) is None
+
+
+def test_a_training_text_that_is_too_short_is_refused_before_anything_is_made(small, tmp_path, monkeypatch):
+    def never(*_: object, **__: object):
+        raise AssertionError("made")
+
+    monkeypatch.setattr(module, "perplexity_of", never)
+    monkeypatch.setattr(module.Models, "pruning", never)
+    for count, message in (
+        (7, "7 tokens; at least one window of 8"),
+        (8 * 16 + 7, "ids.npy has 16 samples of at most 8"),
+    ):
+        numpy.save(tmp_path / "ids.npy", numpy.arange(count))
+        with pytest.raises(InputError, match=message):
+            recipe(small, "shape:tiny", texts={"training": str(tmp_path / "ids.npy")})
