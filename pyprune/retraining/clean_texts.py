@@ -23,7 +23,7 @@ from pyprune.scoring.calibration.sources import GAP, Source, Texts
 from pyprune.scoring.calibration.windows import drawn_places
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "ai2_arc", "openbookqa")
-"""The datasets of the seven tasks, as the last part of their names (ARC's two are one)."""
+"""The datasets of the seven tasks, as the last part of their names or as a configuration (ARC's two are one)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def require_clean(text: Any) -> None:
         )
     if name.startswith(hub.PREFIX):
         dataset = hub.parse_name(name)
-        if re.split(r"[/\\]", dataset.name)[-1].lower() in TASKS and not dataset.split.startswith(hub.SPLIT):
+        names = (re.split(r"[/\\]", dataset.name)[-1], dataset.config or "")
+        if any(part.lower() in TASKS for part in names) and not dataset.split.startswith(hub.SPLIT):
             raise InputError(f"{name}: belongs to an evaluation task; its split train is expected")
 
 

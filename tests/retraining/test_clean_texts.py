@@ -134,14 +134,31 @@ def test_the_passages_are_documents_without_questions():
     assert not [text for text in passages if not text.strip() or "\nQuestion:" in text or text.startswith("Title:")]
 
 
-@pytest.mark.parametrize("name", ["demo:boolq", *(f"hf:org/{task}:validation" for task in TASKS), "hf:piqa:test"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo:boolq",
+        *(f"hf:org/{task}:validation" for task in TASKS),
+        "hf:piqa:test",
+        "hf:aps/super_glue:boolq:validation",
+        "hf:super_glue:BoolQ:test[:10]",
+    ],
+)
 def test_texts_of_the_tasks_are_refused(name):
     with pytest.raises(InputError, match="belongs to an evaluation task"):
         require_clean(name)
 
 
 def test_their_training_splits_and_other_texts_are_not():
-    for name in ("hf:piqa:train", "hf:org/wiki:test", "demo:lambada", "notes.txt", [[1, 2]]):
+    for name in (
+        "hf:piqa:train",
+        "hf:aps/super_glue:boolq:train",
+        "hf:aps/super_glue:copa:validation",
+        "hf:org/wiki:test",
+        "demo:lambada",
+        "notes.txt",
+        [[1, 2]],
+    ):
         require_clean(name)
 
 
