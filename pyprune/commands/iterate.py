@@ -196,7 +196,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     """The held-out text and the one to train on, read now where that takes reading; InputError for ones that are
-    missing, and where the held-out text is one of the others."""
+    missing, and where two of the texts are the same: but `demo:lambada` may be calibrated and trained on, since what
+    is drawn from it is not trained on."""
     from pyprune.retraining.clean_texts import require_clean
     from pyprune.retraining.instructions import require_instructions
     from pyprune.scoring.calibration import CALIBRATION, EVALUATION, require_text, same_text
@@ -207,6 +208,9 @@ def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
     for name, text in used.items():
         if text is not None and held_out is not None and same_text(text, held_out):
             raise InputError(f"{name} {text}: is also the held-out text; another --eval-text is expected")
+    calibrated = used["--text"]
+    if calibrated not in (None, CALIBRATION) and options.train_text and same_text(options.train_text, calibrated):
+        raise InputError(f"--train-text {options.train_text}: is also the calibration text; another text is expected")
     if options.instructions is not None:
         require_instructions(options.instructions)
     require_clean(options.train_text)
@@ -218,7 +222,9 @@ def _other_texts(options: argparse.Namespace) -> tuple[Any, Any]:
 def _calibrated(options: argparse.Namespace) -> dict[str, Any]:
     """The draws whose rows of the demonstration text are not trained on: the usual ones, and the one made here."""
     from pyprune.retraining.clean_texts import DRAWN, Drawn
+    from pyprune.scoring.calibration import CALIBRATION
 
-    if options.text is not None:
+    if options.text not in (None, CALIBRATION):
         return {}
-    return {"calibrated": (*DRAWN, Drawn(options.samples, options.seq_len, options.seed))}
+    draw = Drawn(options.samples, options.seq_len, options.seed, options.packing, options.bos)
+    return {"calibrated": (*DRAWN, draw)}

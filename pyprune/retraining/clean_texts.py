@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
 from pyprune.errors import InputError
 from pyprune.models.load_any import AnyDecoder
 from pyprune.retraining.overlap import word_runs
@@ -28,11 +30,13 @@ TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "ai2_arc", "openbookqa")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A calibration: `samples` windows of `seq_len` tokens, drawn by `seed` from the packed `demo:lambada`."""
+    """A calibration: `samples` windows of `seq_len` tokens, drawn by `seed` from `demo:lambada` by these rules."""
 
     samples: int
     seq_len: int
     seed: int = 0
+    packing: str = "packed"
+    bos: str = "none"
 
     @classmethod
     def parse(cls, text: str) -> Drawn:
@@ -86,27 +90,53 @@ def cleaned(
 
 
 def drawn_rows(documents: Sequence[str], tokenizer: Any, drawn: Sequence[Drawn]) -> set[int]:
-    """The numbers of the documents that those windows of the packed text overlap.
+    """The numbers of the documents that those windows of the text overlap.
 
     InputError where the text has fewer windows than were drawn.
     """
-    encoded = tokenizer(GAP.join(documents), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = encoded["offset_mapping"]
+    rows: set[int] = set()
+    packed = [draw for draw in drawn if draw.packing == "packed"]
+    if packed:
+        encoded = tokenizer(GAP.join(documents), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for draw in packed:
+            rows |= _packed_rows(documents, encoded["offset_mapping"], draw)
+    for draw in drawn:
+        if draw not in packed:
+            rows |= _single_rows(documents, tokenizer, draw)
+    return rows
+
+
+def _packed_rows(documents: Sequence[str], offsets: Sequence[tuple[int, int]], draw: Drawn) -> set[int]:
+    """Those of windows of all documents one after another; offsets: where its tokens begin and end."""
     ends, end = [], -len(GAP)
     for document in documents:
         end += len(GAP) + len(document)
         ends.append(end)
+    before, length = int(draw.bos == "first"), draw.seq_len - (draw.bos == "each")
+    windows = (before + len(offsets)) // length
+    if windows < draw.samples:
+        raise InputError(f"calibrated {draw.samples}x{draw.seq_len}: the text has {windows} windows of {length} tokens")
     rows: set[int] = set()
-    for draw in drawn:
-        windows = len(offsets) // draw.seq_len
-        if windows < draw.samples:
-            raise InputError(
-                f"calibrated {draw.samples}x{draw.seq_len}: the text has {windows} windows of {draw.seq_len} tokens"
-            )
-        for place in drawn_places(windows, draw.samples, draw.seed).tolist():
-            tokens = offsets[place * draw.seq_len : (place + 1) * draw.seq_len]
-            rows |= _overlapping(tokens[0][0], tokens[-1][1], ends, documents)
+    for place in drawn_places(windows, draw.samples, draw.seed).tolist():
+        tokens = offsets[max(0, place * length - before) : (place + 1) * length - before]
+        rows |= _overlapping(tokens[0][0], tokens[-1][1], ends, documents)
     return rows
+
+
+def _single_rows(documents: Sequence[str], tokenizer: Any, draw: Drawn) -> set[int]:
+    """Those of a window each of random documents that fill one (`windows.draw_documents`)."""
+    length, generator = draw.seq_len - (draw.bos == "each"), numpy.random.default_rng(draw.seed)
+    rows: set[int] = set()
+    for row in generator.permutation(len(documents)).tolist():
+        tokens = len(tokenizer(documents[row], add_special_tokens=False, verbose=False)["input_ids"])
+        if tokens >= length:
+            generator.integers(tokens - length + 1)  # where the window begins
+            rows.add(row)
+        if len(rows) == draw.samples:
+            return rows
+    raise InputError(
+        f"calibrated {draw.samples}x{draw.seq_len}: {len(rows)} documents of the text have {length} tokens"
+    )
 
 
 def quoting_rows(documents: Sequence[str], texts: Iterable[str]) -> set[int]:

@@ -8,8 +8,10 @@ import os
 import numpy
 import pytest
 
-from pyprune import load
+from pyprune import cli, load
 from pyprune.commands import distillation as options
+from pyprune.commands.iterate import _calibrated
+from pyprune.retraining.clean_texts import DRAWN, Drawn
 from pyprune.retraining.iterate import iterate
 from pyprune.retraining.objectives.distillation import KINDS
 from pyprune.retraining.settings import FIRST_CUT
@@ -61,6 +63,16 @@ def test_what_quotes_the_held_out_text_is_kept_from_training(capsys, tmp_path, t
     assert [source.name for source in seen] == ["held-out.npy"] * 3  # checked first, then in each of two rounds
 
 
+@pytest.mark.parametrize("named", [(), ("--text", "demo:lambada")])
+def test_what_it_calibrates_on_is_kept_from_training(named):
+    words = ("iterate", "m", "--count", "1", "--train-text", "demo:passages", "--out", "o", "--samples", "7",
+             "--packing", "documents", "--bos", "each")  # fmt: skip
+    chosen = cli.build_parser().parse_args([*words, *named])
+    assert _calibrated(chosen)["calibrated"] == (*DRAWN, Drawn(7, 128, 0, "documents", "each"))
+    other = cli.build_parser().parse_args([*words, "--text", "a.txt"])
+    assert _calibrated(other) == {}
+
+
 @pytest.mark.slow
 def test_a_teacher_changes_the_rounds_and_not_the_searches(capsys, tmp_path, text):
     pytest.importorskip("peft")
@@ -91,6 +103,7 @@ def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, mo
         ((*ways, "--train-from", "4"), "train_from 4: 0 to 3"),
         ((*ways, "--distill", "--distill-top-k", "97"), "top_k 97: 1 to 96"),
         ((*ways, "--eval-text", text), "also the held-out text"),
+        ((*ways, "--text", text), "also the calibration text"),
         ((*base, "--count", "1", "--train-text", "nowhere.txt"), "nowhere.txt"),
         (("iterate", SHAPE, "--out", text, "--count", "1", "--train-text", text), "is a file"),
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+import pyprune
 from pyprune import InputError
 from pyprune.retraining.clean_texts import TASKS, Drawn, cleaned, drawn_rows, quoting_rows, require_clean
 from pyprune.scoring.calibration import calibration
@@ -41,6 +42,24 @@ def test_the_rows_are_those_that_the_windows_overlap(seed):
     chosen = numpy.sort(numpy.random.default_rng(seed).choice(windows, size=6, replace=False))
     expected = {row for place in chosen for row in owner[place * 10 : place * 10 + 10]} - {-1}
     assert drawn_rows(documents, Letters(), [draw]) == expected
+
+
+@pytest.mark.parametrize(
+    ("packing", "bos"), [("packed", "none"), ("packed", "first"), ("packed", "each"), ("documents", "none"),
+                         ("documents", "each")],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_rows_are_those_of_calibration_by_every_rule(packing, bos, seed):
+    decoder = pyprune.load("shape:hidden=12,blocks=1,heads=2,kv_heads=1,head_dim=6,ffn=16,vocab=300")
+    lengths = 2 * numpy.random.default_rng(seeds.seed(seed)).integers(1, 30, size=80)  # of whole tokens
+    documents = [chr(33 + row) * int(length) for row, length in enumerate(lengths)]
+    tokenizer = Letters()
+    tokenizer.bos_token_id = 299
+    windows = calibration(
+        decoder, Texts("letters", documents), 6, 5, seed, tokenizer=tokenizer, packing=packing, bos=bos
+    )
+    drawn = {id - 33 for id in windows.input_ids.flatten().tolist()} - {ord("\n") - 33, 299 - 33}
+    assert drawn_rows(documents, tokenizer, [Drawn(6, 5, seed, packing, bos)]) == drawn
 
 
 def test_rows_that_quote_a_drawn_one_go_too():
