@@ -25,14 +25,16 @@ from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
 from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.local_steps import default_precision
+from pyprune.recovery.methods import TAKEN_BY
+from pyprune.regression.held_out import spread
 from pyprune.retraining.clean_texts import without_quotes
 from pyprune.scoring.calibration import calibration, evaluation
 from pyprune.scoring.calibration.demonstrations import boolq, lambada, passages
 from pyprune.scoring.calibration.sources import Texts
-from pyprune.scoring.calibration.windows import Encoder, draw_windows
+from pyprune.scoring.calibration.windows import Encoder, Windows, draw_windows
 from pyprune.study.machine import describe, lasting
 
-FORMAT = "pyprune repair study 4"
+FORMAT = "pyprune repair study 5"
 SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 1024, 64, 100
 """Windows: closed forms are fitted on WINDOWS, chains with gradient steps on WINDOWS_OF_STEPS."""
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
@@ -87,8 +89,7 @@ def cells(part: str) -> list[dict[str, Any]]:
 
 def takes(method: str, option: str) -> bool:
     """Whether the option changes what the method does."""
-    owners = {"steps": BY_STEPS, "rate": BY_STEPS, "tail_blocks": ("tail",)}
-    return method in owners[option] if option in owners else method not in BY_STEPS
+    return method in TAKEN_BY[option]
 
 
 class Study:
@@ -116,11 +117,15 @@ class Study:
         self._base: dict[str, Any] = {}
         self._stages: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
-    def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
-        """`count` calibration windows."""
+    def draw(self, text: str, count: int, seed: int) -> Windows:
+        """`count` calibration windows, in the order of the text."""
         if text not in self._streams:
             self._streams[text] = Encoder(self.decoder, self._texts[text]).stream()
-        return draw_windows(self._streams[text], count, SEQ_LEN, seed, text).input_ids
+        return draw_windows(self._streams[text], count, SEQ_LEN, seed, text)
+
+    def windows(self, text: str, count: int, seed: int) -> torch.Tensor:
+        """Their token ids."""
+        return self.draw(text, count, seed).input_ids
 
     def pruning(self, way: str, ratio: float, seed: int) -> pyprune.Pruning:
         """By 10 windows of LAMBADA, as the paper has it for its own text."""
@@ -157,7 +162,7 @@ class Study:
                 of_method = {name: value for name, value in options.items() if takes(method, name)}
                 began = time.perf_counter()
                 is_followed = bool(set(BY_STEPS) & set(chain[place + 1 :])) and method not in BY_STEPS
-                taken = ids[: enough_samples(pruned, SEQ_LEN)] if is_followed else ids
+                taken = ids[spread(len(ids), enough_samples(pruned, SEQ_LEN))] if is_followed else ids
                 report = repair_with_report(self.decoder, decoder, taken, method, **of_method)
                 stage = {**report.to_dict(), "seconds": time.perf_counter() - began}
                 self._stages[key] = report.decoder, [*stages, stage]

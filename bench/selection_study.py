@@ -5,10 +5,10 @@
 
 Each cell chooses blocks in one way, repairs what is left by one method, and takes the perplexity of both on held-out
 texts: WikiText-2's test split and the BoolQ passages that nothing is drawn from. A finished cell is in the JSON file at
-once; a second run goes on where the first one ended, within a search too. The last lines, and `"answers"` in the file,
-say what the cells so far say of each question: does ppl-after-repair choose other blocks than ppl; is the repaired
-model better for it; is greedy with a repair after each removal better than one ranking, or greedy by ppl, repaired
-once.
+once; a second run goes on where the first one ended, within a search with repairs too. The last lines, and `"answers"`
+in the file, say what the cells so far say of each question: does ppl-after-repair choose other blocks than ppl; is the
+repaired model better for it; is greedy with a repair after each removal better than one ranking, or greedy by ppl,
+repaired once.
 
 All ways see the same windows: those that score, and those that every repair is fitted on, which are others. A seed
 draws both from `demo:passages`. `--list` prints the parts with an estimate of a cell's time
@@ -33,8 +33,9 @@ import pyprune
 from bench.repair_study import SEQ_LEN, Study
 from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
+from pyprune.scoring.calibration import set_apart
 
-FORMAT = "pyprune selection study 2"
+FORMAT = "pyprune selection study 3"
 COUNT, SCORED, FITTED, SEEDS = 8, 10, 128, (0, 1, 2)
 """Blocks that go (20 % of SmolLM2's parameters), windows that score, windows that repairs are fitted on."""
 
@@ -73,9 +74,10 @@ class Selection(Study):
         self._original = self.log_perplexities(self.decoder)
 
     def samples(self, cell: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The windows that score, and those that repairs are fitted on: one draw, which is in random order."""
-        drawn = self.windows("passages", cell["scored"] + cell["fitted"], cell["seed"])
-        return drawn[: cell["scored"]], drawn[cell["scored"] :]
+        """The windows that score, and those that repairs are fitted on: of one draw, both from all of the text."""
+        drawn = self.draw("passages", cell["scored"] + cell["fitted"], cell["seed"])
+        scored, fitted = set_apart(drawn, cell["scored"], cell["seed"])
+        return scored.input_ids, fitted.input_ids
 
     def journal(self, cell: dict[str, Any]) -> Path:
         """Where the rounds of a cell's search are kept until it is finished."""

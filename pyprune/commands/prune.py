@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.files import remove_directory
     from pyprune.pruning import Pruning
     from pyprune.recovery.journal import require_journal
-    from pyprune.recovery.methods import chain_of, require_samples
+    from pyprune.recovery.methods import AT_CUT, chain_of, require_samples
     from pyprune.scoring.scores import Scores
     from pyprune.study.destination import require_directory
 
@@ -152,9 +152,9 @@ def run(options: argparse.Namespace) -> None:
     if follows_on and (folder := repair_journal_beside(options)) is not None:
         require_journal(folder)
     if options.repair is not None:
-        if follows_on:
-            take_text(for_repair, TEXT)
-        require_texts(for_repair)
+        with_text = for_repair if follows_on else options
+        take_text(with_text, TEXT)
+        require_texts(with_text)
     if options.width is not None:
         require_narrowable(options)
     elif options.depth is not None and ranked is None:
@@ -167,6 +167,9 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(
             f"--repair {options.repair}: transformers runs {options.model}; a LLaMA-style model is expected"
         )
+    if amount is not None and follows_on and set(chain_of(options.repair)) & set(AT_CUT):
+        # Nothing stands before it that such a repair could change.
+        options.protect = ",".join(filter(None, (options.protect, str(decoder.sizes().blocks[0].index))))
     found = None
     with Bar() as bar:
         if amount is not None:

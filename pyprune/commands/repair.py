@@ -5,8 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.inputs import calibration_windows, init_distributed, loaded, require_texts, take_text
-from pyprune.commands.options import MODEL_HELP, add_json, add_memory, add_text, at_least, command, number
+from pyprune.commands.inputs import (
+    calibration_windows,
+    chosen_device,
+    init_distributed,
+    loaded,
+    require_texts,
+    take_text,
+)
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_device,
+    add_json,
+    add_memory,
+    add_stream,
+    add_text,
+    at_least,
+    command,
+    number,
+)
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
 
@@ -40,8 +57,8 @@ def add_options(commands: Any) -> None:
         "repair a pruned model without retraining",
         "Fit the remaining weights of a pruned model to its original on calibration text. Shapes and speed do not "
         "change (mean-update and flap-bias add biases). Every eighth window is held out: it chooses the ridge and the "
-        "method, and shows whether the repair harms. The text matters more than the method: take many windows, of "
-        "several kinds of text.",
+        "method, and shows whether the repair harms; a closed form with nothing to choose takes all windows. The text "
+        "matters more than the method: take many windows, of several kinds of text.",
         "pyprune repair smollm2-135m smollm2-depth20 --out smollm2-repaired",
         "pyprune repair smollm2-135m smollm2-depth20 --method refit-all-o+blockwise --steps 50 --out smollm2-distilled",
     )
@@ -91,7 +108,9 @@ def add_options(commands: Any) -> None:
         action="store_true",
         help="keep finished work in a folder beside --out, and continue an interrupted run from there (default: off)",
     )
+    add_device(parser)
     add_memory(parser)
+    add_stream(parser)
     add_json(parser)
 
 
@@ -108,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.files import require_free_directory
     from pyprune.pruning import Pruning
     from pyprune.recovery import repair_with_report
-    from pyprune.recovery.methods import chain_of, require_samples
+    from pyprune.recovery.methods import chain_of, check_options, require_samples
     from pyprune.study.destination import require_directory
 
     require_directory(options.out)
@@ -121,13 +140,18 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--tail-blocks {options.tail_blocks}: belongs to --method auto and tail")
     if options.precision is not None and not makes_steps:
         raise InputError(f"--precision {options.precision}: belongs to --method auto, blockwise and tail")
+    check_options(options.method, options.ridge)
     options.samples = options.samples or default_samples(options.method)
     require_samples(options.samples, chain_of(options.method), options.ridge)
     take_text(options, TEXT)
     require_texts(options)
-    init_distributed()
-    pruned = Pruning.from_json(options.pruned) if options.pruned.endswith(".json") else loaded(options.pruned)
-    original = loaded(options.model)
+    is_pruning = options.pruned.endswith(".json")
+    if options.stream and is_pruning:
+        raise InputError(f"--stream: reads ORIGINAL as it runs; PRUNED {options.pruned}: a directory is expected then")
+    device = chosen_device(options)
+    init_distributed(device)
+    pruned = Pruning.from_json(options.pruned) if is_pruning else loaded(options.pruned, device=device)
+    original = loaded(options.model, device=device, stream=options.stream)
     settings: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if options.resume:
         out = require_free_directory(options.out)

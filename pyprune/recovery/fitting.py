@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder, Linear
-from pyprune.recovery.streams import Stage
+from pyprune.recovery.streams import Stage, wide
 from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out
 from pyprune.regression.normal_equations import RIDGES, Fit, NormalEquations, fit_linear
 from pyprune.regression.token_weights import token_weights
@@ -64,8 +65,8 @@ class Fitting:
         width = inputs(slice(0, 1)).shape[-1]
         fitted, held_out = (NormalEquations(width, hidden, device, bias) for _ in range(2))
         for chunk in stage.chunks:
-            weights = token_weights(stage.target[chunk], self.weighting, self.first)
-            a, y = inputs(chunk), targets(chunk)
+            weights = token_weights(wide(stage.target[chunk]), self.weighting, self.first)
+            a, y = wide(inputs(chunk)), wide(targets(chunk))
             if self.exact:
                 a, y = a.double(), y.double()
             of_fit = self.fitted(chunk, device)
@@ -78,10 +79,15 @@ class Fitting:
     def fit(self, stage: Stage, inputs: Rows, targets: Rows, linear: Linear) -> Fit:
         """`linear` refitted so that it makes `targets` of `inputs`, its bias too where it has one."""
         fitted, held_out = self.sums(stage, inputs, targets, linear.bias is not None)
+        index, kind = stage.place
+        if not math.isfinite(sum(float(values.sum()) for sums in (fitted, held_out) for values in sums.tensors())):
+            raise InputError(
+                f"repair: {kind} of block {index}: its activations hold NaN or infinity; weights that give numbers on"
+                " the calibration text are expected"
+            )
         try:
             return fit_linear(linear, fitted, held_out if float(held_out.rows) > 0 else fitted, self.ridges)
         except ArithmeticError as error:
-            index, kind = stage.place
             raise InputError(
                 f"repair: {kind} of block {index}: {error}; more samples or a larger ridge are expected"
             ) from None

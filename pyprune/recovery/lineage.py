@@ -24,6 +24,10 @@ def pruned_from(original: Decoder, pruned: Any) -> Decoder:
     decoder = as_decoder(pruned)
     if decoder.pruning is None:
         raise InputError(f"{decoder.name}: has no pruning record; a model that pyprune pruned and saved is expected")
+    if decoder.device != original.device:
+        raise InputError(
+            f"{decoder.name}: is on {decoder.device}, {original.name} on {original.device}; the same device is expected"
+        )
     embedding, other = original.embedding, decoder.embedding
     if embedding.shape != other.shape or not torch.equal(embedding.to(other.dtype), other.to(embedding.device)):
         raise _not_of(decoder, original, "its embedding differs")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import Linear
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.streams import Stage
+from pyprune.recovery.streams import Stage, wide
 from pyprune.regression.normal_equations import Fit
 from pyprune.regression.output_map import folded, identity
 
@@ -48,15 +48,15 @@ def _map_of(stage: Stage, fitting: Fitting) -> Fit:
     """T' `[hidden, hidden]` in float64 by least squares, as a projection."""
     return fitting.fit(
         stage,
-        lambda chunk: stage.outputs(chunk) - stage.before[chunk],
-        lambda chunk: stage.target[chunk] - stage.before[chunk],
+        lambda chunk: wide(stage.outputs(chunk)) - wide(stage.before[chunk]),
+        lambda chunk: wide(stage.target[chunk]) - wide(stage.before[chunk]),
         identity(stage.before.shape[-1], stage.before.device),
     )
 
 
 def _by_cosine(stage: Stage, fitting: Fitting, start: Tensor) -> tuple[Tensor, float, float]:
     """T' of the cosine form, and the mean of 1 - cos on the held-out windows by the identity and by it."""
-    present = start.to(stage.before.dtype).clone().requires_grad_()
+    present = start.to(wide(stage.before[:0]).dtype).clone().requires_grad_()
     optimizer = torch.optim.Adam([present], lr=COSINE_RATE)
     untouched = torch.eye(len(start), dtype=present.dtype, device=present.device)
     first = _distance(stage, fitting, untouched)
@@ -86,7 +86,7 @@ def _distance(stage: Stage, fitting: Fitting, transposed: Tensor) -> float:
 
 
 def _mean_distance(stage: Stage, samples: list[int], transposed: Tensor) -> Tensor:
-    before, target, inputs = stage.before[samples], stage.target[samples], stage.inputs[samples]
+    before, target, inputs = (wide(of[samples]) for of in (stage.before, stage.target, stage.inputs))
     with torch.no_grad():
         moved = inputs @ stage.projection.weight.to(inputs.dtype).T
         if stage.projection.bias is not None:

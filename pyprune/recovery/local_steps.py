@@ -42,7 +42,7 @@ class Steps:
         return max(1, self.tokens // seq_len)
 
     def windows(self, seq_len: int, samples: int) -> int:
-        """How many of the first `samples` windows the steps need: what they see, and what is held out among these."""
+        """How many of `samples` windows the steps need: what they see, and what is held out among these."""
         seen = self.count * self.batch(seq_len)
         groups = -(-seen // (HELD_OUT_EVERY - 1))  # each with a window that is held out
         return min(samples, groups * HELD_OUT_EVERY)

@@ -33,6 +33,15 @@ AT_CUT = ("mean-update", "scale", "linear", "linear-cosine", "refit")
 BY_MEANS = ("mean-update", "scale", "flap-bias")
 """What takes a mean over the tokens and has no ridge to choose."""
 WIDTH_ONLY = ("flap-bias", "stat")
+SOLVED = ("auto", *FITS, "stat")
+"""What solves least squares."""
+TAKEN_BY = {
+    **dict.fromkeys(("ridge", "weighting", "first", "exact"), SOLVED),
+    **dict.fromkeys(("steps", "rate", "precision"), ("auto", *BY_STEPS)),
+    "tail_blocks": ("auto", "tail"),
+    "minutes": ("auto",),
+}
+"""Which methods an option changes."""
 CHOICE = ("refit-all-o", "refit", "linear", "scale")
 """What `auto` chooses from for blocks or sublayers that went."""
 WIDTH_CHOICE = ("refit-all-o", "stat", "flap-bias")
@@ -58,6 +67,7 @@ def check_options(
     ridge: float | str,
     weighting: str = "relative",
     first: float = 1.0,
+    exact: bool = False,
     steps: int | None = None,
     rate: float | None = None,
     tail_blocks: int | None = None,
@@ -65,7 +75,7 @@ def check_options(
     minutes: float | None = None,
 ) -> None:
     """Raise InputError for options that cannot be had, before anything is loaded."""
-    chain_of(method)
+    chain = chain_of(method)
     number = isinstance(ridge, (int, float)) and not isinstance(ridge, bool) and 0 <= ridge < float("inf")
     if ridge != "auto" and not number:
         raise InputError(f"repair: ridge {ridge!r}: auto or a finite number from 0 is expected")
@@ -81,8 +91,15 @@ def check_options(
     for name, amount in (("rate", rate), ("minutes", minutes)):
         if amount is not None and not 0 < amount < float("inf"):
             raise InputError(f"repair: {name} {amount!r}: a finite number above 0 is expected")
-    if minutes is not None and method != "auto":
-        raise InputError(f"repair: minutes {minutes!r}: belongs to method auto, not to {method}")
+    values: dict[str, tuple[object, object]] = {
+        "ridge": (ridge, "auto"), "weighting": (weighting, "relative"), "first": (first, 1.0), "exact": (exact, False),
+        "steps": (steps, None), "rate": (rate, None), "tail_blocks": (tail_blocks, None),
+        "precision": (precision, None), "minutes": (minutes, None),
+    }  # fmt: skip
+    for option, (given, default) in values.items():
+        if given != default and not set(TAKEN_BY[option]) & set(chain):
+            takers = ", ".join(TAKEN_BY[option])
+            raise InputError(f"repair: {option} {given!r}: belongs to method {takers}, not to {method}")
 
 
 def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) -> None:
@@ -98,7 +115,7 @@ def require_samples(samples: int, chain: tuple[str, ...], ridge: float | str) ->
 def require_processes(method: str, count: int) -> None:
     """InputError where so many processes cannot share the work of the method, or of one of the chain."""
     if count > 1 and set(chain_of(method)) & {*BY_STEPS, "linear-cosine"}:
-        raise InputError(f"repair: method {method}: makes gradient steps in one process; several were started")
+        raise InputError(f"repair: method {method}: works in one process only; several were started")
 
 
 def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:

@@ -14,7 +14,7 @@ ReplaceMe (arXiv 2505.02819) with the projection's input in place of its output,
 from __future__ import annotations
 
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.streams import Stage
+from pyprune.recovery.streams import Stage, wide
 from pyprune.regression.normal_equations import Fit
 
 
@@ -23,7 +23,7 @@ def refit(stage: Stage, fitting: Fitting) -> Fit:
     result = fitting.fit(
         stage,
         lambda chunk: stage.inputs[chunk],
-        lambda chunk: stage.target[chunk] - stage.before[chunk],
+        lambda chunk: wide(stage.target[chunk]) - wide(stage.before[chunk]),
         stage.projection,
     )
     stage.projection = result.linear

@@ -37,11 +37,12 @@ from pyprune.recovery.methods import (
 )  # fmt: skip
 from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
 from pyprune.recovery.time_left import TimeLeft
-from pyprune.regression.held_out import is_held_out
+from pyprune.regression.held_out import is_held_out, spread
 from pyprune.regression.normal_equations import RIDGES
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.journal import journal_subject
 from pyprune.scoring.perplexity import check_samples, perplexity
+from pyprune.scoring.scores import json_number
 
 Fits = list[dict[str, Any]]
 
@@ -72,17 +73,18 @@ class Repaired:
     @property
     def harms(self) -> bool:
         """Whether the repaired model is worse than the pruned one on these windows."""
-        return self.perplexities is not None and self.perplexities[2] > self.perplexities[1]
+        return self.perplexities is not None and not self.perplexities[2] <= self.perplexities[1]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("original", "pruned", "repaired")
-        values = None if self.perplexities is None else dict(zip(names, self.perplexities, strict=True))
+        values = None
+        if self.perplexities is not None:
+            values = dict(zip(("original", "pruned", "repaired"), map(json_number, self.perplexities), strict=True))
         return {
             "method": self.method,
             "held_out_perplexity" if self.holds_out else "calibration_perplexity": values,
             "harms": self.harms,
-            "tried": self.tried,
+            "tried": {name: json_number(value) for name, value in self.tried.items()},
             "fits": self.fits,
         }
 
@@ -140,7 +142,7 @@ def repair_with_report(
     """
     began = time.perf_counter()
     original = as_decoder(original)
-    check_options(method, ridge, weighting, first, steps, rate, tail_blocks, precision, minutes)
+    check_options(method, ridge, weighting, first, exact, steps, rate, tail_blocks, precision, minutes)
     chain = chain_of(method)
     pruned = pruned_from(original, pruned)
     ids, _ = check_samples(original, input_ids, None)
@@ -180,7 +182,7 @@ def repair_with_report(
     before = of_original, perplexity(pruned, held_out)
     if method != "auto":
         decoder, fits = repairs.in_order(chain)
-        return Repaired(decoder, method, (*before, perplexity(decoder, held_out)), {}, fits, holds_out)
+        return Repaired(decoder, method, (*before, judged(decoder, held_out)), {}, fits, holds_out)
     left = None if minutes is None else TimeLeft(began + 60 * minutes, timed, original, held_out.numel())
     return repairs.best(before, left)
 
@@ -222,7 +224,7 @@ class _Repairs:
         self, chain: tuple[str, ...], start: Decoder, count: int | None = None, samples: int | None = None
     ) -> tuple[Decoder, Fits]:
         """`start`, which all but the last method of the chain have repaired, repaired by that one: in `count` steps, or
-        a closed form on the first `samples` windows (None: all)."""
+        a closed form on about `samples` windows from all over the text (None: all)."""
         name, kept_as = chain[-1], "+".join(chain)
         common: dict[str, Any] = {
             "memory": self.memory, "journal": self.journal, "name": kept_as, "progress": self.progress
@@ -230,14 +232,15 @@ class _Repairs:
         if name not in BY_STEPS:
             numbers = self.fitting.numbers or ()
             if samples is not None and samples < len(self.ids):
-                numbers = tuple(number for number in numbers if number < samples)
+                chosen = set(spread(len(self.ids), samples))
+                numbers = tuple(number for number in numbers if number in chosen)
                 common["name"] = f"{kept_as} on {samples}"
             fitting = replace(self.fitting, numbers=numbers)
             decoder, fits = closed_form(self.original, start, self.ids[list(numbers)], name, fitting, **common)
             return decoder, [{"method": name, **fit} for fit in fits]
         steps = self.by_steps[name]
         steps = replace(steps, count=count or steps.count)
-        ids = self.ids[: steps.windows(self.ids.shape[1], len(self.ids))]
+        ids = self.ids[spread(len(self.ids), steps.windows(self.ids.shape[1], len(self.ids)))]
         if name == "blockwise":
             decoder, losses = blockwise(self.original, start, ids, steps, **common)
         else:
@@ -270,7 +273,7 @@ class _Repairs:
         assert start.perplexities is not None  # there are held-out windows
         chain = (*(() if start.method == "none" else start.method.split("+")), name)
         decoder, fits = self.last_of(chain, start.decoder, count, samples)
-        start.tried["+".join(chain)] = reached = perplexity(decoder, self.held_out())
+        start.tried["+".join(chain)] = reached = judged(decoder, self.held_out())
         if not reached < start.reached():
             return start
         return Repaired(decoder, "+".join(chain), (*start.perplexities[:2], reached), start.tried, [*start.fits, *fits])
@@ -320,9 +323,17 @@ class _Repairs:
         return left.steps(steps, seq_len, blocks[start:], head_share, before)
 
 
+def judged(repaired: Decoder, held_out: Tensor) -> float:
+    """The perplexity; NaN where the repaired model gives no numbers, which is worse than any."""
+    try:
+        return perplexity(repaired, held_out)
+    except ArithmeticError:
+        return math.nan
+
+
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 4",
+        "format": "pyprune repair journal 5",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

@@ -25,7 +25,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import Pruning, original_name
 from pyprune.progress import Progress
 from pyprune.pruning.depth import removal
-from pyprune.recovery.methods import AT_CUT, BY_STEPS, WIDTH_ONLY, chain_of, check_options
+from pyprune.recovery.methods import AT_CUT, TAKEN_BY, WIDTH_ONLY, chain_of, check_options, require_processes
 from pyprune.recovery.repair import Repaired, repair_with_report
 from pyprune.recovery.round_journal import RoundJournal
 from pyprune.regression.held_out import HELD_OUT_EVERY
@@ -102,7 +102,9 @@ def search_with_repair(
     if criterion not in CRITERIA:
         raise InputError(f"criterion: {criterion!r} given; a search with repairs accepts {', '.join(CRITERIA)}")
     criterion_named(criterion).check(unit, {} if form is None else {"form": form})
-    check_options(repair, options.get("ridge", "auto"))
+    for name in options.keys() - {*TAKEN_BY, "seed"}:
+        raise TypeError(f"search_with_repair: {name!r} is no option of a repair: {', '.join(TAKEN_BY)} and seed are")
+    check_options(repair, **{"ridge": "auto"} | {name: value for name, value in options.items() if name != "seed"})
     methods = set(chain_of(repair))
     if methods & set(WIDTH_ONLY):
         raise InputError(f"repair: method {repair}: is for removed heads and neurons; a search removes units")
@@ -119,11 +121,10 @@ def search_with_repair(
             f"repair_ids: {len(fit_ids)} samples: every {HELD_OUT_EVERY}th is held out, so at least {HELD_OUT_EVERY}"
             " are expected"
         )
-    if process_group(original.device, distributed).size > 1:
-        if resume is not None:
-            raise InputError(f"resume: {os.fspath(resume)}: works in one process only; several were started")
-        if methods & set(BY_STEPS):
-            raise InputError(f"repair: method {repair}: makes gradient steps in one process; several were started")
+    processes = process_group(original.device, distributed).size
+    if processes > 1 and resume is not None:
+        raise InputError(f"resume: {os.fspath(resume)}: works in one process only; several were started")
+    require_processes(repair, processes)
     rounds = _Rounds(
         original, ids, mask, fit_ids, repair, criterion, form or FORMS[0], candidates, memory, distributed, progress,
         options,

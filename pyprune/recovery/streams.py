@@ -198,6 +198,11 @@ def projection_inputs(sublayer: MHA | FFN, x: Tensor, rotation: tuple[Tensor, Te
     return sequence.ffn_activation(sublayer, x, eps)
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32 at least: differences of streams, and sums of squares, are not for 16 bits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def output_projection(sublayer: MHA | FFN) -> Linear:
     """What writes to the stream: o of an attention, down of an FFN."""
     return sublayer.o if isinstance(sublayer, MHA) else sublayer.down

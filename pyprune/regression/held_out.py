@@ -11,6 +11,16 @@ def is_held_out(sample: int) -> bool:
     return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
+def spread(samples: int, count: int) -> list[int]:
+    """The numbers of `count` of so many windows, from all over them: drawn windows stand in the order of the text, so
+    the first of them are of one kind. Whole groups, each with its held-out window; all where there are no more."""
+    groups, wanted = samples // HELD_OUT_EVERY, -(-count // HELD_OUT_EVERY)
+    if count >= samples or wanted >= groups:
+        return list(range(samples))
+    chosen = [place * groups // wanted for place in range(wanted)]
+    return [group * HELD_OUT_EVERY + place for group in chosen for place in range(HELD_OUT_EVERY)]
+
+
 def fitted_windows(samples: int) -> list[bool]:
     """Of each of at least two windows whether it is fitted: with fewer than HELD_OUT_EVERY the last one is held out."""
     fitted = [not is_held_out(sample) for sample in range(samples)]

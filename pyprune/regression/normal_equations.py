@@ -91,7 +91,9 @@ class NormalEquations:
     def solve(self, present: Tensor, ridge: float, missing: Tensor | None = None) -> Tensor | None:
         """The projection `[outputs, inputs (and bias)]` that minimises the error plus the ridge on its change from
         `present`, float64; None where the equations have no one solution. missing: of `present`, where it is known."""
-        penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal().mean()))
+        diagonal = self.gram.diagonal()
+        penalty = torch.full_like(self.gram[0], ridge * float(diagonal.mean()))
+        penalty[diagonal == 0] = float(diagonal.mean())  # an input that is always zero, as padding is, stays as it was
         if self.bias:
             penalty[-1] = 0.0
         penalised = self.gram.clone()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from math import prod
 
 import torch
 from torch import Tensor
 
+from pyprune.errors import InputError
 from pyprune.runtime import memory
 
 
@@ -27,4 +29,11 @@ class States:
             self._left -= size
             return torch.empty(shape, dtype=self._dtype, device=self._device)
         with tempfile.NamedTemporaryFile(prefix="pyprune-states-") as file:  # mapped, it outlives its name
+            try:  # now, for a page that the disk has no room for ends the process when it is written
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            except OSError as error:
+                raise InputError(
+                    f"{tempfile.gettempdir()}: no room for {size} bytes of activations ({error.strerror}); more"
+                    " memory, or a folder with room in the variable TMPDIR, is expected"
+                ) from None
             return torch.from_file(file.name, shared=True, size=prod(shape), dtype=self._dtype).view(shape)

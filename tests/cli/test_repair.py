@@ -6,6 +6,7 @@ import json
 import os
 from argparse import Namespace
 
+import numpy
 import pytest
 import torch
 
@@ -96,6 +97,59 @@ def test_a_missing_text_for_repairs_is_told_with_its_command(monkeypatch):
         take_text(Namespace(text=None, model="smollm2-135m"), TEXT)
 
 
+def test_a_streamed_original_repairs_alike(capsys, tmp_path):
+    decoder = load(SHAPE)
+    decoder.save(tmp_path / "model")
+    apply(decoder, Pruning(blocks=(2,))).save(tmp_path / "pruned")
+    words = ("repair", str(tmp_path / "model"), str(tmp_path / "pruned"), *FEW, "--method", "refit+blockwise+tail")
+    words += ("--steps", "2", "--text", str(tmp_path / "ids.npy"))
+    numpy.save(tmp_path / "ids.npy", numpy.random.default_rng(1).integers(0, 97, 400))
+    for name, more in (("plain", ()), ("streamed", ("--stream",))):
+        code, _, err = run(capsys, *words, *more, "--out", str(tmp_path / name))
+        assert (code, err) == (0, "")
+    assert same(load(str(tmp_path / "plain")), load(str(tmp_path / "streamed")))
+
+
+def test_streaming_needs_a_pruned_model(capsys, tmp_path, pruning):
+    code, _, err = run(capsys, "repair", SHAPE, pruning, *FEW, "--stream", "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "--stream: reads ORIGINAL as it runs; PRUNED" in err
+
+
+def test_a_repair_before_the_cut_leaves_the_first_block(capsys, tmp_path):
+    """Though the ranking has it among those that go."""
+    words = (
+        "--depth",
+        "5",
+        "--seq-len",
+        "12",
+        "--samples",
+        "4",
+        "--repair",
+        "refit",
+        "--repair-samples",
+        "16",
+        "--json",
+    )
+    code, text, err = run(capsys, "prune", SHAPE, *words, "--out", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    assert json.loads(text)["pruning"]["blocks"] == [1, 2, 3, 4, 5]
+
+
+def test_repairs_after_each_removal_take_the_text_for_repairs(capsys, tmp_path, monkeypatch):
+    taken = []
+
+    def stop(options):
+        taken.append(options.text)
+        raise InputError("seen")
+
+    monkeypatch.setattr(demonstrations, "require_demonstration", lambda name, option: None)
+    monkeypatch.setattr("pyprune.commands.prune.require_texts", stop)
+    words = ("--depth", "1", "--search", "greedy", "--repair", "refit", "--repair-each")
+    assert run(capsys, "prune", "smollm2-135m", *words, "--out", str(tmp_path / "out"))[0] == 2
+    assert taken == [TEXT]
+
+
 def test_prune_repairs_what_it_pruned(capsys, tmp_path):
     decoder, out = load(SHAPE), tmp_path / "out"
     words = ("--blocks", "2", "--seq-len", "12", "--repair", "refit-all-o", "--repair-samples", "16", "--json")
@@ -121,6 +175,8 @@ def test_prune_repairs_what_it_pruned(capsys, tmp_path):
         (("--tail-blocks", "3", "--method", "blockwise"), "--tail-blocks 3: belongs to --method auto and tail"),
         (("--minutes", "3", "--method", "tail"), "--minutes 3: belongs to --method auto"),
         (("--minutes", "0"), "'0': a number above 0 and at most 1,000,000 is expected"),
+        (("--ridge", "0.5", "--method", "mean-update"), "ridge 0.5: belongs to method auto, linear"),
+        (("--stream", "--device", "cuda:77"), "cuda:77"),
         (("--text", "missing.txt"), "missing.txt"),
         (("--samples", "7"), "7 samples: at least 8 are expected"),
     ],

@@ -18,7 +18,7 @@ from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.tail import Head, divergence, last_that_fit
 from pyprune.recovery.time_left import TimeLeft
-from pyprune.regression.held_out import is_held_out
+from pyprune.regression.held_out import is_held_out, spread
 from pyprune.runtime.sequence import embed, run_block
 from tests import seeds
 from tests.judge import TINY_OF_MODELS
@@ -114,9 +114,26 @@ def test_closed_forms_of_a_chain_take_enough_windows_and_its_steps_all(llama, id
     at_once = pyprune.repair(llama, CUT, many, "refit-all-o+refit-all+tail", steps=3)
     decoder = pruned
     for name in ("refit-all-o", "refit-all"):
-        decoder = pyprune.repair(llama, decoder, many[:enough], name)
+        decoder = pyprune.repair(llama, decoder, many[spread(len(many), enough)], name)
     decoder = pyprune.repair(llama, decoder, many, "tail", steps=3)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(at_once.tensors(), decoder.tensors(), strict=True))
+
+
+@pytest.mark.parametrize(("samples", "count"), [(1024, 240), (1024, 184), (100, 8), (96, 40), (23, 17)])
+def test_some_windows_are_whole_groups_from_all_over(samples: int, count: int):
+    taken = spread(samples, count)
+    assert count <= len(taken) < count + 8
+    assert taken == sorted(set(taken))
+    assert [is_held_out(number) for number in taken] == [is_held_out(place) for place in range(len(taken))]
+    groups = [number // 8 for number in taken[::8]]
+    gaps = [after - before for before, after in zip(groups, [*groups[1:], samples // 8], strict=True)]
+    assert groups[0] == 0
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_all_windows_are_taken_where_there_are_no_more():
+    assert spread(23, 23) == spread(23, 99) == list(range(23))
+    assert spread(17, 16) == list(range(17))  # both groups, and what is behind them
 
 
 def test_closed_forms_of_auto_take_enough_windows(llama, ids, monkeypatch):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import json
+import math
+import os
+
 import pytest
 import torch
 
@@ -10,7 +16,11 @@ from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
 from pyprune.recovery import repair_with_report
+from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.methods import BY_STEPS, FOLLOWING, METHODS
+from pyprune.recovery.refit import refit
+from pyprune.recovery.repair import Repaired
+from pyprune.recovery.streams import Stage, output_projection
 from pyprune.regression import normal_equations
 from pyprune.regression.states import States
 from pyprune.regression.token_weights import token_weights
@@ -212,6 +222,42 @@ def test_stat_folds_what_went_into_what_stays(original, ids):
     assert_no_worse_than_torch(repaired.blocks[3].mha.o.weight, folded(context, weight), exact, TINY_OF_MODELS)
 
 
+@pytest.fixture
+def compensated(llama, ids):
+    """A narrowed model whose biases hold what FLAP's compensation adds, of these windows."""
+    plain = pyprune.repair(llama, narrowing(), ids, "flap-bias")
+    assert plain.blocks[1].ffn.down.bias is not None
+    return plain
+
+
+def test_flap_bias_does_not_add_again_what_the_pruning_added(llama, ids, compensated):
+    again = pyprune.repair(llama, compensated, ids, "flap-bias")
+    for kind, block in (("ffn", 1), ("mha", 3)):
+        before, after = (output_projection(getattr(m.blocks[block], kind)).bias for m in (compensated, again))
+        assert_same_but_for_rounding(after, before.double())
+        assert float(before.norm()) > 0
+
+
+def test_stat_leaves_to_the_weights_what_the_compensation_does_not_bring(llama, ids, compensated):
+    repaired = pyprune.repair(llama, compensated, ids, "stat", ridge=0, weighting="equal", exact=True)
+    run = Run(llama, ids)
+    for block in llama.blocks[:3]:
+        run.block(block)
+    context, weight = run.context(llama.blocks[3].mha).flatten(0, 1), llama.blocks[3].mha.o.weight
+    bias = compensated.blocks[3].mha.o.bias
+
+    def fitted(dtype):
+        inputs, target = context.to(dtype), context.to(dtype) @ weight.to(dtype).T - bias.to(dtype)
+        return torch.linalg.lstsq(inputs[:, :18], target, driver="gelsd").solution.T
+
+    assert_no_worse_than_torch(
+        repaired.blocks[3].mha.o.weight, fitted(torch.float32), fitted(torch.float64), TINY_OF_MODELS
+    )
+    assert torch.equal(repaired.blocks[3].mha.o.bias, bias)
+    without = pyprune.repair(llama, narrowing(), ids, "stat", ridge=0, weighting="equal", exact=True)
+    assert not torch.allclose(without.blocks[3].mha.o.weight, repaired.blocks[3].mha.o.weight)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("flap-bias", "stat")])
 @pytest.mark.parametrize(
     "pruning", [Pruning(blocks=(2, 4)), Pruning(mha=(2,), ffn=(1, 4))], ids=["blocks", "sublayers"]
@@ -327,6 +373,14 @@ def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
         ({"method": "auto+tail"}, "auto.tail.*nothing after auto"),
         ({"method": "refit", "minutes": 1.0}, "minutes 1.0"),
         ({"method": "tail", "tail_blocks": 0}, "tail_blocks 0"),
+        ({"method": "mean-update", "ridge": 0.5}, "ridge 0.5: belongs to method auto, linear.*, not to mean-update"),
+        ({"method": "tail", "weighting": "equal"}, "weighting 'equal': belongs to method auto, .*, not to tail"),
+        ({"method": "blockwise+tail", "first": 0.0}, "first 0.0: belongs to"),
+        ({"method": "scale", "exact": True}, "exact True: belongs to"),
+        ({"method": "refit", "steps": 3}, "steps 3: belongs to method auto, blockwise, tail, not to refit"),
+        ({"method": "refit", "rate": 1e-3}, "rate 0.001: belongs to"),
+        ({"method": "refit", "precision": "bf16"}, "precision 'bf16': belongs to"),
+        ({"method": "blockwise", "tail_blocks": 2}, "tail_blocks 2: belongs to method auto, tail, not to blockwise"),
         ({"method": "tail", "precision": "fp16"}, "precision 'fp16': fp32, bf16 are accepted"),
     ],
 )
@@ -359,6 +413,71 @@ def test_states_beyond_the_limit_give_the_same_repair(llama, ids):
     states = States(torch.float32, torch.device("cpu"), limit=100)
     assert states.empty(5, 5).untyped_storage().filename is None
     assert states.empty(5, 5).untyped_storage().filename is not None
+
+
+def test_states_that_the_disk_has_no_room_for_are_told_before_they_are_written(monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    states = States(torch.float32, torch.device("cpu"), limit=0)
+    with pytest.raises(InputError, match=r"no room for 100 bytes .*No space left.*TMPDIR"):
+        states.empty(5, 5)
+
+
+def test_activations_that_are_no_numbers_are_told(llama, ids):
+    broken = llama.map(torch.clone)
+    broken.blocks[1].ffn.up.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match="ffn of block 1: its activations hold NaN or infinity"):
+        pyprune.repair(broken, Pruning(blocks=(2,)), ids[:7], "refit", ridge=1.0)
+
+
+def test_a_perplexity_that_is_no_number_harms_and_is_json(llama):
+    report = Repaired(llama, "scale", (3.0, 4.0, float("nan")), {"scale": float("inf")}, [])
+    assert report.harms
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["tried"] == {"scale": "inf"}
+
+
+def test_a_repair_that_gives_no_numbers_harms(llama, ids, monkeypatch):
+    def broken(original, pruned, *_, **__):
+        return pruned.map(lambda tensor: torch.full_like(tensor, float("nan"))), []
+
+    monkeypatch.setattr(importlib.import_module("pyprune.recovery.repair"), "closed_form", broken)
+    report = repair_with_report(llama, Pruning(blocks=(2,)), ids, "refit")
+    assert report.harms
+    assert math.isnan(report.reached())
+    assert repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=2).method != "refit-all-o"
+
+
+def test_inputs_that_are_always_zero_keep_their_weights_without_a_ridge(llama):
+    generator = seeds.generator(6)
+    a, y = (torch.randn(60, n, generator=generator, dtype=torch.float64) for n in (5, 3))
+    old = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    sums = normal_equations.NormalEquations(7, 3)
+    sums.add(torch.nn.functional.pad(a, (0, 2)), y, torch.ones(60, dtype=torch.float64))
+    fit = normal_equations.fit_linear(Linear(old), sums, sums, (0.0,))
+    torch.testing.assert_close(fit.linear.weight[:, :5], torch.linalg.lstsq(a, y).solution.T)
+    torch.testing.assert_close(fit.linear.weight[:, 5:], old[:, 5:])
+
+
+def test_streams_in_bfloat16_are_fitted_in_float32():
+    """As they are on a GPU: the same values give the same fit, whatever their dtype."""
+    generator = seeds.generator(7)
+    before, inputs = (torch.randn(8, 6, n, generator=generator).to(torch.bfloat16) for n in (20, 23))
+    target = (before + 0.02 * torch.randn(8, 6, 20, generator=generator)).to(torch.bfloat16)
+    sublayer = pyprune.load(SIZES).blocks[1].ffn
+
+    def refitted(dtype, of_projection):
+        projection = Linear(torch.zeros(20, 23, dtype=of_projection))
+        stage = Stage(
+            (1, "ffn"), sublayer, sublayer, True, before.to(dtype), target.to(dtype), inputs.to(dtype), None, None,
+            [slice(0, 3), slice(3, 8)], projection,
+        )  # fmt: skip
+        return refit(stage, Fitting(ridges=(1.0,))).linear.weight
+
+    exact = refitted(torch.float64, torch.float64)
+    plain = refitted(torch.float32, torch.float32)
+    assert_no_worse_than_torch(refitted(torch.bfloat16, torch.float32), plain, exact)
 
 
 def test_sums_of_parts_are_the_sums_of_all(llama):

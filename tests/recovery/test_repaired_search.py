@@ -156,6 +156,8 @@ def test_progress_reaches_its_end_step_by_step(six, scored, fitted):
         (dict(repair="train"), "method 'train'"),
         (dict(repair="stat"), "method stat: is for removed heads and neurons; a search removes units"),
         (dict(ridge=-1), "ridge -1"),
+        (dict(weighting="all"), "weighting 'all'"),
+        (dict(repair="refit", steps=3), "steps 3: belongs to method auto"),
         (dict(criterion="taylor"), "criterion: 'taylor' given; a search with repairs accepts ppl, ppl-after-repair"),
         (dict(form="linear"), "form: 'linear' given, but criterion ppl takes"),
         (dict(unit="head"), "unit: 'head' given"),
@@ -170,6 +172,13 @@ def test_bad_input_is_refused_before_any_work(six, scored, fitted, change: dict,
     arguments = {"input_ids": scored, "repair_ids": fitted, "repair": "linear", "count": 2, **change}
     with pytest.raises(InputError, match=message):
         search_with_repair(six, **arguments, progress=lambda *_: pytest.fail("work was done"))
+
+
+def test_an_unknown_option_is_refused_before_any_work(six, scored, fitted):
+    with pytest.raises(TypeError, match="'ridges' is no option of a repair: ridge, "):
+        search_with_repair(
+            six, scored, fitted, "refit", count=1, ridges=1.0, progress=lambda *_: pytest.fail("work was done")
+        )
 
 
 def test_windows_that_score_and_repair_are_refused(six, scored, fitted):

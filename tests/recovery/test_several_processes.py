@@ -18,8 +18,8 @@ from tests import seeds
 from tests.ranks import run_ranks
 
 SHAPE = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
-METHODS = ("mean-update", "scale", "linear", "refit-all-o", "auto")
-RIDGE = 0.01  # chosen on a few held-out windows, it could be another one by rounding
+RIDGE = {"ridge": 0.01}  # chosen on a few held-out windows, it could be another one by rounding
+METHODS: dict[str, dict] = {"mean-update": {}, "scale": {}, "linear": RIDGE, "refit-all-o": RIDGE, "auto": RIDGE}
 
 WORK = """
 import json, sys
@@ -38,10 +38,10 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, 
 original = pyprune.load(%r, dtype=torch.float32)
 ids = load_file(f"{folder}/ids.safetensors")["ids"]
 reports = {}
-for method in %r:
+for method, options in %r.items():
     journal = f"{folder}/journal-{method}"
     for part in ("whole", "resumed"):
-        report = repair_with_report(original, pyprune.Pruning(blocks=(2,)), ids, method, ridge=%r, resume=journal)
+        report = repair_with_report(original, pyprune.Pruning(blocks=(2,)), ids, method, **options, resume=journal)
         fitting.fit_linear = None if part == "whole" else fit_linear  # what is in the journal is not fitted again
         reports[f"{method} {part}"] = report.to_dict()
         tensors = {name: tensor.clone() for name, tensor in report.decoder.tensors()}
@@ -61,9 +61,9 @@ def distance(left, right):
 @pytest.mark.parametrize(
     ("options", "refused"),
     [
-        ({"method": "tail"}, "method tail: makes gradient steps in one process"),
-        ({"method": "refit-all+blockwise"}, r"method refit-all\+blockwise: makes gradient steps in one process"),
-        ({"method": "linear-cosine"}, "method linear-cosine: makes gradient steps in one process"),
+        ({"method": "tail"}, "method tail: works in one process only"),
+        ({"method": "refit-all+blockwise"}, r"method refit-all\+blockwise: works in one process only"),
+        ({"method": "linear-cosine"}, "method linear-cosine: works in one process only"),
         ({"method": "auto", "minutes": 1.0}, r"minutes 1\.0: is for one process"),
     ],
 )
@@ -79,7 +79,7 @@ def test_what_needs_one_process_is_refused_by_several(monkeypatch, tiny, options
 def test_two_processes_repair_as_one_does(tmp_path):
     ids = torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    for process in run_ranks(WORK % (SHAPE, METHODS, RIDGE), tmp_path, 2):
+    for process in run_ranks(WORK % (SHAPE, METHODS), tmp_path, 2):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -98,9 +98,9 @@ def test_two_processes_repair_as_one_does(tmp_path):
             assert reports[0]["auto whole"]["tried"]
             assert not {"blockwise", "tail"} & set("+".join(reports[0]["auto whole"]["tried"]).split("+"))
             continue
-        alone = repair_with_report(original, cut, ids, method, ridge=RIDGE)
+        alone = repair_with_report(original, cut, ids, method, **METHODS[method])
         whole = dict(alone.decoder.tensors())
-        half = dict(repair_with_report(original, cut, ids[::2], method, ridge=RIDGE).decoder.tensors())
+        half = dict(repair_with_report(original, cut, ids[::2], method, **METHODS[method]).decoder.tensors())
         start = {name: pruned.get(name, torch.zeros_like(tensor)) for name, tensor in whole.items()}
         changed = distance(whole, start)
         assert changed > 0
