@@ -2,7 +2,8 @@
 
 Each part is a list of cells; a finished cell is in the JSON file at once, and a second run goes on where the first one
 ended. A cell has the perplexity of the original, the pruned and the repaired model on held-out texts, the share of the
-lost log-perplexity that came back, and its seconds. `--list` prints the parts and an estimate of a cell's
+lost log-perplexity that came back, and its seconds: by the clock, and of the processor a thread, which is what it takes
+where nothing else runs. `--list` prints the parts and an estimate of a cell's
 time on 2 free cores; the file says what each took.
 
 Calibration is `demo:passages` unless the part says otherwise, without the documents that quote the held-out texts.
@@ -87,6 +88,17 @@ def cells(part: str) -> list[dict[str, Any]]:
     }[part]
 
 
+def clocks() -> tuple[float, float]:
+    """Now, and the processor's time of this process, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def seconds_since(began: float, processor: float) -> dict[str, float]:
+    """What passed since `clocks`; of the processor's time a thread's share."""
+    now, of_processor = clocks()
+    return {"seconds": now - began, "processor_seconds": (of_processor - processor) / torch.get_num_threads()}
+
+
 def takes(method: str, option: str) -> bool:
     """Whether the option changes what the method does."""
     return method in TAKEN_BY[option]
@@ -160,11 +172,11 @@ class Study:
             key = json.dumps([begun, options, bool(set(BY_STEPS) & set(chain))], sort_keys=True)
             if key not in self._stages:
                 of_method = {name: value for name, value in options.items() if takes(method, name)}
-                began = time.perf_counter()
+                began = clocks()
                 is_followed = bool(set(BY_STEPS) & set(chain[place + 1 :])) and method not in BY_STEPS
                 taken = ids[spread(len(ids), enough_samples(pruned, SEQ_LEN))] if is_followed else ids
                 report = repair_with_report(self.decoder, decoder, taken, method, **of_method)
-                stage = {**report.to_dict(), "seconds": time.perf_counter() - began}
+                stage = {**report.to_dict(), **seconds_since(*began)}
                 self._stages[key] = report.decoder, [*stages, stage]
             decoder, stages = self._stages[key]
             if method == "tail":  # nothing comes behind it
@@ -176,14 +188,14 @@ class Study:
 
     def run_tasks(self, cell: dict[str, Any]) -> dict[str, Any]:
         """The seven tasks of the original ("original"), the pruned model ("none") or a repaired one."""
-        began = time.perf_counter()
+        began = clocks()
         decoder = self.decoder
         if cell["method"] != "original":
             decoder = pyprune.apply(decoder, self.pruning(cell["prune"], cell["ratio"], cell["seed"]))
         if cell["method"] not in ("original", "none"):
             decoder, _ = self.repaired(cell, decoder)
         tasks = pyprune.evaluate(decoder, tasks="paper", limit=cell["documents"]).tasks
-        return {"tasks": tasks, "seconds": time.perf_counter() - began}
+        return {"tasks": tasks, **seconds_since(*began)}
 
     def run(self, cell: dict[str, Any]) -> dict[str, Any]:
         """One cell's result."""
@@ -210,7 +222,7 @@ class Study:
                 for name in reached
             },
             "stages": stages,
-            "seconds": sum(stage["seconds"] for stage in stages),
+            **{name: sum(stage[name] for stage in stages) for name in ("seconds", "processor_seconds")},
         }
 
 

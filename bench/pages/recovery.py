@@ -83,7 +83,7 @@ python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
 A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). {measured_on(results["machines"])}
+unless a table says otherwise ({link(name)}). Minutes are processor time, a thread. {measured_on(results["machines"])}
 
 {shown}"""
 
@@ -125,7 +125,7 @@ def methods(entries: Iterable[Mapping[str, Any]]) -> str:
     rows = []
     for method, of_way in by_method.items():
         shares = [back(of_way.get(way), text) for way in ways for text in TEXTS]
-        minutes = fmean(entry["seconds"] for entry in of_way.values()) / 60
+        minutes = fmean(entry["processor_seconds"] for entry in of_way.values()) / 60
         rows.append([f"`{method}`", *shares, f"{minutes:.1f}"])
     header = [f"{PRUNINGS[way]}: {title}" for way in ways for title in TEXTS.values()]
     return table(["method", *header, "minutes"], rows)
@@ -154,7 +154,7 @@ def by(header: str, label: Callable[[Mapping[str, Any]], str], entries: Iterable
     for entry in entries:
         key = label(entry["cell"]), entry["cell"]["method"]
         rows[key] = [
-            key[0], f"`{key[1]}`", *(back(entry, text) for text in TEXTS), f"{entry['seconds'] / 60:.1f}"
+            key[0], f"`{key[1]}`", *(back(entry, text) for text in TEXTS), f"{entry['processor_seconds'] / 60:.1f}"
         ]  # fmt: skip
     if len({method for _, method in rows}) == 1:
         rows = {key: [row[0], *row[2:]] for key, row in rows.items()}

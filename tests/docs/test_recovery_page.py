@@ -13,7 +13,7 @@ from pyprune.evaluation.paper_tasks import PAPER_TASKS
 
 def entry(part, cell, number):
     """A made-up result; what is won back of both texts is `number` percent."""
-    made = {"part": part, "cell": cell, "machine": 0, "seconds": 60.0 * number}
+    made = {"part": part, "cell": cell, "machine": 0, "processor_seconds": 60.0 * number}
     if part == "tasks":
         shares = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
         return made | {"tasks": {name: dict.fromkeys(shares, number / 100) for name in PAPER_TASKS}}
