@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
     checked = checked_settings(settings)
     distillation = chosen_distillation(options)
     require_extra()
-    require_outputs(options.out, options.adapters, checked, options.resume)
+    require_outputs(options.out, options.adapters, checked, journal_beside(options))
     texts = read_texts(options)
     device = chosen_device(options)
     decoder = loaded_any(options.model, device=device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from pyprune.retraining.prefix import first_cut
 from pyprune.retraining.settings import FIRST_CUT, Settings
 
 ADAPTER = "default"
+WEIGHTS = "adapter_model.safetensors"
+"""The file that peft writes adapters to."""
 EXTRA = "pip install pyprune[retrain]"
 
 
@@ -155,9 +159,17 @@ def decoder_with(decoder: Decoder, change: Any) -> Decoder:
 
 
 def save_adapters(model: Any, directory: str | os.PathLike[str]) -> None:
-    """Write the adapters alone as peft has them, whole or not at all."""
-    with whole_directory(directory) as scratch:
-        model.save_pretrained(scratch, save_embedding_layers=False)
+    """Write the adapters alone as peft has them, whole or not at all. Where an interrupted run has written the same
+    already, they stay; InputError where it is others that are there."""
+    written = Path(directory) / WEIGHTS
+    if not written.is_file():
+        with whole_directory(directory) as scratch:
+            model.save_pretrained(scratch, save_embedding_layers=False)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        if (Path(folder) / WEIGHTS).read_bytes() != written.read_bytes():
+            raise InputError(f"retrain: adapters {directory}: holds those of another training; a new one is expected")
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

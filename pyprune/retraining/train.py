@@ -20,6 +20,7 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.load_any import AnyDecoder, as_any_decoder
 from pyprune.retraining.adapters import (
     ADAPTER,
+    WEIGHTS,
     first_trained,
     merged,
     precision_of,
@@ -150,8 +151,8 @@ def retrain_with_report(
         raise InputError("retrain: runs in one process; torchrun has started several")
     if eval_text is None and isinstance(text, str) and text.startswith(PREFIX):
         eval_text = EVALUATION
-    require_outputs(out, adapters, settings, bool(resume))
     state_path = journal_path("retrain", out, resume)
+    require_outputs(out, adapters, settings, state_path)
     decoder = as_any_decoder(model)
     if isinstance(decoder, Decoder):
         decoder.require_weights()
@@ -241,9 +242,13 @@ def checked_settings(options: dict[str, Any]) -> Settings:
 
 
 def require_outputs(
-    out: str | os.PathLike[str] | None, adapters: str | os.PathLike[str] | None, settings: Settings, resume: bool
+    out: str | os.PathLike[str] | None, adapters: str | os.PathLike[str] | None, settings: Settings, state: Path | None
 ) -> None:
-    """Raise InputError where the directories of the results cannot be written; resume: remove what was half written."""
+    """Raise InputError where the directories of the results cannot be written.
+
+    state: the file of a run that resumes: then what was half written is removed, and where the file is there, the
+    adapters may have been written already (`save_adapters`).
+    """
     if adapters is not None and settings.full:
         raise InputError(f"retrain: adapters {adapters}: full training has none")
     if adapters is not None and out is not None:
@@ -252,8 +257,10 @@ def require_outputs(
             raise InputError(f"retrain: adapters {adapters}: a directory apart from {out} is expected")
     for directory in (out, adapters):
         if directory is not None:
-            require_free_directory(directory)
-            if resume:
+            may_be_written = directory is adapters and state is not None and state.exists()
+            if not (may_be_written and (Path(directory) / WEIGHTS).is_file()):
+                require_free_directory(directory)
+            if state is not None:
                 remove_parts(directory)
 
 

@@ -13,6 +13,7 @@ import torch
 from pyprune import Pruning, apply, cli, load, retrain
 from pyprune.commands.retrain import NUMBERS, chosen_settings
 from pyprune.retraining.settings import Settings
+from pyprune.retraining.train import Retrained
 from tests import seeds
 from tests.cli.command_line import run
 from tests.evaluation.conftest import save_model
@@ -53,6 +54,34 @@ def test_it_trains_saves_and_tells(capsys, tmp_path, pruned, ids):
     assert json.loads((out / "retraining.json").read_text())["text"] == "ids.npy"
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(adapters))
     assert not (tmp_path / "out.journal").exists()
+
+
+def test_a_run_that_ended_between_adapters_and_model_resumes(capsys, tmp_path, pruned, ids, monkeypatch):
+    class Killed(BaseException):
+        """Stands for kill -9: nothing catches it."""
+
+    def killed(*_):
+        raise Killed
+
+    out, adapters = tmp_path / "out", tmp_path / "adapters"
+    words = ("retrain", pruned, "--text", ids, "--out", out, "--adapters", adapters, "--resume", *FEW)
+    monkeypatch.setattr(Retrained, "save", killed)
+    with pytest.raises(Killed):
+        run(capsys, *words)
+    monkeypatch.undo()
+    kept = (adapters / "adapter_model.safetensors").read_bytes()
+    (adapters / "adapter_model.safetensors").write_bytes(kept[:-1] + b"x")
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "holds those of another training" in err
+    (adapters / "adapter_model.safetensors").write_bytes(kept)
+    assert run(capsys, *words)[0] == 0
+    assert load(out).pruning is not None
+    assert (adapters / "adapter_model.safetensors").read_bytes() == kept
+    assert not (tmp_path / "out.journal").exists()
+    code, _, err = run(capsys, "retrain", pruned, "--text", ids, "--out", tmp_path / "two", *words[6:])
+    assert code == 2
+    assert "adapters: is a directory that is not empty" in err  # without a state nobody knows whose they are
 
 
 @pytest.mark.slow
