@@ -53,15 +53,17 @@ def iterated(
         )  # fmt: skip
         return result
 
+    scratch = store.scratch("iterate", content)
+    journal = scratch.with_name(f"{scratch.name}.journal")
+
     def make() -> dict[str, Any]:
-        place = store.scratch("iterate", content)
-        place.parent.mkdir(parents=True, exist_ok=True)
         result = iterate(
             decoder, calibration.input_ids, held_out=held_out.input_ids, count=count, unit=prune.unit,
             steps=budget.round_steps, untrained=False, train=train, seed=budget.seed,
-            calibration=calibration.fingerprint, out=place, resume=True, progress=progress,
+            calibration=calibration.fingerprint, resume=journal, progress=progress,
         )  # fmt: skip
-        shutil.rmtree(place.with_name(f"{place.name}.journal"), ignore_errors=True)  # of `resume`
         return result.to_dict()
 
-    return Iterated.from_dict(store.part("iterate", content, make))
+    result = store.part("iterate", content, make)
+    shutil.rmtree(journal, ignore_errors=True)  # only now: until then an interrupted run goes on from it
+    return Iterated.from_dict(result)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, whole_directory, write_json
+from pyprune.files import read_json, remove_parts, whole_directory, write_json
 from pyprune.models import load
 from pyprune.models.decoder import Decoder
 from pyprune.pruning import Pruning
@@ -89,11 +89,12 @@ class Store:
     def _piece(self, kind: str, content: Any, make: Callable[[Path], Any]) -> dict[str, Any]:
         place = self._place(kind, content)
         if not (place / "part.json").exists():
+            remove_parts(place)  # of a killed run; two at once cannot make one piece
             with whole_directory(place) as folder:
                 result, seconds = self._made(folder, make)
                 record = {"format": FORMAT, "kind": kind, "content": content, "seconds": seconds, "result": result}
                 write_json(folder / "part.json", record)
-            _remove(self.scratch(kind, content))
+        _remove(self.scratch(kind, content))
         record = _record(place / "part.json")
         self.seconds[place.name] = record["seconds"]
         return record

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pyprune.errors import InputError
+from pyprune.retraining.iterated import Iterated
 from pyprune.study.labels import styles
-from pyprune.study.recipes import models
+from pyprune.study.recipes import iterating, models
 from pyprune.study.recipes import run as module
 from pyprune.study.recipes.figures import figures, series_looks
 from pyprune.study.recipes.recipe import FIGURES
@@ -151,17 +152,44 @@ def test_a_store_serves_other_recipes_of_the_same_model(small, finished, tmp_pat
         recipe(other, "shape:tiny,blocks=5", store=store)
 
 
-@pytest.mark.slow
-def test_iterative_rows_are_rounds_of_one_pruning(tmp_path):
-    file = tmp_path / "iterative.toml"
+def iterative(folder):
+    """A recipe of two rows of an iterative pruning."""
+    file = folder / "iterative.toml"
     text = SMALL.replace("memory = { batches = [1], output_tokens = [8], input_tokens = 4 }\n", "")
     text = text[: text.index('[[models]]\nname = "Blocks')] + ITERATIVE + text[text.index("[[columns]]") :]
     text = text.replace('[[columns]]\nvalue = "memory:8x1"\n', "")
     file.write_text(text[: text.index("[[claims]]")])
-    rows = recipe(file, "shape:tiny").results["rows"]
+    return file
+
+
+@pytest.mark.slow
+def test_iterative_rows_are_rounds_of_one_pruning(tmp_path):
+    rows = recipe(iterative(tmp_path), "shape:tiny").results["rows"]
     assert [row["values"].get("blocks") for row in rows] == [4, 3, 2]
     assert rows[2]["removed"]["units"][:1] == rows[1]["removed"]["units"]
     assert rows[1]["made"] == {"steps": 1, "trainings": 1}
+
+
+def test_a_stop_between_the_last_round_and_its_piece_of_the_store_loses_nothing(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    train, to_dict, calls = iterating.retrained, Iterated.to_dict, []
+
+    def counted(*words, **named):
+        calls.append(1)
+        return train(*words, **named)
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(iterating, "retrained", counted)
+    monkeypatch.setattr(Iterated, "to_dict", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recipe(iterative(tmp_path), "shape:tiny", store=store)
+    monkeypatch.setattr(Iterated, "to_dict", to_dict)
+    rows = recipe(iterative(tmp_path), "shape:tiny", store=store).results["rows"]
+    assert [row["values"].get("blocks") for row in rows] == [4, 3, 2]
+    assert len(calls) == 2
+    assert list((store / "unfinished").iterdir()) == []
 
 
 def test_a_recipe_without_anything_of_the_paper_has_no_heading_for_it(tmp_path):

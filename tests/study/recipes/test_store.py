@@ -37,6 +37,22 @@ def test_a_piece_of_a_store_is_made_once_and_whole(tmp_path):
     assert content_key({"a": 1}) != content_key({"a": 2})
 
 
+def test_what_a_kill_left_half_written_is_removed_when_its_piece_is_made(tmp_path):
+    store = Store(tmp_path / "store")
+    store.part("kind", {}, dict)
+    (finished,) = store.folder.iterdir()
+    half, other = (store.folder / f".{name}.abc.part" for name in (finished.name, "kind-other"))
+    finished.rename(half)
+    other.mkdir()  # perhaps of a run that goes on
+    state = store.scratch("kind", {})
+    state.parent.mkdir()
+    store.part("kind", {}, dict)
+    assert sorted(path.name for path in store.folder.iterdir()) == [other.name, finished.name, state.parent.name]
+    state.write_text("state")  # a kill came before it was removed
+    store.part("kind", {}, dict)
+    assert not state.exists()
+
+
 def test_a_piece_made_within_another_is_timed_once(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("pyprune.study.recipes.store.time.perf_counter", lambda: clock[0])
