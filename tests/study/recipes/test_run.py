@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pyprune.errors import InputError
-from pyprune.retraining.iterated import Iterated
 from pyprune.study.labels import styles
 from pyprune.study.recipes import iterating, models
 from pyprune.study.recipes import run as module
+from pyprune.study.recipes import store as store_module
 from pyprune.study.recipes.figures import figures, series_looks
 from pyprune.study.recipes.recipe import FIGURES
 from pyprune.study.recipes.run import RecipeResult, recipe
@@ -172,20 +172,22 @@ def test_iterative_rows_are_rounds_of_one_pruning(tmp_path):
 
 def test_a_stop_between_the_last_round_and_its_piece_of_the_store_loses_nothing(tmp_path, monkeypatch):
     store = tmp_path / "store"
-    train, to_dict, calls = iterating.retrained, Iterated.to_dict, []
+    train, write, calls = iterating.retrained, store_module.write_json, []
 
     def counted(*words, **named):
         calls.append(1)
         return train(*words, **named)
 
-    def stopped(self):
-        raise KeyboardInterrupt
+    def stopped(path, record):
+        if record["kind"] == "iterate":
+            raise KeyboardInterrupt
+        write(path, record)
 
     monkeypatch.setattr(iterating, "retrained", counted)
-    monkeypatch.setattr(Iterated, "to_dict", stopped)
+    monkeypatch.setattr(store_module, "write_json", stopped)
     with pytest.raises(KeyboardInterrupt):
         recipe(iterative(tmp_path), "shape:tiny", store=store)
-    monkeypatch.setattr(Iterated, "to_dict", to_dict)
+    monkeypatch.setattr(store_module, "write_json", write)
     rows = recipe(iterative(tmp_path), "shape:tiny", store=store).results["rows"]
     assert [row["values"].get("blocks") for row in rows] == [4, 3, 2]
     assert len(calls) == 2
