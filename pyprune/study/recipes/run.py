@@ -228,6 +228,7 @@ def _command(name: Any, model: Any, decoder: Decoder, budget: str, texts: Mappin
     for role, text in texts.items():
         words += ["--text", f"{role}={public_model_name(text)}"]
     words += [] if data is None else ["--data", public_model_name(os.fspath(data))]
+    words += [] if decoder.device.type == "cpu" else ["--device", str(decoder.device)]
     return shlex.join(words)
 
 

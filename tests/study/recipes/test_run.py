@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pyprune.errors import InputError
 from pyprune.study.labels import styles
@@ -49,6 +51,15 @@ def test_a_recipe_runs_from_end_to_end(finished):
     assert 'src="data:image/png' in page
     assert page.count("<script") == page.count("<script>") == 1  # the page's own, which loads nothing
     assert 'src="http' not in page
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("cpu", []), ("cuda", ["--device", "cuda"]), ("cuda:1", ["--device", "cuda:1"])]
+)
+def test_the_command_that_repeats_a_run_names_its_gpu(device, words):
+    decoder = SimpleNamespace(name="tiny", device=torch.device(device))
+    command = module._command("table5", "shape:tiny", decoder, "quick", {}, None)
+    assert command.split() == ["pyprune", "recipe", "table5", "shape:tiny", "--budget", "quick", *words]
 
 
 def test_the_page_is_drawn_again_from_the_results_alone(finished, tmp_path):
