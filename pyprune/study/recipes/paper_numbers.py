@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from functools import cache
 from pathlib import Path
 
@@ -37,7 +38,19 @@ def paper_number(recipe: Recipe, model: Model, column: Column) -> float | str | 
         )
     if not fitting or not fitting[0][field]:
         return None
-    return OOM if fitting[0][field] == OOM else float(fitting[0][field])
+    cell = fitting[0][field]
+    if cell == OOM:
+        return OOM
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{recipe.name}: paper {column.paper!r}: {cell!r} for {model.name!r} in {name}.csv; a number, {OOM} or "
+            "nothing is expected"
+        )
+    return number
 
 
 def check_paper(recipe: Recipe) -> None:

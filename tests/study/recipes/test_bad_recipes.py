@@ -56,6 +56,15 @@ def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch
     assert "bad" in str(error.value)
 
 
+@pytest.mark.parametrize("cell", ["good", "nan"])
+def test_a_word_for_a_number_of_the_paper_names_file_column_and_row(tmp_path, cell):
+    file = tmp_path / "own.toml"
+    file.write_text(SMALL.replace("quality:ppl_wikitext2", "numbers:ppl"))
+    (tmp_path / "numbers.csv").write_text(f"method,ppl\ndepth,17.5\nflap,{cell}\n")
+    with pytest.raises(InputError, match=f"own: paper 'numbers:ppl': '{cell}' for 'FLAP 25%' in numbers.csv; a number"):
+        recipe(file, "shape:tiny")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
