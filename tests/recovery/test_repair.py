@@ -168,6 +168,40 @@ def test_scale_equals_scaling_the_stream(original, ids):
     torch.testing.assert_close(scaled.x, folded.x * alpha, rtol=1e-3, atol=1e-4)
 
 
+def test_scales_of_several_cuts_equal_scaling_the_stream_at_each(llama, ids):
+    repaired = pyprune.repair(llama, Pruning(blocks=(1, 3)), ids, "scale")
+    teacher, scaled, folded = Run(llama, ids), Run(llama, ids), Run(repaired, ids)
+    product = 1.0
+    for block in llama.blocks:
+        target = teacher.block(block)
+        if block.index in (1, 3):
+            alpha = float(target.double().norm(dim=-1).sum() / scaled.x.double().norm(dim=-1).sum())
+            scaled.x, product = scaled.x * alpha, product * alpha
+        else:
+            scaled.block(block)
+    for block in repaired.blocks:
+        folded.block(block)
+    assert product != pytest.approx(1.0, rel=1e-2)
+    torch.testing.assert_close(scaled.x, folded.x * product, rtol=1e-3, atol=1e-4)
+
+
+def test_the_cosine_form_reaches_the_distance_that_it_tells(llama, ids):
+    report = repair_with_report(llama, Pruning(blocks=(2,)), ids, "linear-cosine", ridge=RIDGE)
+    _, inputs, middle, _, target = streams_at_cut(llama, ids)
+
+    def distance(linear):
+        stream = middle.double() + inputs.double() @ linear.weight.double().T
+        cosine = torch.nn.functional.cosine_similarity(stream, target.double(), dim=-1)
+        return float((1 - cosine).mean())
+
+    [fit] = report.fits
+    old, new = llama.blocks[1].ffn.down, report.decoder.blocks[1].ffn.down
+    assert fit["before"] == pytest.approx(distance(old), rel=1e-4)
+    assert fit["after"] == pytest.approx(distance(new), rel=1e-4)
+    squares = pyprune.repair(llama, Pruning(blocks=(2,)), ids, "linear", ridge=RIDGE)
+    assert distance(new) <= distance(squares.blocks[1].ffn.down) < distance(old)
+
+
 def test_refit_all_goes_on_from_the_repaired_stream(original, ids):
     """The o of the block behind the cut sees the repaired model's inputs, and the original's stream is its wish."""
     repaired = pyprune.repair(original, Pruning(blocks=(2,)), ids, "refit-all-o", ridge=RIDGE)
@@ -220,6 +254,60 @@ def test_stat_folds_what_went_into_what_stays(original, ids):
 
     exact = folded(context.double(), weight.double())
     assert_no_worse_than_torch(repaired.blocks[3].mha.o.weight, folded(context, weight), exact, TINY_OF_MODELS)
+
+
+def streams_at_narrowed_ffn(original, ids, neurons):
+    """Of block 1 without some neurons: the inputs that stay, those of the original, the stream before and behind."""
+    run = Run(original, ids)
+    run.block(original.blocks[0])
+    block = original.blocks[1]
+    run.block(type(block)(1, block.mha, None))
+    before = run.x
+    activation = ffn_activation(block.ffn, before, original.eps)
+    stay = [neuron for neuron in range(23) if neuron not in neurons]
+    return stay, activation, before, run.block(type(block)(1, None, block.ffn))
+
+
+@pytest.mark.parametrize("method", ["refit", "refit-all", "refit-all-o"])
+def test_a_narrowed_projection_is_refitted_to_the_originals_stream(original, ids, method):
+    repaired = pyprune.repair(original, Pruning(neurons={1: (0, 4, 7, 22)}), ids, method, ridge=RIDGE)
+    stay, activation, before, target = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
+    down = original.blocks[1].ffn.down
+    design = activation[..., stay], target - before, weights_of(target), down.weight[:, stay], down.bias
+    assert_fitted(repaired.blocks[1].ffn.down, *design)
+
+
+def test_mean_update_adds_what_lost_neurons_brought(original, ids):
+    repaired = pyprune.repair(original, Pruning(neurons={1: (0, 4, 7, 22)}), ids, "mean-update")
+    _, activation, _, _ = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
+    down, gone = original.blocks[1].ffn.down, [0, 4, 7, 22]
+    expected = activation.double()[..., gone].mean((0, 1)) @ down.weight.double()[:, gone].T
+    assert_same_but_for_rounding(repaired.blocks[1].ffn.down.bias, expected + (0 if down.bias is None else down.bias))
+
+
+def test_stat_folds_lost_neurons(original, ids):
+    pruning = Pruning(neurons={1: (0, 4, 7, 22)})
+    repaired = pyprune.repair(original, pruning, ids, "stat", ridge=0, weighting="equal", exact=True)
+    stay, activation, _, _ = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
+    rows, weight, gone = activation.flatten(0, 1), original.blocks[1].ffn.down.weight, [0, 4, 7, 22]
+
+    def folded(rows, weight):
+        fold = torch.linalg.lstsq(rows[:, stay], rows[:, gone], driver="gelsd").solution
+        return weight[:, stay] + weight[:, gone] @ fold.T
+
+    exact = folded(rows.double(), weight.double())
+    assert_no_worse_than_torch(repaired.blocks[1].ffn.down.weight, folded(rows, weight), exact, TINY_OF_MODELS)
+
+
+def test_float16_weights_get_the_fit_of_their_values(llama, ids):
+    half = llama.to(dtype=torch.float16)
+    same_values = half.to(dtype=torch.float32)
+    repaired, exact = (
+        pyprune.repair(model, Pruning(blocks=(2,)), ids, "refit", ridge=RIDGE) for model in (half, same_values)
+    )
+    weight, expected = (model.blocks[1].ffn.down.weight for model in (repaired, exact))
+    assert weight.dtype == torch.float16
+    torch.testing.assert_close(weight.float(), expected, rtol=2**-10, atol=1e-4)
 
 
 @pytest.fixture
