@@ -147,6 +147,7 @@ def iterate(
     at_once = None
     if one_shot_retrained:
         at_once = read_number(rounds.part("one-shot retrained", partial(work.at_once, one_shot)), "perplexity")
+        rounds.drop("one-shot.state")  # only now that what it led to is kept
     result = Iterated(
         model=original_name(original),
         unit=unit,
@@ -282,9 +283,7 @@ class _Work:
         units, state = [step.removed for step in one_shot], self.journal.state_file("one-shot")
         pruned = apply(self.original, removal(original_name(self.original), units, f"one-shot ppl {self.unit}"))
         trained = self._trained(pruned, self.steps * len(units), self.seed, "one-shot", state)
-        value = perplexity(trained, self.held_out, memory=self.memory)
-        self.journal.drop("one-shot.state")
-        return json_number(value)
+        return json_number(perplexity(trained, self.held_out, memory=self.memory))
 
     def _round(self, number: int, count: int, decoder: Decoder) -> Decoder:
         """The model after one more round, whose parts are in the journal."""

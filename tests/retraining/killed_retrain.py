@@ -23,4 +23,4 @@ def work(out: Path) -> None:
 if __name__ == "__main__":
     import peft  # noqa: F401  # in the parent, for all children
 
-    killed_at_random(work, *sys.argv[1:], latest=0.5)
+    killed_at_random(work, *sys.argv[1:])

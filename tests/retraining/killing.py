@@ -15,11 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def killed_at_random(work: Callable[[Path], None], folder: str, kills: str, seed: str, latest: float) -> None:
-    """Run `work` whole into FOLDER/whole, and killed into FOLDER/killed; print how many kills met it.
-
-    latest: the share of the whole run's duration within which a kill comes.
-    """
+def killed_at_random(work: Callable[[Path], None], folder: str, kills: str, seed: str) -> None:
+    """Run `work` whole into FOLDER/whole, and killed into FOLDER/killed, at any moment of the whole run's duration;
+    print how many kills met it."""
     whole, killed = Path(folder) / "whole", Path(folder) / "killed"
     begin = time.monotonic()
     assert os.waitpid(started(work, whole), 0)[1] == 0
@@ -28,7 +26,7 @@ def killed_at_random(work: Callable[[Path], None], folder: str, kills: str, seed
     met = 0
     for _ in range(int(kills)):
         child = started(work, killed)
-        time.sleep(draw.uniform(0, latest * duration))
+        time.sleep(draw.uniform(0, duration))
         os.kill(child, signal.SIGKILL)
         met += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         if killed.exists():  # it was quicker; the rest of the kills begin again

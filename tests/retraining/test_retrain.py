@@ -172,7 +172,7 @@ def test_an_unknown_option_and_bad_values_are_told(llama, text):
 def test_killed_at_random_it_ends_the_same(tmp_path, kills):
     words = [sys.executable, "-m", "tests.retraining.killed_retrain", str(tmp_path), str(kills), str(seeds.seed())]
     told = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(told.stdout.splitlines()[-1])["kills"] >= kills // 2
+    assert json.loads(told.stdout.splitlines()[-1])["kills"] >= kills // 4
     assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
     for name in ("model.safetensors", "pruning.json", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
