@@ -9,6 +9,7 @@ from typing import Any
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
 from pyprune.commands.inputs import (
     calibration_windows,
+    chosen_device,
     journal_beside,
     loaded,
     quiet_transformers,
@@ -17,6 +18,7 @@ from pyprune.commands.inputs import (
 )
 from pyprune.commands.options import (
     MODEL_HELP,
+    add_device,
     add_json,
     add_memory,
     add_option,
@@ -88,6 +90,7 @@ def add_options(commands: Any) -> None:
         "rounds (default: off)",
     )
     add_stored_dtype(parser, "dtype of the weights")
+    add_device(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -144,6 +147,7 @@ def run(options: argparse.Namespace) -> None:
 
     require_directory(options.out)
     require_extra()
+    device = chosen_device(options)
     training = _chosen_training(options)
     checked_settings({name: value for name, value in training.items() if name not in DISTILLATION})
     quiet_transformers()
@@ -155,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
     eval_text, train_text = _other_texts(options)
     if options.resume:
         remove_parts(options.out)
-    decoder = loaded(options.model, options.dtype)
+    decoder = loaded(options.model, options.dtype, device)
     windows = calibration_windows(options, decoder)
     held_out = evaluation(decoder, eval_text, options.eval_tokens, options.seq_len, options.seed)
     with Bar() as bar:

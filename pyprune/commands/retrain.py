@@ -8,7 +8,17 @@ from typing import Any
 
 from pyprune.commands.distillation import add_distillation, add_train_from, chosen_distillation
 from pyprune.commands.inputs import chosen_device, journal_beside, loaded, loaded_any, remove_journal
-from pyprune.commands.options import MODEL_HELP, add_device, add_json, add_option, add_resume, at_least, command, number
+from pyprune.commands.options import (
+    MODEL_HELP,
+    add_device,
+    add_json,
+    add_option,
+    add_resume,
+    add_stored_dtype,
+    at_least,
+    command,
+    number,
+)
 from pyprune.commands.output import Bar, print_json, print_table
 from pyprune.errors import InputError
 
@@ -93,6 +103,7 @@ def add_options(commands: Any) -> None:
     )
     add_distillation(parser)
     add_train_from(parser)
+    add_stored_dtype(parser, "dtype of the model, also when saved")
     add_device(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="new or empty directory for the model (required)")
     parser.add_argument(
@@ -120,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     require_outputs(options.out, options.adapters, checked, journal_beside(options))
     texts = read_texts(options)
     device = chosen_device(options)
-    decoder = loaded_any(options.model, device=device)
+    decoder = loaded_any(options.model, options.dtype, device)
     teacher = None if options.distill is None else loaded(options.distill, device=device)
     with Bar() as bar:
         result = retrain_with_report(

@@ -33,6 +33,7 @@ from pyprune.retraining.train import (
     checked_settings,
     decoder_digest,
     require_extra,
+    require_first_device,
     retrain_with_report,
     samples_digest,
     training_samples,
@@ -113,6 +114,7 @@ def iterate(
     counts: dict[str, int] = {}
     digest = None
     if train is None:
+        require_first_device(original.device)
         teacher = original if distill else None
         train = partial(_retrained, text=text, instructions=instructions, options=options, teacher=teacher)
         of_text = {name: options[name] for name in OF_TEXTS if name in options and name != "eval_text"}

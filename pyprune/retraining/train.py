@@ -156,7 +156,7 @@ def retrain_with_report(
     decoder = as_any_decoder(model)
     if isinstance(decoder, Decoder):
         decoder.require_weights()
-    _require_first_device(decoder.device)
+    require_first_device(decoder.device)
     first_trained(decoder, settings)  # before texts are read
     if taught is not None:
         if not isinstance(decoder, Decoder):
@@ -293,7 +293,8 @@ def _described(objective: Objective | None) -> str:
     return f"{name} {json.dumps(settings)}" if settings else name
 
 
-def _require_first_device(device: torch.device) -> None:
+def require_first_device(device: torch.device) -> None:
+    """Raise InputError for a GPU on which transformers' Trainer does not run."""
     if device.type == "cuda" and device.index not in (None, 0):
         raise InputError(f"retrain: device {device}: cuda:0 is expected (CUDA_VISIBLE_DEVICES chooses the GPU)")
 

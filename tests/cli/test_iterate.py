@@ -8,7 +8,7 @@ import os
 import numpy
 import pytest
 
-from pyprune import cli, load
+from pyprune import InputError, cli, load
 from pyprune.commands import distillation as options
 from pyprune.commands.iterate import _calibrated
 from pyprune.retraining.clean_texts import DRAWN, Drawn
@@ -105,12 +105,23 @@ def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, mo
         ((*ways, "--eval-text", text), "also the held-out text"),
         ((*ways, "--text", text), "also the calibration text"),
         ((*base, "--count", "1", "--train-text", "nowhere.txt"), "nowhere.txt"),
+        ((*ways, "--device", "cuda:99"), "cuda:99"),
         (("iterate", SHAPE, "--out", text, "--count", "1", "--train-text", text), "is a file"),
     ):
         code, _, err = run(capsys, *words)
         assert code == 2
         assert what in err
         assert err.count("\n") == 1
+
+
+def test_the_model_is_loaded_onto_the_device(capsys, tmp_path, text, monkeypatch):
+    def loaded(model, dtype, device):
+        raise InputError(f"{device} was chosen")
+
+    monkeypatch.setattr("pyprune.commands.iterate.loaded", loaded)
+    monkeypatch.setattr("pyprune.commands.iterate.chosen_device", lambda options: options.device)
+    words = ("iterate", SHAPE, *FEW, "--train-text", text, "--out", tmp_path / "out", "--device", "cuda:0")
+    assert "cuda:0 was chosen" in run(capsys, *words)[2]
 
 
 def test_the_options_are_those_of_the_package():

@@ -92,6 +92,14 @@ def test_a_table_tells_the_same(capsys, tmp_path, pruned, ids):
     assert "curve.csv" in text
 
 
+def test_the_model_is_trained_and_saved_in_the_dtype(capsys, tmp_path, pruned, ids):
+    words = ("retrain", pruned, "--text", ids, "--out", tmp_path / "out", "--dtype", "bf16", "--json", *FEW)
+    code, text, _ = run(capsys, *words)
+    assert code == 0
+    assert json.loads(text)["precision"] == "bf16"
+    assert load(tmp_path / "out").dtype == torch.bfloat16
+
+
 def test_instructions_without_a_reply_within_the_cutoff_are_counted(capsys, tmp_path):
     model = str(save_model(tmp_path / "model"))
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "a" * 300, "output": "b"}] * 2
