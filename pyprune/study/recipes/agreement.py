@@ -21,6 +21,8 @@ TOLERANCE = 0.01
 NAMED = 3
 """Pairs that go the other way, so many are named."""
 MOSTLY, HARDLY = 0.75, 0.25
+ADDED_KEYS = {"repair": None, "repair_samples": 10}
+"""What a budget holds that older results lack, and how it was before."""
 
 
 @dataclass
@@ -299,4 +301,5 @@ def _measured_speed(results: dict[str, Any]) -> str:
 
 
 def _budget(data: dict[str, Any]) -> Budget:
-    return Budget(**{**data, "batches": tuple(data["batches"]), "output_tokens": tuple(data["output_tokens"])})
+    lists = {name: tuple(data[name]) for name in ("batches", "output_tokens")}
+    return Budget(**{**ADDED_KEYS, **data, **lists})
