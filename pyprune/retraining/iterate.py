@@ -32,6 +32,7 @@ from pyprune.retraining.settings import FIRST_CUT, Settings
 from pyprune.retraining.train import (
     checked_settings,
     decoder_digest,
+    require_cutoff,
     require_extra,
     require_first_device,
     retrain_with_report,
@@ -121,6 +122,7 @@ def iterate(
         if options.get("eval_text") is not None:
             of_text["held_out"] = read_source(options["eval_text"])
         cutoff = options.get("cutoff", Settings.cutoff)
+        require_cutoff(original, cutoff)
         # Refused now, if at all.
         samples, _, counts = training_samples(original, text, instructions, cutoff, **of_text)
         digest = samples_digest(samples)

@@ -157,7 +157,8 @@ def retrain_with_report(
     if isinstance(decoder, Decoder):
         decoder.require_weights()
     require_first_device(decoder.device)
-    first_trained(decoder, settings)  # before texts are read
+    require_cutoff(decoder, settings.cutoff)  # before texts are read
+    first_trained(decoder, settings)
     if taught is not None:
         if not isinstance(decoder, Decoder):
             raise InputError(
@@ -291,6 +292,14 @@ def _described(objective: Objective | None) -> str:
     }
     name = getattr(objective, "__qualname__", type(objective).__qualname__)
     return f"{name} {json.dumps(settings)}" if settings else name
+
+
+def require_cutoff(decoder: AnyDecoder, cutoff: int) -> None:
+    """Raise InputError for samples that are longer than the model's context."""
+    if cutoff > decoder.max_positions:
+        raise InputError(
+            f"retrain: cutoff {cutoff}: at most {decoder.name}'s context, {decoder.max_positions}, is accepted"
+        )
 
 
 def require_first_device(device: torch.device) -> None:

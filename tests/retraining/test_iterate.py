@@ -308,6 +308,7 @@ def test_bad_input_is_named_before_any_work(model, tmp_path, monkeypatch):
         ("ratio 0.01: nearest to removing no unit", {"count": None, "ratio": 0.01}),
         ("train_from 3: 0 to 2", {"train": None, "text": "a", "train_from": 3}),
         ("top_k 97: 1 to 96", {"train": None, "text": "a", "distill": True, "distill_top_k": 97}),
+        ("'s context", {"train": None, "text": "a", "cutoff": model.max_positions + 1}),
         ("window of 400", {"train": None, "text": ids(3), "cutoff": 400}),
     ):
         with pytest.raises(InputError, match=words):

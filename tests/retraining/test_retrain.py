@@ -161,6 +161,7 @@ def test_an_unknown_option_and_bad_values_are_told(llama, text):
         ({"precision": "fp16"}, "fp32, bf16"),
         ({"lora_dropout": 1.0}, "from 0 to below 1"),
         ({"cutoff": 400}, "at least one window of 400"),
+        ({"cutoff": llama.max_positions + 1}, f"cutoff {llama.max_positions + 1}: at most .*'s context"),
         ({"resume": True}, "resume: needs out"),
     ):
         with pytest.raises(InputError, match=words):
