@@ -159,8 +159,11 @@ def read_texts(options: argparse.Namespace) -> dict[str, Any]:
     """The texts as `retrain` takes them. InputError now for what cannot be had, before anything is loaded."""
     from pyprune.retraining.clean_texts import DRAWN, Drawn, require_clean
     from pyprune.retraining.instructions import require_instructions
-    from pyprune.scoring.calibration import require_text, same_text
+    from pyprune.scoring.calibration import CALIBRATION, require_text, same_text
+    from pyprune.scoring.calibration.demonstrations import TRAINING
 
+    if options.calibrated is not None and options.text not in (CALIBRATION, TRAINING):
+        raise InputError(f"--calibrated {options.calibrated}: belongs to --text {CALIBRATION} or {TRAINING}")
     drawn = DRAWN if options.calibrated is None else tuple(map(Drawn.parse, options.calibrated.split(",")))
     held_out = options.eval_text
     if held_out is not None:

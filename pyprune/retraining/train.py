@@ -234,11 +234,13 @@ def _counts(samples: Sequence[Sample], dropped: int) -> dict[str, int]:
 
 
 def checked_settings(options: dict[str, Any]) -> Settings:
-    """The settings; InputError for a name that is none."""
+    """The settings; InputError for a name that is none, and for LoRA's where all parameters train."""
     known = Settings.__dataclass_fields__
-    for name in options:
+    for name, value in options.items():
         if name not in known:
             raise InputError(f"retrain: unknown option {name!r}; {', '.join(known)} are accepted")
+        if name.startswith("lora_") and options.get("full"):
+            raise InputError(f"retrain: {name} {value}: full training has no LoRA; one of {name} and full is expected")
     return Settings(**options)
 
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_had_is_refused_before_loading(capsys, tmp_path, text, mo
         ((*ways, "--eval-text", text), "also the held-out text"),
         ((*ways, "--text", text), "also the calibration text"),
         ((*base, "--count", "1", "--train-text", "nowhere.txt"), "nowhere.txt"),
+        ((*ways, "--full", "--lora-rank", "4"), "lora_rank 4: full training has no LoRA"),
         ((*ways, "--device", "cuda:99"), "cuda:99"),
         (("iterate", SHAPE, "--out", text, "--count", "1", "--train-text", text), "is a file"),
     ):
