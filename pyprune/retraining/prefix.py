@@ -1,7 +1,7 @@
-"""The leading blocks of a model in training that do not train: run by the operators for inference, once.
+"""The leading blocks of a model in training that do not train: run by the operators for inference.
 
 Up to the first cut a depth-pruned model is its original. Where the adapters leave those blocks out, teacher and student
-have one stream up to there, and no gradient goes below it.
+have one stream up to there, computed once, and no gradient goes below it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,14 @@ def frozen_blocks(model: nn.Module) -> int:
             break
         count += 1
     return max(0, count - 1)
+
+
+def padding_mask(batch: Batch, device: torch.device) -> Tensor | None:
+    """The batch's mask for those operators, bool `[N, T]`, False where a token is padding; None without any."""
+    mask = batch.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    return mask.to(device, torch.bool)
 
 
 @contextlib.contextmanager

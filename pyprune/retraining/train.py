@@ -35,6 +35,7 @@ from pyprune.retraining.instructions import instruction_samples
 from pyprune.retraining.journal_path import journal_path
 from pyprune.retraining.lora_linear import fuse_adapters
 from pyprune.retraining.objectives import NextToken, Objective
+from pyprune.retraining.objectives.behind_frozen import NextTokenBehindFrozen
 from pyprune.retraining.objectives.distillation import Distillation, distillation_options
 from pyprune.retraining.objectives.objective import transformers_model
 from pyprune.retraining.other_families import pad_token
@@ -158,7 +159,7 @@ def retrain_with_report(
         decoder.require_weights()
     require_first_device(decoder.device)
     require_cutoff(decoder, settings.cutoff)  # before texts are read
-    first_trained(decoder, settings)
+    first = first_trained(decoder, settings)
     if taught is not None:
         if not isinstance(decoder, Decoder):
             raise InputError(
@@ -190,8 +191,10 @@ def retrain_with_report(
     if not settings.full:
         fuse_adapters(network, ADAPTER)
     fuse_attention(transformers_model(network))
+    next_token: NextToken
     if isinstance(decoder, Decoder):
-        next_token, pad = NextToken(), decoder.pad_token_id()
+        next_token = NextTokenBehindFrozen(decoder=decoder) if first else NextToken()
+        pad = decoder.pad_token_id()
     else:
         next_token, pad = NextToken(decoder.structure.logits, any_family=True), pad_token(decoder)
     state = None if state_path is None else StateFile(state_path, subject)

@@ -8,8 +8,15 @@ import torch
 import pyprune
 from pyprune import InputError, Pruning
 from pyprune.retraining import retrain_with_report
+from pyprune.retraining.adapters import trainable
 from pyprune.retraining.iterate import iterate
+from pyprune.retraining.objectives import NextToken
+from pyprune.retraining.objectives.behind_frozen import NextTokenBehindFrozen
+from pyprune.retraining.prefix import frozen_blocks
+from pyprune.retraining.samples import collated, text_sample
+from pyprune.retraining.settings import Settings
 from tests import seeds
+from tests.judge import assert_same_but_for_rounding
 
 pytest.importorskip("peft")
 
@@ -55,6 +62,52 @@ def test_from_the_cut_on_a_shared_prefix_trains_as_without_sharing(teacher, text
     alone = retrain_with_report(student, text=text, **options)
     for one, other in zip(shared.curve, alone.curve, strict=True):
         assert one.loss is None or abs(one.loss - other.loss) < 1e-4 * abs(other.loss)
+
+
+def test_from_the_cut_on_frozen_blocks_are_run_by_the_operators_alone(teacher, text, monkeypatch):
+    student = pyprune.apply(teacher, Pruning(blocks=(2,)))
+    options = {"train_from": "first-cut", "lora_dropout": 0.0, "eval_steps": 1, **FEW}
+    frozen = []
+
+    def counted(model):
+        frozen.append(frozen_blocks(model))
+        return frozen[-1]
+
+    module = "pyprune.retraining.objectives.behind_frozen"
+    monkeypatch.setattr(f"{module}.frozen_blocks", counted)
+    ours = retrain_with_report(student, text=text, **options)
+    assert set(frozen) == {2}
+    monkeypatch.setattr(f"{module}.frozen_blocks", lambda model: 0)
+    plain = retrain_with_report(student, text=text, **options)
+    for name in ("loss", "held_out"):
+        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(ours.curve[1:], plain.curve[1:], strict=True)]
+        assert_same_but_for_rounding(*torch.tensor(pairs, dtype=torch.float64).T)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral,window=5", "qwen3"])
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_behind_frozen_blocks_loss_and_gradients_are_the_plain_ones(family, full):
+    decoder = pyprune.load(f"{SIZES},family={family}", dtype=torch.float32)
+    network = trainable(decoder, Settings(train_from=3, full=full, lora_dropout=0.0)).eval()
+    draw = seeds.generator(6)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=draw)
+    rows = [torch.randint(0, 97, (length,), generator=draw).numpy() for length in (12, 7)]
+    batch = collated([text_sample(row) for row in rows], 0)  # one is padded
+    run_at_first = []
+    layers = (network if full else network.get_base_model()).base_model.layers
+    layers[0].register_forward_hook(lambda *_: run_at_first.append(True))
+    found = []
+    for objective in (NextToken(), NextTokenBehindFrozen(decoder=decoder)):
+        network.zero_grad()
+        loss = objective(network, batch)
+        loss.backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.requires_grad]
+        found.append(torch.cat([loss.detach()[None], *(part.flatten() for part in gradients)]))
+    assert run_at_first == [True]  # in the plain way alone
+    assert_same_but_for_rounding(*found)
 
 
 def test_a_resumed_distillation_needs_the_same_teacher(teacher, text, tmp_path):

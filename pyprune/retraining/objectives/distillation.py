@@ -29,7 +29,7 @@ from pyprune.retraining import divergence
 from pyprune.retraining.linear_cross_entropy import linear_cross_entropy
 from pyprune.retraining.linear_distillation import Mixture, linear_distillation
 from pyprune.retraining.objectives.objective import transformers_model
-from pyprune.retraining.prefix import equal_prefix, frozen_blocks, states_behind
+from pyprune.retraining.prefix import equal_prefix, frozen_blocks, padding_mask, states_behind
 from pyprune.retraining.samples import Batch
 from pyprune.runtime import sequence
 from pyprune.scoring.losses import IGNORED
@@ -120,7 +120,7 @@ class Distillation:
         """The stream behind the first `blocks` blocks, None for 0; and the teacher's streams: behind the block of each
         of the student's, or for the logits the last one alone."""
         teacher, ids = self.teacher, batch["input_ids"].to(self.teacher.device)
-        mask = _mask(batch, teacher.device)
+        mask = padding_mask(batch, teacher.device)
         cos, sin = teacher.rope.tables(ids.shape[1], prompt=ids.shape[1])
         wanted = set(self._originals()) if self.kind == "hidden" else {teacher.sizes().blocks[-1].index}
         x = sequence.embed(teacher, ids)
@@ -167,13 +167,6 @@ def check_top_k(top_k: int | None, vocab_size: int) -> None:
     """Raise InputError where so many tokens leave none to compare as one."""
     if top_k is not None and top_k >= vocab_size:
         raise InputError(f"distill: top_k {top_k}: 1 to {vocab_size - 1} are accepted, None for all")
-
-
-def _mask(batch: Batch, device: torch.device) -> Tensor | None:
-    mask = batch.get("attention_mask")
-    if mask is None or bool(mask.all()):
-        return None
-    return mask.to(device, torch.bool)
 
 
 def _error(x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,8 +22,12 @@ class NextToken:
     any_family: bool = False
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        states = states_at_head(model, batch) if self.any_family else last_states(model, batch)
+        states = self.states(model, batch)
         head = transformers_model(model).get_output_embeddings()
         return linear_cross_entropy(
             states[:, :-1], head.weight, batch["labels"][:, 1:], head.bias, scale=self.logits.scale, cap=self.logits.cap
         )
+
+    def states(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """The states `[N, T, hidden]` that the head reads."""
+        return states_at_head(model, batch) if self.any_family else last_states(model, batch)
