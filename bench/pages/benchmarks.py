@@ -50,7 +50,7 @@ speeds. [bench/README.md](../bench/README.md) describes the peers.
 SmolLM2-135M in bf16, batch 1, neither repaired nor retrained unless a column says so ({link(COMPARISON)}):
 
 ```bash
-pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --batch 1,8
+pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --batch 1,8 --out comparison
 ```
 
 {tables.depth_and_width()}
@@ -58,13 +58,13 @@ pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --b
 The same models on the paper's tasks ({link(COMPARISON_BY_TASKS)}):
 
 ```bash
-pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --tasks paper --limit 200
+pyprune compare smollm2-135m --ratios 20% --methods wanda-sp,flap,llm-pruner --tasks paper --limit 200 --out by-tasks
 ```
 
 {tables.accuracies(COMPARISON_BY_TASKS)}
 
 Of the pruned models, depth has the lowest perplexity, yet FLAP answers as well: the means lie within two standard
-errors. On BoolQ and WinoGrande even the original guesses. Wanda-sp is near chance.
+errors. On BoolQ and WinoGrande even the original does no better than guessing. Wanda-sp is near chance.
 
 ## Decoding
 
@@ -209,7 +209,8 @@ Both sides without AVX-512-BF16 ({link(WIDTHS_NO_BF16)}):
 
 {tables.widths_of_table_1(WIDTHS_NO_BF16)}
 
-Neighbouring widths show no saw-tooth on this CPU ({link(SWEEP)}):
+Widths from 7000 to 7300 in steps of four, each timed at another moment: the scatter between neighbours is larger than
+any effect of alignment, which the tables above measure in the same rounds ({link(SWEEP)}):
 
 ![Rates against the width, for torch, torch padded and pyprune](../bench/results/{SWEEP.replace(".json", ".png")})
 

@@ -120,7 +120,7 @@ def decoding(name: str = DECODING) -> str:
                 *(ratio(case["ratio"].get(p)) for p in (LLAMA, HF_EAGER)),
             ]
         )
-    return table(["batch", "pyprune", "llama.cpp", "Hugging Face", "over llama.cpp", "over Hugging Face"], rows)
+    return table(["batch", "pyprune", "llama.cpp", "HF, uncompiled", "over llama.cpp", "over HF, uncompiled"], rows)
 
 
 def decoding_in_full(name: str) -> str:
@@ -165,7 +165,7 @@ def accelerated(name: str) -> str:
         tokens = case["batch"] * case["new_tokens"]
         speeds = [f"{tokens / median(case['seconds'][side]):.1f}" for side in ("pyprune.accelerate", "transformers")]
         rows.append([str(case["batch"]), *speeds, ratio(case["ratio"]["transformers"])])
-    return table(["batch", "accelerated, tokens/s", "transformers, tokens/s", "faster by"], rows)
+    return table(["batch", "accelerated, tokens/s", "transformers, tokens/s", "speed-up"], rows)
 
 
 def prompts(*names: str) -> str:
@@ -308,7 +308,7 @@ def loading(name: str) -> str:
 
 def huge_pages(name: str) -> str:
     """A decode step with weights on huge pages."""
-    return table(["batch", "faster by"], [[str(c["batch"]), ratio(c["ratio"]["the allocator's"])] for c in cases(name)])
+    return table(["batch", "speed-up"], [[str(c["batch"]), ratio(c["ratio"]["the allocator's"])] for c in cases(name)])
 
 
 def amx(name: str) -> str:
@@ -357,7 +357,7 @@ def gpu_scoring(*names: str) -> str:
                 seconds = part["result"]["seconds"]
                 pair = [f"{median(seconds[side]):.2f}" for side in ("pyprune", "naive")]
                 rows.append([run, *pair, ratio(speedup(seconds["naive"], seconds["pyprune"]))])
-    return table(["run", "pyprune, s", "batched loop, s", "faster by"], rows)
+    return table(["run", "pyprune, s", "batched loop, s", "speed-up"], rows)
 
 
 def names_of_runs(names: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,10 @@ def add_options(commands: Any) -> None:
         "prompts; throughput is M*L divided by it. --with adds checkpoints as rows. A row that does not fit into "
         "memory says OOM. --out writes a page, figures, a CSV table and all raw samples.",
         "pyprune compare smollm2-135m --ratios 20% --batch 1,8 --out compare-135m",
-        "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt",
+        "pyprune compare smollm2-135m --protocol paper --ratios 20%,35% --text novels.txt --eval-text wiki.txt "
+        "--out paper-135m",
         "pyprune compare smollm2-135m --depth-criteria ppl,taylor+ --with repaired=repaired-135m --tasks boolq,piqa "
-        "--limit 100",
+        "--limit 100 --out quality-135m",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     option = partial(add_option_of, parser, CompareConfig)
@@ -115,6 +117,8 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.compare import compare
     from pyprune.study.report import terminal
 
+    if not options.out and not options.json:
+        print("without --out nothing but this table is kept, and an interrupted run cannot continue", file=sys.stderr)
     with Bar() as bar:
         comparison = compare(
             options.model,

@@ -40,7 +40,7 @@ def add_options(commands: Any) -> None:
         type=numbers("batch sizes", "1,8"),
         default=[1],
         metavar="M,N",
-        help="sequences in a batch, 1 to 64 (default: 1)",
+        help="sequences in a batch, 1 to 256 (default: 1)",
     )
     parser.add_argument(
         "--len",

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
                 f"{min(gains):.2f} to {max(gains):.2f}x",
             ]
         )  # fmt: skip
-    header = ["linear", "rows", "side", "median, ms", "GB/s", "GFLOP/s", "faster than torch"]
+    header = ["linear", "rows", "side", "median, ms", "GB/s", "GFLOP/s", "over torch"]
     print_table(header, rows, f"Widths {start} to {stop} by {step}, hidden size {options.hidden}: over all widths")
     if options.out is not None:
         console().print(f"Written: {os.path.join(options.out, 'sweep.png')}", markup=False, highlight=False)
