@@ -14,7 +14,7 @@ from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import collect
 from pyprune.study.paper.figures import equal_bytes, figure_1, figure_2, figure_6, saw_tooth
 from pyprune.study.paper.tables import alignment_table, memory_table, speed_table
-from pyprune.study.paper.verdicts import agreement, findings, relative_speed, why
+from pyprune.study.paper.verdicts import agreement, findings, relative_speed, verdict_text, why
 from pyprune.study.redraw import redraw
 from tests.study.gpu_files import (
     as_the_paper,
@@ -84,6 +84,12 @@ def test_a_verdict_needs_an_interval_on_one_side(low, high, paper, verdict):
     assert agreement({"median": 1.0, "low": low, "high": high}, paper) == verdict
 
 
+def test_an_undecided_verdict_gives_its_own_reason():
+    assert verdict_text({"median": 1.0, "low": 0.90, "high": 1.10}, 0.78) == "undecided, the interval allows both"
+    assert verdict_text({"median": 1.0, "low": None, "high": None}, 0.78) == "undecided, too few runs"
+    assert verdict_text({"median": 0.78, "low": 0.75, "high": 0.80}, 0.78) == "as in the paper"
+
+
 def test_rows_that_follow_their_bytes_disagree_with_the_paper_on_width_and_agree_on_depth():
     found = evidence(part("table1", table1(by_bytes)))
     [tally, *lines] = findings(found)[SPEEDS]
@@ -125,6 +131,7 @@ def test_few_runs_are_undecided_and_said_to_be():
     found = evidence(part("table1", table1(by_bytes, runs=3)))
     assert "0 agree, 0 disagree, 12 undecided" in findings(found)[SPEEDS][0]
     assert any("fewer than 6 runs" in line for line in findings(found)[MEASURED])
+    assert all("undecided, too few runs: " in line for line in findings(found)[SPEEDS][1:])
 
 
 def test_missing_rows_and_parts_that_were_stopped_are_named():

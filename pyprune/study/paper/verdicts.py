@@ -28,9 +28,7 @@ WAY_NAMES = {
 }
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
 VERDICTS = {AGREES: "agree", DISAGREES: "disagree", UNDECIDED: "undecided"}
-VERDICT_NAMES = {
-    AGREES: "as in the paper", DISAGREES: "other than in the paper", UNDECIDED: "too few runs to say",
-}  # fmt: skip
+VERDICT_NAMES = {AGREES: "as in the paper", DISAGREES: "other than in the paper", UNDECIDED: "undecided"}
 SLOWER, SAME, FASTER = "slower", "as fast", "faster"
 
 
@@ -61,6 +59,14 @@ def agreement(gain: Speedup, paper: float) -> str:
     if measured is None:
         return UNDECIDED
     return AGREES if measured == printed_direction(paper) else DISAGREES
+
+
+def verdict_text(gain: Speedup, paper: float) -> str:
+    """The agreement in words; of an undecided one with the reason."""
+    verdict = agreement(gain, paper)
+    if verdict != UNDECIDED:
+        return VERDICT_NAMES[verdict]
+    return f"{VERDICT_NAMES[verdict]}, {'too few runs' if gain['low'] is None else 'the interval allows both'}"
 
 
 def step_seconds(timing: Timing) -> float:
@@ -196,12 +202,12 @@ def _speeds(evidence: Evidence) -> Iterator[str]:
     for kind, engine, ratio, timing, paper in _compared(evidence):
         assert timing.gain is not None
         cause, explanation = why(evidence, timing)
-        key = (kind, engine, ratio, agreement(timing.gain, paper), cause)
+        key = (kind, engine, ratio, verdict_text(timing.gain, paper), cause)
         groups.setdefault(key, []).append(
             f"{facts.NAMES[timing.row.method]} {gain_text(timing)}, paper {paper:.2f}x ({explanation})"
         )
     for (kind, engine, ratio, verdict, cause), rows in groups.items():
-        yield f"{WAY_NAMES[kind, engine]}, {ratio}, {VERDICT_NAMES[verdict]}: {'; '.join(rows)}. {REASONS[cause]}."
+        yield f"{WAY_NAMES[kind, engine]}, {ratio}, {verdict}: {'; '.join(rows)}. {REASONS[cause]}."
 
 
 def gain_text(timing: Timing) -> str:
