@@ -97,16 +97,47 @@ def test_rows_that_follow_their_bytes_disagree_with_the_paper_on_width_and_agree
     assert "3 agree, 9 disagree, 0 undecided" in tally
     assert all("It follows the bytes of a step" in line for line in lines)
     assert sum("as in the paper: Depth" in line for line in lines) == 3
-    assert all("as fast as depth" in line for line in findings(found)[EQUAL])
+    assert all("against depth, width is as fast in 9 (" in line for line in findings(found)[EQUAL])
     assert "In the paper, at nearly equal bytes: 0.51 to 0.65." in findings(found)[EQUAL][0]
 
 
 def test_rows_as_the_papers_agree_and_width_is_slower_at_equal_bytes():
     found = evidence(part("table1", table1(as_the_paper)))
     assert "12 agree, 0 disagree, 0 undecided" in findings(found)[SPEEDS][0]
-    assert all("width is slower than depth" in line for line in findings(found)[EQUAL])
+    assert all("against depth, width is slower in 9 (" in line for line in findings(found)[EQUAL])
     width, depth = (found.timing(m, "20%", "pyprune", "step") for m in ("wanda-sp", "depth"))
-    assert relative_speed(found, width, depth) == pytest.approx(41.7 / 66.0, rel=0.03)
+    speed = relative_speed(found, width, depth)
+    assert speed["median"] == pytest.approx(41.7 / 66.0, rel=0.03)
+    assert speed["low"] < speed["median"] < speed["high"]
+
+
+def test_one_slow_median_decides_nothing_at_equal_bytes():
+    result = table1(by_bytes, ("20%",), (1,))
+    noisy = next(line for line in result["timings"] if line["row"] == "flap 20%")
+    noisy["step_seconds"] = [s * (1.1 if turn < 5 else 0.9) for turn, s in enumerate(noisy["step_seconds"])]
+    [line] = findings(evidence(part("table1", result)))[EQUAL]
+    assert "against depth, width is as fast in 2, undecided in 1 (" in line
+    assert "FLAP 0.92 (0.91 to 1.11)" in line
+
+
+def test_width_and_depth_pair_within_a_round_whatever_the_original_takes_in_it():
+    result = table1(by_bytes, ("20%",), (1,))
+    original = result["timings"][0]["step_seconds"]
+    assert all(line["original_step_seconds"] is original for line in result["timings"])
+    original[:] = [seconds * (1 + turn) for turn, seconds in enumerate(original)]
+    [line] = findings(evidence(part("table1", result)))[EQUAL]
+    assert "against depth, width is as fast in 3 (" in line
+
+
+def test_width_and_depth_without_an_interval_are_undecided():
+    [few] = findings(evidence(part("table1", table1(as_the_paper, ("20%",), (1,), runs=3))))[EQUAL]
+    assert "width is undecided in 3, of which 3 without an interval (" in few
+    depth, width = table1(as_the_paper, ("20%",), (1,)), table1(as_the_paper, ("20%",), (1,))
+    depth["timings"] = [line for line in depth["timings"] if line["row"] in ("original", "depth 20%")]
+    width["timings"] = [line for line in width["timings"] if line["row"] != "depth 20%"]
+    [found] = collect(["a.json", "b.json"], [check(part("table1", depth)), check(part("table1", width))])
+    [apart] = findings(found)[EQUAL]
+    assert "width is undecided in 3, of which 3 without an interval (" in apart
 
 
 def test_alignment_is_the_reason_where_padded_rows_are_faster():

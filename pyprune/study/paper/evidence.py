@@ -65,6 +65,11 @@ class Timing:
     source: str
 
     @property
+    def round_gains(self) -> list[float]:
+        """The original's seconds over this row's, round by round; empty where that was not timed beside it."""
+        return [original / own for original, own in zip(self.original, self.seconds, strict=False)]
+
+    @property
     def gain(self) -> Speedup | None:
         """`measure.speedup` over the original; None where that was not timed beside it."""
         pairs = min(len(self.seconds), len(self.original))

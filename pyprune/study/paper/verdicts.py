@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pyprune.study.alignment import alignments
 from pyprune.study.findings import FEW_RUNS
-from pyprune.study.measure import Speedup
+from pyprune.study.measure import Speedup, speedup
 from pyprune.study.paper import facts
 from pyprune.study.paper.evidence import GENERATION, STEP, Evidence, Peak, Timing
 
@@ -223,39 +223,47 @@ def _equal_bytes(evidence: Evidence) -> Iterator[str]:
     for kind, engine in WAYS:
         for batch in evidence.batches():
             for layout in ("packed", "padded", "64"):
-                shares: dict[str, dict[str, float]] = {}
+                speeds: dict[str, dict[str, Speedup]] = {}
                 for ratio in facts.ratios(evidence.model):
                     depth = evidence.timing("depth", ratio, engine, kind, batch)
                     for method in facts.METHODS[1:]:
                         width = evidence.timing(method, ratio, engine, kind, batch, layout)
                         if depth is not None and depth.gain and width is not None and width.gain:
-                            shares.setdefault(ratio, {})[method] = relative_speed(evidence, width, depth)
-                if shares:
-                    yield _equal_sentence(evidence, shares, batch, layout, WAY_NAMES[kind, engine])
+                            speeds.setdefault(ratio, {})[method] = relative_speed(evidence, width, depth)
+                if speeds:
+                    yield _equal_sentence(evidence, speeds, batch, layout, WAY_NAMES[kind, engine])
 
 
-def relative_speed(evidence: Evidence, width: Timing, depth: Timing) -> float:
-    """A width row's speed over the depth row's, each over what its bytes predict: 1 is as fast at equal bytes."""
-    assert width.gain is not None
-    assert depth.gain is not None
+def relative_speed(evidence: Evidence, width: Timing, depth: Timing) -> Speedup:
+    """A width row's speed over the depth row's, each over what its bytes predict: 1 is as fast at equal bytes.
+
+    Both count as speed-ups over the original of their round. From one file they are paired round by round; from two
+    there is no interval, only the ratio of their medians.
+    """
     width_by_bytes, depth_by_bytes = by_bytes(evidence, width), by_bytes(evidence, depth)
     assert width_by_bytes is not None
     assert depth_by_bytes is not None
-    return (width.gain["median"] / width_by_bytes) / (depth.gain["median"] / depth_by_bytes)
+    widths = [gain / width_by_bytes for gain in width.round_gains]
+    depths = [gain / depth_by_bytes for gain in depth.round_gains]
+    if width.source != depth.source:
+        return speedup([statistics.median(widths)], [statistics.median(depths)])
+    rounds = min(len(widths), len(depths))
+    return speedup(widths[:rounds], depths[:rounds])
 
 
-def _equal_sentence(evidence: Evidence, shares: dict[str, dict[str, float]], batch: int, layout: str, way: str) -> str:
+def _equal_sentence(
+    evidence: Evidence, speeds: dict[str, dict[str, Speedup]], batch: int, layout: str, way: str
+) -> str:
     listed = "; ".join(
-        f"{ratio}: {', '.join(f'{facts.NAMES[method]} {share:.2f}' for method, share in by_method.items())}"
-        for ratio, by_method in shares.items()
+        f"{ratio}: {', '.join(f'{facts.NAMES[method]} {_speed_text(speed)}' for method, speed in by_method.items())}"
+        for ratio, by_method in speeds.items()
     )
-    worst = min(share for by_method in shares.values() for share in by_method.values())
-    verdict = "width is as fast as depth" if worst >= 1 - TOLERANCE else "width is slower than depth"
+    verdict = _counts([speed for by_method in speeds.values() for speed in by_method.values()])
     gpu, paper = paper_gpu(evidence), ""
     if batch == 1:
         values = [
             width / depth
-            for ratio, by_method in shares.items()
+            for ratio, by_method in speeds.items()
             for method in by_method
             if (width := facts.speedup(evidence.model, ratio, method, gpu))
             and (depth := facts.speedup(evidence.model, ratio, "depth", gpu))
@@ -263,6 +271,21 @@ def _equal_sentence(evidence: Evidence, shares: dict[str, dict[str, float]], bat
         paper = f" In the paper, at nearly equal bytes: {min(values):.2f} to {max(values):.2f}." if values else ""
     rows = {"packed": "packed rows", "padded": "padded strides", "64": "widths of multiples of 64"}[layout]
     return f"{way}, batch {batch}, {rows}: {verdict} (speed over depth's, each over its bytes: {listed}).{paper}"
+
+
+def _counts(speeds: Sequence[Speedup]) -> str:
+    """In how many rows width is slower than depth, as fast, faster, or undecided."""
+    directions = [direction(speed) for speed in speeds]
+    counts = [f"{word} in {directions.count(word)}" for word in (SLOWER, SAME, FASTER) if word in directions]
+    bare = sum(speed["low"] is None for speed in speeds)
+    if undecided := directions.count(None):
+        counts.append(f"undecided in {undecided}{f', of which {bare} without an interval' if bare else ''}")
+    return f"against depth, width is {', '.join(counts)}"
+
+
+def _speed_text(speed: Speedup) -> str:
+    interval = "" if speed["low"] is None else f" ({speed['low']:.2f} to {speed['high']:.2f})"
+    return f"{speed['median']:.2f}{interval}"
 
 
 def _peers(evidence: Evidence) -> Iterator[str]:
