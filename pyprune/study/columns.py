@@ -57,6 +57,11 @@ class TimingLine(ModelLine):
         """`measure.speedup` over the original under the same engine; None where one of them has no seconds."""
         return speedup(self.original_seconds, self.seconds) if self.original_seconds and self.seconds else None
 
+    @cached_property
+    def over_hf(self) -> Speedup | None:
+        """`measure.speedup` over the same row under Hugging Face; None where one of them has no seconds."""
+        return speedup(self.hf_seconds, self.seconds) if self.hf_seconds and self.seconds else None
+
 
 LineT = TypeVar("LineT", bound=ModelLine)
 
@@ -84,6 +89,10 @@ def latency(name: SpreadKey) -> Callable[[TimingLine], Any]:
 
 def gain(name: SpeedupKey) -> Callable[[TimingLine], Any]:
     return lambda line: None if line.gain is None else line.gain[name]
+
+
+def over_hf(name: SpeedupKey) -> Callable[[TimingLine], Any]:
+    return lambda line: None if line.over_hf is None else line.over_hf[name]
 
 
 def times(value: float | None) -> str:
@@ -156,10 +165,6 @@ def _rate(line: TimingLine) -> float | None:
     return line.batch * line.output_tokens / line.latency["median"] if line.latency else None
 
 
-def _over_hf(line: TimingLine) -> float | None:
-    return speedup(line.hf_seconds, line.seconds)["median"] if line.hf_seconds and line.seconds else None
-
-
 MODEL_COLUMNS: tuple[Column[ModelLine], ...] = (
     Column("row", "row", str, entry("name"), Table.CSV | Table.MODELS | Table.TIMINGS | Table.SCREEN),
     Column("method", "method", str, entry("method"), Table.CSV),
@@ -211,12 +216,14 @@ TIMING_COLUMNS: tuple[Column[TimingLine], ...] = (
         Table.CSV | Table.TIMINGS | Table.SCREEN,
     ),
     Column("oom_planned_bytes", "planned", significant, _planned_bytes, Table.CSV),
-    Column("pyprune_vs_hf", "over hf", times, _over_hf, Table.CSV | Table.TIMINGS | Table.SCREEN),
+    Column("pyprune_vs_hf", "over hf", times, over_hf("median"), Table.CSV | Table.TIMINGS | Table.SCREEN),
+    Column("pyprune_vs_hf_low", "low", times, over_hf("low"), Table.CSV),
+    Column("pyprune_vs_hf_high", "high", times, over_hf("high"), Table.CSV),
 )  # fmt: skip
 """What is measured of a row under an engine. Latency is that of the whole batch; `speedup` is over the original under
 the same engine, paired round by round, `speedup_low` to `speedup_high` a 95 % interval of its median (None below 6
-runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row. Where a row did not fit into memory there
-is nothing but `oom_planned_bytes`, the planner's figure."""
+runs); `pyprune_vs_hf` is Hugging Face's latency over ours for the same row, likewise. Where a row did not fit into
+memory there is nothing but `oom_planned_bytes`, the planner's figure."""
 
 
 def shown(columns: Sequence[Column[LineT]], table: Table) -> list[Column[LineT]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyprune.study.columns import Table, perplexity, shown
+from pyprune.study.evaluations.perplexity import about_the_same
 from pyprune.study.findings import FEW_RUNS, against_original
 from pyprune.study.labels import DEPTH, ORIGINAL, is_checkpoint
 from pyprune.study.table import engines, measured, model_columns, model_lines, ratios
@@ -31,12 +32,18 @@ def quality_sentence(results: dict[str, Any]) -> str:
         mean = f", accuracy {means[row['name']]} %" if means.get(row["name"]) else ""
         return f"{perplexity(row['ppl'])} ({row['name']}{mean})"
 
-    parts = []
+    parts, spread_unknown = [], False
     for ratio in ratios(results):
         kinds = zip(("depth", "width"), _kinds([row for row in rows if row["ratio"] == ratio]), strict=True)
         best = [(min(members, key=lambda row: row["ppl"]), kind) for kind, members in kinds if members]
         best.sort(key=lambda pair: pair[0]["ppl"])
-        verb = f"{best[0][1]} has the lower perplexity," if len(best) > 1 else "the perplexity is"
+        verb = "the perplexity is"
+        if len(best) > 1:
+            same = about_the_same(best[0][0], best[1][0])
+            spread_unknown |= same is None
+            verb = (
+                "depth and width have about the same perplexity," if same else f"{best[0][1]} has the lower perplexity,"
+            )
         if best:
             parts.append(
                 f"with {ratio} of the parameters removed, {verb} {' against '.join(quality(r) for r, _ in best)}"
@@ -44,7 +51,7 @@ def quality_sentence(results: dict[str, Any]) -> str:
     if not parts:
         return ""
     whole = "" if original is None else f"; the original's is {perplexity(original['ppl'])}"
-    return _sentence("; ".join(parts) + whole)
+    return _sentence("; ".join(parts) + whole + ("; no spread of these is known" if spread_unknown else ""))
 
 
 def speed_sentence(results: dict[str, Any]) -> str:
@@ -66,8 +73,7 @@ def speed_sentence(results: dict[str, Any]) -> str:
     decided = ["" if few else f" ({against_original(line)})" for line in fastest]
     # Names have commas of their own, and so stand behind the number.
     parts = [f"{line['speedup']:.2f}x for {line['row']}{word}" for line, word in zip(fastest, decided, strict=True)]
-    runs = min(line["runs"] for line in here)
-    doubt = f"; {runs} {'run is' if runs == 1 else 'runs are'} too few to call a difference real" if few else ""
+    doubt = _too_few(here) if few else ""
     return f"Speed against the original, under {engine} at batch {batch}: {', '.join(parts)}{doubt}."
 
 
@@ -77,9 +83,23 @@ def engine_sentence(results: dict[str, Any]) -> str:
     if not lines:
         return ""
     shortest = min(line["output_tokens"] for line in lines)
-    ratio_at = {line["batch"]: line["pyprune_vs_hf"] for line in lines if line["output_tokens"] == shortest}
-    parts = [f"{ratio_at[batch]:.2f}x at batch {batch}" for batch in sorted({min(ratio_at), max(ratio_at)})]
-    return f"pyprune against Hugging Face transformers on the original: {', '.join(parts)}."
+    at_batch = {line["batch"]: line for line in lines if line["output_tokens"] == shortest}
+    ends = [at_batch[batch] for batch in sorted({min(at_batch), max(at_batch)})]
+    few = any(line["pyprune_vs_hf_low"] is None for line in ends)
+    parts = [f"{line['pyprune_vs_hf']:.2f}x{'' if few else _interval(line)} at batch {line['batch']}" for line in ends]
+    given = "" if few else ", with 95 % intervals"
+    doubt = _too_few(ends) if few else ""
+    return f"pyprune against Hugging Face transformers on the original{given}: {', '.join(parts)}{doubt}."
+
+
+def _interval(line: Line) -> str:
+    return f" ({line['pyprune_vs_hf_low']:.2f} to {line['pyprune_vs_hf_high']:.2f})"
+
+
+def _too_few(lines: Sequence[Line]) -> str:
+    """What to say of lines of which one has fewer runs than an interval needs."""
+    runs = min(line["runs"] for line in lines)
+    return f"; {runs} {'run is' if runs == 1 else 'runs are'} too few to call a difference real"
 
 
 def _kinds(rows: Sequence[Line]) -> tuple[list[Line], list[Line]]:

@@ -168,19 +168,46 @@ def test_the_verdict_is_three_sentences_with_numbers_of_the_table(results):
     quality, speed, engine = verdict(more_runs(results))
     assert quality == (
         "With 20% of the parameters removed, depth has the lower perplexity, 14.00 (depth 20%) against 120.0 "
-        "(wanda-sp 20%); the original's is 10.00."
+        "(wanda-sp 20%); the original's is 10.00; no spread of these is known."
     )
     assert speed == (
         "Speed against the original, under pyprune at batch 1: 1.25x for depth 20% (faster), 1.00x for wanda-sp 20%, "
         "padded (undecided)."
     )
-    assert engine == "pyprune against Hugging Face transformers on the original: 2.00x at batch 1, 2.00x at batch 8."
+    assert engine == (
+        "pyprune against Hugging Face transformers on the original, with 95 % intervals: 2.00x (2.00 to 2.00) at batch "
+        "1, 2.00x (2.00 to 2.00) at batch 8."
+    )
 
 
 def test_a_verdict_of_few_runs_calls_nothing_faster(results):
     speed = verdict(results)[1]
     assert speed.endswith("; 3 runs are too few to call a difference real.")
     assert "faster" not in speed
+    assert verdict(results)[2] == (
+        "pyprune against Hugging Face transformers on the original: 2.00x at batch 1, 2.00x at batch 8; 3 runs are too "
+        "few to call a difference real."
+    )
+
+
+@pytest.mark.parametrize(
+    ("stderr", "told", "found"),
+    [
+        (0.1, "depth has the lower perplexity, 14.00 (depth 20%) against 15.00", "standard errors: none of these)"),
+        (0.5, "depth and width have about the same perplexity, 14.00 (depth 20%)", "standard errors: wanda-sp 20%)"),
+        (None, "depth has the lower perplexity, 14.00", "; no spread is known)"),
+    ],
+)
+def test_perplexities_within_two_standard_errors_are_about_the_same(results, stderr, told, found):
+    for row in results["rows"]:
+        row["ppl"] = 15.0 if row["ppl"] == 120.0 else row["ppl"]
+        if stderr is not None:
+            row["ppl_stderr"] = stderr
+    quality = verdict(results)[0]
+    assert told in quality
+    assert quality.endswith("; no spread of these is known.") == (stderr is None)
+    [sentence] = [sentence for sentence in findings(results) if "has the lowest perplexity" in sentence]
+    assert found in sentence
 
 
 def test_a_verdict_says_what_it_can(results):

@@ -20,6 +20,15 @@ def _over_original(line: ModelLine) -> float | None:
     return None if original is None or pruned is None else pruned / original
 
 
+def about_the_same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Whether the perplexities of two rows lie within two standard errors of their difference, the rows being taken as
+    independent; None where one has no standard error (older results, or a single window)."""
+    errors = row.get("ppl_stderr"), other.get("ppl_stderr")
+    if errors[0] is None or errors[1] is None:
+        return None
+    return abs(row["ppl"] - other["ppl"]) <= 2 * math.hypot(errors[0], errors[1])
+
+
 @dataclass(frozen=True)
 class Perplexity:
     """`ppl`, None where it is not finite, `ppl_stderr`, its standard error over windows, and `ppl` over the
@@ -43,16 +52,23 @@ class Perplexity:
         return {"ppl": value if math.isfinite(value) else None, "ppl_stderr": losses.stderr}
 
     def findings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Which row keeps the lowest perplexity, before any retraining."""
+        """Which row keeps the lowest perplexity, before any retraining, and what two standard errors leave open."""
         sentences = [f"The perplexity of {row['name']} is not finite." for row in rows if row["ppl"] is None]
         # Padded rows are the same models.
         finite = [row for row in rows if row["ppl"] is not None and unpadded(row["method"]) == row["method"]]
         if len(finite) > 1:
             best = min(finite, key=lambda row: row["ppl"])
-            others = ", ".join(f"{perplexity(row['ppl'])} for {row['name']}" for row in finite if row is not best)
+            others = [row for row in finite if row is not best]
+            listed = ", ".join(f"{perplexity(row['ppl'])} for {row['name']}" for row in others)
+            same = {row["name"]: about_the_same(best, row) for row in others}
+            if None in same.values():
+                doubt = "no spread is known"
+            else:
+                near = ", ".join(name for name, is_same in same.items() if is_same)
+                doubt = f"about the same, within two standard errors: {near or 'none of these'}"
             sentences.append(
                 f"At {best['ratio']}, {best['name']} has the lowest perplexity on the held-out text, "
-                f"{perplexity(best['ppl'])} ({others}); nothing was retrained."
+                f"{perplexity(best['ppl'])} ({listed}; {doubt}); nothing was retrained."
             )
         return sentences
 
