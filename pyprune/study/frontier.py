@@ -26,7 +26,8 @@ QUALITIES = {"ppl": False, "accuracy": True}
 class Point:
     """One model of a comparison. `quality`: perplexity, or mean accuracy as a share; `latency_ms`: median of the whole
     batch, `latency_q3_ms` its third quartile; `size_mb`: weights in the timed dtype, 10^6 bytes; `fast`, `small`:
-    whether it is on the front of quality against latency, and against size."""
+    whether it is on the front of quality against latency, and against size; `scale`: what the file's times were
+    multiplied by, so that its original takes as long as the first file's."""
 
     name: str
     method: str
@@ -39,6 +40,7 @@ class Point:
     size_mb: float
     fast: bool = False
     small: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def frontier(
     """The models of one or more comparisons (their results.json, or the directories with it), and the Pareto fronts.
 
     latency_ms: at most so long for a whole batch; size_mb: at most so many 10^6 bytes of weights; one of them or none.
+    With several files, each one's times are scaled so that the original takes as long as in the first, since machines
+    are not equally quick in every session; not where one of them could not time the original.
     batch, output_tokens: of the latencies (default: the smallest that all files have). engine: pyprune or hf. quality:
     ppl, or accuracy, the mean over tasks (default: perplexity where all have it).
     InputError for files that are none, comparisons that do not compare (another model, text, tasks, dtype or machine),
@@ -102,14 +106,19 @@ def frontier(
     batch = _one_of("batch", batch, lines, lambda line: line["batch"])
     lines = {path: [line for line in file_lines if line["batch"] == batch] for path, file_lines in lines.items()}
     output_tokens = _one_of("output tokens", output_tokens, lines, lambda line: line["output_tokens"])
+    lines = {
+        path: [line for line in file_lines if line["output_tokens"] == output_tokens]
+        for path, file_lines in lines.items()
+    }
+    scales, unscaled = _scales(lines)
     points: list[Point] = []
     for path, file_lines in lines.items():
         for line in file_lines:
-            if line["output_tokens"] != output_tokens or line.get(quality) is None:
+            if line.get(quality) is None:
                 continue
             if line["row"] == ORIGINAL and any(point.name == ORIGINAL for point in points):
                 continue  # the same model in every file: the first file's times stand for it
-            points.append(_point(path, line, quality, comparisons[path], len(comparisons) > 1))
+            points.append(_point(path, line, quality, comparisons[path], scales[path], len(comparisons) > 1))
     if not points:
         raise InputError(f"frontier: no row has both a finite {quality} and times at batch {batch}")
     more = QUALITIES[quality]
@@ -121,7 +130,33 @@ def frontier(
         next(iter(comparisons.values()))["model"]["name"], engine, batch, output_tokens, quality, tuple(marked),
         latency_ms, size_mb, choice, "",
     )  # fmt: skip
-    return Frontier(**{**vars(front), "sentence": sentence(front)})
+    told = [text for text in (sentence(front), _scaling(scales, unscaled)) if text]
+    return Frontier(**{**vars(front), "sentence": " ".join(told)})
+
+
+def _scales(lines: Mapping[str, list[dict[str, Any]]]) -> tuple[dict[str, float], list[str]]:
+    """What each file's times are multiplied by: the first file's original over its own, or 1 everywhere where a file
+    has no time of the original; and those files."""
+    originals = {
+        path: line["latency_s"] for path, file_lines in lines.items() for line in file_lines if line["row"] == ORIGINAL
+    }
+    missing = [path for path in lines if path not in originals]
+    if missing:
+        return dict.fromkeys(lines, 1.0), missing
+    first = next(iter(originals.values()))
+    return {path: first / latency for path, latency in originals.items()}, []
+
+
+def _scaling(scales: Mapping[str, float], unscaled: Sequence[str]) -> str:
+    """How the times of several files were brought together; nothing to say of a single one."""
+    first, *others = scales
+    if not others:
+        return ""
+    if unscaled:
+        listed = ", ".join(_source(path) for path in unscaled)
+        return f"The times of the files are as measured, not scaled to one original: {listed} did not time it."
+    listed = ", ".join(f"{_source(path)} by {scales[path]:.3f}" for path in others)
+    return f"Times are scaled so that the original takes as long as in {_source(first)}: those of {listed}."
 
 
 def sentence(front: Frontier) -> str:
@@ -250,15 +285,22 @@ def _one_of(
     return value
 
 
-def _point(path: str, line: dict[str, Any], quality: str, results: dict[str, Any], several: bool) -> Point:
+def _source(path: str) -> str:
+    """A file's name for a reader: its own, or its directory's where that is what compare wrote."""
+    return Path(path).parent.name if Path(path).name == report.RESULTS else Path(path).stem
+
+
+def _point(
+    path: str, line: dict[str, Any], quality: str, results: dict[str, Any], scale: float, several: bool
+) -> Point:
     sizes = next(entry.row for entry in model_lines(results) if entry.row["name"] == line["row"])
     # Older results do not say it.
     size = sizes.get("bytes") or sizes["parameters"] * _ITEM_BYTES[results["settings"]["dtype"]]
-    source = Path(path).parent.name if Path(path).name == report.RESULTS else Path(path).stem
+    source = _source(path)
     name = line["row"] if line["row"] == ORIGINAL or not several else f"{line['row']} [{source}]"
     return Point(
-        name, line["method"], line["ratio"], source, line[quality], 1000 * line["latency_s"],
-        1000 * line["latency_q3_s"], line["tokens_per_s"], size / 1e6,
+        name, line["method"], line["ratio"], source, line[quality], 1000 * scale * line["latency_s"],
+        1000 * scale * line["latency_q3_s"], line["tokens_per_s"] / scale, size / 1e6, scale=scale,
     )  # fmt: skip
 
 

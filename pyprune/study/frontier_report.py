@@ -18,7 +18,7 @@ from pyprune.study.page import html_page, html_table, inline_figure
 AXES = {"ppl": "Perplexity (lower is better)", "accuracy": "Mean accuracy, % (higher is better)"}
 FIELDS = (
     "name", "method", "ratio", "source", "quality", "latency_ms", "latency_q3_ms", "tokens_per_s", "size_mb", "fast",
-    "small",
+    "small", "scale",
 )  # fmt: skip
 
 

@@ -85,6 +85,34 @@ def test_several_comparisons_share_one_front_and_the_original_stands_once(file, 
     assert frontier([file, second], batch=8, latency_ms=900).choice.name == "depth 35% [compare-35]"
 
 
+def test_times_of_a_slower_session_are_scaled_to_the_first_files_original(file, second, tmp_path):
+    beside = {point.name: point for point in frontier([file, second]).points}
+    slow = json.loads((second / "results.json").read_text("utf-8"))
+    for timing in slow["timings"]:
+        timing["seconds"] = [2 * seconds for seconds in timing["seconds"]]
+    write_json(second / "results.json", slow)
+    front = frontier([file, second], latency_ms=450)
+    for point in front.points:
+        assert point.latency_ms == pytest.approx(beside[point.name].latency_ms)
+        assert point.latency_q3_ms == pytest.approx(beside[point.name].latency_q3_ms)
+        assert point.tokens_per_s == pytest.approx(beside[point.name].tokens_per_s)
+        assert point.scale == (0.5 if point.name.endswith("[compare-35]") else 1.0)
+    told = f"the original takes as long as in {tmp_path.name}: those of compare-35 by 0.500."
+    assert front.sentence.endswith(told)
+    save(front, tmp_path / "front")
+    assert told in (tmp_path / "front" / "index.html").read_text("utf-8")
+    assert "scaled" not in frontier([second]).sentence
+
+
+def test_times_are_as_measured_where_a_file_has_none_of_the_original(file, second):
+    other = json.loads((second / "results.json").read_text("utf-8"))
+    other["timings"] = [timing for timing in other["timings"] if timing["row"] != "original"]
+    write_json(second / "results.json", other)
+    front = frontier([file, second])
+    assert {point.scale for point in front.points} == {1.0}
+    assert front.sentence.endswith("not scaled to one original: compare-35 did not time it.")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
