@@ -87,13 +87,17 @@ def run(options: argparse.Namespace) -> None:
     other = None if options.against is None else _read(options.against)
     if other is not None:
         _contrast(other, other, amount)  # an amount that cannot be had is refused before the slow scoring
+        if not options.model.endswith(".json") and other.unit != (options.unit or "block"):
+            raise InputError(
+                f"--against {options.against}: its scores are of unit {other.unit}; --unit {other.unit} is expected"
+            )
     scores = _given(options) if options.model.endswith(".json") else _measured(options)
     if not is_rank_zero():
         return None
-    contrast = None if other is None else _contrast(scores, other, amount)
-    if options.out is not None:
+    if options.out is not None:  # before what could still fail
         scores.to_json(options.out)
         remove_journal(options)
+    contrast = None if other is None else _contrast(scores, other, amount)
     if options.plot is not None:
         _plot(options.plot, scores, contrast, amount)
     if options.json:

@@ -16,7 +16,14 @@ from pyprune.errors import InputError
 from pyprune.evaluation.perplexity import window_losses
 from pyprune.evaluation.protocol import PerplexityProtocol
 from pyprune.evaluation.result import Evaluation
-from pyprune.evaluation.tasks import StageProgress, Tasks, evaluate_tasks, require_tasks, tasks_journal
+from pyprune.evaluation.tasks import (
+    StageProgress,
+    Tasks,
+    evaluate_tasks,
+    require_loadable,
+    require_tasks,
+    tasks_journal,
+)
 from pyprune.evaluation.texts import read_text_of
 from pyprune.evaluation.windows import TextWindows, windows_of
 from pyprune.files import read_json
@@ -90,11 +97,13 @@ def evaluate(
     if source is not None and windows is None:
         windows = windows_of(decoder, source, protocol, tokens=tokens)
     del source  # a long text need not stay in memory
-
-    measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
     if tasks is not None:
         if not isinstance(decoder, Decoder):
             raise InputError(f"tasks: {decoder.name} is of a family whose perplexity alone can be measured")
+        require_loadable(tasks)
+
+    measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
+    if tasks is not None and isinstance(decoder, Decoder):  # of others it is told above
         measured["tasks"] = evaluate_tasks(
             decoder, decoder.tokenizer(), tasks, log_samples=log_samples,
             resume=None if resume is None else tasks_journal(resume), progress=progress,

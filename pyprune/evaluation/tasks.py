@@ -113,6 +113,8 @@ def evaluate_tasks(
     results: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        if len(chosen.names) > 1:
+            require_loadable(chosen)
         if resume is not None:
             journal = AnswerJournal(resume, model, lm.skip)
             stack.enter_context(journal)
@@ -149,6 +151,13 @@ def load_task(name: str, tasks: Tasks) -> list[Any]:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
+
+
+def require_loadable(tasks: Tasks) -> None:
+    """InputError for a task whose data cannot be had: before the first of several is evaluated."""
+    for name in tasks.names:
+        if name not in tasks.local:
+            load_task(name, tasks)
 
 
 def _hub_tasks(name: str) -> list[Any]:

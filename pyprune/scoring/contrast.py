@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyprune.pruning import Pruning, depth
+from pyprune.pruning.depth import protected_blocks
 from pyprune.scoring.agreement import RankCorrelation, rank_correlation, ranks
 from pyprune.scoring.scores import Scores, json_number
 
@@ -39,6 +40,8 @@ class Contrast:
     dropped_a: list[Unit]
     dropped_b: list[Unit]
     differences: list[Difference]
+    overlap_by_chance: float
+    """The overlap to expect of two choices of this size made blindly, each among the units that it may drop."""
 
     @property
     def both(self) -> list[Unit]:
@@ -57,11 +60,6 @@ class Contrast:
     def overlap(self) -> float:
         """The share of the units dropped under the larger of both choices that both drop, 0 to 1."""
         return len(self.both) / max(len(self.dropped_a), len(self.dropped_b))
-
-    @property
-    def overlap_by_chance(self) -> float:
-        """The overlap to expect of two choices of this size made blindly among the shared units."""
-        return min(len(self.dropped_a), len(self.dropped_b)) / self.correlation.units
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: units as `[unit, index]`; None for a correlation that does not exist."""
@@ -111,7 +109,16 @@ def contrast(
     dropped_a, dropped_b = (
         dropped_units(scores, depth(scores, ratio=ratio, count=count, protect=protected)) for scores in (a, b)
     )
-    return Contrast(a, b, correlation, dropped_a, dropped_b, _differences(a, b))
+    free_a, free_b = (_free(scores, protected) for scores in (a, b))
+    # |A n B| is |A| |B| |free of both| / (|free of A| |free of B|) on average, and the overlap that over the larger.
+    by_chance = min(len(dropped_a), len(dropped_b)) * len(free_a & free_b) / (len(free_a) * len(free_b))
+    return Contrast(a, b, correlation, dropped_a, dropped_b, _differences(a, b), by_chance)
+
+
+def _free(scores: Scores, protect: list[int] | str | None) -> set[Unit]:
+    """The units that `depth` may take."""
+    kept = protected_blocks(protect, [index for _, index in scores.units])
+    return {unit for unit in scores.units if unit[1] not in kept and unit not in scores.protected}
 
 
 def dropped_units(scores: Scores, pruning: Pruning) -> list[Unit]:

@@ -27,7 +27,7 @@ from pyprune.scoring import cells
 from pyprune.scoring.as_layered import as_layered
 from pyprune.scoring.cells import CellBlock, cell_blocks, cells_of_rank, journaled_size, split_block
 from pyprune.scoring.cost import Costs, Passes, naive_passes
-from pyprune.scoring.edits import NO_EDITS, Edits, first_sublayer, sublayer_of
+from pyprune.scoring.edits import NO_EDITS, Edits, effective, first_sublayer, sublayer_of
 from pyprune.scoring.footprint import PassSize, measuring_bytes
 from pyprune.scoring.layer_major import candidate_sums
 from pyprune.scoring.layered_model import LayeredModel
@@ -98,7 +98,7 @@ class Evaluator:
         """All candidates lack these sublayers from now on."""
         self._removed = removed
         for store in self._stores.values():
-            store.set_removed(removed)
+            store.set_removed(effective(removed, self._present))
 
     def perplexities(self, candidates: Sequence[Edits], progress: Progress | None = None) -> list[float]:
         """exp(mean NLL) of each candidate, where perplexity is what is measured."""
@@ -183,7 +183,7 @@ class Evaluator:
         first_blocks = [sublayer // 2 for sublayer in first_edited if sublayer is not None]
         state_bytes = self._budget.state_bytes * part.samples
         store = StateStore.within(limit, state_bytes, self._model.block_count, first_blocks, self._search)
-        store.set_removed(removed)
+        store.set_removed(effective(removed, self._present))
         return store
 
     def _run(

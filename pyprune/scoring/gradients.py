@@ -47,6 +47,8 @@ def make_batches(
     batches = []
     for start in range(0, len(input_ids), group):
         members = [sample for sample in predicting if start <= sample < start + group]
+        if not members:
+            continue
         group_scale = scale(int(positions[members].sum()))
         for first in range(0, len(members), limit):
             samples = members[first : first + limit]

@@ -63,6 +63,10 @@ def test_reports_say_what_they_wrote(capsys, files):
 BAD_INPUT = [
     (["score", "a.json", "--against", "none.json"], "none.json"),
     (["score", "none.json"], "none.json"),
+    (
+        ["score", *TINY, "--unit", "mha", "--count", "1", "--against", "a.json"],
+        "its scores are of unit block; --unit block is expected",
+    ),
     (["score", "a.json", "--count", "1"], "--count 1: needs --against or --plot"),
     (["score", *TINY, "--ratio", "20%"], "--ratio 0.2: needs --against or --plot"),
     (["score", "a.json", "--protect", "1"], "--protect 1: needs a model to score"),

@@ -12,7 +12,7 @@ import pyprune
 from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import PAPER_TASKS, paper_average
 from pyprune.evaluation.task_data import documents
-from pyprune.evaluation.tasks import evaluate_tasks, load_task, require_tasks, tasks_journal
+from pyprune.evaluation.tasks import Tasks, evaluate_tasks, load_task, require_tasks, tasks_journal
 from pyprune.files import write_json
 from tests.cli.command_line import run
 
@@ -153,6 +153,24 @@ def test_evaluate_and_the_command_take_tasks(model_directory, data, capsys, tmp_
     assert written["tasks"]["piqa"] == evaluation.tasks["piqa"]
     assert written["average"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["quality.json", "samples.jsonl"]
+
+
+def test_a_task_whose_data_cannot_be_had_is_told_before_anything_is_measured(decoder, data, tmp_path, monkeypatch):
+    def absent(name):
+        raise InputError(f"task {name}: its data is not available")
+
+    def measured(*_, **__):
+        pytest.fail("measured first")
+
+    monkeypatch.setattr("pyprune.evaluation.tasks._hub_tasks", absent)
+    monkeypatch.setattr("pyprune.evaluation.evaluate.window_losses", measured)
+    monkeypatch.setattr("pyprune.evaluation.tasks._evaluated", measured)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    tasks = Tasks(("piqa", "far"), require_tasks("piqa", data=data).local)
+    with pytest.raises(InputError, match="task far: its data is not available"):
+        pyprune.evaluate(decoder, tmp_path / "text.txt", tasks=tasks, window=16)
+    with pytest.raises(InputError, match="task far: its data is not available"):
+        evaluate_tasks(decoder, None, tasks)
 
 
 def test_the_papers_average_mixes_the_metrics_that_it_names():

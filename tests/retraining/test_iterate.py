@@ -353,8 +353,11 @@ def test_what_a_kill_left_half_written_or_half_removed_is_no_obstacle(model, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", ["shaken", "retrain"])
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("training", "kills"),
+    [("shaken", 4), *(pytest.param(*case, marks=pytest.mark.full)
+                      for case in (("shaken", 20), ("retrain", 4), ("retrain", 20)))],
+)  # fmt: skip
 def test_killed_at_random_it_ends_the_same(tmp_path, kills, training):
     words = ["-m", "tests.retraining.killed_iterate", str(tmp_path), str(kills), str(seeds.seed()), training]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600)

@@ -35,6 +35,11 @@ def test_what_goes_under_each_is_what_depth_removes_by_it():
     assert result.overlap_by_chance == pytest.approx(3 / 6)
 
 
+@pytest.mark.parametrize(("protect", "units"), [(None, 6), ("0", 5), ("first=1,last=2", 3)])
+def test_by_chance_only_units_that_may_go_overlap(protect, units):
+    assert contrast(A, B, count=2, protect=protect).overlap_by_chance == pytest.approx(2 / units)
+
+
 def test_a_ratio_of_20_percent_is_taken_where_no_amount_is_given():
     assert len(contrast(A, B).dropped_a) == 2
     assert contrast(A, B, ratio=0.4).dropped_b == contrast(A, B, count=4).dropped_b

@@ -195,3 +195,12 @@ def test_an_overflow_is_reported_not_ranked():
     ids = torch.randint(0, 97, (S, T), generator=seeds.generator(30))
     with pytest.raises(ArithmeticError, match="kl is not a number"):
         score(decoder, ids, measure="kl", candidates=[{(0, "ffn"): lambda x: x * float("nan")}])
+
+
+def test_float64_logits_stay_as_they_are_for_whoever_is_next():
+    logits, original = (torch.randn(2, 5, 7, dtype=torch.float64, generator=seeds.generator(n)) for n in (1, 2))
+    kept = logits.clone(), original.clone()
+    measure = KLDivergence(Samples(torch.zeros(2, 5, dtype=torch.long)))
+    measure.comparison(torch.Size((2, 5)), torch.device("cpu")).add(logits, original, 0)
+    assert torch.equal(logits, kept[0])
+    assert torch.equal(original, kept[1])

@@ -158,3 +158,10 @@ def test_ragged_blocks_and_missing_sublayers():
     result = score(decoder.to(torch.float64), ids(), "taylor", "mha+ffn")
     assert values(result) == pytest.approx(expected, rel=NEAR)
     assert result.units == [("mha", 1), ("ffn", 1), ("ffn", 2), ("mha", 3), ("ffn", 3)]
+
+
+def test_a_group_that_predicts_nothing_is_left_out():
+    input_ids = torch.zeros(3, 4, dtype=torch.int64)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]], dtype=torch.bool)
+    batches = make_batches(input_ids, mask, 1, lambda positions: 1 / positions)
+    assert [(batch.positions, batch.scale) for batch in batches] == [(3, 1 / 3), (2, 1 / 2)]

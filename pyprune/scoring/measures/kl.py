@@ -33,7 +33,7 @@ class _Divergence:
     def add(self, logits: Tensor, original: Tensor, first: int) -> None:
         wide, wide_original = logits.double(), original.double()
         exponentials, rescaled = self._original.add(wide_original)
-        self._differences.mul_(rescaled).add_(exponentials.mul_(wide_original.sub_(wide)).sum(-1))
+        self._differences.mul_(rescaled).add_(exponentials.mul_(wide_original - wide).sum(-1))
         self._candidate.add(wide)
 
     def result(self) -> Tensor:
