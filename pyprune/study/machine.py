@@ -57,6 +57,16 @@ def lasting(here: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def device_name(here: dict[str, Any], device: str) -> str:
+    """What a result's setting `device` was on its machine (`describe`): the GPU of that index, or the CPU and its
+    threads. The setting itself where the machine lists no such GPU."""
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return f"{here['cpu']}, {here['threads']} thread{'s' if here['threads'] > 1 else ''}"
+    place = int(index or 0)
+    return here["gpus"][place]["name"] if place < len(here["gpus"]) else device
+
+
 def commit(folder: Path) -> str | None:
     """The git commit of the checkout that holds this package, "-dirty" added when files differ; None outside of one."""
     root = folder.parent

@@ -9,6 +9,7 @@ import torch
 
 from pyprune.study.figure import add_grid, legend_below, new_figure, png
 from pyprune.study.linears import OURS, PADDED, ROLES, SIDES, TABLE_1, TORCH, flops, weight_bytes
+from pyprune.study.machine import device_name
 
 STYLE = {
     TORCH: ("#D55E00", "torch, as it is"),
@@ -90,8 +91,7 @@ def _legend(figure: Any, panel: Any, results: dict[str, Any]) -> None:
     settings, here = results["settings"], results["machine"]
     handles, labels = panel.get_legend_handles_labels()
     legend_below(figure, handles, labels, 3)
-    threads = f"{here['threads']} thread{'s' if here['threads'] > 1 else ''}"
-    where = here["gpus"][0]["name"] if settings["device"] != "cpu" else f"{here['cpu']}, {threads}"
+    where = device_name(here, settings["device"])
     figure.suptitle(
         f"One linear of hidden size {settings['hidden']} in {settings['dtype']} against the FFN width: {where}, "
         f"torch {here['versions']['torch']}\nmedians and quartiles of {settings['rounds']} interleaved rounds; "

@@ -63,3 +63,12 @@ def test_a_result_carries_the_commit_of_this_checkout():
         pytest.skip("not run from a checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
     assert machine.describe()["commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_device_is_named_by_its_index_and_a_cpu_by_its_threads():
+    here = {"cpu": "A CPU", "threads": 2, "gpus": [{"name": "first"}, {"name": "second"}]}
+    devices = ("cuda", "cuda:0", "cuda:1", "cuda:2", "cpu")
+    assert [machine.device_name(here, device) for device in devices] == [
+        "first", "first", "second", "cuda:2", "A CPU, 2 threads",
+    ]  # fmt: skip
+    assert machine.device_name({**here, "threads": 1}, "cpu") == "A CPU, 1 thread"

@@ -373,6 +373,24 @@ def test_a_comparison_of_the_papers_model_gives_its_rows(results, tmp_path):
     assert found.timing("depth", "20%", "hf", "generation").new_tokens == 128
 
 
+@pytest.mark.parametrize("other", [{"cpu": "Other CPU"}, {"threads": 2}])
+def test_comparisons_on_two_cpus_are_not_one_device(results, other):
+    results["model"]["name"] = "shape:llama-7b"
+    [alone] = collect(["a.json"], [results])
+    assert alone.device == "Test CPU, 1 thread"
+    second = {**results, "machine": {**results["machine"], **other}}
+    with pytest.raises(InputError, match="results of several devices"):
+        collect(["a.json", "b.json"], [results, second])
+
+
+def test_a_comparison_on_the_second_gpu_names_that_one(results):
+    results["model"]["name"] = "shape:llama-7b"
+    results["settings"]["device"] = "cuda:1"
+    results["machine"]["gpus"] = [{"name": "NVIDIA H100"}, {"name": "NVIDIA H200"}]
+    [found] = collect(["a.json"], [results])
+    assert found.device == "NVIDIA H200"
+
+
 def test_of_two_timings_of_a_row_the_one_with_more_runs_counts_and_then_the_later():
     few, first, later = (check(part("table1", table1(by_bytes, ("20%",), (1,), runs=runs))) for runs in (3, 9, 9))
     later["parts"][0]["result"]["timings"][1]["step_seconds"] = [1.0] * 9

@@ -11,6 +11,7 @@ from typing import Any
 from pyprune.errors import InputError
 from pyprune.study import report
 from pyprune.study.labels import unpadded
+from pyprune.study.machine import device_name
 from pyprune.study.measure import Speedup, speedup
 from pyprune.study.paper import facts
 
@@ -234,9 +235,7 @@ def _comparison(results: dict[str, Any], source: str, by_model: dict[str, Eviden
     model = results["model"]["name"].removeprefix("shape:")
     if model not in facts.MODELS:
         return
-    machine = results["machine"]
-    on_gpu = results["settings"].get("device", "cpu") != "cpu"
-    device = machine["gpus"][0]["name"] if on_gpu and machine["gpus"] else "cpu"
+    device = device_name(results["machine"], results["settings"].get("device", "cpu"))
     devices[device] = source
     evidence = by_model.setdefault(model, Evidence(model, device, False, []))
     evidence.sources.append(source)
