@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from functools import partial
 from typing import Any
 
@@ -95,7 +94,13 @@ def add_options(commands: Any) -> None:
          type=comma_separated, metavar="NAME,NAME")  # fmt: skip
     more("limit", "use the first N documents of each task", shown="all", type=at_least(1), metavar="N")
     more("data", "directory with the tasks' data", shown="installed packages, else the hub", metavar="DIR")
-    add_option(parser, "--out", "new or empty directory for the report", metavar="DIR")
+    add_option(
+        parser,
+        "--out",
+        "new or empty directory for the report; without it the table alone is "
+        "printed, and an interrupted run begins anew",
+        metavar="DIR",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -117,8 +122,6 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.compare import compare
     from pyprune.study.report import terminal
 
-    if not options.out and not options.json:
-        print("without --out nothing but this table is kept, and an interrupted run cannot continue", file=sys.stderr)
     with Bar() as bar:
         comparison = compare(
             options.model,

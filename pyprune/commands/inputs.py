@@ -16,12 +16,18 @@ from pyprune.files import remove_directory
 
 def require_scorable(options: argparse.Namespace, unit: str) -> None:
     """Raise InputError now for a criterion that cannot be had, and for texts that it needs and that are missing."""
-    criterion, _ = chosen_criterion(options, unit)
+    from pyprune.scoring.searches.search import check_search
+
+    criterion, settings = chosen_criterion(options, unit)
+    if (method := getattr(options, "search", None)) is not None and not options.repair_each:
+        check_search(method, criterion.name, unit, settings)
+    follows_on = getattr(options, "repair", None) is not None  # then the repair resumes, and the choice is made again
     if criterion.needs != "nothing":
         require_texts(options)
-    elif options.text is not None:
-        raise InputError(f"--text {options.text}: criterion {criterion.name} reads no text")
-    follows_on = getattr(options, "repair", None) is not None  # then the repair resumes, and the choice is made again
+    elif not follows_on:
+        for name in ("text", "field"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name} {getattr(options, name)}: criterion {criterion.name} reads no text")
     if options.resume and "resume" not in criterion.options and not follows_on:
         raise InputError(f"--resume: criterion {criterion.name} keeps no journal; ppl and ppl-after-repair do")
     journal_beside(options)
@@ -65,6 +71,7 @@ def remove_journal(options: argparse.Namespace) -> None:
         remove_directory(journal)
     elif journal is not None:
         journal.unlink(missing_ok=True)
+        journal.with_name(f"{journal.name}.scores").unlink(missing_ok=True)
 
 
 def require_texts(options: argparse.Namespace) -> None:

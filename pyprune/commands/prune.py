@@ -279,6 +279,13 @@ def _check_prune_options(options: argparse.Namespace) -> None:
             raise InputError(
                 f"--scores {options.scores}: does not go with --search {options.search}, which computes its own scores"
             )
+    if options.repair is None and (options.depth is None or options.scores is not None):
+        reason = "the calibration text is read with --depth without --scores, with --width, and with --repair"
+        for name in ("text", "field") if options.width is None else ():
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name} {getattr(options, name)}: {reason}")
+        if options.memory is not None:
+            raise InputError(f"--memory {options.memory}: belongs to scoring, searches and repairs")
     if options.resume and (options.depth is None or options.scores is not None) and options.repair is None:
         raise InputError("--resume: needs --depth without --scores, or --repair; scoring, searches and repairs resume")
     if options.width is not None and options.unit is not None:

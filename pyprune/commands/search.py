@@ -77,13 +77,15 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Choose units to remove together."""
     from pyprune.pruning import parse_amount
+    from pyprune.scoring.searches.search import check_search
     from pyprune.study.destination import require_file
 
     amount = parse_amount(options.depth)
     for path in (options.out, options.pruning_out):
         if path is not None:
             require_file(path)
-    chosen_criterion(options, options.unit or "block")
+    criterion, settings = chosen_criterion(options, options.unit or "block")
+    check_search(options.method, criterion.name, options.unit or "block", settings)
     require_texts(options)
     journal_beside(options)
     device = chosen_device(options)

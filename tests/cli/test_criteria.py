@@ -86,6 +86,19 @@ def test_protection_in_a_file_of_scores_holds_when_it_is_pruned_by(capsys, tmp_p
         (["score", TINY, "--criterion", "angular", "--variant", "x"], "variant: 'x' given"),
         (["score", TINY, "--criterion", "every", "--every", "0"], "--every"),
         (["score", TINY, "--protect", "middle=2"], "protect 'middle=2'"),
+        (["score", TINY, "--criterion", "magnitude", "--field", "x"], "--field x: criterion magnitude reads no text"),
+        (
+            ["prune", TINY, "--blocks", "1", "--text", "x", "--out", "OUT"],
+            "--text x: the calibration text is read with",
+        ),
+        (
+            ["prune", TINY, "--blocks", "1", "--memory", "1GB", "--out", "OUT"],
+            "belongs to scoring, searches and repairs",
+        ),
+        (
+            ["prune", TINY, "--depth", "1", "--search", "greedy", "--criterion", "magnitude", "--out", "OUT"],
+            "criterion: 'magnitude' given; method greedy accepts ppl",
+        ),
         (["prune", TINY, "--blocks", "1", "--criterion", "last", "--out", "OUT"], "--criterion last: needs --depth"),
         (["prune", TINY, "--width", "20%", "--tokens", "last", "--out", "OUT"], "--tokens last: needs --depth"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from pyprune.scoring.repaired_removals import FORMS, fitted_repairs
 from tests import seeds
 
 NAME = "ppl-after-repair"
+searching = importlib.import_module("pyprune.scoring.searches.search")  # the package has a function of that name
 RIDGE = 0.05
 KEYS = {"block": "blocks", "mha": "mha", "ffn": "ffn"}
 
@@ -263,3 +265,23 @@ def test_windows_set_apart_are_all_of_them_once():
     together = sorted(map(tuple, [*few.input_ids.tolist(), *many.input_ids.tolist()]))
     assert together == sorted(map(tuple, windows.input_ids.tolist()))
     assert torch.equal(few.input_ids, set_apart(windows, 5, 3)[0].input_ids)
+
+
+def test_an_interrupted_search_repeats_no_finished_score(monkeypatch, scored, fit_ids, tmp_path):
+    decoder = load(SIZES)
+    options = {"count": 2, "criterion": NAME, "fit_ids": fit_ids, "protect": "last=1"}
+    expected = search(decoder, scored, "one-shot", **options)
+    options["resume"] = tmp_path / "journal"
+
+    def interrupted_after_the_ranking(evaluator, candidates, ranker, progress):
+        ranker([(unit,) for unit in candidates.units])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setitem(searching._METHODS, "one-shot", interrupted_after_the_ranking)
+        with pytest.raises(KeyboardInterrupt):
+            search(decoder, scored, "one-shot", **options)
+    kept = (tmp_path / "journal.scores").read_bytes()
+    assert kept.count(b"\n") > 1
+    assert search(decoder, scored, "one-shot", **options).order == expected.order
+    assert (tmp_path / "journal.scores").read_bytes() == kept  # nothing was scored again

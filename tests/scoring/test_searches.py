@@ -285,6 +285,10 @@ def test_progress_reaches_its_end_step_by_step(seven, samples):
         (dict(protect="9"), "protect 9"),
         (dict(count=None, ratio=0.001), "ratio 0.001"),
         (dict(count=None, ratio=0.99), "ratio 0.99"),
+        (
+            dict(method="window", criterion="block-influence", variant="optipfair", batch=8),
+            "batch: 8 given; of options, a window takes tokens, variant, memory",
+        ),
         (dict(method="window", protect="2,5"), "no 3 blocks in a row"),
     ],
 )

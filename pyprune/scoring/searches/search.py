@@ -28,6 +28,10 @@ from pyprune.scoring.similarity import window_distances
 
 METHODS = {"one-shot": None, "greedy": ("ppl",), "window": ("ppl", "angular", "block-influence")}
 """The ways to choose, and the criteria that each can go by (None: any)."""
+WINDOW_OPTIONS = ("tokens", "variant", "memory")
+"""What of a criterion's options a window's distance takes."""
+SCORES = ".scores"
+"""What the name of a criterion's own journal has behind that of the search."""
 
 
 def search(
@@ -54,7 +58,8 @@ def search(
     each removal (SLEB for blocks, BlockPruner for "mha+ffn"); "window" removes the blocks in a row that cost least
     together (Gromov et al.). Exactly one of count (units) and ratio (share of all parameters; the number of units that
     comes nearest) is given. unit, attention_mask, calibration, memory, resume, distributed and progress as in `score`
-    by "ppl"; states that later rounds begin with are kept in what memory leaves. protect as in `pyprune.depth`.
+    by "ppl"; states that later rounds begin with are kept in what memory leaves. The journal of a criterion that keeps
+    one lies beside `resume`, named as it with ".scores" behind. protect as in `pyprune.depth`.
     criterion: what the choice goes by, of any kind for "one-shot", "ppl", "angular" or "block-influence" for "window";
     options: its own.
 
@@ -68,8 +73,10 @@ def search(
     ids, mask = check_samples(decoder, input_ids, attention_mask)
     ranker = None
     if criterion != "ppl":
-        if "memory" in criterion_named(criterion).options:
-            options = {"memory": memory, **options}
+        scores_journal = None if resume is None else f"{os.fspath(resume)}{SCORES}"
+        shared = {"memory": memory, "distributed": distributed, "resume": scores_journal}
+        taken = WINDOW_OPTIONS if method == "window" else criterion_named(criterion).options
+        options = {name: value for name, value in shared.items() if value is not None and name in taken} | options
         ranker = partial(_RANKERS[method], decoder, ids, mask, criterion, unit, options)
     work = f"search {method} {criterion} {unit}"
     with open_evaluator(
@@ -100,6 +107,9 @@ def check_search(method: str, criterion: str, unit: str, options: dict[str, Any]
     criterion_named(criterion).check(unit, options)
     if method == "window" and unit != "block":
         raise InputError(f"unit: {unit!r} given; a window is of blocks: 'block' is accepted")
+    for name in options if method == "window" else ():
+        if name not in WINDOW_OPTIONS:
+            raise InputError(f"{name}: {options[name]!r} given; of options, a window takes {', '.join(WINDOW_OPTIONS)}")
 
 
 def _score_units(
