@@ -254,18 +254,21 @@ def _require_alike(comparisons: Mapping[str, dict[str, Any]], quality: str) -> N
         if quality not in {column.name for column in model_columns(results)}:
             raise InputError(f"{path}: has no {quality}")
     for path, results in others:
-        for what, value, expected in zip(_SUBJECT, _subject(results, quality), _subject(first, quality), strict=True):
+        known = all("kernels" in one["machine"] for one in (results, first))  # older results do not name them
+        subjects = (_subject(one, quality, known) for one in (results, first))
+        for what, value, expected in zip(_SUBJECT, *subjects, strict=True):
             if value != expected:
                 raise InputError(f"{path}: has another {what} than {first_path}; the same is expected")
 
 
-_SUBJECT = ("model", "dtype", "device", "number of input tokens", "text or task", "machine or version")
+_SUBJECT = ("model", "dtype", "device", "number of input tokens", "text or task", "machine, version or kernels")
 
 
-def _subject(results: dict[str, Any], quality: str) -> tuple[Any, ...]:
+def _subject(results: dict[str, Any], quality: str, kernels: bool) -> tuple[Any, ...]:
     settings = results["settings"]
     measure = results["evaluation"]["sha256"] if quality == "ppl" else results["evaluations"]["accuracy"]
-    here = {name: value for name, value in lasting(results["machine"]).items() if name != "commit"}
+    left_out = {"commit"} if kernels else {"commit", "kernels"}
+    here = {name: value for name, value in lasting(results["machine"]).items() if name not in left_out}
     return (
         (results["model"]["name"], results["model"]["parameters"]), settings["dtype"], settings.get("device", "cpu"),
         results["protocol"]["input_tokens"], measure, here,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import mmap
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pyprune.ops import native
 from pyprune.runtime.memory import cgroup_limit, meminfo
 
 SHOWN_FLAGS = (
@@ -26,7 +28,8 @@ GPU_PACKAGES = ("triton",)
 
 
 def describe() -> dict[str, Any]:
-    """CPU, memory, system, GPUs, threads, versions and, in a checkout, the commit: what a result must be read with."""
+    """CPU, memory, system, GPUs, threads, kernels, versions and, in a checkout, the commit: what a result must be read
+    with."""
     cpu, gpus = _cpu(), _gpus()
     versions = {name: _version(name) for name in (*PACKAGES, *(GPU_PACKAGES if gpus else ()))}
     if gpus:
@@ -37,6 +40,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "threads": torch.get_num_threads(),
+        "kernels": kernels(),
         "memory_bytes": meminfo().get("MemTotal"),
         "memory_limit_bytes": cgroup_limit(),
         "system": f"{platform.system()} {platform.release()}",
@@ -49,12 +53,39 @@ def describe() -> dict[str, Any]:
 
 
 def lasting(here: dict[str, Any]) -> dict[str, Any]:
-    """What of a machine (`describe`) must be the same for times to be comparable."""
+    """What of a machine (`describe`) must be the same for times to be comparable. Older results name no kernels."""
     names = ("cpu", "cpu_flags", "usable_cores", "threads", "gpus", "versions", "commit")
     clocks = {"sm_clock_mhz", "memory_clock_mhz"}  # of this moment
     kept = {name: here[name] for name in names}
+    if "kernels" in here:
+        kept["kernels"] = here["kernels"]
     kept["gpus"] = [{name: value for name, value in gpu.items() if name not in clocks} for gpu in here["gpus"]]
     return kept
+
+
+def kernels() -> dict[str, Any]:
+    """Which code runs on the CPU: the instruction set in use, whether the compiled library is loaded (if not, `reason`
+    says why, and the reference implementations run), what does GEMMs and for which dtypes it is our own, and whether
+    weights lie on huge pages."""
+    reason = native.report()["reason"]
+    return {
+        "library_loaded": native.selected_isa() is not None,
+        "reason": None if reason is None else str(reason).replace(f"{native.LIBRARY_PATH.parent}{os.sep}", ""),
+        "instruction_set": native.selected_isa(),
+        "gemm": os.environ.get("PYPRUNE_GEMM") or "auto",
+        "own_gemm_for": [str(d).removeprefix("torch.") for d in native.HALF_PRECISION if native.has_own_gemm(d)],
+        "huge_pages": _huge_pages(),
+    }
+
+
+def _huge_pages() -> bool:
+    """Whether the system gives huge pages to who asks for them, and PYPRUNE_HUGE_PAGES does not forbid to."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or os.environ.get("PYPRUNE_HUGE_PAGES") == "0":
+        return False
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
 
 
 def device_name(here: dict[str, Any], device: str) -> str:

@@ -119,7 +119,7 @@ def test_times_are_as_measured_where_a_file_has_none_of_the_original(file, secon
         (lambda r: r["model"].update(name="other"), "has another model than"),
         (lambda r: r["settings"].update(dtype="float32"), "another dtype than"),
         (lambda r: r["evaluation"].update(sha256="cd"), "another text or task than"),
-        (lambda r: r["machine"].update(cpu="other"), "another machine or version than"),
+        (lambda r: r["machine"].update(cpu="other"), "another machine, version or kernels than"),
         (lambda r: r.update(format="other/1"), "results of format 'other/1'"),
         (lambda r: r.pop("rows"), "incomplete results"),
     ],
@@ -129,6 +129,17 @@ def test_what_does_not_compare_is_refused(file, second, change, message):
     change(other)
     write_json(second / "results.json", other)
     with pytest.raises(InputError, match=message):
+        frontier([file, second])
+
+
+def test_comparisons_under_other_kernels_do_not_compare_and_older_ones_name_none(file, second):
+    first, other = (json.loads(path.read_text("utf-8")) for path in (file, second / "results.json"))
+    first["machine"]["kernels"] = {"instruction_set": "avx2"}
+    write_json(file, first)
+    assert frontier([file, second]).points
+    other["machine"]["kernels"] = {"instruction_set": "portable"}
+    write_json(second / "results.json", other)
+    with pytest.raises(InputError, match="another machine, version or kernels than"):
         frontier([file, second])
 
 

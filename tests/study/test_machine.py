@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyprune.ops import native
 from pyprune.runtime import memory
 from pyprune.study import machine
 
@@ -72,3 +73,27 @@ def test_a_device_is_named_by_its_index_and_a_cpu_by_its_threads():
         "first", "first", "second", "cuda:2", "A CPU, 2 threads",
     ]  # fmt: skip
     assert machine.device_name({**here, "threads": 1}, "cpu") == "A CPU, 1 thread"
+
+
+def test_the_kernels_that_ran_are_recorded(monkeypatch):
+    monkeypatch.setenv("PYPRUNE_HUGE_PAGES", "0")
+    monkeypatch.setenv("PYPRUNE_GEMM", "own")
+    kernels = machine.describe()["kernels"]
+    assert kernels["instruction_set"] == native.selected_isa()
+    assert (kernels["huge_pages"], kernels["gemm"]) == (False, "own")
+    monkeypatch.setattr(native, "_library", None)
+    place = f"{native.LIBRARY_PATH} does not load"
+    monkeypatch.setattr(native, "_reason", place)
+    without = machine.describe()["kernels"]
+    assert (without["library_loaded"], without["instruction_set"]) == (False, None)
+    assert without["reason"] == f"{native.LIBRARY_PATH.name} does not load"
+
+
+def test_times_of_other_kernels_are_not_of_the_same_machine(monkeypatch):
+    here = machine.describe()
+    assert machine.lasting(machine.describe()) == machine.lasting(here)
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_reason", "switched off by PYPRUNE_NATIVE=0")
+    assert machine.lasting(machine.describe()) != machine.lasting(here)
+    older = {name: value for name, value in here.items() if name != "kernels"}
+    assert "kernels" not in machine.lasting(older)

@@ -233,6 +233,17 @@ def test_the_table_of_findings_counts_settings_as_the_sentences_do(results):
     assert slower["against its bytes"] == "below in 2"
 
 
+def test_the_page_says_where_the_reference_implementation_ran(results):
+    told = "pyprune ran on its reference implementation"
+    assert told not in page(results)
+    results["machine"]["kernels"] = {"library_loaded": False, "reason": "switched off by <b>"}
+    assert f"{told}, slowly, not on its kernels: switched off by &lt;b&gt;." in page(results)
+    results["settings"]["device"] = "cuda:0"
+    assert told not in page(results)
+    results["settings"]["device"], results["machine"]["kernels"]["library_loaded"] = "cpu", True
+    assert told not in page(results)
+
+
 def test_text_from_the_results_is_escaped(results):
     results["command"] = "pyprune compare '<script>alert(1)</script>'"
     results["machine"]["cpu"] = "A & B <i>"

@@ -33,6 +33,7 @@ def page(
     speeds = speed_cells(results)
     parts = [
         '<div class="verdict">' + "".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(results)) + "</div>",
+        *_reference_part(results),
         panels(quality) if quality else "",
         f'<p class="note">{escape(introduction(results))}</p>',
         downloads(held) if held else "",
@@ -62,6 +63,15 @@ def page(
         f'<p class="note">Measured {escape(results["created"])}.</p>',
     ]
     return html_page(f"Depth and width pruning of {results['model']['name']}", parts)
+
+
+def _reference_part(results: dict[str, Any]) -> list[str]:
+    """A line where pyprune ran on a CPU without its kernels; older results do not say it."""
+    kernels = results["machine"].get("kernels")
+    if kernels is None or kernels["library_loaded"] or results["settings"].get("device", "cpu") != "cpu":
+        return []
+    told = f"pyprune ran on its reference implementation, slowly, not on its kernels: {kernels['reason']}."
+    return [f'<p class="note">{escape(told)}</p>']
 
 
 def _speed_part(speeds: tuple[list[str], list[list[str]]]) -> list[str]:
