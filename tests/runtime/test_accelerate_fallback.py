@@ -218,6 +218,29 @@ def test_weights_of_a_kind_of_their_own_are_left_as_they_are(calls):
     assert_as_near_as(result, theirs, run, exact=in_float64(small_model("llama")))
 
 
+@pytest.mark.parametrize(
+    ("inner", "parameter", "attends", "feeds", "heads"),
+    [
+        ("model.layers.1.self_attn.k_proj", "weight", 2, 3, 1),
+        ("model.layers.1.self_attn.k_proj", "bias", 2, 3, 1),
+        ("model.layers.1.input_layernorm", "weight", 2, 3, 1),
+        ("model.layers.1.mlp.down_proj", "weight", 3, 2, 1),
+        ("model.layers.1.mlp.down_proj", "bias", 3, 2, 1),
+        ("lm_head", "weight", 3, 3, 0),
+    ],
+)
+def test_weights_whose_rows_are_not_contiguous_are_left_to_torch(calls, inner, parameter, attends, feeds, heads):
+    """Such as nn.Parameter(conv1d.weight.T)."""
+    ours, theirs = pair("llama with biases")
+    for model in (ours, theirs):
+        module = model.get_submodule(inner)
+        given = getattr(module, parameter).data
+        apart = given.T.contiguous().T if given.dim() == 2 else torch.stack((given, given), dim=1)[:, 0]
+        setattr(module, parameter, nn.Parameter(apart))
+    check(ours, theirs)
+    assert (calls[ATTENTION], calls[FFN], calls["padded_linear"]) == (attends, feeds, heads)
+
+
 def test_other_activations_run_as_they_were(calls):
     ours, theirs = pair("llama", hidden_act="gelu")
     check(ours, theirs)

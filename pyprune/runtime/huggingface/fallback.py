@@ -33,7 +33,7 @@ def plain_weights(
     module: nn.Module | None, kind: type[nn.Module], dtype: torch.dtype, device: torch.device
 ) -> Weights | None:
     """weight and bias (None without one) of a plain linear or norm, where they are ordinary parameters (not quantised,
-    not sharded) of this dtype on this device; None otherwise."""
+    not sharded) of this dtype on this device, the values of a row side by side; None otherwise."""
     if not is_plain(module, kind):
         return None
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
@@ -41,6 +41,8 @@ def plain_weights(
         return None
     for tensor in (weight,) if bias is None else (weight, bias):
         if type(tensor) is not nn.Parameter or tensor.dtype != dtype or tensor.device != device:
+            return None
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             return None
     return weight, bias
 
