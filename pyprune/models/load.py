@@ -21,7 +21,7 @@ from pyprune.models.names import hf_name
 from pyprune.models.offloaded import OffloadedSource, execution_device, is_offloaded
 from pyprune.models.ragged import is_ragged, ragged_from_dict
 from pyprune.models.reading import read_decoder
-from pyprune.models.records import json_object, with_record
+from pyprune.models.records import json_object, with_record, with_record_that_fits
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import DTYPES, NoWeights, SafetensorsSource, StateDictSource, as_dtype, one_line
@@ -43,7 +43,8 @@ def load(
 
     `spec`: a Hugging Face directory or hub name, a `.gguf` file, `smollm2-135m`, `shape:NAME`, a loaded transformers
     PreTrainedModel (its weights are shared where dtype and device allow, and it is never modified; where accelerate has
-    offloaded some, blocks are streamed), or a Decoder. On a GPU matrices of odd width are copies with rows of their own
+    offloaded some, blocks are streamed; it has the pruning record of the directory that it came from), or a Decoder.
+    On a GPU matrices of odd width are copies with rows of their own
     distance (`Decoder.to`), all else is shared there too.
     `dtype` None keeps the checkpoint's own: the configuration's, as transformers does, else the embedding's; float32
     for a quantised GGUF file. `stream`: of a Hugging Face directory or hub name, read each block only when it is
@@ -224,8 +225,9 @@ def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch
     )
     _refuse_unused(source.names(), source.taken, len(decoder.blocks), source.where)
     generation = getattr(model, "generation_config", None)
-    return replace(
+    decoder = replace(
         decoder,
         generation_config=None if generation is None else generation.to_diff_dict(),
         tokenizer_source=directory_source(path) if path.is_dir() else None,
     )
+    return with_record_that_fits(with_record, decoder, path)

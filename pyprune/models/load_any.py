@@ -16,6 +16,7 @@ from pyprune.models.families import FAMILIES
 from pyprune.models.load import download, is_hub_name, load, require_device
 from pyprune.models.offloaded import execution_device
 from pyprune.models.ragged import is_ragged
+from pyprune.models.records import with_record_that_fits
 from pyprune.models.tensors import as_dtype
 from pyprune.models.transformers_decoder import TransformersDecoder
 from pyprune.models.transformers_decoder.checkpoint import load_model, read_record
@@ -39,7 +40,8 @@ def load_any(
     if isinstance(spec, torch.nn.Module):
         if is_ours(getattr(getattr(spec, "config", None), "model_type", None)):
             return load(spec, dtype, device, stream=stream)
-        return TransformersDecoder.of(spec)
+        decoder = TransformersDecoder.of(spec)
+        return with_record_that_fits(_with_record, decoder, Path(decoder.model.config._name_or_path or type(spec).__name__))
     path = _foreign_directory(spec)
     if path is None:
         return load(spec, dtype, device, stream=stream)

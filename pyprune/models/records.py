@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyprune.errors import InputError
 from pyprune.files import read_json
@@ -14,6 +15,8 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.families import family_of
 from pyprune.models.original_sizes import OriginalSizes
 from pyprune.models.pruning import Pruning
+
+T = TypeVar("T")
 
 # Sizes that no pruning changes.
 _SHARED = ("hidden_size", "vocab_size", "head_dim", "rms_norm_eps")
@@ -48,6 +51,18 @@ def with_record(decoder: Decoder, path: Path) -> Decoder:
     if decoder.device.type != "meta":
         pruning = replace(pruning, compensation=pruning.compensation.read_values(path / FILE))
     return replace(decoder, config=original, pruning=pruning)
+
+
+def with_record_that_fits(add_record: Callable[[T, Path], T], decoder: T, path: Path) -> T:
+    """`add_record(decoder, path)` for a loaded model, which may have been changed since it was read from the directory
+    `path`: where the record is not of the present model, the decoder as it is, with a warning."""
+    try:
+        return add_record(decoder, path)
+    except InputError as error:
+        warnings.warn(
+            f"{error}; the record is left out: indices of blocks are those of the present model", stacklevel=4
+        )
+        return decoder
 
 
 def json_object(file: Path) -> dict[str, Any]:

@@ -184,6 +184,35 @@ def test_record_that_does_not_fit_the_blocks_is_refused(llama, tmp_path):
         load(tmp_path / "saved")
 
 
+def test_a_loaded_model_has_the_record_of_the_directory_it_came_from(llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    pruned = pyprune.apply(load(llama(num_hidden_layers=5)), pyprune.Pruning(blocks=[0, 3], neurons={2: [4]}))
+    pruned.save(tmp_path / "saved")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    decoder = load(model)
+    assert [block.index for block in decoder.blocks] == [1, 2, 4]
+    assert (decoder.pruning, decoder.config) == (pruned.pruning, pruned.config)
+    less = pyprune.Pruning(blocks=[4], neurons={1: [0]})
+    assert same(pyprune.apply(decoder, less), pyprune.apply(load(tmp_path / "saved"), less))
+
+
+def test_a_record_that_does_not_fit_a_loaded_model_is_left_out_with_a_warning(llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    without(load(llama(num_hidden_layers=4)), 1).save(tmp_path / "saved")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    del model.model.layers[2]
+    model.config.num_hidden_layers = 2
+    with pytest.warns(
+        UserWarning, match=r"leaves 3 of 4 blocks, but .* holds 2; .* those of the present model"
+    ) as told:
+        decoder = load(model)
+    assert told[0].filename == __file__
+    assert [block.index for block in decoder.blocks] == [0, 1]
+    assert decoder.pruning is None
+
+
 BAD_RECORDS = [
     ({"blocks": 3}, "blocks 3: a list"),
     ({"blocks": None}, "blocks None: a list"),

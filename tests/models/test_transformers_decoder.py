@@ -116,6 +116,16 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
         load_any(tmp_path)
 
 
+def test_a_loaded_model_has_the_record_of_the_directory_it_came_from(tmp_path):
+    apply(load_any(random_model("olmo2")), Pruning(blocks=[1])).save(tmp_path / "smaller")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").eval()
+    decoder = load_any(model)
+    assert [block.index for block in decoder.blocks] == [0, 2, 3]
+    assert (decoder.original_blocks, decoder.pruning.blocks) == (4, (1,))
+    with pytest.warns(UserWarning, match="those of the present model"):
+        assert [block.index for block in load_any(apply(decoder, Pruning(blocks=[3])).model).blocks] == [0, 1]
+
+
 def test_a_record_of_another_checkpoint_is_refused(tmp_path):
     apply(load_any(random_model("olmo2")), Pruning(blocks=[1])).save(tmp_path / "smaller")
     record = json.loads((tmp_path / "smaller" / "pruning.json").read_text())
