@@ -18,7 +18,7 @@ def add_options(commands: Any) -> None:
         "Compare the models of one or more comparisons: quality (perplexity, or mean accuracy over tasks) against "
         "latency and size. Models on the Pareto front are marked: no other is both better and faster, or both better "
         "and smaller. With --latency or --size, name the best model within that limit. The comparisons must share "
-        "model, text, dtype, machine and versions.",
+        "model, text, dtype, machine, kernels and versions.",
         "pyprune frontier compare-135m --latency 150",
         "pyprune frontier compare-20 compare-35/results.json --size 220 --quality accuracy --out frontier-135m",
     )

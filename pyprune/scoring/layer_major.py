@@ -53,7 +53,7 @@ def candidate_sums(
         step = schedule.steps[position]
         for slot, edits in step.starts:
             if position == 0:
-                states[slot] = on_samples.embed()
+                on_samples.embed(states[slot])
             elif store is None:
                 raise ValueError(f"the schedule begins at block {position}; a store with its states is expected")
             else:

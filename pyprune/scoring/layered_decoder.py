@@ -19,6 +19,9 @@ from pyprune.scoring.cost import Costs, ffn_cost, mha_cost
 from pyprune.scoring.layered_model import RunSublayer
 from pyprune.scoring.removals import present_sublayers
 
+EMBEDDED = 16
+"""Samples whose embeddings are made together: beside the states of all there is no second copy."""
+
 
 @dataclass(frozen=True)
 class LayeredDecoder:
@@ -114,8 +117,9 @@ class DecoderSamples:
         self._mask = None if mask is None else mask.to(decoder.device)
         self._cos, self._sin = decoder.rope.tables(tokens, prompt=tokens)
 
-    def embed(self) -> Tensor:
-        return embed(self.decoder, self._ids)
+    def embed(self, into: Tensor) -> None:
+        for ids, states in zip(self._ids.split(EMBEDDED), into.split(EMBEDDED), strict=True):
+            states.copy_(embed(self.decoder, ids))
 
     def blocks(self, first: int) -> Iterator[DecoderBlock]:
         blocks = self.decoder.blocks

@@ -38,8 +38,8 @@ class BlockPass(Protocol):
 class SamplesPass(Protocol):
     """The model on the fixed samples `[S, T]` of one pass: positions, masks and the like are made once."""
 
-    def embed(self) -> Tensor:
-        """The states of all samples before the first block, `[S, T, hidden]` in the model's `state_dtype`."""
+    def embed(self, into: Tensor) -> None:
+        """Write the states of all samples before the first block, `[S, T, hidden]` in the model's `state_dtype`."""
 
     def blocks(self, first: int) -> Iterator[BlockPass]:
         """The blocks from the `first` on, each in memory as long as the caller holds it."""

@@ -107,8 +107,8 @@ class TransformersSamples:
         self._mask = None if mask is None else mask.to(decoder.device)
         self._inputs = LayerInputs(decoder.model, decoder.structure, input_ids.to(decoder.device), self._mask)
 
-    def embed(self) -> Tensor:
-        return self._inputs.embedded
+    def embed(self, into: Tensor) -> None:
+        into.copy_(self._inputs.embedded)
 
     def blocks(self, first: int) -> Iterator[TransformersBlock]:
         return (TransformersBlock(self, place, self._blocks[place].index) for place in range(first, len(self._blocks)))

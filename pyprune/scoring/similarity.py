@@ -318,8 +318,11 @@ class _Forward:
     def start(self, samples: slice) -> tuple[SamplesPass, Tensor]:
         """The model on these samples, and their embedding `[N, T, hidden]`."""
         mask = None if self._mask is None else self._mask[samples]
-        on_samples = self._model.on(self._ids[samples], mask)
-        return on_samples, on_samples.embed().clone()
+        ids, model = self._ids[samples], self._model
+        on_samples = model.on(ids, mask)
+        states = torch.empty(*ids.shape, model.hidden_size, dtype=model.state_dtype, device=model.device)
+        on_samples.embed(states)
+        return on_samples, states
 
     def sublayers(self, block: BlockPass, x: Tensor, samples: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Run x, the states of these samples, through a block in place, a chunk at a time: which of all samples, and

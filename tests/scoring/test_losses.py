@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
+from pyprune.scoring import layered_decoder
 from pyprune.scoring.footprint import chunk_size, fit_pass, pass_bytes
 from pyprune.scoring.layer_major import candidate_sums
 from pyprune.scoring.layered_decoder import LayeredDecoder
@@ -107,6 +108,21 @@ def test_a_memory_limit_splits_samples_then_candidates_and_changes_nothing(tiny,
     for limit in (two_samples, two_candidates, pass_bytes(LayeredDecoder(tiny), 1, 1, T, T)):
         assert fit_pass(LayeredDecoder(tiny), (S, T), count, slots, limit).bytes <= limit
         assert perplexities(tiny, samples, None, CANDIDATES, memory=limit) == pytest.approx(expected, rel=1e-6)
+
+
+def test_embeddings_are_made_a_few_samples_at_a_time(tiny, monkeypatch):
+    made = []
+
+    def embed(decoder, ids):
+        made.append(len(ids))
+        return plain_embed(decoder, ids)
+
+    plain_embed = layered_decoder.embed
+    monkeypatch.setattr(layered_decoder, "embed", embed)
+    ids = torch.randint(0, tiny.vocab_size, (37, 5), generator=seeds.generator(2))
+    perplexity(tiny, ids)
+    assert sum(made) == 37
+    assert max(made) <= layered_decoder.EMBEDDED < 37
 
 
 def test_too_little_memory_is_refused_with_what_is_needed(tiny, samples):
