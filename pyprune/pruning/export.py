@@ -94,7 +94,8 @@ FORMATS: dict[str, Callable[[Pruning, int | None, str], str]] = {
 
 
 def _check_blocks(pruning: Pruning, blocks: int) -> None:
-    named = {*pruning.blocks, *pruning.mha, *pruning.ffn, *pruning.kv_groups, *pruning.neurons}
+    narrowed = {*pruning.kv_groups, *pruning.heads, *pruning.neurons, *pruning.compensation.blocks()}
+    named = {*pruning.blocks, *pruning.mha, *pruning.ffn, *narrowed}
     beyond = sorted(index for index in named if index >= blocks)
     if beyond:
         raise InputError(f"pruning: names block {beyond[0]}; 0 to {blocks - 1} are accepted")
@@ -112,10 +113,12 @@ def _require_whole_blocks(pruning: Pruning, to: str, reason: str) -> None:
 
 
 def _refuse_widths(pruning: Pruning, to: str, reason: str) -> None:
-    for name in ("kv_groups", "neurons"):
+    for name in ("kv_groups", "heads", "neurons"):
         if getattr(pruning, name):
             layer = next(iter(getattr(pruning, name)))
             raise InputError(f"export to {to}: {name} of block {layer} cannot be expressed; {reason}")
+    for bias in pruning.compensation:
+        raise InputError(f"export to {to}: what is added to {bias} cannot be expressed; {reason}")
     if pruning.pad_to not in (None, 1):
         raise InputError(f"export to {to}: pad_to {pruning.pad_to} cannot be expressed; {reason}")
     if not (pruning.blocks or pruning.mha or pruning.ffn):

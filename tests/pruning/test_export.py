@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 
 from pyprune.errors import InputError
@@ -12,6 +13,8 @@ from pyprune.pruning import Pruning
 from pyprune.pruning.export import FORMATS, export
 
 BLOCKS = Pruning(model="org/model", blocks=(0, 2, 3, 6))
+
+ADDED = {"blocks.3.down.bias": torch.tensor([0.5, -2.0])}
 
 
 def kept_by(configuration: dict) -> list[int]:
@@ -76,6 +79,8 @@ def test_plain_json_is_given_the_model_that_a_pruning_lacks():
         (Pruning(ffn=(1, 2)), ("mergekit", "optipfair", "modelopt"), r"ffn \[1, 2\] cannot be expressed"),
         (Pruning(blocks=(0,), kv_groups={3: (1,)}), set(FORMATS) - {"json"}, "kv_groups of block 3 cannot"),
         (Pruning(blocks=(0,), neurons={2: (9,)}), set(FORMATS) - {"json"}, "neurons of block 2 cannot"),
+        (Pruning(blocks=(0,), heads={4: (1,)}), set(FORMATS) - {"json"}, "heads of block 4 cannot"),
+        (Pruning(blocks=(0,), compensation=ADDED), set(FORMATS) - {"json"}, "added to blocks.3.down.bias cannot"),
         (Pruning(blocks=(0,), pad_to=64), set(FORMATS) - {"json"}, "pad_to 64 cannot"),
         (Pruning(), set(FORMATS) - {"json"}, "there is nothing to write"),
     ],
@@ -89,6 +94,9 @@ def test_what_a_tool_cannot_express_is_refused_with_the_reason(pruning, tools, t
 def test_blocks_that_the_model_lacks_are_refused():
     with pytest.raises(InputError, match="names block 6; 0 to 5 are accepted"):
         export(BLOCKS, "optipfair", blocks=6)
+    for pruning in (Pruning(heads={6: (0,)}), Pruning(compensation={"blocks.6.o.bias": torch.ones(2)})):
+        with pytest.raises(InputError, match="names block 6; 0 to 5 are accepted"):
+            export(pruning, "json", blocks=6)
     with pytest.raises(InputError, match="all 4 blocks are removed"):
         export(Pruning(blocks=range(4)), "llm-drop", blocks=4)
 
