@@ -39,24 +39,28 @@ def add_options(commands: Any) -> None:
         help="number of blocks in the original model (default: for mergekit, that of --model)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write; an existing one is replaced (default: standard output)"
+        "--out",
+        metavar="FILE",
+        help="file to write; an existing one is replaced (default: standard output; --to json of a pruning that adds "
+        "to biases needs a file, and writes compensation.safetensors beside it)",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Write a pruning in another tool's format."""
-    from pyprune.files import require_free_file, write_text
+    from pyprune.files import require_free_file
     from pyprune.pruning import Pruning
-    from pyprune.pruning.export import export
+    from pyprune.pruning.export import export, write_export
 
     if options.out is not None:
         require_free_file(options.out)
     path = options.pruning
     pruning = Pruning.from_json(os.path.join(path, "pruning.json") if os.path.isdir(path) else path)
-    text = export(pruning, options.to, blocks=_blocks(options), model=options.model)
+    blocks = _blocks(options)
     if options.out is None:
-        return print(text, end="")
-    write_text(options.out, text)
+        print(export(pruning, options.to, blocks=blocks, model=options.model), end="")
+    else:
+        write_export(pruning, options.to, options.out, blocks=blocks, model=options.model)
 
 
 def _blocks(options: argparse.Namespace) -> int | None:

@@ -41,15 +41,16 @@ def load_any(
         if is_ours(getattr(getattr(spec, "config", None), "model_type", None)):
             return load(spec, dtype, device, stream=stream)
         decoder = TransformersDecoder.of(spec)
-        return with_record_that_fits(_with_record, decoder, Path(decoder.model.config._name_or_path or type(spec).__name__))
-    path = _foreign_directory(spec)
-    if path is None:
+        path = Path(decoder.model.config._name_or_path or type(spec).__name__)
+        return with_record_that_fits(_with_record, decoder, path)
+    directory = _foreign_directory(spec)
+    if directory is None:
         return load(spec, dtype, device, stream=stream)
     if stream:
         raise InputError(f"{spec}: cannot be streamed; a model of {', '.join(_our_types())} is expected")
-    model = load_model(path, None if dtype is None else as_dtype(dtype), require_device(device))
-    decoder = TransformersDecoder.of(model, path.resolve().name if Path(os.fspath(spec)).is_dir() else os.fspath(spec))
-    return _with_record(decoder, path)
+    model = load_model(directory, None if dtype is None else as_dtype(dtype), require_device(device))
+    name = directory.resolve().name if Path(os.fspath(spec)).is_dir() else os.fspath(spec)
+    return _with_record(TransformersDecoder.of(model, name), directory)
 
 
 def as_any_decoder(model: Any) -> AnyDecoder:

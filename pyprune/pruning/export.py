@@ -7,24 +7,47 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pyprune.errors import InputError
-from pyprune.models.pruning import Pruning
+from pyprune.files import write_text
+from pyprune.models.compensation import FILE
+from pyprune.models.pruning import FORMAT, Pruning
 
 
 def export(pruning: Pruning, to: str, *, blocks: int | None = None, model: str | None = None) -> str:
-    """The text of a file in which another tool takes the pruning.
+    """The text of a file in which another tool takes the pruning; `write_export` writes it.
 
     to: "mergekit", "llm-drop", "optipfair", "modelopt" or "json". blocks: how many the original model has, and model:
     its name as the tool is to know it; mergekit needs both. InputError for a pruning that names blocks beyond those,
-    that removes nothing, or that the tool cannot express, with the reason.
+    that removes nothing, or that the tool cannot express, with the reason; in "json" what is added to biases, of which
+    the values have a file of their own.
     """
-    if to not in FORMATS:
-        raise InputError(f"export to {to!r}: {', '.join(FORMATS)} are accepted")
-    if blocks is not None:
-        _check_blocks(pruning, blocks)
+    _check(pruning, to, blocks)
+    if to == "json" and pruning.compensation:
+        bias = next(iter(pruning.compensation))
+        raise InputError(
+            f"export to json: the values added to {bias} are not part of the text; a file to write (--out FILE) is"
+            f" expected, beside which they become {FILE}"
+        )
     return FORMATS[to](pruning, blocks, model or pruning.model)
+
+
+def write_export(
+    pruning: Pruning, to: str, path: str | os.PathLike[str], *, blocks: int | None = None, model: str | None = None
+) -> None:
+    """Write the file in which another tool takes the pruning, whole or not at all; arguments and errors as in `export`.
+
+    With "json" what is added to biases becomes `compensation.safetensors` beside it; InputError where the values are
+    not known.
+    """
+    if to == "json":
+        _check(pruning, to, blocks)
+        replace(pruning, model=pruning.model or model or "").to_json(path)
+    else:
+        write_text(path, export(pruning, to, blocks=blocks, model=model))
 
 
 def mergekit(pruning: Pruning, blocks: int | None, model: str) -> str:
@@ -80,8 +103,8 @@ def modelopt(pruning: Pruning, blocks: int | None, model: str) -> str:
 
 
 def plain_json(pruning: Pruning, blocks: int | None, model: str) -> str:
-    """pyprune's own JSON form, which loses nothing; a model's name is filled in where the pruning has none."""
-    return _json({**pruning.to_dict(), "model": pruning.model or model})
+    """pyprune's own JSON form; a model's name is filled in where the pruning has none."""
+    return _json({"format": FORMAT, **pruning.to_dict(), "model": pruning.model or model})
 
 
 FORMATS: dict[str, Callable[[Pruning, int | None, str], str]] = {
@@ -91,6 +114,13 @@ FORMATS: dict[str, Callable[[Pruning, int | None, str], str]] = {
     "modelopt": modelopt,
     "json": plain_json,
 }
+
+
+def _check(pruning: Pruning, to: str, blocks: int | None) -> None:
+    if to not in FORMATS:
+        raise InputError(f"export to {to!r}: {', '.join(FORMATS)} are accepted")
+    if blocks is not None:
+        _check_blocks(pruning, blocks)
 
 
 def _check_blocks(pruning: Pruning, blocks: int) -> None:

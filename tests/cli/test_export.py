@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 
 from pyprune import load
@@ -31,6 +32,34 @@ def test_a_list_goes_to_standard_output_or_to_a_file(capsys, pruning, tmp_path):
     code, nothing, _ = run(capsys, "export", pruning, "--to", "modelopt", "--out", tmp_path / "new" / "list.json")
     assert (code, nothing) == (0, "")
     assert (tmp_path / "new" / "list.json").read_text("utf-8") == out
+
+
+def test_plain_json_brings_what_is_added_to_biases_along_or_says_that_it_cannot(capsys, tmp_path):
+    (tmp_path / "made").mkdir()
+    added = {"blocks.1.o.bias": torch.tensor([0.5, -2.0])}
+    Pruning(blocks=(2,), compensation=added).to_json(tmp_path / "made" / "pruning.json")
+    out = tmp_path / "new" / "mine.json"
+    assert run(capsys, "export", tmp_path / "made", "--to", "json", "--out", out, "--model", "org/model")[0] == 0
+    read = Pruning.from_json(out)
+    assert (read.model, read.blocks) == ("org/model", (2,))
+    assert torch.equal(read.compensation["blocks.1.o.bias"], added["blocks.1.o.bias"])
+
+    code, nothing, err = run(capsys, "export", tmp_path / "made", "--to", "json")
+    assert (code, nothing) == (2, "")
+    assert "the values added to blocks.1.o.bias are not part of the text; a file to write (--out FILE)" in err
+    (tmp_path / "made" / "compensation.safetensors").unlink()
+    code, nothing, err = run(capsys, "export", tmp_path / "made", "--to", "json", "--out", tmp_path / "lost.json")
+    assert code == 2
+    assert "the values added to blocks.1.o.bias" in err
+    assert not (tmp_path / "lost.json").exists()
+    words = ["--to", "json", "--layers", "2", "--out", tmp_path / "short.json"]
+    assert "names block 2; 0 to 1" in run(capsys, "export", tmp_path / "made", *words)[2]
+
+
+def test_plain_json_is_the_same_in_a_file_and_on_standard_output(capsys, pruning, tmp_path):
+    _, text, _ = run(capsys, "export", pruning, "--to", "json")
+    run(capsys, "export", pruning, "--to", "json", "--out", tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text("utf-8") == text == pruning.read_text("utf-8")
 
 
 def test_mergekit_reads_the_number_of_layers_from_the_original_model(capsys, tmp_path):

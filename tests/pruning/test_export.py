@@ -67,6 +67,11 @@ def test_plain_json_loses_nothing():
     assert Pruning.from_dict(json.loads(export(whole, "json"))) == whole
 
 
+def test_the_text_of_plain_json_does_not_stand_for_values_added_to_biases():
+    with pytest.raises(InputError, match=r"the values added to blocks\.3\.down\.bias are not part of the text"):
+        export(Pruning(compensation=ADDED), "json")
+
+
 def test_plain_json_is_given_the_model_that_a_pruning_lacks():
     assert json.loads(export(Pruning(blocks=(1,)), "json", model="org/model"))["model"] == "org/model"
     assert json.loads(export(BLOCKS, "json", model="other"))["model"] == "org/model"
