@@ -105,12 +105,27 @@ class Evaluator:
         return self.values(candidates, progress)[0]
 
     def values(self, candidates: Sequence[Edits], progress: Progress | None = None) -> list[list[float]]:
-        """Each measure of each candidate. progress: called with (steps done, steps in all) of this call."""
+        """Each measure of each candidate. progress: called with (steps done, steps in all) of this call.
+
+        ArithmeticError that names the first candidate whose measure is not a number.
+        """
         sums = self.sums(candidates, progress)
+
+        def value(measure: Measure, edits: Edits, by_sample: Tensor) -> float:
+            try:
+                return measure.value(by_sample)
+            except ArithmeticError as error:
+                raise ArithmeticError(f"{self._named(edits)}: {error}") from None
+
         return [
-            [measure.value(by_sample) for by_sample in measure_sums]
+            [value(measure, edits, by_sample) for edits, by_sample in zip(candidates, measure_sums, strict=True)]
             for measure, measure_sums in zip(self._measures, sums, strict=True)
         ]
+
+    def _named(self, edits: Edits) -> str:
+        """A candidate in words."""
+        blocks = sorted({self._model.block_indices[sublayer_of(edit) // 2] for edit in edits})
+        return f"with changes in block {', '.join(map(str, blocks))}" if blocks else "the unpruned model"
 
     def sums(self, candidates: Sequence[Edits], progress: Progress | None = None) -> Tensor:
         """What each measure sums up for each candidate on each sample, float64 `[measures, candidates, S]`."""

@@ -7,6 +7,7 @@ called with stand-ins for their parameters, so that the model's own need no grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,8 @@ def layer_gradients(
     """Gradients of `scale` * (negative log-likelihood summed over all predicted positions), last layer first.
 
     As `runtime.differentiable.block_gradients`, but computed in the model's own dtype, and without channels; a layer's
-    states and slopes stand at its beginning and twice at its end.
+    states and slopes stand at its beginning and twice at its end. float16 would lose the slopes of a mean over many
+    tokens: in 16 bits the sum is differentiated, and `scale` multiplies the gradients in float32.
     """
     ids = input_ids.to(decoder.device)
     mask = None if mask is None else mask.to(decoder.device)
@@ -41,11 +43,19 @@ def layer_gradients(
         states = [inputs.embedded]
         for place in range(len(decoder.blocks)):
             states.append(inputs.call(place, states[-1].clone(), samples))
-    slope = _final_slope(decoder, states.pop(), targets_of(ids, mask), scale)
+    later = scale if decoder.dtype.itemsize == 2 else 1.0
+    slope = _final_slope(decoder, states.pop(), targets_of(ids, mask), scale / later)
     for place in reversed(range(len(decoder.blocks))):
         gradients = _backward(decoder.blocks[place], place, inputs, states.pop(), slope, samples, requires_grad)
         slope = gradients.slopes[0]
-        yield gradients
+        yield gradients if later == 1.0 else _scaled(gradients, later)
+
+
+def _scaled(gradients: BlockGradients, scale: float) -> BlockGradients:
+    """In float32, times `scale`."""
+    slopes = tuple(slope.float() * scale for slope in gradients.slopes)
+    weights = {name: gradient * scale for name, gradient in gradients.weights.items()}
+    return replace(gradients, slopes=slopes, weights=weights)
 
 
 def _final_slope(decoder: TransformersDecoder, x: Tensor, targets: Tensor, scale: float) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyprune import InputError, Pruning, TransformersDecoder, apply, depth, load_any, perplexity, score, search
+from pyprune.scoring.layer_gradients import layer_gradients
 from tests.families.models import (
     EXPERTS_PER_TOKEN,
     FAMILIES,
@@ -128,6 +129,23 @@ def test_taylor_is_the_gradient_of_the_model_itself(name):
         for layer in layers
     ]
     assert furthest(scores.values, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_16_bits_do_not_vanish_in_the_mean_over_many_tokens(dtype):
+    """A thousandth and a millionth of the sum's gradients are the same but for the factor."""
+    decoder, input_ids = TransformersDecoder.of(random_model("gpt2").to(dtype)), ids()
+
+    def gradients(scale):
+        found = layer_gradients(decoder, input_ids, scale=scale, requires_grad=lambda name: name.endswith("weight"))
+        return {(g.block.index, name): tensor for g in found for name, tensor in g.weights.items()}
+
+    large, small = gradients(1e-3), gradients(1e-6)
+    assert large.keys() == small.keys()
+    for name, gradient in large.items():
+        assert gradient.dtype == torch.float32
+        assert float(gradient.norm()) > 0
+        torch.testing.assert_close(small[name] * 1e3, gradient, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "qwen3_moe"])

@@ -10,6 +10,7 @@ import torch
 
 from pyprune import InputError, Pruning, apply, load, perplexity, score
 from pyprune.scoring import layered_decoder
+from pyprune.scoring.evaluator import Evaluator
 from pyprune.scoring.footprint import chunk_size, fit_pass, pass_bytes
 from pyprune.scoring.layer_major import candidate_sums
 from pyprune.scoring.layered_decoder import LayeredDecoder
@@ -218,3 +219,13 @@ def test_a_sequence_comes_out_the_same_in_any_company(tiny, tokens: int):
     for sample in range(len(ids)):
         alone = losses(tiny, ids[sample : sample + 1], mask[sample : sample + 1], CANDIDATES, rows=1)
         assert alone[:, 0].tolist() == pytest.approx(together[:, sample].tolist(), rel=1e-7)
+
+
+def test_a_loss_that_is_no_number_names_the_blocks_that_are_gone(tiny, samples):
+    broken = tiny.map(torch.clone)
+    broken.blocks[3].ffn.down.weight[2, 5] = float("nan")
+    with pytest.raises(ArithmeticError, match=r"^the unpruned model: the loss is not a number"):
+        perplexity(broken, samples)
+    evaluator = Evaluator(broken, samples, None)
+    with pytest.raises(ArithmeticError, match=r"^with changes in block 2, 4: the loss is not a number"):
+        evaluator.perplexities([removal_of(broken, [("block", 2), ("ffn", 4)])])
