@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,14 +64,17 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_parts(path: str | os.PathLike[str]) -> None:
     """Remove what a killed process left half-written of `path`. For who alone writes there."""
     for target in {Path(path).absolute(), Path(path).resolve()}:  # of a linked directory they are beside the real one
-        name = glob.escape(target.name)
+        # What tempfile puts in has no dots: ".ft.v2.XXXXXXXX.part" is of "ft.v2", not of "ft".
+        part = rf"\.{re.escape(target.name)}\.[^.]+\.part"
         # The second: a directory that was itself written whole to become a part, as a model in a result's directory.
-        for pattern in (f".{name}.*.part", f"..{name}.*.part.*.part"):
-            for part in target.parent.glob(pattern):
-                if part.is_dir():
-                    shutil.rmtree(part, ignore_errors=True)
-                else:
-                    part.unlink(missing_ok=True)
+        named = re.compile(rf"{part}|\.{part}\.[^.]+\.part", re.DOTALL)
+        for entry in list(target.parent.iterdir()) if target.parent.is_dir() else ():
+            if not named.fullmatch(entry.name):
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:

@@ -53,13 +53,15 @@ def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
         assert os.waitpid(child, 0)[1] == 0
 
     (tmp_path / "link").symlink_to("real")
-    for name in ("out", "output", "link"):
+    for name in ("out", "output", "out.v2", "link"):
         killed(name)
-    assert len(os.listdir(tmp_path)) == 7
+    assert len(os.listdir(tmp_path)) == 9
     remove_parts(tmp_path / "out")
     remove_parts(tmp_path / "link")
     left = sorted(name.lstrip(".").partition(".")[0] for name in os.listdir(tmp_path))
-    assert left == ["link", "output", "output"]
+    assert left == ["link", "out", "out", "output", "output"]
+    remove_parts(tmp_path / "out.v2")
+    assert len(os.listdir(tmp_path)) == 3
 
 
 def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):
