@@ -53,9 +53,9 @@ def layer_gradients(
 
 def _scaled(gradients: BlockGradients, scale: float) -> BlockGradients:
     """In float32, times `scale`."""
-    slopes = tuple(slope.float() * scale for slope in gradients.slopes)
+    first, middle, last = (slope.float() * scale for slope in gradients.slopes)
     weights = {name: gradient * scale for name, gradient in gradients.weights.items()}
-    return replace(gradients, slopes=slopes, weights=weights)
+    return replace(gradients, slopes=(first, middle, last), weights=weights)
 
 
 def _final_slope(decoder: TransformersDecoder, x: Tensor, targets: Tensor, scale: float) -> Tensor:
