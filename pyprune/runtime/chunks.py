@@ -17,16 +17,16 @@ class Chunk:
 
 
 def chunks(lengths: Sequence[int], max_tokens: int, together: bool = True) -> Iterator[Chunk]:
-    """Chunks of up to `max_tokens` in all (at least one a sequence) that cover prompts of `lengths`, in order.
+    """Chunks of up to `max_tokens` in all that cover prompts of `lengths`, in order.
 
-    A prompt that has ended runs on as padding only where it stands between two that have not. together=False: one
-    sequence after the other.
+    Up to `max_tokens` sequences run together, then the next ones. A prompt that has ended runs on as padding only where
+    it stands between two that have not. together=False: one sequence after the other.
     """
-    groups = [(0, len(lengths))] if together else [(b, b + 1) for b in range(len(lengths))]
-    for low, high in groups:
-        start = 0
+    size = max_tokens if together else 1
+    for low in range(0, len(lengths), size):
+        high, start = min(low + size, len(lengths)), 0
         while unfinished := [b for b in range(low, high) if lengths[b] > start]:
             first, last = unfinished[0], unfinished[-1] + 1
-            stop = min(start + max(1, max_tokens // (last - first)), max(lengths[first:last]))
+            stop = min(start + max_tokens // (last - first), max(lengths[first:last]))
             yield Chunk(first, last, start, stop)
             start = stop

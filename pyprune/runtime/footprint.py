@@ -79,7 +79,7 @@ def workspace_bytes(
 
 def scratch_bytes(decoder: Decoder, batch: int, length: int, plan: SkipPlan, chunk: int, gpu: bool = False) -> int:
     """What the operators' threads keep for attention of many tokens: the parts of a few queries, and their scores."""
-    tokens = min(length, max(1, chunk // batch))
+    tokens = min(length, chunk // min(batch, chunk))
     if tokens <= FEW_TOKENS or not _runs_operator(tokens, gpu):
         return 0
     peak = 0
@@ -111,18 +111,20 @@ def _prefill(
     decoder: Decoder, batch: int, length: int, plan: SkipPlan, chunk: int, stored_as: WeightFormat | None, gpu: bool
 ) -> int:
     """The most that a chunk of full prompts holds: the engine's tensors, an operator's own, and a widened slice."""
-    tokens = min(length, max(1, chunk // batch))
-    rows, hidden = batch * tokens, decoder.hidden_size
+    together = min(batch, chunk)  # sequences
+    tokens = min(length, chunk // together)
+    rows, hidden = together * tokens, decoder.hidden_size
     size = decoder.dtype.itemsize if gpu else FLOAT
     # States that live through every block: x, the embedded chunk and, from the second full chunk on, the last result.
-    states = (3 if length >= 2 * tokens else 2) * hidden
+    states = (3 if length >= 2 * tokens or batch >= 2 * together else 2) * hidden
+    last = batch * hidden * size  # of each prompt's last token
     windows = {mha.window for mha in _running_mhas(decoder, plan)}
     masks = 0 if _runs_operator(tokens, gpu) else sum(_mask(tokens, length, window) for window in windows)
     peak = query = activation = 0  # widths of q (and context) and of the FFN's activation that the loop still holds
 
     def hold(*widths: int, besides: int = 0) -> None:
         nonlocal peak
-        peak = max(peak, rows * size * (states + sum(widths)) + masks + besides)
+        peak = max(peak, rows * size * (states + sum(widths)) + last + masks + besides)
 
     def apart(width: int) -> int:
         return gpu_stride(width, size) if gpu else width
@@ -146,7 +148,7 @@ def _prefill(
                 hold(held, query, hidden, 2 * width, besides=product)  # norm, q twice
                 product = _product(decoder, stored_as, rows, kv_width, hidden, gpu)
                 hold(held, query, hidden, 2 * width, 2 * kv_width, besides=product)
-            hold(held, width, width, besides=_attention(decoder, mha, batch, tokens, length, gpu))  # q, context
+            hold(held, width, width, besides=_attention(decoder, mha, together, tokens, length, gpu))  # q, context
             query = width
             product = onto_hidden(width)
             hold(activation, 2 * query, hidden if own_gemm else 2 * hidden, besides=product)

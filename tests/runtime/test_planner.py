@@ -173,6 +173,18 @@ CONVERTED = [(*work, LOSSLESS12) for work in WORK if work[1] == "bf16"]
 def test_the_workspace_is_the_most_that_torch_records(isa, spec, dtype, pruning, batch, length, stored_as):
     decoder = apply(load(spec, dtype), pruning)
     engine = Engine(decoder, batch, length, weight_format=stored_as and stored_as.name)
+    assert_workspace_is_recorded(engine, batch, length, stored_as)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@needs_library
+def test_more_sequences_than_a_chunk_has_tokens_take_no_more_than_a_chunk(dtype):
+    decoder = load("shape:hidden=64,blocks=2,heads=8,kv_heads=2,head_dim=32,ffn=2000,vocab=11", dtype)
+    assert_workspace_is_recorded(Engine(decoder, 250, 9, prefill_chunk=120), 250, 9)
+
+
+def assert_workspace_is_recorded(engine: Engine, batch: int, length: int, stored_as=None):
+    decoder = engine.decoder
     prompt = torch.randint(0, decoder.vocab_size, (batch, length - 1))
     engine.generate(prompt, max_new_tokens=2)  # the kernels' own scratch memory is there from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
