@@ -15,7 +15,7 @@ from pyprune.models.compensation import FILE as COMPENSATION
 from pyprune.models.names import hf_name
 from pyprune.models.protocol import DecoderLike
 from pyprune.models.ragged import checkpoint_config
-from pyprune.models.tokenizers import load_tokenizer
+from pyprune.models.tokenizers import tokenizer_to_save
 
 MAX_SHARD = "5GB"
 
@@ -35,8 +35,7 @@ def save_checkpoint(decoder: DecoderLike, directory: str | os.PathLike[str]) -> 
     config = checkpoint_config(decoder)
     if decoder.pruning is not None:
         _check_indices(decoder)
-    source = decoder.tokenizer_source
-    tokenizer = None if source is None else load_tokenizer(source, decoder.name)
+    tokenizer = tokenizer_to_save(decoder.tokenizer_source, decoder.name)
     with whole_directory(directory) as scratch:
         _write_weights({hf_name(part): tensor for part, tensor in decoder.tensors()}, scratch)
         write_json(scratch / "config.json", config)

@@ -25,7 +25,7 @@ from pyprune.models.records import json_object, with_record, with_record_that_fi
 from pyprune.models.shapes import PREFIX, SHAPES, load_shape
 from pyprune.models.sizes import BlockSizes
 from pyprune.models.tensors import DTYPES, NoWeights, SafetensorsSource, StateDictSource, as_dtype, one_line
-from pyprune.models.tokenizers import directory_source
+from pyprune.models.tokenizers import TokenizerSource, directory_source
 
 ACCEPTED = (
     f"accepted: a Hugging Face directory or hub name, a .gguf file, {DEMO_MODEL},"
@@ -136,6 +136,14 @@ def is_hub_name(text: str) -> bool:
     return named and text != DEMO_MODEL and not Path(text).exists()
 
 
+def tokenizer_source_of(model: Any) -> TokenizerSource | None:
+    """The tokenizer of a loaded PreTrainedModel: that of the directory or the hub name it came from."""
+    name = model.config._name_or_path or ""
+    if name and Path(name).is_dir():
+        return directory_source(Path(name))
+    return TokenizerSource(name, from_hub=True) if is_hub_name(name) else None
+
+
 def download(name: str, weights: bool = True) -> Path:
     """The directory of a model of the hub, without `weights` only what describes it. InputError when it cannot be
     had."""
@@ -228,6 +236,6 @@ def _load_model(model: torch.nn.Module, dtype: torch.dtype | None, device: torch
     decoder = replace(
         decoder,
         generation_config=None if generation is None else generation.to_diff_dict(),
-        tokenizer_source=directory_source(path) if path.is_dir() else None,
+        tokenizer_source=tokenizer_source_of(model),
     )
     return with_record_that_fits(with_record, decoder, path)

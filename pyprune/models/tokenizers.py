@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where a model's tokenizer comes from: a directory (or hub name), or a GGUF file; loaded when first needed."""
+    """Where a model's tokenizer comes from: a directory, a hub name, or a GGUF file; loaded when first needed."""
 
     path: str
     gguf_file: str | None = None
+    from_hub: bool = False
 
 
 def directory_source(directory: Path) -> TokenizerSource | None:
@@ -39,6 +41,20 @@ def load_tokenizer(source: TokenizerSource | None, model: str) -> Any:
     if source is None:
         raise InputError(f"{model}: has no tokenizer; token ids are accepted where text is not")
     return copy.deepcopy(_read(source, _state(source)))
+
+
+def tokenizer_to_save(source: TokenizerSource | None, model: str) -> Any:
+    """The tokenizer to write with a model, None when it has none. One of the hub that cannot be had, as where the model
+    there has none, is left out with a warning; else InputError as in `load_tokenizer`."""
+    if source is None:
+        return None
+    try:
+        return load_tokenizer(source, model)
+    except InputError as error:
+        if not source.from_hub:
+            raise
+        warnings.warn(f"{error}; {model} is saved without a tokenizer", stacklevel=4)
+        return None
 
 
 def _state(source: TokenizerSource) -> tuple[tuple[str, int, int], ...]:

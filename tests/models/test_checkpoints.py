@@ -439,6 +439,34 @@ def test_tokenizer_is_read_once_and_each_caller_may_change_its_own(with_tokenize
     assert (saved_tokenizer("b x")["input_ids"], saved_tokenizer.pad_token) == ([2, 0], None)
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_a_model_of_the_hub_has_the_tokenizer_of_its_name(random_model, with_tokenizer, tmp_path, monkeypatch, family):
+    from transformers import AutoTokenizer
+
+    tokenizer, asked = load(with_tokenizer(a=1, b=2)).tokenizer(), []
+    model = random_model(family)
+    model.config._name_or_path = f"org/{family}"
+    decoder = pyprune.load_any(model)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: asked.append(name) or tokenizer)
+    decoder.save(tmp_path / "saved")
+    assert asked == [f"org/{family}"]
+    monkeypatch.undo()
+    assert pyprune.load_any(tmp_path / "saved").tokenizer()("b a x")["input_ids"] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_a_model_of_the_hub_whose_tokenizer_cannot_be_had_is_saved_with_a_warning(random_model, tmp_path, family):
+    model = random_model(family)
+    model.config._name_or_path = "org/without"
+    decoder = pyprune.load_any(model)
+    with pytest.raises(InputError, match="org/without: its tokenizer cannot be read"):
+        decoder.tokenizer()
+    with pytest.warns(UserWarning, match="org/without is saved without a tokenizer") as told:
+        decoder.save(tmp_path / "saved")
+    assert told[0].filename == __file__
+    assert pyprune.load_any(tmp_path / "saved").tokenizer_source is None
+
+
 def test_tokenizer_written_anew_is_read_anew(with_tokenizer):
     assert load(with_tokenizer(a=1, b=2)).tokenizer()("b c")["input_ids"] == [2, 0]
     assert load(with_tokenizer(a=1, b=2, c=3)).tokenizer()("b c")["input_ids"] == [2, 3]

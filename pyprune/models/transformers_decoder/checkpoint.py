@@ -13,7 +13,7 @@ from pyprune.errors import InputError
 from pyprune.files import read_json, require_free_directory, whole_directory, write_json
 from pyprune.models.pruning import Pruning
 from pyprune.models.tensors import one_line
-from pyprune.models.tokenizers import TokenizerSource, load_tokenizer
+from pyprune.models.tokenizers import TokenizerSource, tokenizer_to_save
 
 RECORD, ORIGINAL = "pruning.json", "original_config.json"
 
@@ -40,8 +40,7 @@ def save_checkpoint(decoder: Saved, directory: str | os.PathLike[str]) -> None:
     InputError, before anything is written, when it exists and is not empty.
     """
     require_free_directory(directory)
-    source = decoder.tokenizer_source
-    tokenizer = None if source is None else load_tokenizer(source, decoder.name)
+    tokenizer = tokenizer_to_save(decoder.tokenizer_source, decoder.name)
     model, config = decoder.model, decoder.model.config
     with whole_directory(directory) as scratch:
         model.config = copy.deepcopy(config)  # saving writes into it

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pyprune.errors import InputError
+from pyprune.models.load import tokenizer_source_of
 from pyprune.models.pruning import Pruning, recorded
-from pyprune.models.tokenizers import TokenizerSource, directory_source, load_tokenizer
+from pyprune.models.tokenizers import TokenizerSource, load_tokenizer
 from pyprune.models.transformers_decoder.checkpoint import save_checkpoint
 from pyprune.models.transformers_decoder.checks import checked_structure, context_length
 from pyprune.models.transformers_decoder.pruned_model import pruned_model
@@ -85,7 +86,7 @@ class TransformersDecoder:
             blocks=blocks,
             config=json.loads(model.config.to_json_string(use_diff=False)),
             original_blocks=len(blocks),
-            tokenizer_source=directory_source(path) if path.is_dir() else None,
+            tokenizer_source=tokenizer_source_of(model),
         )
 
     @property
