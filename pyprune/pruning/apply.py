@@ -43,10 +43,9 @@ def apply(decoder: AnyDecoder, pruning: Pruning) -> AnyDecoder:
     if isinstance(decoder, TransformersDecoder):
         return decoder.without(pruning)
     pruning.check(decoder)
-    before, after = recorded(decoder), _total(decoder, pruning)
-    sizes, pages = OriginalSizes.of(decoder), Pages()
+    after, pages = _total(decoder, pruning), Pages()
     blocks = tuple(
-        _prune_block(block, before, after, sizes, pages) for block in decoder.blocks if block.index not in after.blocks
+        _prune_block(decoder, block, after, pages) for block in decoder.blocks if block.index not in after.blocks
     )
     if after.pad_to == 1:
         after = replace(after, pad_to=None)
@@ -56,7 +55,7 @@ def apply(decoder: AnyDecoder, pruning: Pruning) -> AnyDecoder:
 def pruned_block(decoder: Decoder, block: Block, pruning: Pruning) -> Block:
     """One block of the decoder as `apply` would leave it, for a pruning that has been checked and does not take it
     whole."""
-    return _prune_block(block, recorded(decoder), _total(decoder, pruning), OriginalSizes.of(decoder), None)
+    return _prune_block(decoder, block, _total(decoder, pruning), None)
 
 
 def pad(decoder: Decoder, multiple: int) -> Decoder:
@@ -134,16 +133,17 @@ def _heads_alone(pruning: Pruning, sizes: OriginalSizes) -> dict[int, tuple[int,
     }
 
 
-def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalSizes, pages: Pages | None) -> Block:
-    added = after.compensation.beyond(before.compensation)
+def _prune_block(decoder: Decoder, block: Block, after: Pruning, pages: Pages | None) -> Block:
+    """The block when all that is gone from the original is `after`."""
+    added = after.compensation.beyond(recorded(decoder).compensation)
     mha = None if block.index in after.mha else block.mha
     ffn = None if block.index in after.ffn else block.ffn
     if mha is not None:
-        mha = _prune_mha(block.index, mha, before, after, sizes)
+        mha = _prune_mha(decoder, block.index, mha, after)
         o = _added(mha.o, f"blocks.{block.index}.o.bias", added)
         mha = mha if o is mha.o else replace(mha, o=o)
     if ffn is not None:
-        ffn = _prune_ffn(block.index, ffn, before, after, sizes)
+        ffn = _prune_ffn(decoder, block.index, ffn, after)
         down = _added(ffn.down, f"blocks.{block.index}.down.bias", added)
         ffn = ffn if down is ffn.down else replace(ffn, down=down)
     if mha is block.mha and ffn is block.ffn:
@@ -151,11 +151,14 @@ def _prune_block(block: Block, before: Pruning, after: Pruning, sizes: OriginalS
     return Block(block.index, _on_pages(mha, block.mha, pages), _on_pages(ffn, block.ffn, pages))
 
 
-def _prune_mha(index: int, mha: MHA, before: Pruning, after: Pruning, sizes: OriginalSizes) -> MHA:
+def _prune_mha(decoder: Decoder, index: int, mha: MHA, after: Pruning) -> MHA:
+    before, sizes = recorded(decoder), OriginalSizes.of(decoder)
     present_groups, kept_groups = before.heads_by_group(index, sizes), after.heads_by_group(index, sizes)
+    if present_groups == kept_groups:  # also of a model whose blocks differ without a record that says in what
+        return mha
     present = [head for heads in present_groups.values() for head in heads]
-    _agree(mha.kv_heads, {len(present_groups)}, f"KV heads in block {index}")
-    _agree(mha.heads, {len(present)}, f"query heads in block {index}")
+    _agree(decoder, mha.kv_heads, {len(present_groups)}, f"KV heads in block {index}")
+    _agree(decoder, mha.heads, {len(present)}, f"query heads in block {index}")
     kept_heads = {head for heads in kept_groups.values() for head in heads}
     return narrow_mha(
         mha,
@@ -164,11 +167,17 @@ def _prune_mha(index: int, mha: MHA, before: Pruning, after: Pruning, sizes: Ori
     )
 
 
-def _prune_ffn(index: int, ffn: FFN, before: Pruning, after: Pruning, sizes: OriginalSizes) -> FFN:
-    present = kept(sizes.width, before.neurons.get(index, ()))
-    padded = padded_width(len(present), before.pad_to)
-    _agree(ffn.width, {len(present), padded}, f"neurons in block {index}")
-    gone = set(after.neurons.get(index, ()))
+def _prune_ffn(decoder: Decoder, index: int, ffn: FFN, after: Pruning) -> FFN:
+    before = recorded(decoder)
+    gone_before, gone = before.neurons.get(index, ()), set(after.neurons.get(index, ()))
+    present = kept(OriginalSizes.of(decoder).width, gone_before)
+    expected = {len(present), padded_width(len(present), before.pad_to)}
+    if ffn.width not in expected and gone == set(gone_before):  # its blocks differ, and no record says in what
+        if (before.pad_to or 1) == (after.pad_to or 1):
+            return ffn
+        if (before.pad_to or 1) == 1:  # no neuron is padding
+            return narrow_ffn(ffn, range(ffn.width), after.pad_to)
+    _agree(decoder, ffn.width, expected, f"neurons in block {index}")
     stay = [place for place, neuron in enumerate(present) if neuron not in gone]
     # A sublayer that keeps its neurons and its padding is shared; otherwise the old padding, which stands after the
     # real neurons, is left behind here and made anew.
@@ -200,10 +209,12 @@ def _on_pages(sublayer: Sublayer | None, original: Sublayer | None, pages: Pages
     return sublayer.map(placed)
 
 
-def _agree(count: int, expected: set[int], what: str) -> None:
+def _agree(decoder: Decoder, count: int, expected: set[int], what: str) -> None:
     if count not in expected:
         accepted = " or ".join(str(number) for number in sorted(expected))
-        raise InputError(f"model: {count} {what}; {accepted} are expected from its configuration and pruning record")
+        raise InputError(
+            f"{decoder.name}: {count} {what}; {accepted} are expected from its configuration and pruning record"
+        )
 
 
 def _spread(places: Sequence[int], size: int, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """apply and pad: what the permanent pruning computes, shares and records."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -206,11 +208,40 @@ def test_bad_padding_is_refused(make_decoder, multiple):
 def test_a_decoder_that_disagrees_with_its_configuration_is_refused(make_decoder):
     decoder = make_decoder()
     decoder.config["intermediate_size"] = 14
-    with pytest.raises(InputError, match="13 neurons in block 0; 14"):
+    with pytest.raises(InputError, match=f"^{decoder.name}: 13 neurons in block 0; 14"):
         apply(decoder, Pruning(neurons={0: [1]}))
     del decoder.config["intermediate_size"]
     with pytest.raises(InputError, match="intermediate_size None"):
         apply(decoder, Pruning(neurons={0: [1]}))
+
+
+def uneven(decoder):
+    """The decoder with fewer heads in block 1 and fewer neurons in block 2, and no record of it."""
+    return replace(apply(decoder, Pruning(kv_groups={1: [0]}, neurons={2: [3, 5]})), pruning=None)
+
+
+def test_a_decoder_whose_blocks_differ_without_a_record_is_pruned_where_they_are_whole(make_decoder):
+    decoder = uneven(make_decoder())
+    pruned = apply(decoder, Pruning(blocks=[0], mha=[2], ffn=[1], kv_groups={3: [1]}, neurons={3: [0, 4]}))
+    assert [block.index for block in pruned.blocks] == [1, 2, 3]
+    assert pruned.blocks[0].mha is decoder.blocks[1].mha
+    assert pruned.blocks[1].ffn is decoder.blocks[2].ffn
+    assert (pruned.blocks[2].mha.kv_heads, pruned.blocks[2].ffn.width) == (2, 11)
+    with pytest.raises(InputError, match=f"^{decoder.name}: 11 neurons in block 2; 13 are expected"):
+        apply(decoder, Pruning(neurons={2: [0]}))
+    with pytest.raises(InputError, match=f"^{decoder.name}: 2 KV heads in block 1; 3 are expected"):
+        apply(decoder, Pruning(kv_groups={1: [0]}))
+
+
+def test_a_decoder_whose_blocks_differ_without_a_record_is_padded(make_decoder):
+    decoder = uneven(make_decoder())
+    padded = pad(decoder, 4)
+    assert [block.ffn.width for block in padded.blocks] == [16, 16, 12, 16]
+    for block, original in zip(padded.blocks, decoder.blocks, strict=True):
+        assert torch.equal(block.ffn.down.weight[:, : original.ffn.width], original.ffn.down.weight)
+        assert not block.ffn.down.weight[:, original.ffn.width :].any()
+    with pytest.raises(InputError, match=f"^{decoder.name}: 12 neurons in block 2; 13 or 16 are expected"):
+        pad(padded, 1)  # which of them are padding is not known any more
 
 
 def test_parameters_removed_are_counted_exactly(make_decoder):
