@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from os import PathLike
 from typing import Unpack
 
 import torch
@@ -61,8 +62,8 @@ class Engine:
     a sequence FFNs may come and go and an MHA may be switched off, but an MHA that any cached token went without
     may not be switched on again; a device mask, which the host does not know, holds from one prefill to the next.
 
-    Raises InputError for sizes out of range, for more cache and workspace (and converted weights) at full length than
-    there is memory, and for a weight format that these weights cannot have.
+    Raises InputError for anything but a Decoder, for sizes out of range, for more cache and workspace (and converted
+    weights) at full length than there is memory, and for a weight format that these weights cannot have.
     """
 
     def __init__(
@@ -74,6 +75,9 @@ class Engine:
         weight_format: str | None = None,
         compress: bool | None = None,
     ) -> None:
+        if not isinstance(decoder, Decoder):
+            what = repr(decoder) if isinstance(decoder, (str, PathLike)) else f"a {type(decoder).__name__}"
+            raise InputError(f"decoder: {what} given; a Decoder, as pyprune.load gives it, is accepted")
         max_batch = require_whole("max_batch", max_batch, 1, MAX_BATCH)
         if max_len is None:
             max_len = min(decoder.max_positions, DEFAULT_LENGTH)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from pyprune import Decoder, Engine, InputError, Pruning, apply, load, to_transformers
+from pyprune import Decoder, Engine, InputError, Pruning, TransformersDecoder, apply, load, to_transformers
 from pyprune.runtime import engine as module
 from pyprune.runtime.engine import MAX_BATCH
 from tests import seeds
@@ -182,6 +182,19 @@ def test_any_batch_up_to_the_largest_may_follow_another(tiny):
 def test_sizes_out_of_range_are_refused(tiny, make: dict, message: str):
     with pytest.raises(InputError, match=message):
         Engine(tiny, **make)
+
+
+def test_only_a_decoder_is_accepted(tiny, tmp_path):
+    model = to_transformers(tiny)
+    for given, what in (
+        ("shape:tiny", "'shape:tiny'"),
+        (tmp_path, repr(tmp_path)),
+        (model, "a LlamaForCausalLM"),
+        (TransformersDecoder.of(model), "a TransformersDecoder"),
+    ):
+        with pytest.raises(InputError) as error:
+            Engine(given)
+        assert str(error.value) == f"decoder: {what} given; a Decoder, as pyprune.load gives it, is accepted"
 
 
 @pytest.mark.parametrize(
