@@ -74,7 +74,7 @@ def plan_memory(
     InputError for a model that cannot be read, a batch or a length that the engine or the model does not take, and a
     skip that names what is not there, and a weight format that these weights cannot have.
     """
-    decoder = model if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
+    decoder = model.sizes() if isinstance(model, Decoder) and dtype is None else load_sizes(model, dtype)
     length = default_length(decoder) if length is None else length
     if not is_whole(batch) or not 1 <= operator.index(batch) <= MAX_BATCH:
         raise InputError(f"batch {batch}: 1 to {MAX_BATCH} is accepted")

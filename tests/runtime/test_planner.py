@@ -83,6 +83,16 @@ def test_sizes_of_a_loaded_model_share_nothing_with_it(tiny):
         assert all(tensor.is_meta for _, tensor in sizes.tensors())
 
 
+@pytest.mark.parametrize("weight_format", [None, "bf16-lossless12"])
+def test_of_a_streamed_decoder_no_block_is_read(tiny, tmp_path, weight_format):
+    tiny.to(torch.bfloat16).save(tmp_path / "model")
+    streamed = load(tmp_path / "model", stream=True)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    streamed.blocks._read = lambda index: pytest.fail(f"block {index} was read")
+    planned = plan_memory(streamed, 2, 64, skip=[1], weight_format=weight_format)
+    assert planned == plan_memory(tmp_path / "model", 2, 64, skip=[1], weight_format=weight_format)
+
+
 @pytest.mark.real_model
 @pytest.mark.parametrize("dtype", [None, "bf16"])
 def test_sizes_of_a_gguf_file_need_no_tensor(smollm2, dtype):
