@@ -134,24 +134,37 @@ class Decoder:
         zeros between them, so that each starts on 128 bytes; shapes and values are the same. Only placing weights there
         does that: what an `Engine` is given it uses as it is, and `decoder.map(torch.Tensor.contiguous)` is the decoder
         with packed rows, to measure what they cost.
-        InputError naming the first tensor that float16 cannot hold, when it was finite before.
+        InputError naming the first tensor that float16 cannot hold, when it was finite before (of streamed blocks when
+        they are read), and for a device that is to get weights of which only the sizes are here.
         """
-
+        if device is not None and torch.device(device).type != "meta":
+            self.require_weights()
         pages = Pages(together=not self.streamed)
 
-        def move(tensor: Tensor) -> Tensor:
+        def move(tensor: Tensor, block: Block | None = None) -> Tensor:
+            if tensor.is_meta:  # of streamed blocks the sizes, wherever the blocks are read to
+                return torch.empty_like(tensor, dtype=dtype)
             moved = pages.move(tensor, dtype, device)
             # Of the three dtypes only float16 has less range than another; where nothing narrows, nothing is checked.
             if moved.dtype == torch.float16 != tensor.dtype and not is_finite(moved) and is_finite(tensor):
-                part = next(part for part, candidate in self.tensors() if candidate is tensor)
                 raise InputError(
-                    f"{self.name}: tensor {part} does not fit {dtype}: infinite after the change; use bfloat16 or"
-                    " float32"
+                    f"{self.name}: tensor {self._name_of(tensor, block)} does not fit {dtype}: infinite after the"
+                    " change; use bfloat16 or float32"
                 )
             return moved
 
-        moved = self.map(move)
-        return replace(moved, rope=self.rope.to(device))
+        outside = replace(self, blocks=()).map(move)
+        blocks = self.map_blocks(lambda block: block.map(lambda tensor: move(tensor, block))).blocks
+        return replace(outside, blocks=blocks, rope=self.rope.to(device))
+
+    def _name_of(self, tensor: Tensor, block: Block | None) -> str:
+        """The name of a tensor of the block, which may have been read for this alone, or of none."""
+        if block is None:
+            names, prefix = replace(self, blocks=()).tensors(), ""
+        else:
+            place = [each.index for each in self.sizes().blocks].index(block.index)
+            names, prefix = block.tensors(), f"blocks.{place}."
+        return prefix + next(name for name, candidate in names if candidate is tensor)
 
     def tokenizer(self) -> Any:
         """The model's tokenizer (a transformers tokenizer). InputError when the model has none."""

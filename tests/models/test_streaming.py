@@ -82,6 +82,32 @@ def test_another_dtype_is_made_block_by_block(checkpoint):
     assert streamed.to(torch.float32).streamed
 
 
+def test_streamed_blocks_are_put_on_a_device_and_narrowed_when_they_are_read(checkpoint):
+    streamed, whole = load(checkpoint, stream=True), load(checkpoint)
+    for moved in (streamed.to(torch.float16), streamed.to(torch.float16, "cpu"), load(streamed, "fp16")):
+        assert moved.streamed
+        assert {(t.dtype, t.is_meta) for b in moved.sizes().blocks for _, t in b.tensors()} == {(torch.float16, True)}
+        assert torch.equal(moved.blocks[3].ffn.up.weight, whole.blocks[3].ffn.up.weight.half())
+    assert torch.equal(load(streamed).blocks[2].mha.o.weight, whole.blocks[2].mha.o.weight)
+
+
+def test_a_streamed_tensor_that_float16_cannot_hold_is_named_by_its_place(tmp_path):
+    decoder = apply(load(SHAPE), Pruning(blocks=[1]))
+    decoder.blocks[2].ffn.up.weight[5, 2] = 1e6
+    decoder.save(tmp_path / "pruned")
+    narrowed = load(tmp_path / "pruned", stream=True).to(torch.float16)
+    assert narrowed.blocks[1].ffn.up.weight.dtype == torch.float16
+    with pytest.raises(InputError, match=r"tensor blocks\.2\.ffn\.up\.weight does not fit torch\.float16"):
+        list(narrowed.blocks)
+
+
+def test_sizes_alone_change_their_dtype_but_are_put_on_no_device():
+    sizes = load_sizes(SHAPE)
+    assert {t.dtype for _, t in sizes.to(torch.float16).tensors()} == {torch.float16}
+    with pytest.raises(InputError, match="only the sizes of its weights are here"):
+        sizes.to(device="cpu")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [("smollm2-135m", "smollm2-135m: cannot be streamed"), ("shape:tiny", "shape:tiny: cannot be streamed")],
