@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from pyprune.errors import InputError
@@ -46,14 +47,34 @@ def pruning_of(options: argparse.Namespace) -> Any:
     return pruning
 
 
+def sampling_of(options: argparse.Namespace) -> Any:
+    """The SamplingParams of the options, without what ends a text; InputError, naming the option, out of bounds."""
+    from pyprune.runtime import SamplingParams
+
+    try:
+        return SamplingParams(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+            logprobs=options.logprobs,
+        )
+    except InputError as error:
+        name, _, reason = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{reason}") from None
+
+
 class Continuations:
-    """The prompts of a `generate` command, and the engine that continues them.
+    """The prompts of a `generate` command, and the engine that continues them as `params` says.
 
     InputError for a prompt without tokens or one that leaves no room for the new ones.
     """
 
-    def __init__(self, options: argparse.Namespace, decoder: Any, pruning: Any) -> None:
-        from pyprune.runtime import Engine, SamplingParams
+    def __init__(self, options: argparse.Namespace, decoder: Any, pruning: Any, params: Any) -> None:
+        from pyprune.runtime import Engine
         from pyprune.runtime.text import end_ids, padded
 
         self._texts = options.prompt
@@ -69,17 +90,7 @@ class Continuations:
             weight_format=options.weight_format,
         )
         self._skip = pruning
-        self._params = SamplingParams(
-            max_new_tokens=options.max_new_tokens,
-            eos_token_id=self._end_ids,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            seed=options.seed,
-            logprobs=options.logprobs,
-        )
+        self._params = replace(params, eos_token_id=self._end_ids)
 
     def sequences(self) -> list[dict[str, Any]]:
         """Each prompt with its new ids, without padding, and their text (None without a tokenizer)."""

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from pyprune.commands.continuations import Continuations, check_options, pruning_of
+from pyprune.commands.continuations import Continuations, check_options, pruning_of, sampling_of
 from pyprune.commands.inputs import chosen_device, loaded
 from pyprune.commands.options import (
     MODEL_HELP,
@@ -108,10 +108,11 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Continue prompts, with blocks or sublayers skipped at run time."""
     check_options(options)
+    params = sampling_of(options)
     pruning = pruning_of(options)
     decoder = loaded(options.model, options.dtype, chosen_device(options))
     pruning.check(decoder)
-    continuations = Continuations(options, decoder, pruning)
+    continuations = Continuations(options, decoder, pruning, params)
     name = decoder.name
     del decoder  # weights in another format are the engine's own, and nobody needs the others any more
     if options.stream:

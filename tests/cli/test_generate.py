@@ -45,6 +45,20 @@ def test_sampling_with_a_seed_repeats_itself(capsys):
     assert run(capsys, *words)[1] == run(capsys, *words)[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repetition-penalty", "2000"], "--repetition-penalty: 2000.0 given; 0.001 to 1000 is accepted"),
+        (["--temperature", "1e-7"], "--temperature: 1e-07 given; 0 (greedy), or 1e-6 to 1e6 is accepted"),
+    ],
+)
+def test_sampling_out_of_bounds_is_refused_before_the_model_is_loaded(capsys, monkeypatch, words, message: str):
+    monkeypatch.setattr("pyprune.commands.generate.loaded", lambda *_: pytest.fail("the model was loaded"))
+    code, out, err = run(capsys, "generate", TINY, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 @pytest.fixture
 def small_model(tmp_path) -> str:
     """A random model with a tokenizer of 60 words, the directory; `w7` ends a text."""
