@@ -153,3 +153,5 @@ def read_json(path: str | os.PathLike[str]) -> object:
         raise InputError(f"{path}: {error.strerror}; a readable JSON file is expected") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); a JSON file is expected") from None
+    except RecursionError:
+        raise InputError(f"{path}: its JSON is nested too deeply; a JSON file of few levels is expected") from None

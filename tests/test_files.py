@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from pyprune.errors import InputError
-from pyprune.files import remove_parts, require_free_directory, whole_directory, write_json, write_text
+from pyprune.files import read_json, remove_parts, require_free_directory, whole_directory, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
@@ -89,3 +89,9 @@ def test_private_files_of_other_writers_get_ordinary_modes(tmp_path):
         os.umask(old)
     modes = [stat.S_IMODE((tmp_path / "out" / p).stat().st_mode) for p in ("", "inner", "inner/file")]
     assert modes == [0o755, 0o755, 0o644]
+
+
+def test_json_of_many_levels_is_refused_in_one_line(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"^.*deep\.json: its JSON is nested too deeply; .*$"):
+        read_json(tmp_path / "deep.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import torch
@@ -49,8 +50,12 @@ def rope_parameters(file: GGUFFile, architecture: str, context: int, head_dim: i
     if kind == "linear":
         parameters.update(rope_type="linear", factor=factor)
     elif kind == "yarn":
-        original = int(stated.get("scaling.original_context_length") or context)
-        parameters.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
+        original = stated.get("scaling.original_context_length") or context
+        if not isfinite(original) or original < 1:
+            raise InputError(
+                f"{where}: {prefix}scaling.original_context_length is {original!r}; a positive number is expected"
+            )
+        parameters.update(rope_type="yarn", factor=factor, original_max_position_embeddings=int(original))
     elif kind != "none":
         raise InputError(f"{where}: {prefix}scaling.type {kind} is not supported; accepted: none, linear, yarn")
     for name in ("rope_factors_long.weight", "rope_factors_short.weight"):

@@ -24,6 +24,7 @@ _DTYPES = {
 
 
 _MOST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+_MOST_VALUES = (1 << 63) - 1  # of an empty tensor, were its empty dimensions 1: torch counts no further
 
 
 class MappedFile:
@@ -39,7 +40,10 @@ class MappedFile:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MOST_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            try:
+                header = json.loads(file.read(length))
+            except RecursionError:
+                raise ValueError("its header is nested too deeply") from None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
@@ -94,13 +98,15 @@ def _check(header: dict[str, Any], size: int) -> None:
     for name, entry in header.items():
         try:
             (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
-            good = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+            good = isinstance(shape, list) and isinstance(dtype, str)
+            good = good and all(type(number) is int and number >= 0 for number in (begin, end, *shape))
             count = prod(shape) if good else 0
+            good = good and (count > 0 or prod(max(number, 1) for number in shape) <= _MOST_VALUES)
         except (TypeError, KeyError, ValueError):
             good = False
         if not good:
             raise ValueError(f"tensor {name} is described by {str(entry)[:200]}")
-        known = _DTYPES.get(dtype) if isinstance(dtype, str) else None
+        known = _DTYPES.get(dtype)
         if end - begin != count * known.itemsize if known is not None else end < begin:
             raise ValueError(f"tensor {name} of {dtype} and shape {shape} has {end - begin} bytes")
         places.append((begin, end, name))

@@ -240,7 +240,10 @@ def weight_files(directory: Path) -> list[Path]:
         table = data.get("weight_map") if isinstance(data, dict) else None
         if not isinstance(table, dict) or not table:
             raise InputError(f"{index}: no weight_map; a safetensors index is expected")
-        files = [directory / str(name) for name in dict.fromkeys(table.values())]
+        for tensor, name in table.items():
+            if not isinstance(name, str):
+                raise InputError(f"{index}: weight_map has {str(name)[:200]} for {tensor}; a file's name is expected")
+        files = [directory / name for name in dict.fromkeys(table.values())]
         for file in files:
             if not file.is_file():
                 raise InputError(f"{file}: is missing, but {index.name} names it")

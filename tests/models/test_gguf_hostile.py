@@ -164,6 +164,17 @@ def test_metadata_of_another_kind(write_gguf, metadata, message):
         load(write_gguf(more=more))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -5.0], ids=str)
+def test_a_context_of_yarn_that_is_no_length(write_gguf, value):
+    def more(writer):
+        writer.add_string("llama.rope.scaling.type", "yarn")
+        writer.add_float32("llama.rope.scaling.factor", 2.0)
+        writer.add_float32("llama.rope.scaling.original_context_length", value)
+
+    with pytest.raises(InputError, match=rf"m\.gguf: llama\.rope\.scaling\.original_context_length is {value}; a pos"):
+        load(write_gguf(more=more))
+
+
 FUZZ = """
 import random, resource, sys, warnings
 from pathlib import Path

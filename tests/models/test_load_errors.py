@@ -135,6 +135,11 @@ def test_truncated_safetensors(saved, keep):
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "tensor a of F32 and shape [2] has 4 bytes"),
         ({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 8]}}, "tensor a of F32"),
         ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "tensor a is described by"),
+        ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F64", "shape": "", "data_offsets": [0, 8]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F64", "shape": {}, "data_offsets": [0, 8]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F32", "shape": [(1 << 63) - 1, 2, 0], "data_offsets": [0, 0]}}, "tensor a is described by"),
+        ({"a": {"dtype": "F32", "shape": [1 << 63, 0], "data_offsets": [0, 0]}}, "tensor a is described by"),
         ({"a": {"dtype": "F32", "shape": [2]}}, "tensor a is described by"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}, "tensor a begins at byte 8 of the data"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "tensors take 4 bytes, the file has 8"),
@@ -145,6 +150,20 @@ def test_a_safetensors_header_that_does_not_fit_its_file(saved, header, message)
     file, text = saved() / "model.safetensors", json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     refused(file.parent, "model.safetensors: not a whole safetensors file", message)
+
+
+def test_a_safetensors_header_of_many_levels(saved):
+    file, text = saved() / "model.safetensors", b"[" * 100_000
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    refused(file.parent, "model.safetensors: not a whole safetensors file (its header is nested too deeply)")
+
+
+def test_a_tensor_too_large_for_torch_that_claims_to_be_empty(saved):
+    file = saved() / "model.safetensors"
+    entry = {"dtype": "F32", "shape": [1 << 63, 0], "data_offsets": [0, 0]}
+    text = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    refused(file.parent, "model.safetensors: ", "model.embed_tokens.weight")
 
 
 def test_a_safetensors_header_longer_than_the_file(saved):
@@ -255,6 +274,20 @@ def test_shard_that_the_index_names_but_is_missing(saved, llama, tmp_path):
     assert load(directory).parameters() == load(llama()).parameters()
     shards[1].unlink()
     refused(directory, shards[1].name, "is missing")
+
+
+def test_an_index_that_names_no_file(saved):
+    directory = saved()
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": ["a"]}}')
+    refused(directory, "index.json: weight_map has ['a'] for model.norm.weight; a file's name is expected")
+
+
+def test_an_index_that_names_no_file(saved):
+    directory = saved()
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": ["a"]}}')
+    refused(directory, "index.json: weight_map has ['a'] for model.norm.weight; a file's name is expected")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", torch.float64, torch.int32, 3])
