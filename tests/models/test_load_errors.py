@@ -283,13 +283,6 @@ def test_an_index_that_names_no_file(saved):
     refused(directory, "index.json: weight_map has ['a'] for model.norm.weight; a file's name is expected")
 
 
-def test_an_index_that_names_no_file(saved):
-    directory = saved()
-    (directory / "model.safetensors").unlink()
-    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": ["a"]}}')
-    refused(directory, "index.json: weight_map has ['a'] for model.norm.weight; a file's name is expected")
-
-
 @pytest.mark.parametrize("dtype", ["int8", "float64", torch.float64, torch.int32, 3])
 def test_dtype_that_is_not_supported(dtype):
     refused("shape:tiny", f"dtype {dtype}", "bfloat16", dtype=dtype)
