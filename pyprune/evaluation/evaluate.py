@@ -100,7 +100,8 @@ def evaluate(
     if tasks is not None:
         if not isinstance(decoder, Decoder):
             raise InputError(f"tasks: {decoder.name} is of a family whose perplexity alone can be measured")
-        require_loadable(tasks)
+        if windows is not None:
+            require_loadable(tasks)
 
     measured = {} if windows is None else perplexity_of(decoder, windows, memory, resume, progress)
     if tasks is not None and isinstance(decoder, Decoder):  # of others it is told above

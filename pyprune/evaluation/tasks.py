@@ -113,8 +113,8 @@ def evaluate_tasks(
     results: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        if len(chosen.names) > 1:
-            require_loadable(chosen)
+        # All of them first: data that cannot be had is told before the first task is evaluated.
+        loaded = {name: load_task(name, chosen) for name in chosen.names}
         if resume is not None:
             journal = AnswerJournal(resume, model, lm.skip)
             stack.enter_context(journal)
@@ -123,7 +123,7 @@ def evaluate_tasks(
         samples = stack.enter_context(_sample_file(log_samples))
         for name in chosen.names:
             lm.progress = partial(report, name)
-            evaluated = _evaluated(lm, load_task(name, chosen), chosen.limit)
+            evaluated = _evaluated(lm, loaded[name], chosen.limit)
             for task in evaluated["results"]:
                 if task in evaluated["n-samples"]:  # not a group
                     results[task] = _result(task, evaluated, chosen.local.get(name))
@@ -154,7 +154,7 @@ def load_task(name: str, tasks: Tasks) -> list[Any]:
 
 
 def require_loadable(tasks: Tasks) -> None:
-    """InputError for a task whose data cannot be had: before the first of several is evaluated."""
+    """InputError for a task whose data cannot be had: before other slow work."""
     for name in tasks.names:
         if name not in tasks.local:
             load_task(name, tasks)

@@ -37,6 +37,9 @@ FAMILIES = {
     "qwen3": SIZES + ",family=qwen3",
 }
 RIDGE = 0.05
+GONE = [0, 4, 7, 22]
+STAY = [neuron for neuron in range(23) if neuron not in GONE]
+"""Neurons of block 1."""
 
 
 @pytest.fixture(params=FAMILIES)
@@ -112,17 +115,20 @@ def weights_of(target):
     return 1 / target.square().mean(-1)
 
 
-def streams_at_cut(original, ids):
-    """Without block 2: the FFN before the cut, its input, the stream it adds to, and the wish, of the original."""
+def streams_at_ffn(original, ids):
+    """Of block 1's FFN in the original: the run up to behind it, its down's input, the stream before and behind."""
     run = Run(original, ids)
     run.block(original.blocks[0])
-    before = original.blocks[1]
-    run.block(type(before)(1, before.mha, None))
-    middle = run.x
-    inputs = ffn_activation(before.ffn, middle, original.eps)
-    run.block(type(before)(1, None, before.ffn))
-    x_pre = run.x
-    return before.ffn, inputs, middle, x_pre, run.block(original.blocks[2])
+    block = original.blocks[1]
+    before = run.block(type(block)(1, block.mha, None))
+    activation = ffn_activation(block.ffn, before, original.eps)
+    return run, activation, before, run.block(type(block)(1, None, block.ffn))
+
+
+def streams_at_cut(original, ids):
+    """Without block 2: the FFN before the cut, its input, the stream it adds to, and the wish, of the original."""
+    run, inputs, middle, x_pre = streams_at_ffn(original, ids)
+    return original.blocks[1].ffn, inputs, middle, x_pre, run.block(original.blocks[2])
 
 
 def test_refit_is_the_ridge_regression_at_the_cut(original, ids):
@@ -222,19 +228,16 @@ def few_steps(method):
 
 
 def narrowing():
-    return Pruning(neurons={1: (0, 4, 7, 22)}, kv_groups={3: (1,)})
+    return Pruning(neurons={1: GONE}, kv_groups={3: (1,)})
 
 
 def test_flap_bias_is_flaps_formula(original, ids):
     repaired = pyprune.repair(original, narrowing(), ids, "flap-bias")
-    run = Run(original, ids)
-    run.block(original.blocks[0])
-    mha_alone = type(original.blocks[1])(1, original.blocks[1].mha, None)
-    activation = ffn_activation(original.blocks[1].ffn, run.block(mha_alone), original.eps)
-    down, gone = original.blocks[1].ffn.down, [0, 4, 7, 22]
+    _, activation, _, _ = streams_at_ffn(original, ids)
+    down = original.blocks[1].ffn.down
     old = 0 if down.bias is None else down.bias
     plain, exact = (
-        old + down.weight.to(dtype)[:, gone] @ activation.to(dtype).mean((0, 1))[gone]
+        old + down.weight.to(dtype)[:, GONE] @ activation.to(dtype).mean((0, 1))[GONE]
         for dtype in (torch.float32, torch.float64)
     )
     assert_no_worse_than_torch(repaired.blocks[1].ffn.down.bias, plain, exact)
@@ -256,44 +259,32 @@ def test_stat_folds_what_went_into_what_stays(original, ids):
     assert_no_worse_than_torch(repaired.blocks[3].mha.o.weight, folded(context, weight), exact, TINY_OF_MODELS)
 
 
-def streams_at_narrowed_ffn(original, ids, neurons):
-    """Of block 1 without some neurons: the inputs that stay, those of the original, the stream before and behind."""
-    run = Run(original, ids)
-    run.block(original.blocks[0])
-    block = original.blocks[1]
-    run.block(type(block)(1, block.mha, None))
-    before = run.x
-    activation = ffn_activation(block.ffn, before, original.eps)
-    stay = [neuron for neuron in range(23) if neuron not in neurons]
-    return stay, activation, before, run.block(type(block)(1, None, block.ffn))
-
-
 @pytest.mark.parametrize("method", ["refit", "refit-all", "refit-all-o"])
 def test_a_narrowed_projection_is_refitted_to_the_originals_stream(original, ids, method):
-    repaired = pyprune.repair(original, Pruning(neurons={1: (0, 4, 7, 22)}), ids, method, ridge=RIDGE)
-    stay, activation, before, target = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
+    repaired = pyprune.repair(original, Pruning(neurons={1: GONE}), ids, method, ridge=RIDGE)
+    _, activation, before, target = streams_at_ffn(original, ids)
     down = original.blocks[1].ffn.down
-    design = activation[..., stay], target - before, weights_of(target), down.weight[:, stay], down.bias
+    design = activation[..., STAY], target - before, weights_of(target), down.weight[:, STAY], down.bias
     assert_fitted(repaired.blocks[1].ffn.down, *design)
 
 
 def test_mean_update_adds_what_lost_neurons_brought(original, ids):
-    repaired = pyprune.repair(original, Pruning(neurons={1: (0, 4, 7, 22)}), ids, "mean-update")
-    _, activation, _, _ = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
-    down, gone = original.blocks[1].ffn.down, [0, 4, 7, 22]
-    expected = activation.double()[..., gone].mean((0, 1)) @ down.weight.double()[:, gone].T
+    repaired = pyprune.repair(original, Pruning(neurons={1: GONE}), ids, "mean-update")
+    _, activation, _, _ = streams_at_ffn(original, ids)
+    down = original.blocks[1].ffn.down
+    expected = activation.double()[..., GONE].mean((0, 1)) @ down.weight.double()[:, GONE].T
     assert_same_but_for_rounding(repaired.blocks[1].ffn.down.bias, expected + (0 if down.bias is None else down.bias))
 
 
 def test_stat_folds_lost_neurons(original, ids):
-    pruning = Pruning(neurons={1: (0, 4, 7, 22)})
+    pruning = Pruning(neurons={1: GONE})
     repaired = pyprune.repair(original, pruning, ids, "stat", ridge=0, weighting="equal", exact=True)
-    stay, activation, _, _ = streams_at_narrowed_ffn(original, ids, (0, 4, 7, 22))
-    rows, weight, gone = activation.flatten(0, 1), original.blocks[1].ffn.down.weight, [0, 4, 7, 22]
+    _, activation, _, _ = streams_at_ffn(original, ids)
+    rows, weight = activation.flatten(0, 1), original.blocks[1].ffn.down.weight
 
     def folded(rows, weight):
-        fold = torch.linalg.lstsq(rows[:, stay], rows[:, gone], driver="gelsd").solution
-        return weight[:, stay] + weight[:, gone] @ fold.T
+        fold = torch.linalg.lstsq(rows[:, STAY], rows[:, GONE], driver="gelsd").solution
+        return weight[:, STAY] + weight[:, GONE] @ fold.T
 
     exact = folded(rows.double(), weight.double())
     assert_no_worse_than_torch(repaired.blocks[1].ffn.down.weight, folded(rows, weight), exact, TINY_OF_MODELS)
