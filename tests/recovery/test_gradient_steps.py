@@ -27,16 +27,6 @@ SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
 CUT = Pruning(blocks=(2,))
 
 
-@pytest.fixture
-def llama():
-    return pyprune.load(SIZES, dtype=torch.float32)
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
-
-
 def last_states(decoder, ids, blocks):
     x = embed(decoder, ids)
     rotation = decoder.rope.tables(ids.shape[1], prompt=ids.shape[1])

@@ -10,6 +10,15 @@ import os
 
 import pytest
 import torch
+from definitions import (
+    RIDGE,
+    SIZES,
+    Run,
+    assert_fitted,
+    narrowing,
+    streams_at_cut,
+    weights_of,
+)
 
 import pyprune
 from pyprune import InputError, Pruning
@@ -20,115 +29,10 @@ from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.methods import BY_STEPS, FOLLOWING, METHODS
 from pyprune.recovery.refit import refit
 from pyprune.recovery.repair import Repaired
-from pyprune.recovery.streams import Stage, output_projection
-from pyprune.regression import normal_equations
+from pyprune.recovery.streams import Stage
 from pyprune.regression.states import States
-from pyprune.regression.token_weights import token_weights
-from pyprune.runtime.sequence import attention_context, embed, ffn_activation, run_block
 from tests import seeds
-from tests.judge import TINY_OF_MODELS, assert_no_worse_than_torch, assert_same_but_for_rounding
-
-SIZES = "shape:hidden=20,blocks=5,heads=6,kv_heads=2,head_dim=6,ffn=23,vocab=53"
-FAMILIES = {
-    "llama": SIZES,
-    "tied": SIZES + ",tied=1",
-    "mistral": SIZES + ",family=mistral,window=5",
-    "qwen2": SIZES + ",family=qwen2",
-    "qwen3": SIZES + ",family=qwen3",
-}
-RIDGE = 0.05
-GONE = [0, 4, 7, 22]
-STAY = [neuron for neuron in range(23) if neuron not in GONE]
-"""Neurons of block 1."""
-
-
-@pytest.fixture(params=FAMILIES)
-def original(request):
-    return pyprune.load(FAMILIES[request.param], dtype=torch.float32)
-
-
-@pytest.fixture
-def llama():
-    return pyprune.load(SIZES, dtype=torch.float32)
-
-
-@pytest.fixture
-def ids():
-    return torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
-
-
-class Run:
-    """Streams of a decoder in the operators' float32, everything after that in float64."""
-
-    def __init__(self, decoder, ids):
-        self.decoder, self.x = decoder, embed(decoder, ids)
-        self.rotation = decoder.rope.tables(ids.shape[1], prompt=ids.shape[1])
-
-    def block(self, block):
-        self.x = run_block(block, self.x, *self.rotation, self.decoder.eps)
-        return self.x
-
-    def context(self, mha):
-        return attention_context(mha, self.x, *self.rotation, self.decoder.eps)
-
-
-def ridge_fit(inputs, wished, weights, present, bias):
-    """Weighted ridge regression on stacked rows, by QR of the design in place of normal equations."""
-    a, y, w = (t.double().flatten(0, 1) for t in (inputs, wished, weights.unsqueeze(-1)))
-    if bias is not None:
-        a = torch.cat([a, torch.ones(len(a), 1, dtype=torch.float64)], 1)
-        present = torch.cat([present, bias.unsqueeze(1)], 1)
-    present = present.double()
-    size = a.shape[1]
-    mean = (a.square() * w).sum() / size
-    penalty = torch.full((size,), (RIDGE * float(mean)) ** 0.5, dtype=torch.float64)
-    if bias is not None:
-        penalty[-1] = 0
-    design = torch.cat([a * w.sqrt(), torch.diag(penalty)])
-    wish = torch.cat([(y - a @ present.T) * w.sqrt(), torch.zeros(size, y.shape[1], dtype=torch.float64)])
-    return present + torch.linalg.lstsq(design, wish, driver="gelsd").solution.T
-
-
-def plain_fit(inputs, wished, weights, present, bias):
-    """The same by PyTorch's products in float32: how much those lose depends on the ridge and on the inputs."""
-    root = weights.flatten().sqrt().unsqueeze(1)
-    a, y = (t.flatten(0, 1) * root for t in (inputs, wished))
-    if bias is not None:
-        a, present = torch.cat([a, root], 1), torch.cat([present, bias.unsqueeze(1)], 1)
-    gram, cross, present = (a.T @ a).double(), (a.T @ y).double(), present.double()
-    penalty = torch.full((len(gram),), RIDGE * float(gram.diagonal().mean()), dtype=torch.float64)
-    if bias is not None:
-        penalty[-1] = 0
-    return present + torch.linalg.solve(gram + torch.diag(penalty), cross - gram @ present.T).T
-
-
-def assert_fitted(linear, *design, onto=None):
-    """The projection is the ridge regression of these rows, times `onto` where there is one."""
-    exact, plain = ridge_fit(*design), plain_fit(*design)
-    if onto is not None:
-        exact, plain = exact @ onto.double(), plain @ onto.double()
-    weight = linear.weight if linear.bias is None else torch.cat([linear.weight, linear.bias.unsqueeze(1)], 1)
-    assert_no_worse_than_torch(weight, plain, exact, TINY_OF_MODELS)
-
-
-def weights_of(target):
-    return 1 / target.square().mean(-1)
-
-
-def streams_at_ffn(original, ids):
-    """Of block 1's FFN in the original: the run up to behind it, its down's input, the stream before and behind."""
-    run = Run(original, ids)
-    run.block(original.blocks[0])
-    block = original.blocks[1]
-    before = run.block(type(block)(1, block.mha, None))
-    activation = ffn_activation(block.ffn, before, original.eps)
-    return run, activation, before, run.block(type(block)(1, None, block.ffn))
-
-
-def streams_at_cut(original, ids):
-    """Without block 2: the FFN before the cut, its input, the stream it adds to, and the wish, of the original."""
-    run, inputs, middle, x_pre = streams_at_ffn(original, ids)
-    return original.blocks[1].ffn, inputs, middle, x_pre, run.block(original.blocks[2])
+from tests.judge import assert_no_worse_than_torch
 
 
 def test_refit_is_the_ridge_regression_at_the_cut(original, ids):
@@ -227,69 +131,6 @@ def few_steps(method):
     return {"steps": 3} if {"auto", "blockwise", "tail"} & set(method.split("+")) else {}
 
 
-def narrowing():
-    return Pruning(neurons={1: GONE}, kv_groups={3: (1,)})
-
-
-def test_flap_bias_is_flaps_formula(original, ids):
-    repaired = pyprune.repair(original, narrowing(), ids, "flap-bias")
-    _, activation, _, _ = streams_at_ffn(original, ids)
-    down = original.blocks[1].ffn.down
-    old = 0 if down.bias is None else down.bias
-    plain, exact = (
-        old + down.weight.to(dtype)[:, GONE] @ activation.to(dtype).mean((0, 1))[GONE]
-        for dtype in (torch.float32, torch.float64)
-    )
-    assert_no_worse_than_torch(repaired.blocks[1].ffn.down.bias, plain, exact)
-
-
-def test_stat_folds_what_went_into_what_stays(original, ids):
-    """Without a ridge it is W_K + W_R T, T the least squares from the inputs that stay to those that went."""
-    repaired = pyprune.repair(original, narrowing(), ids, "stat", ridge=0, weighting="equal", exact=True)
-    run = Run(original, ids)
-    for block in original.blocks[:3]:
-        run.block(block)
-    context, weight = run.context(original.blocks[3].mha).flatten(0, 1), original.blocks[3].mha.o.weight
-
-    def folded(context, weight):
-        fold = torch.linalg.lstsq(context[:, :18], context[:, 18:], driver="gelsd").solution
-        return weight[:, :18] + weight[:, 18:] @ fold.T
-
-    exact = folded(context.double(), weight.double())
-    assert_no_worse_than_torch(repaired.blocks[3].mha.o.weight, folded(context, weight), exact, TINY_OF_MODELS)
-
-
-@pytest.mark.parametrize("method", ["refit", "refit-all", "refit-all-o"])
-def test_a_narrowed_projection_is_refitted_to_the_originals_stream(original, ids, method):
-    repaired = pyprune.repair(original, Pruning(neurons={1: GONE}), ids, method, ridge=RIDGE)
-    _, activation, before, target = streams_at_ffn(original, ids)
-    down = original.blocks[1].ffn.down
-    design = activation[..., STAY], target - before, weights_of(target), down.weight[:, STAY], down.bias
-    assert_fitted(repaired.blocks[1].ffn.down, *design)
-
-
-def test_mean_update_adds_what_lost_neurons_brought(original, ids):
-    repaired = pyprune.repair(original, Pruning(neurons={1: GONE}), ids, "mean-update")
-    _, activation, _, _ = streams_at_ffn(original, ids)
-    down = original.blocks[1].ffn.down
-    expected = activation.double()[..., GONE].mean((0, 1)) @ down.weight.double()[:, GONE].T
-    assert_same_but_for_rounding(repaired.blocks[1].ffn.down.bias, expected + (0 if down.bias is None else down.bias))
-
-
-def test_stat_folds_lost_neurons(original, ids):
-    pruning = Pruning(neurons={1: GONE})
-    repaired = pyprune.repair(original, pruning, ids, "stat", ridge=0, weighting="equal", exact=True)
-    _, activation, _, _ = streams_at_ffn(original, ids)
-    rows, weight = activation.flatten(0, 1), original.blocks[1].ffn.down.weight
-
-    def folded(rows, weight):
-        fold = torch.linalg.lstsq(rows[:, STAY], rows[:, GONE], driver="gelsd").solution
-        return weight[:, STAY] + weight[:, GONE] @ fold.T
-
-    exact = folded(rows.double(), weight.double())
-    assert_no_worse_than_torch(repaired.blocks[1].ffn.down.weight, folded(rows, weight), exact, TINY_OF_MODELS)
-
-
 def test_float16_weights_get_the_fit_of_their_values(llama, ids):
     half = llama.to(dtype=torch.float16)
     same_values = half.to(dtype=torch.float32)
@@ -299,42 +140,6 @@ def test_float16_weights_get_the_fit_of_their_values(llama, ids):
     weight, expected = (model.blocks[1].ffn.down.weight for model in (repaired, exact))
     assert weight.dtype == torch.float16
     torch.testing.assert_close(weight.float(), expected, rtol=2**-10, atol=1e-4)
-
-
-@pytest.fixture
-def compensated(llama, ids):
-    """A narrowed model whose biases hold what FLAP's compensation adds, of these windows."""
-    plain = pyprune.repair(llama, narrowing(), ids, "flap-bias")
-    assert plain.blocks[1].ffn.down.bias is not None
-    return plain
-
-
-def test_flap_bias_does_not_add_again_what_the_pruning_added(llama, ids, compensated):
-    again = pyprune.repair(llama, compensated, ids, "flap-bias")
-    for kind, block in (("ffn", 1), ("mha", 3)):
-        before, after = (output_projection(getattr(m.blocks[block], kind)).bias for m in (compensated, again))
-        assert_same_but_for_rounding(after, before.double())
-        assert float(before.norm()) > 0
-
-
-def test_stat_leaves_to_the_weights_what_the_compensation_does_not_bring(llama, ids, compensated):
-    repaired = pyprune.repair(llama, compensated, ids, "stat", ridge=0, weighting="equal", exact=True)
-    run = Run(llama, ids)
-    for block in llama.blocks[:3]:
-        run.block(block)
-    context, weight = run.context(llama.blocks[3].mha).flatten(0, 1), llama.blocks[3].mha.o.weight
-    bias = compensated.blocks[3].mha.o.bias
-
-    def fitted(dtype):
-        inputs, target = context.to(dtype), context.to(dtype) @ weight.to(dtype).T - bias.to(dtype)
-        return torch.linalg.lstsq(inputs[:, :18], target, driver="gelsd").solution.T
-
-    assert_no_worse_than_torch(
-        repaired.blocks[3].mha.o.weight, fitted(torch.float32), fitted(torch.float64), TINY_OF_MODELS
-    )
-    assert torch.equal(repaired.blocks[3].mha.o.bias, bias)
-    without = pyprune.repair(llama, narrowing(), ids, "stat", ridge=0, weighting="equal", exact=True)
-    assert not torch.allclose(without.blocks[3].mha.o.weight, repaired.blocks[3].mha.o.weight)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("flap-bias", "stat")])
@@ -395,35 +200,6 @@ def test_auto_is_the_best_on_held_out_windows_or_nothing(llama, ids):
     assert (report.method == "none") == (best >= report.perplexities[1])
     held_out = ids[7::8]
     assert report.perplexities[2] == pyprune.perplexity(report.decoder, held_out)
-
-
-def test_padding_changes_nothing(llama, ids):
-    """Zero neurons up to the original's own width: as if they were not there."""
-    removed = {1: (0, 4, 7)}
-    for method in ("refit", "stat"):
-        plain = pyprune.repair(llama, Pruning(neurons=removed), ids, method, ridge=1e-3)
-        padded = pyprune.repair(llama, Pruning(neurons=removed, pad_to=23), ids, method, ridge=1e-3)
-        assert padded.blocks[1].ffn.width == 23
-        weight = padded.blocks[1].ffn.down.weight
-        assert not bool(weight[:, 20:].any())
-        difference = (weight[:, :20] - plain.blocks[1].ffn.down.weight).abs().max()
-        # The ridge is relative to the mean over inputs, which zeros lower.
-        assert float(difference / weight.abs().max()) < 0.05
-
-
-def test_an_original_that_is_narrow_itself(llama, ids):
-    """What stays is looked up among what the original has."""
-    narrow = pyprune.apply(llama, Pruning(neurons={1: (0, 2)}))
-    pruned = pyprune.apply(narrow, Pruning(neurons={1: (0, 2, 9)}))
-    stat = pyprune.repair(narrow, pruned, ids, "stat", ridge=1e6)  # a ridge so large leaves the weights as they are
-    assert torch.allclose(stat.blocks[1].ffn.down.weight, pruned.blocks[1].ffn.down.weight, atol=1e-5)
-    with_bias = pyprune.repair(narrow, pruned, ids, "flap-bias")
-    run = Run(narrow, ids)
-    run.block(narrow.blocks[0])
-    middle = run.block(type(narrow.blocks[1])(1, narrow.blocks[1].mha, None))
-    mean = ffn_activation(narrow.blocks[1].ffn, middle, narrow.eps).double().mean((0, 1))[7]  # 9 less 0 and 2
-    expected = narrow.blocks[1].ffn.down.weight.double()[:, 7] * mean
-    assert_same_but_for_rounding(with_bias.blocks[1].ffn.down.bias, expected)
 
 
 def test_the_last_block_folds_into_the_one_before(llama, ids):
@@ -528,17 +304,6 @@ def test_a_repair_that_gives_no_numbers_harms(llama, ids, monkeypatch):
     assert repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=2).method != "refit-all-o"
 
 
-def test_inputs_that_are_always_zero_keep_their_weights_without_a_ridge(llama):
-    generator = seeds.generator(6)
-    a, y = (torch.randn(60, n, generator=generator, dtype=torch.float64) for n in (5, 3))
-    old = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-    sums = normal_equations.NormalEquations(7, 3)
-    sums.add(torch.nn.functional.pad(a, (0, 2)), y, torch.ones(60, dtype=torch.float64))
-    fit = normal_equations.fit_linear(Linear(old), sums, sums, (0.0,))
-    torch.testing.assert_close(fit.linear.weight[:, :5], torch.linalg.lstsq(a, y).solution.T)
-    torch.testing.assert_close(fit.linear.weight[:, 5:], old[:, 5:])
-
-
 def test_streams_in_bfloat16_are_fitted_in_float32():
     """As they are on a GPU: the same values give the same fit, whatever their dtype."""
     generator = seeds.generator(7)
@@ -557,30 +322,6 @@ def test_streams_in_bfloat16_are_fitted_in_float32():
     exact = refitted(torch.float64, torch.float64)
     plain = refitted(torch.float32, torch.float32)
     assert_no_worse_than_torch(refitted(torch.bfloat16, torch.float32), plain, exact)
-
-
-def test_sums_of_parts_are_the_sums_of_all(llama):
-    generator = seeds.generator(5)
-    a, y = (torch.randn(700, n, generator=generator, dtype=torch.float64) for n in (530, 7))
-    w = torch.rand(700, generator=generator, dtype=torch.float64)
-    whole, parts = (normal_equations.NormalEquations(530, 7, bias=True) for _ in range(2))
-    whole.add(a, y, w)
-    for rows in (slice(0, 300), slice(300, 700)):
-        parts.add(a[rows], y[rows], w[rows])
-    ones = torch.cat([a, torch.ones(700, 1, dtype=torch.float64)], 1)
-    for sums in (whole, parts):
-        torch.testing.assert_close(sums.gram, ones.T @ (ones * w[:, None]))
-        torch.testing.assert_close(sums.cross, ones.T @ (y * w[:, None]))
-    weight = torch.randn(7, 531, generator=generator, dtype=torch.float64)
-    missing = ((ones @ weight.T - y).square() * w[:, None]).sum() / (y.square() * w[:, None]).sum()
-    assert whole.error(weight) == pytest.approx(float(missing), rel=1e-10)
-
-
-def test_relative_weights_forget_no_token_and_own_none():
-    target = torch.tensor([[[300.0, 400.0], [3.0, 4.0], [0.0, 0.0]]])
-    weights = token_weights(target, "relative", 1.0)
-    torch.testing.assert_close(weights * target.square().mean(-1), torch.tensor([[1.0, 1.0, 0.0]]))
-    assert token_weights(target, "relative", 0.0)[0, 0] == 0
 
 
 def test_the_command_knows_the_methods():

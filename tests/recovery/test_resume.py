@@ -29,11 +29,6 @@ class Killed(BaseException):
     """What no handler catches."""
 
 
-@pytest.fixture
-def ids():
-    return torch.randint(0, 53, (24, 17), generator=seeds.generator(3))
-
-
 def same(left, right):
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(left.tensors(), right.tensors(), strict=True))
 
