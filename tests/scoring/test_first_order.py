@@ -69,8 +69,11 @@ def test_it_is_exact_where_the_loss_is_linear_enough():
     predicted = score(small, input_ids, "first-order-ppl", "mha+ffn")
     exact = score(small.to(torch.float32), input_ids, "ppl", "mha+ffn")
     changes = [value / exact.baseline - 1 for value in exact.values]
-    assert [value / predicted.baseline - 1 for value in predicted.values] == pytest.approx(changes, rel=0.03, abs=1e-5)
-    assert max(map(abs, changes)) > 5e-4
+    allowed = 1e-5
+    assert [value / predicted.baseline - 1 for value in predicted.values] == pytest.approx(
+        changes, rel=0.03, abs=allowed
+    )
+    assert max(map(abs, changes)) > 10 * allowed  # what is compared is far above what may differ
 
 
 def test_its_baseline_is_the_exact_perplexity_and_samples_in_parts_give_the_same(monkeypatch):
