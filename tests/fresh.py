@@ -5,12 +5,15 @@ One process imports the libraries under the two; each program is a fork of it, i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _FORKS = """
@@ -31,6 +34,11 @@ def program(code, arguments, environment, out, err):
     failed = 0
     try:
         exec(compile(code, "<string>", "exec"), sys.modules["__main__"].__dict__ | {"__name__": "__main__"})
+    except SystemExit as exited:
+        failed = exited.code or 0
+        if not isinstance(failed, int):
+            print(failed, file=sys.stderr)
+            failed = 1
     except BaseException:
         traceback.print_exc()
         failed = 1
@@ -39,10 +47,15 @@ def program(code, arguments, environment, out, err):
     os._exit(failed)
 
 while line := sys.stdin.readline():
-    child = os.fork()
-    if not child:
-        program(**json.loads(line))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    children = []
+    for request in json.loads(line):
+        children.append(os.fork())
+        if not children[-1]:
+            program(**request)
+    print(*children, flush=True)
+    for _ in children:
+        child, status = os.waitpid(-1, 0)
+        print(child, os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -51,13 +64,63 @@ def _forks() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def run_fresh(code: str, environment: Mapping[str, str], *arguments: object) -> str:
-    """Run `code` with these arguments in such a process; what it prints. AssertionError if it fails."""
-    forks = _forks()
+class FreshProcess:
+    """One of the processes of `start_fresh`."""
+
+    def __init__(self, pid: int, folder: Path, statuses: dict[int, int]) -> None:
+        self.pid, self._folder, self._statuses = pid, folder, statuses
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended: -9 if signal 9 ended it."""
+        while self.pid not in self._statuses:
+            pid, status = map(int, _forks().stdout.readline().split())
+            self._statuses[pid] = status
+        return self._statuses[self.pid]
+
+    def printed(self, stream: str = "out") -> str:
+        """What it wrote to "out" or "err"."""
+        file = self._folder / stream
+        return file.read_text("utf-8") if file.exists() else ""
+
+
+@contextlib.contextmanager
+def start_fresh(
+    code: str, environment: Mapping[str, str], arguments: Sequence[Sequence[object]]
+) -> Iterator[list[FreshProcess]]:
+    """A process that runs `code` for each of these lists of arguments, all at once; whoever is left ends with them."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        request = {"code": code, "arguments": [*map(str, arguments)], "environment": dict(environment)}
-        print(json.dumps({**request, "out": str(out), "err": str(err)}), file=forks.stdin, flush=True)
-        status = forks.stdout.readline().strip()
-        assert status == "0", err.read_text("utf-8") if err.exists() else f"it did not start: {status}"
-        return out.read_text("utf-8")
+        folders = [Path(folder) / str(number) for number in range(len(arguments))]
+        for each in folders:
+            each.mkdir()
+        requests = [
+            {"code": code, "arguments": [*map(str, words)], "environment": dict(environment),
+             "out": str(each / "out"), "err": str(each / "err")}
+            for words, each in zip(arguments, folders, strict=True)
+        ]  # fmt: skip
+        forks = _forks()
+        print(json.dumps(requests), file=forks.stdin, flush=True)
+        statuses: dict[int, int] = {}
+        pids = map(int, forks.stdout.readline().split())
+        processes = [FreshProcess(pid, each, statuses) for pid, each in zip(pids, folders, strict=True)]
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                if process.pid not in statuses:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+            for process in processes:
+                process.wait()
+
+
+def run_to_its_end(code: str, environment: Mapping[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `code` with these arguments in such a process, as `subprocess.run` would."""
+    with start_fresh(code, environment, [arguments]) as [process]:
+        return subprocess.CompletedProcess(["-c"], process.wait(), process.printed(), process.printed("err"))
+
+
+def run_fresh(code: str, environment: Mapping[str, str], *arguments: object) -> str:
+    """The same; what it prints. AssertionError if it fails."""
+    done = run_to_its_end(code, environment, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

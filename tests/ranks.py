@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
-import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tests.fresh import FreshProcess, start_fresh
 
-def run_ranks(script: str, folder: Path, size: int) -> list[subprocess.Popen[str]]:
+
+def run_ranks(script: str, folder: Path, size: int) -> AbstractContextManager[list[FreshProcess]]:
     """Processes of a Python script whose arguments are a rank and the folder."""
-    return [
-        subprocess.Popen([sys.executable, "-c", script, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
+    return start_fresh(script, os.environ, [(rank, folder) for rank in range(size)])
 
 
 def free_port() -> int:

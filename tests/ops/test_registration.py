@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from pyprune.ops.reference import REFERENCE
 from pyprune.ops.results import rows_to_project
 from pyprune.ops.schemas import SCHEMAS
 from tests import seeds
+from tests.fresh import run_fresh, run_to_its_end
 from tests.library import needs_library
 from tests.ops.attention_inputs import CASES, poisoned, qkv_arguments
 from tests.ops.inputs import norm, random, weight
@@ -153,11 +153,8 @@ def test_traces_under_compile_without_a_break(name: str):
     assert torch.equal(compiled(*args), twice(*again))
 
 
-def run(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, check=False
-    )
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_to_its_end(code, {**os.environ, **environment})
 
 
 @pytest.mark.slow
@@ -179,7 +176,7 @@ def test_a_missing_library_warns_once_and_says_what_to_do(tmp_path: Path):
     package = Path(ops.__file__).parents[1]
     shutil.copytree(package, tmp_path / "pyprune", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = "import pyprune; from pyprune.ops import native; print(native.report()['remedy'])"
-    done = run(code, tmp_path, PYTHONPATH=str(tmp_path))
+    done = run(code, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("NativeLibraryWarning: ") == 1
     assert "g++" in done.stderr
@@ -205,8 +202,7 @@ def test_the_default_is_the_best_that_runs_here():
     code = "from pyprune.ops import native; print(native.selected_isa())"
     expected = next(name for name in ops.native.ISAS if name in ops.native.runnable_isas())
     environment = {name: value for name, value in os.environ.items() if name != "PYPRUNE_ISA"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == expected, done.stderr
+    assert run_fresh(code, environment).strip() == expected
 
 
 @pytest.mark.slow

@@ -105,7 +105,9 @@ def assert_lowest(scores, removed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "ratio"), [("param_first", 0.35), ("param_mix", 0.2)])
+@pytest.mark.parametrize(
+    ("variant", "ratio"), [pytest.param("param_first", 0.35, marks=pytest.mark.full), ("param_mix", 0.2)]
+)
 def test_llm_pruner_selects_as_in_float64(smollm2, ids, reference, variant, ratio):
     # Every block's gradient by plain autograd in float64 would take gigabytes: an early, a middle and a late one do.
     units = llm_pruner_units(smollm2, ids, reference, variant, blocks=(4, 15, 27))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -18,6 +16,7 @@ from pyprune.ops.weight_formats import LOSSLESS12
 from pyprune.pruning import apply
 from pyprune.runtime import memory
 from pyprune.runtime.weight_formats import converted
+from tests.fresh import run_fresh
 
 # Rows of few columns would not get smaller: a head and whole groups of 64 take too much of them.
 SIZES = "hidden=320,blocks=4,heads=6,kv_heads=2,head_dim=52,ffn=701,vocab=301"
@@ -214,6 +213,5 @@ def test_the_reference_implementations_give_the_same_too():
         "print(json.dumps([one.generate(prompt, max_new_tokens=4).tolist() for one in (plain, small)]))"
     )
     environment = {**os.environ, "PYPRUNE_NATIVE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    plain, small = json.loads(done.stdout)
+    plain, small = json.loads(run_fresh(code, environment))
     assert plain == small

@@ -72,10 +72,10 @@ ids = calibration(decoder, None, 5, 13, 0).input_ids
 mask = torch.ones_like(ids)
 mask[2, :4] = 0
 late = time.sleep if rank == 2 else lambda seconds: None
-late(3)  # slow is not dead
+late(1)  # slow is not dead
 found = [score(decoder, ids, attention_mask=mask, unit=unit).to_dict() for unit in ("block", "mha+ffn")]
 found.append(search(decoder, ids, "greedy", count=3, unit="mha+ffn", memory=40 << 20,
-                    progress=lambda done, total: late(0.1)).to_dict())
+                    progress=lambda done, total: late(0.02)).to_dict())
 found.append(score(decoder, ids, distributed=False).to_dict())
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(found, file)
@@ -85,10 +85,9 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_three_processes_with_a_group_of_their_own_get_what_one_gets(tmp_path):
-    processes = run_ranks(WORK % SHAPE, tmp_path, 3)
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    with run_ranks(WORK % SHAPE, tmp_path, 3) as processes:
+        for process in processes:
+            assert process.wait() == 0, process.printed("err")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert ranks[0][:3] == ranks[1][:3] == ranks[2][:3]  # to the bit
     decoder = load(SHAPE)
@@ -156,20 +155,13 @@ sys.exit(code)
 @pytest.mark.alone
 def test_a_killed_process_ends_the_others_in_the_middle_of_their_part(tmp_path):
     """By its name, and not at the next collective: their parts would go on for 20 seconds or more."""
-    processes = run_ranks(DIES % (free_port(), SHAPE), tmp_path, 3)
-    try:
-        processes[1].wait(100)
+    with run_ranks(DIES % (free_port(), SHAPE), tmp_path, 3) as processes:
+        assert processes[1].wait() == -signal.SIGKILL
         died = time.monotonic()
         for process in (processes[0], processes[2]):
-            _, errors = process.communicate(timeout=15)
-            assert process.returncode == 1
-            assert f"rank 1 (process {processes[1].pid}) has died" in errors
+            assert process.wait() == 1
+            assert f"rank 1 (process {processes[1].pid}) has died" in process.printed("err")
         assert time.monotonic() - died < 15
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert processes[1].returncode == -signal.SIGKILL
 
 
 OTHERS = """
@@ -186,7 +178,9 @@ score(load(%r), torch.full((2, 9), rank))
 
 @pytest.mark.slow
 def test_processes_that_score_different_tokens_are_refused(tmp_path):
-    errors = [process.communicate(timeout=100)[1] for process in run_ranks(OTHERS % SHAPE, tmp_path, 2)]
+    with run_ranks(OTHERS % SHAPE, tmp_path, 2) as processes:
+        assert all([process.wait() for process in processes])
+        errors = [process.printed("err") for process in processes]
     assert "InputError: rank 1 was given other weights, tokens or options than rank 0" in errors[1]
     assert "WorkerLost: rank 1 (process " in errors[0]
     assert "failed: rank 1 was given other weights" in errors[0]

@@ -35,7 +35,7 @@ FUNCTIONS = [
     for file in sorted(Path(__file__).parent.glob("*_cases.py"))
     for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
 ]
-PARTS, CASES_OF_A_PART = 3, 40  # several processes share them
+PARTS, CASES_OF_A_PART = 2, 60  # several processes share them
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_step_reads_weights_and_activations_16_bytes_at_a_time(
         assert usage(launches[name], capability, ACTIVATIONS).widest_load == 16
 
 
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.full), 16])
 def test_heads_that_fill_no_16_bytes_are_read_as_fast(rows: int, step: Callable[..., Step]):
     o = reading(step(head_dim=90)(90, rows))["o"]
     assert o.arguments["K"] * 2 % 16 == 8
