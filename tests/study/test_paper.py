@@ -52,6 +52,20 @@ def full():
     ]
 
 
+@pytest.fixture(scope="module")
+def pages(full, tmp_path_factory):
+    """The directory of `full`'s pages."""
+    folder = tmp_path_factory.mktemp("pages")
+    for place, data in enumerate(full):
+        write_json(folder / f"{place}.json", data)
+    written = redraw([folder / "0.json", folder / "1.json"], folder / "paper")
+    assert {path.name for path in written} == {path.name for path in (folder / "paper").iterdir()}
+    return folder / "paper"
+
+
+FIGURES = {"figure1.png": figure_1, "figure2.png": figure_2, "figure6.png": figure_6, "bytes.png": equal_bytes}
+
+
 def test_the_papers_numbers_are_those_of_its_tables():
     assert facts.speed("llama-7b", "20%", "llm-pruner") == facts.Speed(
         "llama-7b", "20%", "llm-pruner", "H100", 3.0, 43.2, "Table 2"
@@ -240,33 +254,27 @@ def test_out_of_memory_is_a_cell_and_no_number():
 
 
 @pytest.mark.slow
-def test_figures_are_drawn_from_whole_and_from_partial_evidence(full):
-    [whole] = collect(["a", "b"], full)
+def test_figures_are_drawn_from_whole_and_from_partial_evidence(pages):
     partial = evidence(part("table1", table1(by_bytes, ratios=("20%",), batches=(1,))))
     sweep_only = evidence(part("sweep", width_sweep(finished=False)))
-    for found in (whole, partial, sweep_only):
-        images = [draw(found) for draw in (figure_1, figure_2, figure_6, equal_bytes)]
+    whole = [(pages / name).read_bytes() for name in FIGURES]
+    for images in (whole, *([draw(found) for draw in FIGURES.values()] for found in (partial, sweep_only))):
         assert all(image.startswith(PNG) for image in images)
         assert len(set(images)) == 4
-    assert saw_tooth(whole.sweeps[0]).startswith(PNG)
+    assert (pages / "saw-tooth.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.slow
-def test_a_directory_holds_page_tables_and_figures(full, tmp_path):
-    for place, data in enumerate(full):
-        write_json(tmp_path / f"{place}.json", data)
-    written = redraw([tmp_path / "0.json", tmp_path / "1.json"], tmp_path / "paper")
-    names = {path.name for path in written}
-    assert names == {path.name for path in (tmp_path / "paper").iterdir()}
-    assert names == {
+def test_a_directory_holds_page_tables_and_figures(full, pages):
+    assert {path.name for path in pages.iterdir()} == {
         "index.html", "report.md", "table2.csv", "table9.csv", "alignment.csv", "figure1.png", "figure2.png",
         "figure6.png", "bytes.png", "saw-tooth.png",
     }  # fmt: skip
-    page = (tmp_path / "paper" / "index.html").read_text("utf-8")
+    page = (pages / "index.html").read_text("utf-8")
     assert page.count("data:image/png;base64,") == 5
     assert "prefers-color-scheme: dark" in page
     assert "ry run" not in page
-    with (tmp_path / "paper" / "table2.csv").open(encoding="utf-8", newline="") as source:
+    with (pages / "table2.csv").open(encoding="utf-8", newline="") as source:
         assert len(list(csv.reader(source))) == len(speed_table(collect(["a", "b"], full)[0])[1]) + 1
 
 
@@ -283,7 +291,7 @@ def test_several_models_have_files_of_their_own(full, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dry_run_shows_no_number_of_its_own_and_says_so(tmp_path, full):
+def test_a_dry_run_shows_no_number_of_its_own_and_says_so(tmp_path, full, pages):
     parts = [*full[0]["parts"], *full[1]["parts"]]
     write_json(tmp_path / "dry.json", check(*parts, dry_run=True))
     redraw([tmp_path / "dry.json"], tmp_path / "paper")
@@ -299,10 +307,8 @@ def test_a_dry_run_shows_no_number_of_its_own_and_says_so(tmp_path, full):
         text = (tmp_path / "paper" / name).read_text("utf-8")
         assert "No number or line of ours is a measurement" in text
         assert "agree" not in text.split("How to read it")[0].replace("agrees with the paper, where not", "")
-    measured = evidence(*parts)
-    for draw in (figure_1, figure_2, figure_6, equal_bytes):
-        assert draw(found) != draw(measured)
-    assert saw_tooth({**found.sweeps[0], "dry_run": True}) != saw_tooth(found.sweeps[0])
+    for name in (*FIGURES, "saw-tooth.png"):
+        assert (tmp_path / "paper" / name).read_bytes() != (pages / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -312,7 +318,7 @@ def test_the_figures_of_a_dry_run_have_no_numbers_on_their_axes(monkeypatch, ful
     drawn = []
     monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or PNG)
     found = evidence(*full[0]["parts"], dry_run=True)
-    for draw in (figure_1, figure_2, figure_6, equal_bytes):
+    for draw in FIGURES.values():
         draw(found)
     saw_tooth({**full[1]["parts"][0]["result"], "dry_run": True})
     assert len(drawn) == 5
