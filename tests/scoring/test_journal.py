@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from pyprune import InputError, Scores, load, score, search
 from pyprune.scoring import cells, evaluator, footprint
 from pyprune.scoring.journal import Journal, journal_subject
 from tests import seeds
+from tests.fresh import start_fresh
 
 SHAPE = "shape:hidden=24,blocks=4,heads=4,kv_heads=2,head_dim=6,ffn=37,vocab=97"
 S, T = 60, 40
@@ -229,15 +228,13 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
     command = ["score", SHAPE, "--samples", str(S), "--seq-len", str(T), "--out", str(out), "--resume"]
 
     def stopped(by: signal.Signals, entries: int) -> int:
-        arguments = [sys.executable, "-c", WAITS_AFTER_ENTRIES, str(journal), str(entries), *command]
-        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 120
-        while not journal.exists() or len(journal.read_text().splitlines()) < 1 + entries:
-            assert time.monotonic() < until
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(by)
-        return process.wait(60)
+        with start_fresh(WAITS_AFTER_ENTRIES, os.environ, [(journal, entries, *command)]) as [process]:
+            until = time.monotonic() + 120
+            while not journal.exists() or len(journal.read_text().splitlines()) < 1 + entries:
+                assert time.monotonic() < until, process.printed("err")
+                time.sleep(0.02)
+            os.kill(process.pid, by)
+            return process.wait()
 
     assert stopped(signal.SIGINT, 1) == 130
     assert os.listdir(tmp_path) == [journal.name]
