@@ -7,7 +7,7 @@
 # make check-wheel: the same, and each installed in a clean environment and used there.
 # make docs-site: the documentation as a site in build/site, without a network.
 # make test-full: what `make test` leaves out: more cases of the slow tests, pages in a browser, the site, the notebook.
-# make ci-full: .ci/run, `make test-full`, and the tests again with other seeds, instruction sets and threads (hours).
+# make ci-full: .ci/run, `make test-full`, every family, and the tests again with other seeds, instruction sets and threads.
 PYTHON ?= python3
 VENV   ?= .venv
 # The PyPI wheel of torch brings CUDA libraries; for a smaller download name your own, e.g. make test TORCH="a/cpu/wheel.whl"

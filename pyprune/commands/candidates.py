@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyprune.commands.options import comma_separated
+from pyprune.commands.options import TEXT_OPTIONS, comma_separated, refuse_ignored
 from pyprune.errors import InputError
 
 _OF_UNITS = ("unit", "protect", "against", "plot", "count", "ratio")
@@ -60,8 +60,7 @@ def chosen_candidates(options: argparse.Namespace) -> dict[str, Any]:
     if ("task-loss" in chosen["measure"]) != (options.labels is not None):
         raise InputError("--labels FILE and --measure task-loss are expected together")
     if options.labels is not None:
-        if options.text is not None:
-            raise InputError(f"--text {options.text}: does not go with --labels, which has the samples")
+        refuse_ignored(options, "does not go with --labels, which has the samples", *TEXT_OPTIONS)
         samples = read_labelled(options.labels)
         chosen |= {"input_ids": samples.input_ids, "attention_mask": samples.mask, "labels": samples.labels}
         chosen["calibration"] = samples.fingerprint

@@ -76,4 +76,9 @@ def _blocks(options: argparse.Namespace) -> int | None:
         raise InputError(
             f"--model {model}: mergekit reads Hugging Face checkpoints; a directory or hub name is expected"
         )
-    return options.layers or OriginalSizes.of(loaded_sizes(model, None)).blocks
+    if options.layers is not None:
+        return options.layers
+    try:
+        return OriginalSizes.of(loaded_sizes(model, None)).blocks
+    except InputError as error:
+        raise InputError(f"{error}. With --layers N, its number of blocks, it is not looked at") from None

@@ -42,8 +42,19 @@ class Parser(argparse.ArgumentParser):
             help="show the traceback of an error (default: off)",
         )
 
+        self.set_defaults(parser=self)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog.removeprefix('pyprune').strip() or 'command line'}: {message}")
+
+
+def refuse_ignored(options: argparse.Namespace, reason: str, *names: str) -> None:
+    """InputError for each of these options that is not at its default, for it would be ignored."""
+    for name in names:
+        value = getattr(options, name)
+        if value != options.parser.get_default(name):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            raise InputError(f"--{name.replace('_', '-')}{'' if value is True else f' {text}'}: {reason}")
 
 
 def command(commands: Any, name: str, summary: str, about: str, *lines: str) -> argparse.ArgumentParser:
@@ -125,6 +136,10 @@ def add_skip(parser: argparse.ArgumentParser) -> None:
             metavar="I,J",
             help=f"{what} to skip, numbered from 0; may be repeated (default: none)",
         )
+
+
+TEXT_OPTIONS = ("text", "field", "samples", "seq_len", "seed", "packing", "bos")
+"""The options of `add_text`."""
 
 
 def add_text(

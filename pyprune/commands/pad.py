@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pyprune.commands.inputs import chosen_device, loaded
-from pyprune.commands.options import WIDTH_ROWS, add_device, add_json, add_rows, command
+from pyprune.commands.options import WIDTH_ROWS, add_device, add_json, add_rows, command, refuse_ignored
 from pyprune.commands.output import Bar, print_json, print_table
 
 
@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> None:
     from pyprune.study.destination import require_directory
 
     require_directory(options.out)
+    if options.multiple != "auto":
+        refuse_ignored(options, "needs --multiple auto, which measures", "rows", "device")
     chosen_device(options)
     decoder = loaded(options.model)
     advice: Any = None

@@ -16,6 +16,7 @@ from pyprune.commands.options import (
     comma_separated,
     command,
     numbers,
+    refuse_ignored,
 )
 from pyprune.commands.output import print_json, print_table, shown
 from pyprune.errors import InputError
@@ -93,8 +94,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("plan: --memory is expected")
     if options.candidates is not None:
         return _plan_scoring(options)
-    if options.measure is not None:
-        raise InputError(f"--measure {','.join(options.measure)}: needs --candidates")
+    refuse_ignored(options, "needs --candidates", "measure", "samples", "seq_len")
     import torch
 
     from pyprune.runtime import memory
@@ -141,9 +141,8 @@ def _plan_scoring(options: argparse.Namespace) -> None:
     from pyprune.scoring.measures import measure_names
     from pyprune.scoring.planning import plan_scoring
 
-    for name in ("len", "skip", "skip_mha", "skip_ffn", "weight_format"):
-        if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')}: plans an engine; does not go with --candidates")
+    engine = "batch", "len", "skip", "skip_mha", "skip_ffn", "weight_format"
+    refuse_ignored(options, "plans an engine; does not go with --candidates", *engine)
     measures = measure_names(options.measure)
     decoder = loaded_sizes(options.model, options.dtype)
     shape = options.candidates, options.samples, options.seq_len

@@ -19,6 +19,7 @@ from pyprune.commands.inputs import (
 from pyprune.commands.options import (
     MODEL_HELP,
     SCORED_DTYPE,
+    TEXT_OPTIONS,
     add_amount,
     add_device,
     add_json,
@@ -29,6 +30,7 @@ from pyprune.commands.options import (
     add_text,
     add_unit,
     command,
+    refuse_ignored,
 )
 from pyprune.commands.output import Bar, is_rank_zero, print_json, print_table
 from pyprune.errors import InputError
@@ -116,13 +118,8 @@ def _read(path: str) -> Any:
 
 def _given(options: argparse.Namespace) -> Any:
     reason = f"needs a model to score; {options.model} has scores already"
-    for name in ("text", "field", "unit", "dtype", "out", "candidates", "measure", "labels"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--{name} {getattr(options, name)}: {reason}")
-    if options.repair_samples is not None:
-        raise InputError(f"--repair-samples {options.repair_samples}: {reason}")
-    if options.resume:
-        raise InputError(f"--resume: {reason}")
+    refuse_ignored(options, reason, *TEXT_OPTIONS, "unit", "dtype", "device", "out", "candidates", "measure", "labels")
+    refuse_ignored(options, reason, "repair_samples", "memory", "stream", "resume")
     refuse_criterion(options, reason)
     if options.protect is not None and options.against is None and options.plot is None:
         raise InputError(f"--protect {options.protect}: {reason}; --against or --plot accept it")

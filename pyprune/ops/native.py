@@ -33,13 +33,30 @@ _reason: str | None = None  # why there is no library; None before the first att
 
 
 def load() -> bool:
-    """Load the library once; True if its kernels are in use. Warns once (NativeLibraryWarning) when they are not."""
+    """Load the library once; True if its kernels are in use. Warns once (NativeLibraryWarning) when they are not.
+
+    InputError for a PYPRUNE_ISA or PYPRUNE_GEMM that the library does not take, or that no library is there to take.
+    """
     global _library, _reason
     if _library is not None or _reason is not None:
         return _library is not None
     if os.environ.get("PYPRUNE_NATIVE") == "0":
         _reason = "switched off by PYPRUNE_NATIVE=0"
-        return False
+    else:
+        _load_library()
+    for variable, select in (("PYPRUNE_ISA", select_isa), ("PYPRUNE_GEMM", select_gemm)):
+        if forced := os.environ.get(variable):
+            try:
+                select(forced)
+            except InputError:
+                _library = _reason = None  # so that the next import complains too
+                raise
+    return _library is not None
+
+
+def _load_library() -> None:
+    """Load the library, or warn and keep the reason why there is none."""
+    global _library, _reason
     _reason = library_files.problem(LIBRARY_PATH)
     if _reason is None:
         try:
@@ -51,22 +68,14 @@ def load() -> bool:
         warnings.warn(
             f"pyprune runs on reference implementations, slowly: {_reason}. To get the kernels: {REMEDY}",
             NativeLibraryWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-        return False
+        return
     _library.pyprune_isa_compiled.restype = ctypes.c_char_p
     _library.pyprune_isa_selected.restype = ctypes.c_char_p
     _library.pyprune_constant.restype = ctypes.c_int64
     _library.pyprune_packed_bytes.restype = ctypes.c_int64
     _library.pyprune_packed_bytes.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    for variable, select in (("PYPRUNE_ISA", select_isa), ("PYPRUNE_GEMM", select_gemm)):
-        if forced := os.environ.get(variable):
-            try:
-                select(forced)
-            except InputError:
-                _library = None  # so that the next import complains too
-                raise
-    return True
 
 
 def compiled_isas() -> list[str]:

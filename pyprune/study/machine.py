@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
     """CPU, memory, system, GPUs, threads, kernels, versions and, in a checkout, the commit: what a result must be read
     with."""
     cpu, gpus = _cpu(), _gpus()
-    versions = {name: _version(name) for name in (*PACKAGES, *(GPU_PACKAGES if gpus else ()))}
+    versions = {name: version(name) for name in (*PACKAGES, *(GPU_PACKAGES if gpus else ()))}
     if gpus:
         versions["CUDA"] = torch.version.cuda
     return {
@@ -115,7 +115,8 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The installed version of a package, None where it is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

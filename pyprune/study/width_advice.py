@@ -20,7 +20,7 @@ from pyprune.checks import is_int
 from pyprune.errors import InputError
 from pyprune.files import read_json, user_cache, write_json
 from pyprune.models.load import require_device
-from pyprune.ops import gpu, native
+from pyprune.ops import gpu, native, schemas
 from pyprune.pruning.apply import padded_width
 from pyprune.study import machine
 from pyprune.study.linears import DTYPES, OURS, TORCH, Pool, our_linear, time_calls, torch_linear
@@ -47,7 +47,7 @@ class Question:
     device: str  # the GPU's or CPU's name
     threads: int
     torch: str
-    kernels: str  # the instruction set or GPU kernels in use
+    kernels: str  # the instruction set or GPU kernels in use, and the package that they are of
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "rows": list(self.rows)}
@@ -203,8 +203,11 @@ def _ffn(gate: Any, down: Any) -> None:
 def _here(device: torch.device) -> tuple[str, int, str, str]:
     """Device, threads, torch and kernels of a `Question`."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device), 1, torch.__version__, gpu.choice_for(device).kernels
-    return machine.describe()["cpu"], torch.get_num_threads(), torch.__version__, native.selected_isa() or "reference"
+        name, threads, kernels = torch.cuda.get_device_name(device), 1, gpu.choice_for(device).kernels
+    else:
+        name, threads = machine.describe()["cpu"], torch.get_num_threads()
+        kernels = native.selected_isa() or "reference"
+    return name, threads, torch.__version__, f"{kernels} of pyprune {machine.version('pyprune')}, {schemas.digest()}"
 
 
 def _middle(values: Sequence[float]) -> float:

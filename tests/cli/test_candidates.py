@@ -81,12 +81,16 @@ def test_answers_of_a_file_are_the_samples(capsys, folder):
         (["--measure", "task-loss"], "--labels FILE and --measure task-loss are expected"),
         (["--labels", "no.safetensors"], "--labels FILE and --measure task-loss are expected"),
         (["--labels", "no.safetensors", "--measure", "task-loss"], "no.safetensors"),
+        (
+            ["--labels", "no.safetensors", "--measure", "task-loss", "--seed", "3"],
+            "--seed 3: does not go with --labels",
+        ),
         (["--labels", "library/narrow.json", "--measure", "task-loss"], "a .safetensors file"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_is_loaded(capsys, folder, monkeypatch, words, message):
     monkeypatch.setattr("pyprune.models.load_any.load_any", None)
-    code, out, err = run(capsys, "score", *TINY, *words)
+    code, out, err = run(capsys, "score", *(TINY[:1] if "--labels" in words else TINY), *words)
     assert (code, out) == (2, "")
     assert message in err
 
@@ -95,6 +99,8 @@ def test_scores_in_a_file_take_no_candidates(capsys, folder):
     run(capsys, "score", *TINY, "--candidates", "library", "--out", "s.json")
     for words, message in (
         (["s.json", "--candidates", "library"], "has scores already"),
+        (["s.json", "--samples", "3"], "--samples 3: needs a model to score; s.json has scores already"),
+        (["s.json", "--stream"], "--stream: needs a model to score"),
         (["s.json", "--plot", "p.png"], "scores of candidates"),
         (["s.json", "--against", "s.json"], "scores of candidates"),
     ):
@@ -113,7 +119,9 @@ def test_the_memory_of_scoring_is_planned_from_sizes(capsys):
     few = plan_scoring(load("shape:tiny"), 3, 40, 64)
     more = plan_scoring(load("shape:tiny"), 6, 40, 64)
     assert more.bytes - few.bytes == 3 * 40 * 64 * load("shape:tiny").hidden_size * 4
-    code, _, err = run(capsys, "plan", *words, "--len", "100")
-    assert (code, "--len: plans an engine; does not go with --candidates" in err) == (2, True)
-    code, _, err = run(capsys, "plan", "shape:tiny", "--memory", "--measure", "kl")
-    assert (code, "--measure kl: needs --candidates" in err) == (2, True)
+    for refused in (["--len", "100"], ["--batch", "1,16"], ["--skip", "3"]):
+        code, _, err = run(capsys, "plan", *words, *refused)
+        assert (code, f"{' '.join(refused)}: plans an engine; does not go with --candidates" in err) == (2, True)
+    for refused in (["--measure", "kl"], ["--samples", "4"]):
+        code, _, err = run(capsys, "plan", "shape:tiny", "--memory", *refused)
+        assert (code, f"{' '.join(refused)}: needs --candidates" in err) == (2, True)

@@ -79,6 +79,15 @@ def test_mergekit_needs_no_model_at_hand_where_the_layers_are_given(capsys, prun
     assert [part["sources"][0]["layer_range"] for part in yaml.safe_load(out)["slices"]] == [[0, 1], [3, 4]]
 
 
+def test_mergekit_takes_models_of_families_that_pyprune_does_not_read(capsys, pruning, tmp_path):
+    words = ["export", pruning, "--to", "mergekit", "--model", tmp_path]
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}')
+    code, out, err = run(capsys, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "With --layers N, its number of blocks, it is not looked at" in err
+    assert run(capsys, *words, "--layers", "4")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

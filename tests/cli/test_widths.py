@@ -89,6 +89,7 @@ def test_padding_has_no_effect_before_its_options_are_known_to_be_good(odd, tmp_
         (["--multiple", "many"], "'many': auto or a whole number"),
         (["--out", str(tmp_path / "taken")], "not empty"),
         (["--device", "cuda:7"], "cuda"),
+        (["--multiple", "64", "--rows", "1,16"], "--rows 1,16: needs --multiple auto"),
     ):
         given = ["pad", str(odd), "--out", str(tmp_path / "new"), *words]
         code, out, err = run(capsys, *given)

@@ -20,7 +20,7 @@ from pyprune.models import load
 from pyprune.models.gguf_file import GGUFFile
 from pyprune.models.names import gguf_name
 from tests import seeds
-from tests.library import needs_library
+from tests.library import needs_library, without_library
 
 SMALL = {"hidden": 512, "ffn": 1024, "blocks": 6, "heads": 4, "kv_heads": 2, "head_dim": 128, "vocab": 3001}
 MIDDLE = {"hidden": 1024, "ffn": 4096, "blocks": 6, "heads": 8, "kv_heads": 2, "head_dim": 128, "vocab": 60000}
@@ -96,7 +96,7 @@ def test_without_the_library_the_package_dequantises_the_same_values(write_gguf)
     )
     saved = path.with_suffix(".pt")
     done = subprocess.run(
-        [sys.executable, "-c", code, path, saved], env={**os.environ, "PYPRUNE_NATIVE": "0"},
+        [sys.executable, "-c", code, path, saved], env=without_library(),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import torch
 from pyprune.errors import InputError, NativeLibraryWarning
 from pyprune.ops import gpu, library_files, native, schemas, torch_version
 from tests.cuda import tools
+from tests.library import FORCED
 
 needs_library = pytest.mark.skipif(not native.LIBRARY_PATH.exists(), reason="the CPU library is not built here")
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
@@ -131,7 +132,8 @@ def test_a_library_for_another_processor_is_refused_by_name(tmp_path: Path, monk
 
 
 def test_a_stale_cpu_library_is_not_loaded_and_the_warning_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("PYPRUNE_NATIVE", raising=False)
+    for variable in ("PYPRUNE_NATIVE", *FORCED):
+        monkeypatch.delenv(variable, raising=False)
     library(tmp_path, "_cpu_000000000000.so", "000000000000")
     monkeypatch.setattr(native, "LIBRARY_PATH", tmp_path / f"_cpu_{schemas.digest()}.so")
     monkeypatch.setattr(native, "_library", None)

@@ -21,7 +21,7 @@ from pyprune.ops.results import rows_to_project
 from pyprune.ops.schemas import SCHEMAS
 from tests import seeds
 from tests.fresh import run_fresh, run_to_its_end
-from tests.library import needs_library
+from tests.library import FORCED, needs_library
 from tests.ops.attention_inputs import CASES, poisoned, qkv_arguments
 from tests.ops.inputs import norm, random, weight
 from tests.ops.test_step import step_arguments
@@ -154,7 +154,9 @@ def test_traces_under_compile_without_a_break(name: str):
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_to_its_end(code, {**os.environ, **environment})
+    """Nothing is forced but what `environment` says."""
+    inherited = {name: value for name, value in os.environ.items() if name not in FORCED}
+    return run_to_its_end(code, {**inherited, **environment})
 
 
 @pytest.mark.slow
@@ -216,6 +218,20 @@ def test_a_wrong_instruction_set_in_the_environment_is_refused_at_every_import()
     )
     done = run(code, PYPRUNE_ISA="mmx")
     assert done.stdout.count("'mmx'") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variable", "value"), [("PYPRUNE_ISA", "portable"), ("PYPRUNE_GEMM", "own")])
+def test_what_is_forced_without_the_library_is_refused_at_every_import(variable: str, value: str):
+    code = (
+        "from pyprune.errors import InputError\n"
+        "for _ in range(2):\n"
+        "    try:\n        import pyprune.ops\n        print('accepted')\n"
+        "    except InputError as error:\n        print(error)\n"
+    )
+    done = run(code, PYPRUNE_NATIVE="0", **{variable: value})
+    expected = f"{value!r}: the CPU library is not loaded (switched off by PYPRUNE_NATIVE=0)"
+    assert done.stdout.count(expected) == 2, done.stdout + done.stderr
 
 
 def test_a_skipped_sublayer_traces_like_any_other():

@@ -50,7 +50,9 @@ def removed(units, sizes, decoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "ratio"), [("corrected", 0.35), ("faithful", 0.1)])
+@pytest.mark.parametrize(
+    ("code", "ratio"), [("corrected", 0.35), pytest.param("faithful", 0.1, marks=pytest.mark.full)]
+)
 def test_flap_selects_as_in_float64(smollm2, ids, reference, code, ratio):
     units, cost = (
         flap_units(smollm2, ids, reference, "WIFV", adaptive=True, faithful=code == "faithful"),

@@ -74,6 +74,8 @@ def test_inductor_compiles_a_decode_step(tmp_path, monkeypatch):
     # Inductor's own cache does not tell vector widths apart: code compiled under ATEN_CPU_CAPABILITY=avx2 corrupts the
     # heap of a process with AVX-512.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)  # of one program
+    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 1)  # which compiles sooner; our operators are vectorised
     ours, theirs = pair("llama", num_hidden_layers=1)
     compiled, others = torch.compile(ours, fullgraph=True), (theirs, in_float64(theirs))
     caches = [StaticCache(config=ours.config, max_cache_len=12) for _ in range(3)]

@@ -173,7 +173,11 @@ def isa(request):
         native.select_isa(own)
 
 
-CONVERTED = [(*work, LOSSLESS12) for work in WORK if work[1] == "bf16"]
+CONVERTED = [
+    pytest.param(*work, LOSSLESS12, marks=[pytest.mark.full] if work[3] * work[4] > 2100 or "1024" in work[0] else [])
+    for work in WORK
+    if work[1] == "bf16"
+]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import weakref
 
 import pytest
@@ -17,6 +16,7 @@ from pyprune.pruning import apply
 from pyprune.runtime import memory
 from pyprune.runtime.weight_formats import converted
 from tests.fresh import run_fresh
+from tests.library import without_library
 
 # Rows of few columns would not get smaller: a head and whole groups of 64 take too much of them.
 SIZES = "hidden=320,blocks=4,heads=6,kv_heads=2,head_dim=52,ffn=701,vocab=301"
@@ -212,6 +212,5 @@ def test_the_reference_implementations_give_the_same_too():
         "assert {t.dtype for _, t in small._running.tensors() if t.dim() == 2} == {torch.uint8}\n"
         "print(json.dumps([one.generate(prompt, max_new_tokens=4).tolist() for one in (plain, small)]))"
     )
-    environment = {**os.environ, "PYPRUNE_NATIVE": "0"}
-    plain, small = json.loads(run_fresh(code, environment))
+    plain, small = json.loads(run_fresh(code, without_library()))
     assert plain == small

@@ -152,7 +152,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_in_the_middle_of_their_part(tmp_path):
     """By its name, and not at the next collective: their parts would go on for 20 seconds or more."""
     with run_ranks(DIES % (free_port(), SHAPE), tmp_path, 3) as processes:

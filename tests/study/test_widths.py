@@ -240,6 +240,13 @@ def test_what_is_kept_for_another_machine_is_not_taken(monkeypatch: pytest.Monke
     assert len(width_advice.read(width_advice.location())) == 2
 
 
+def test_what_is_kept_of_other_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+    for name in ("0.0.1", "0.0.2", "0.0.1"):
+        monkeypatch.setattr(width_advice.machine, "version", lambda package, version=name: version)
+        advise(37, 16, (1,), "float32", rounds=2)
+    assert len(width_advice.read(width_advice.location())) == 2
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
