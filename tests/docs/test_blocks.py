@@ -90,13 +90,21 @@ RUNNABLE = [page for page in pages() if any(block.mark == "runs" for block in bl
 
 @pytest.mark.real_model
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUNNABLE)
-def test_marked_commands_run(page: str, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("page", "quick"),
+    [
+        pytest.param(page, quick, marks=marks)
+        for page in RUNNABLE
+        for quick, marks in ((True, []), (False, [pytest.mark.full]))
+    ],
+)
+def test_marked_commands_run(page: str, quick: bool, monkeypatch, capsys, tmp_path, request):
     monkeypatch.chdir(tmp_path)
+    model = request.getfixturevalue("reads_text").as_posix() if quick else "smollm2-135m"
     for block in blocks(page, "bash", "sh"):
         if block.mark == "runs":
             for line in commands(block.text):
-                program, *words = shlex.split(line)
+                program, *words = (model if word == "smollm2-135m" else word for word in shlex.split(line))
                 assert (program, main(words)) == ("pyprune", 0), capsys.readouterr().err
 
 

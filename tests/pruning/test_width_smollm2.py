@@ -144,7 +144,12 @@ def test_magnitude_sp_selects_as_in_float64(smollm2):
 
 
 @pytest.mark.parametrize(
-    ("method", "variant"), [("wanda-sp", ""), ("flap", ""), ("llm-pruner", "local"), ("llm-pruner", "global")]
+    ("method", "variant"),
+    [
+        ("flap", ""),
+        ("llm-pruner", "global"),
+        *(pytest.param(*method, marks=pytest.mark.full) for method in (("wanda-sp", ""), ("llm-pruner", "local"))),
+    ],
 )
 def test_multiples_of_64_meet_the_depth_row(smollm2, ids, method, variant):
     # 10 %: no one multiple of 64 comes within 0.5 % of it.
