@@ -3,8 +3,8 @@
 Each part is a list of cells; a finished cell is in the JSON file at once, and a second run goes on where the first one
 ended. A cell has the perplexity of the original, the pruned and the repaired model on held-out texts, the share of the
 lost log-perplexity that came back, and its seconds: by the clock, and of the processor a thread, which is what it takes
-where nothing else runs. `--list` prints the parts and an estimate of a cell's
-time on 2 free cores; the file says what each took.
+where nothing else runs. `--list` prints the parts and an estimate of a cell's time on 2 free cores, from bfloat16
+products to AVX2; the file says what each took.
 
 Calibration is `demo:passages` unless the part says otherwise, without the documents that quote the held-out texts.
 Those are WikiText-2's test split (`--wikitext FILE`) and BoolQ passages that no calibration draws from.
@@ -35,26 +35,31 @@ from pyprune.scoring.calibration.sources import Texts
 from pyprune.scoring.calibration.windows import Encoder, Windows, draw_windows
 from pyprune.study.machine import describe, lasting
 
-FORMAT = "pyprune repair study 5"
-SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 256, 1024, 64, 100
-"""Windows: closed forms are fitted on WINDOWS, chains with gradient steps on WINDOWS_OF_STEPS."""
+FORMAT = "pyprune repair study 6"
+SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, HELD_OUT_WINDOWS, DOCUMENTS = 128, 128, 1024, 64, 100
+"""Windows: closed forms are fitted on WINDOWS, what makes gradient steps on WINDOWS_OF_STEPS."""
+MINUTES, FEWER_MINUTES = 15, 10
+"""What `auto` may take at 20 %, and at other ratios."""
 CLOSED = ("mean-update", "scale", "linear", "linear-cosine", "refit", "refit-all", "refit-all-o")
 WIDTH = ("flap-bias", "stat", "refit-all-o")
 CHAIN = "refit-all-o+tail"
-BEST = ("refit-all-o", CHAIN)
-BY_STEPS = ("blockwise", "tail")
+BEST = ("refit-all-o", "auto")
+BY_STEPS = ("auto", "blockwise", "tail")
+"""What makes gradient steps."""
 PARTS = {
-    "methods": "every closed form at 20 % depth, one-shot and greedy by PPL: about 2 min a cell",
-    "steps": "gradient steps alone and behind the best closed form, one-shot and greedy: 7 to 17 min a cell",
-    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with the best chain: 2 to 13 min a cell",
-    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 13 min a cell",
-    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and best chain: 2 to 13 min a cell",
-    "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 15 min a cell",
-    "texts": "calibration of mixed passages, LAMBADA alone, BoolQ alone: about 2 min a cell",
-    "first": "tokens relative, equal, and without first tokens: about 2 min a cell",
-    "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 6 to 20 min a cell",
-    "tasks": "the seven tasks of the original, the pruned model and the best chain: about 6 to 25 min a cell",
+    "methods": "every closed form at 20 % depth, one-shot and greedy by PPL: 2 to 4 min a cell",
+    "steps": "gradient steps alone, and auto, one-shot and greedy: 15 to 30 min a cell",
+    "width": "FLAP and Wanda-sp at 20 % with the width repairs, and with auto: 2 to 16 min a cell",
+    "seeds": "three draws of the windows that choose the blocks and of the calibration: 2 to 16 min a cell",
+    "ratios": "10, 27 and 35 %, PPL depth and FLAP, best closed form and auto: 2 to 11 min a cell",
+    "tokens": "10, 128, 512 and 2,000 windows with refit-all-o: 1 to 45 min a cell",
+    "texts": "calibration of mixed passages, LAMBADA alone, BoolQ alone: 2 to 4 min a cell",
+    "first": "tokens relative, equal, and without first tokens: 2 to 4 min a cell",
+    "tasks": "the seven tasks of the original, the pruned model and auto's: 6 to 25 min a cell",
+    "tuning": "rates, steps, blocks and windows of the gradient steps behind refit-all-o: 6 to 40 min a cell",
 }
+WITHOUT_ASKING = tuple(part for part in PARTS if part != "tuning")
+"""The parts that are run where none is named: five hours with bfloat16 products, seven with AVX2."""
 
 
 def cells(part: str) -> list[dict[str, Any]]:
@@ -63,13 +68,14 @@ def cells(part: str) -> list[dict[str, Any]]:
 
     def cell(method: str, **changed: Any) -> dict[str, Any]:
         windows = WINDOWS_OF_STEPS if set(BY_STEPS) & set(method.split("+")) else WINDOWS
-        return {"method": method, "windows": windows, **base, **changed}
+        ratio = changed.get("ratio", base["ratio"])
+        limit = {"minutes": MINUTES if ratio == base["ratio"] else FEWER_MINUTES} if method == "auto" else {}
+        return {"method": method, "windows": windows, **base, "options": limit, **changed}
 
-    by_steps = ("blockwise", "tail", "refit-all-o+blockwise", CHAIN, "refit-all-o+blockwise+tail")
     return {
         "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in CLOSED],
-        "steps": [*(cell(method=m) for m in by_steps), cell(method=CHAIN, prune="greedy")],
-        "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in (*WIDTH, CHAIN)],
+        "steps": [*(cell(method=m) for m in ("blockwise", "tail", "auto")), cell(method="auto", prune="greedy")],
+        "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in (*WIDTH, "auto")],
         "seeds": [cell(method=m, seed=s) for s in (0, 1, 2) for m in BEST],
         "ratios": [
             cell(method=m, ratio=r, prune=p) for r in (0.1, 0.27, 0.35) for p in ("one-shot", "flap") for m in BEST
@@ -84,7 +90,7 @@ def cells(part: str) -> list[dict[str, Any]]:
             *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),
             *(cell(method=CHAIN, windows=n) for n in (256, 2048)),
         ],
-        "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", CHAIN)],
+        "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", "auto")],
     }[part]
 
 
@@ -179,7 +185,7 @@ class Study:
                 stage = {**report.to_dict(), **seconds_since(*began)}
                 self._stages[key] = report.decoder, [*stages, stage]
             decoder, stages = self._stages[key]
-            if method == "tail":  # nothing comes behind it
+            if method in ("tail", "auto"):  # nothing comes behind it
                 del self._stages[key]
         return decoder, stages
 
@@ -238,7 +244,9 @@ def this_machine(done: dict[str, Any], decoder: Any) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas (default: all)")
+    parser.add_argument(
+        "--parts", default=",".join(WITHOUT_ASKING), help="which parts, with commas (default: all but tuning)"
+    )
     parser.add_argument("--out", default="bench/results/repair-smollm2.json", help="the JSON file")
     parser.add_argument("--wikitext", help="WikiText-2's test split, a text file (required to run)")
     parser.add_argument("--closed-forms", action="store_true", help="no cells with gradient steps, no tasks")

@@ -35,15 +35,15 @@ from pyprune.files import write_json
 from pyprune.recovery import repair_with_report
 from pyprune.scoring.calibration import set_apart
 
-FORMAT = "pyprune selection study 3"
-COUNT, SCORED, FITTED, SEEDS = 8, 10, 128, (0, 1, 2)
+FORMAT = "pyprune selection study 4"
+COUNT, SCORED, FITTED, SEEDS = 8, 10, 64, (0, 1, 2)
 """Blocks that go (20 % of SmolLM2's parameters), windows that score, windows that repairs are fitted on."""
 
 REPAIRS = ("linear", "refit-all-o")
 PARTS = {
-    "one-shot": "one ranking by ppl, or by ppl-after-repair in each form; repaired once: about 3 min a cell",
-    "greedy": "greedy by ppl, repaired once: about 5 min a cell",
-    "each": "greedy, repaired after each removal, rounds by ppl or by ppl-after-repair: 15 to 35 min a cell",
+    "one-shot": "one ranking by ppl, or by ppl-after-repair in each form; repaired once: 2 to 4 min a cell",
+    "greedy": "greedy by ppl, repaired once: 3 to 6 min a cell",
+    "each": "greedy, repaired after each removal, rounds by ppl or by ppl-after-repair: 8 to 30 min a cell",
 }
 WAYS = {
     "one-shot": ("ppl", "ppl-after-repair mean-update", "ppl-after-repair linear"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import log
@@ -11,7 +11,16 @@ from typing import Any
 
 from bench.pages.results import RESULTS, in_words, link, read, table
 from bench.pages.tables import perplexity
-from bench.repair_study import DOCUMENTS, PARTS, SEQ_LEN, WINDOWS, WINDOWS_OF_STEPS, cells
+from bench.repair_study import (
+    DOCUMENTS,
+    FEWER_MINUTES,
+    MINUTES,
+    PARTS,
+    SEQ_LEN,
+    WINDOWS,
+    WINDOWS_OF_STEPS,
+    cells,
+)
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
@@ -48,7 +57,7 @@ def repairs(name: str = REPAIRS) -> str:
     tables = (
         ("The perplexities:", entries, prunings),
         (
-            "Closed forms, and gradient steps alone and behind the best of them:",
+            "Closed forms, gradient steps alone, and `auto`:",
             [*parts["methods"], *parts["steps"]],
             methods,
         ),
@@ -83,7 +92,8 @@ python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
 A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). Minutes are processor time, a thread. {measured_on(results["machines"])}
+unless a table says otherwise ({link(name)}). `auto` may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
+ratios{taken(entries)}. Minutes are processor time, a thread. {measured_on(results["machines"])}
 
 {shown}"""
 
@@ -93,6 +103,15 @@ def measured_on(machines: Iterable[Mapping[str, Any]]) -> str:
     each = dict.fromkeys(f"{in_words(info)}, gradient steps in {info['products_of_steps']}" for info in machines)
     several = "" if len(each) == 1 else ". Minutes of different machines do not compare"
     return f"Measured on {'; '.join(each)}{several}."
+
+
+def taken(entries: Iterable[Mapping[str, Any]]) -> str:
+    """What `auto` came to, and how often."""
+    auto = [entry for entry in entries if entry["cell"]["method"] == "auto" and "stages" in entry]
+    counts = Counter(entry["stages"][-1]["method"] for entry in auto)
+    if not counts:
+        return ""
+    return ", and came to " + ", ".join(f"`{method}` ({count}x)" for method, count in counts.most_common())
 
 
 def finished(part: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

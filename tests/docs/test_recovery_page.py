@@ -7,7 +7,7 @@ import pytest
 import pyprune
 from bench import repair_study
 from bench.pages import recovery
-from bench.repair_study import CHAIN, PARTS, cells
+from bench.repair_study import PARTS, cells
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
 
 
@@ -18,7 +18,9 @@ def entry(part, cell, number):
         shares = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
         return made | {"tasks": {name: dict.fromkeys(shares, number / 100) for name in PAPER_TASKS}}
     quality = {"original": 50.0, "pruned": 200.0, "repaired": 100.0, "recovered": number / 100}
-    return made | {"removed": {"blocks": [1, number]}, "perplexity": dict.fromkeys(recovery.TEXTS, quality)}
+    stages = [{"method": cell["method"].replace("auto", "refit-all-o+tail" if number % 2 else "refit-all-o")}]
+    removed = {"blocks": [1, number]}
+    return made | {"removed": removed, "stages": stages, "perplexity": dict.fromkeys(recovery.TEXTS, quality)}
 
 
 def machine(flag, products="fp32", commit="a"):
@@ -57,15 +59,28 @@ def test_each_part_has_a_row_for_each_of_its_cells(study):
 
 
 def test_a_share_stands_in_the_row_of_its_cell(study):
-    chosen = next(e for e in study if e["cell"]["method"] == CHAIN and e["cell"]["ratio"] == 0.35)
+    chosen = next(e for e in study if e["cell"]["method"] == "auto" and e["cell"]["ratio"] == 0.35)
     share = f"{chosen['perplexity']['boolq']['recovered']:.0%}"
-    row = next(row for row in tables(recovery.repairs())[4] if "one-shot 35%" in row and CHAIN in row)
+    row = next(row for row in tables(recovery.repairs())[4] if "one-shot 35%" in row and "`auto`" in row)
     assert row.count(share) == 2
 
 
 def test_parts_that_were_not_run_have_no_table(study):
     study[:] = [present for present in study if present["part"] == "methods"]
     assert len(tables(recovery.repairs())) == 2  # of seeds, texts and others only the cells that methods has
+
+
+def test_what_auto_came_to_is_counted(study):
+    auto = [
+        present["stages"][-1]["method"]
+        for present in study
+        if present["cell"]["method"] == "auto" and "stages" in present
+    ]
+    counts = {method: auto.count(method) for method in auto}
+    assert len(counts) == 2
+    page = " ".join(recovery.repairs().split())
+    for method, count in counts.items():
+        assert f"`{method}` ({count}x)" in page
 
 
 def test_minutes_are_said_to_compare_only_on_one_machine(study):
