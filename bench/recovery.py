@@ -33,12 +33,12 @@ from pyprune.scoring.calibration.demonstrations import TRAINING
 from pyprune.study.machine import describe
 from pyprune.study.training_plot import training_curve
 
-FORMAT = "pyprune recovery 4"
+FORMAT = "pyprune recovery 5"
 RATIO = 0.2
 """The share of the parameters that goes."""
 
-REPAIR = "refit-all-o+tail"
-"""The repair that training starts from."""
+REPAIR, REPAIR_MINUTES = "auto", 15
+"""The repair that training starts from, and what auto may take."""
 
 PARTS = {
     "plain": "LoRA on the pruned model",
@@ -99,8 +99,10 @@ class Recovery:
             shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
             ids = self.study.windows("passages", WINDOWS_OF_STEPS, 0)
+            method = self.options.repair
+            limit = {"minutes": REPAIR_MINUTES} if method == "auto" else {}
             precision = self.options.precision
-            report = repair_with_report(self.original, self.pruned, ids, self.options.repair, precision=precision)
+            report = repair_with_report(self.original, self.pruned, ids, method, precision=precision, **limit)
             seconds = time.perf_counter() - began
             report.decoder.save(folder)
             reached = self.perplexities(report.decoder)

@@ -250,6 +250,7 @@ def trainings(name: str = TRAININGS) -> str:
     """What an hour of training adds."""
     results = read(name)
     machines = dict.fromkeys(in_words(part["machine"]) for part in results["parts"].values())
+    repair = results.get("repair", {}).get("method", "none")
     return f"""## Retraining
 
 ```bash
@@ -257,7 +258,7 @@ python -m bench.recovery --wikitext wikitext2-test.txt
 ```
 
 LoRA trains on `demo:passages` for {results["settings"]["minutes"]:g} minutes ({link(name)}), with distillation towards
-the original's predictions alone; the repair is `{results["settings"]["repair"]}`. Measured on {"; ".join(machines)},
+the original's predictions alone; the repair is `{repair}`. Measured on {"; ".join(machines)},
 matrix products in {results["settings"]["precision"]}.
 
 {recovery(results)}
