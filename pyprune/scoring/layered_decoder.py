@@ -102,7 +102,7 @@ class LayeredDecoder:
         return sum(sorted(sum(t.numel() * t.element_size() for _, t in block.tensors()) for block in blocks)[-2:])
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return self.decoder.sizes().tensors()
+        return self.decoder.tensors()
 
     def on(self, input_ids: Tensor, mask: Tensor | None) -> DecoderSamples:
         return DecoderSamples(self.decoder, input_ids, mask)

@@ -103,7 +103,7 @@ class LayeredModel(Protocol):
         """Bytes of weights that are read from a file and held at once; 0 where all are in memory."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with its name, those of streamed blocks on the meta device: to know the model by."""
+        """Every tensor with its name, to know the model by; streamed blocks are read, one after the other."""
 
     def on(self, input_ids: Tensor, mask: Tensor | None) -> SamplesPass:
         """The model on checked samples `[S, T]`; mask: bool `[S, T]`, False where a token is padding, or None."""

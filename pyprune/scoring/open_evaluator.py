@@ -45,8 +45,10 @@ def open_evaluator(
     """
     group = process_group(model.device, distributed)
     try:
-        subject = journal_subject(model, input_ids, mask, work, **(settings or {}))
-        group.require_same_call(json.dumps([subject, resume is not None]))
+        subject: dict[str, Any] = {}  # it takes a streamed model to be read once, which only these two need
+        if resume is not None or group.size > 1:
+            subject = journal_subject(model, input_ids, mask, work, **(settings or {}))
+            group.require_same_call(json.dumps([subject, resume is not None]))
         with _open_journal(resume, subject, group) as journal:
             yield Evaluator(
                 model,

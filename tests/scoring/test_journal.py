@@ -185,6 +185,22 @@ def test_other_weights_of_the_same_name_are_refused(decoder, samples, written):
         read(written, changed, samples)
 
 
+def test_other_weights_of_streamed_blocks_are_refused(decoder, samples, tmp_path):
+    down = decoder.blocks[2].ffn.down.weight
+    decoder.save(tmp_path / "one")
+    decoder.map(lambda tensor: tensor * 1.01 if tensor is down else tensor).save(tmp_path / "other")
+    (tmp_path / "one").rename(tmp_path / "model")
+    streamed = load(tmp_path / "model", stream=True)
+    Journal(tmp_path / "journal", journal_subject(streamed, samples, None, "score ppl block")).close()
+    again = load(tmp_path / "model", stream=True)
+    Journal(tmp_path / "journal", journal_subject(again, samples, None, "score ppl block")).close()
+    (tmp_path / "model").rename(tmp_path / "one")
+    (tmp_path / "other").rename(tmp_path / "model")
+    changed = load(tmp_path / "model", stream=True)
+    with pytest.raises(InputError, match=r"of weights [0-9a-f]+, but weights is [0-9a-f]+ now"):
+        Journal(tmp_path / "journal", journal_subject(changed, samples, None, "score ppl block"))
+
+
 @pytest.mark.parametrize("content", ["mine", "mine\nmine too\n", '{"entry": 1}\n'])
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(decoder, samples, tmp_path, content: str):
     path = tmp_path / "notes"
