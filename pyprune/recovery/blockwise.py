@@ -21,8 +21,8 @@ from pyprune.models.decoder import Block, Decoder
 from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
+from pyprune.recovery.lineage import equal_blocks
 from pyprune.recovery.local_steps import Steps, dtype_for_steps, fit_blocks
-from pyprune.recovery.streams import equal
 from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 
@@ -117,13 +117,3 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
     """mean over tokens of |output - target|^2 / |target|^2."""
     square = target.square().sum(-1)
     return ((output - target).square().sum(-1) / square.clamp(min=torch.finfo(square.dtype).tiny)).mean()
-
-
-def equal_blocks(block: Block, other: Block, dtype: torch.dtype) -> bool:
-    """Whether two blocks hold the same values, the first one rounded to `dtype`."""
-    pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
-    return all(
-        sublayer is counterpart
-        or (sublayer is not None and counterpart is not None and equal(sublayer, counterpart, dtype))
-        for sublayer, counterpart in pairs
-    )

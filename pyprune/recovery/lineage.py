@@ -8,11 +8,11 @@ import torch
 
 from pyprune.errors import InputError
 from pyprune.models import as_decoder
-from pyprune.models.decoder import Decoder
+from pyprune.models.decoder import Block, Decoder
 from pyprune.models.pruning import Pruning, recorded
 from pyprune.pruning.apply import apply
 from pyprune.pruning.index_map import index_map
-from pyprune.recovery.streams import sublayers_of
+from pyprune.recovery.streams import equal, sublayers_of
 
 
 def pruned_from(original: Decoder, pruned: Any) -> Decoder:
@@ -61,3 +61,27 @@ def begins_at_block_0(original: Decoder, pruned: Decoder) -> bool:
 def only_narrowed(original: Decoder, pruned: Decoder) -> bool:
     of_original, of_pruned = (dict(sublayers_of(decoder.sizes().blocks)) for decoder in (original, pruned))
     return of_original.keys() == of_pruned.keys()
+
+
+def equal_prefix(original: Decoder, decoder: Decoder) -> int:
+    """How many leading blocks of both hold the same values, rounded to `decoder`'s dtype: the place of the first cut,
+    or of the first weights that a repair or a training changed. 0 where the embeddings differ."""
+    first, second = original.embedding, decoder.embedding
+    if first.shape != second.shape or not torch.equal(first.to(second.dtype), second.to(first.device)):
+        return 0
+    count = 0
+    for block, other in zip(original.blocks, decoder.blocks, strict=False):
+        if block.index != other.index or not equal_blocks(block, other, decoder.dtype):
+            break
+        count += 1
+    return count
+
+
+def equal_blocks(block: Block, other: Block, dtype: torch.dtype) -> bool:
+    """Whether two blocks hold the same values, the first one rounded to `dtype`."""
+    pairs = ((block.mha, other.mha), (block.ffn, other.ffn))
+    return all(
+        sublayer is counterpart
+        or (sublayer is not None and counterpart is not None and equal(sublayer, counterpart, dtype))
+        for sublayer, counterpart in pairs
+    )

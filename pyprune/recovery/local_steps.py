@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyprune.models.decoder import Block, Decoder
 from pyprune.ops import native
-from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out
+from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out, judging
 
 WARM_UP = 10
 PRECISIONS = ("fp32", "bf16")
@@ -98,7 +98,7 @@ def fit_blocks(
     """
     samples, tokens = shape
     fitting = [sample for sample in range(samples) if not is_held_out(sample)]
-    held_out = [sample for sample in range(samples) if is_held_out(sample)]
+    held_out = judging(samples, tokens)
     batch = steps.batch(tokens)
     device = next(tensor for _, tensor in blocks[0].tensors()).device
     weights: list[Tensor] = []

@@ -21,7 +21,7 @@ from pyprune.recovery.blockwise import BLOCKWISE_STEPS, blockwise
 from pyprune.recovery.closed_form import closed_form
 from pyprune.recovery.fitting import Fitting, enough_samples
 from pyprune.recovery.journal import RepairJournal
-from pyprune.recovery.lineage import begins_at_block_0, only_narrowed, pruned_from
+from pyprune.recovery.lineage import begins_at_block_0, equal_prefix, only_narrowed, pruned_from
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.methods import (
     AT_CUT,
@@ -37,7 +37,7 @@ from pyprune.recovery.methods import (
 )  # fmt: skip
 from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
 from pyprune.recovery.time_left import TimeLeft
-from pyprune.regression.held_out import is_held_out, spread
+from pyprune.regression.held_out import judging, spread
 from pyprune.regression.normal_equations import RIDGES
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.journal import journal_subject
@@ -51,12 +51,12 @@ Fits = list[dict[str, Any]]
 class Repaired:
     """A repaired model, by which method, and what the held-out windows say.
 
-    perplexities: of the original, the pruned and the repaired model on every eighth window of the calibration set (None
-    where there are fewer). holds_out: whether these windows were kept from the fits. tried: the repaired perplexity of
-    each method that `auto` tried. fits: of each projection or block, the method, its loss on those windows before and
-    after, and the ridge. The loss of a closed form is the relative squared error of what the projection should add to
-    the stream (of "linear-cosine" 1 less the cosine of the streams), of "blockwise" that of the stream, of "tail" the
-    divergence in nats.
+    perplexities: of the original, the pruned and the repaired model on some 4,096 tokens of every eighth window of the
+    calibration set (None where there are fewer). holds_out: whether these windows were kept from the fits. tried: the
+    repaired perplexity of each method that `auto` tried. fits: of each projection or block, the method, its loss on
+    those windows before and after, and the ridge. The loss of a closed form is the relative squared error of what the
+    projection should add to the stream (of "linear-cosine" 1 less the cosine of the streams), of "blockwise" that of
+    the stream, of "tail" the divergence in nats.
     """
 
     decoder: Decoder
@@ -207,8 +207,8 @@ class _Repairs:
         return enough_samples(self.pruned, self.ids.shape[1])
 
     def held_out(self) -> Tensor:
-        """The windows that are not fitted, where any are held out."""
-        return self.ids[[sample for sample in range(len(self.ids)) if is_held_out(sample)]]
+        """The windows that say what a repair is worth; none where too few are held out."""
+        return self.ids[judging(*self.ids.shape)]
 
     def in_order(self, chain: tuple[str, ...]) -> tuple[Decoder, Fits]:
         """The pruned model repaired by one method after the other."""
@@ -310,15 +310,16 @@ class _Repairs:
         blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
         (samples, seq_len), steps = self.ids.shape, self.by_steps[name]
         is_blockwise = name == "blockwise"
-        start = 0 if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
-        passes = (of_original, blocks if is_blockwise else blocks[:start])
+        shared = equal_prefix(self.original, self.pruned)  # run once for both
+        start = max(0, shared - 1) if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
+        passes = (of_original, blocks[start:] if is_blockwise else blocks[shared:start])
 
         def before(count: int) -> float:
             tokens = replace(steps, count=count).windows(seq_len, samples) * seq_len
             return left.of_passes(tokens, *passes) + left.of_passes(2 * left.tokens, blocks[start:])
 
         if is_blockwise:  # most of the time is for the tail
-            return left.share(1 / 3).steps(steps, seq_len, blocks, before=before)
+            return left.share(1 / 3).steps(steps, seq_len, blocks[start:], before=before)
         head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
         return left.steps(steps, seq_len, blocks[start:], head_share, before)
 

@@ -7,10 +7,11 @@ p(h) = softmax(W RMSNorm(h) + b) the model's final norm and head, which stay, Ad
 
 over all weights of the last blocks together (`local_steps`). A gradient goes through these and the head only; what
 stands before them is run once. A local error of the stream counts every direction alike; this one counts what reaches
-the predictions, and the last blocks can make up for errors that came from before. A step compares the predictions at a
-part of its positions, drawn from the seed: the head is most of its cost. Source: the objective is that of knowledge
-distillation (Hinton et al. 2015, at temperature 1); fitting the last layers of a depth-pruned model alone is what
-"Reassessing Layer Pruning in LLMs" found to serve well, there by training on text.
+the predictions, and the last blocks can make up for errors that came from before. Blocks at the front that both models
+have alike are run once for both. A step compares the predictions at a part of its positions, drawn from the seed: the
+head is most of its cost. Source: the objective is knowledge distillation's (Hinton et al. 2015, at temperature 1); to
+fit the last layers of a depth-pruned model alone is what "Reassessing Layer Pruning in LLMs" found to serve well, there
+by training on text.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pyprune.progress import Progress
 from pyprune.pruning.layerwise import chunk_of
 from pyprune.recovery.blockwise import BlockFit
 from pyprune.recovery.journal import RepairJournal, block_tensors, with_tensors
+from pyprune.recovery.lineage import equal_prefix
 from pyprune.recovery.local_steps import Moments, Steps, dtype_for_steps, fit_blocks
 from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
@@ -94,22 +96,28 @@ def tail(
         fit = BlockFit(tuple(block.index for block in last), entry[1]["before"], entry[1]["after"])
         return replace(pruned, blocks=(*fixed, *fitted)), [fit]
 
-    passes, total = 0, len(original.sizes().blocks) + len(fixed) + steps.count
+    shared = 0
+    if pruned.dtype == original.dtype:  # and so nothing is rounded
+        shared = equal_prefix(original, replace(pruned, blocks=tuple(fixed)))
+    passes, total = 0, len(original.sizes().blocks) + len(fixed) - shared + steps.count
+    teacher, student = (states.empty(samples, tokens, original.hidden_size) for _ in range(2))
 
-    def stream(through: Any) -> Tensor:
+    def run(blocks: Sequence[Block], x: Tensor) -> None:
         nonlocal passes
-        x = states.empty(samples, tokens, original.hidden_size)
-        with torch.inference_mode():
+        for block in blocks:
             for chunk in chunks:
-                x[chunk] = sequence.embed(original, input_ids[chunk])
-            for block in through:
-                for chunk in chunks:
-                    x[chunk] = sequence.run_block(block, x[chunk], *rotation, original.eps)
-                passes += 1
-                progress(passes, total)
-        return x
+                x[chunk] = sequence.run_block(block, x[chunk], *rotation, original.eps)
+            passes += 1
+            progress(passes, total)
 
-    teacher, student = stream(original.blocks), stream(fixed)
+    with torch.inference_mode():
+        for chunk in chunks:
+            teacher[chunk] = sequence.embed(original, input_ids[chunk])
+        run(original.blocks[:shared], teacher)
+        for chunk in chunks:
+            student[chunk] = teacher[chunk]
+        run(original.blocks[shared:], teacher)
+        run(fixed[shared:], student)
     dtype = dtype_for_steps(student)
     bias = None if original.head.bias is None else original.head.bias.to(dtype)
     of_products = torch.bfloat16 if steps.precision == "bf16" else dtype

@@ -11,6 +11,17 @@ def is_held_out(sample: int) -> bool:
     return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
+JUDGING_TOKENS = 4096
+"""About so many held-out tokens say what a fit is worth: they are the same before and after, so that few tell."""
+
+
+def judging(samples: int, seq_len: int) -> list[int]:
+    """The held-out windows that say what a fit is worth: about JUDGING_TOKENS of them, from all over the text."""
+    held_out = [sample for sample in range(samples) if is_held_out(sample)]
+    wanted = min(len(held_out), -(-JUDGING_TOKENS // seq_len))
+    return [held_out[place * len(held_out) // wanted] for place in range(wanted)]
+
+
 def spread(samples: int, count: int) -> list[int]:
     """The numbers of `count` of so many windows, from all over them: drawn windows stand in the order of the text, so
     the first of them are of one kind. Whole groups, each with its held-out window; all where there are no more."""

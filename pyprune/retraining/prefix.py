@@ -15,23 +15,8 @@ from torch import Tensor, nn
 
 from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
-from pyprune.recovery.blockwise import equal_blocks
 from pyprune.retraining.objectives.objective import transformers_model
 from pyprune.retraining.samples import Batch
-
-
-def equal_prefix(original: Decoder, decoder: Decoder) -> int:
-    """How many leading blocks of both hold the same values, rounded to `decoder`'s dtype: the place of the first cut,
-    or of the first weights that a repair or a training changed. 0 where the embeddings differ."""
-    first, second = original.embedding, decoder.embedding
-    if first.shape != second.shape or not torch.equal(first.to(second.dtype), second.to(first.device)):
-        return 0
-    count = 0
-    for block, other in zip(original.blocks, decoder.blocks, strict=False):
-        if block.index != other.index or not equal_blocks(block, other, decoder.dtype):
-            break
-        count += 1
-    return count
 
 
 def first_cut(decoder: Decoder) -> int:

@@ -18,7 +18,7 @@ from pyprune.recovery.fitting import enough_samples
 from pyprune.recovery.local_steps import Steps, default_precision
 from pyprune.recovery.tail import Head, divergence, last_that_fit
 from pyprune.recovery.time_left import TimeLeft
-from pyprune.regression.held_out import is_held_out, spread
+from pyprune.regression.held_out import is_held_out, judging, spread
 from pyprune.runtime.sequence import embed, run_block
 from tests import seeds
 from tests.judge import TINY_OF_MODELS
@@ -205,6 +205,51 @@ def test_steps_take_the_windows_that_they_see_and_those_held_out_among_them(coun
     assert steps.windows(25, needed - 1) == needed - 1
     seen = [sample for samples in steps.samples(fitting, 2) for sample in samples]
     assert len(seen) == len(set(seen)) == 2 * count
+
+
+@pytest.mark.parametrize(("samples", "seq_len", "count"), [(7, 9, 0), (24, 128, 3), (1024, 128, 32), (400, 100, 41)])
+def test_as_many_held_out_windows_judge_as_tell(samples: int, seq_len: int, count: int):
+    chosen = judging(samples, seq_len)
+    assert len(set(chosen)) == len(chosen) == count
+    assert all(is_held_out(sample) for sample in chosen)
+    if count:
+        assert chosen[0] == 7
+        assert samples - chosen[-1] <= 8 * -(-samples // (8 * count))
+
+
+def test_all_judgements_are_by_the_same_few_windows(llama, ids, monkeypatch):
+    monkeypatch.setattr("pyprune.regression.held_out.JUDGING_TOKENS", 2 * ids.shape[1])
+    module, judged = importlib.import_module("pyprune.recovery.repair"), []
+
+    def recorded(decoder, windows):
+        judged.append(windows)
+        return pyprune.perplexity(decoder, windows)
+
+    monkeypatch.setattr(module, "perplexity", recorded)
+    many = ids.repeat(4, 1)[torch.randperm(4 * len(ids), generator=seeds.generator(6))]
+    repair_with_report(llama, CUT, many, steps=2)
+    assert len(judged) >= 5  # the original, the pruned model, and what auto tries
+    assert len(many[7::8]) > 2
+    assert all(torch.equal(windows, many[[7, 7 + 8 * (len(many) // 16)]]) for windows in judged)
+
+
+def test_blocks_that_both_models_have_alike_are_run_once(llama, ids, monkeypatch):
+    runs = []
+
+    def counted(block, *rest):
+        runs.append(block.index)
+        return run_block(block, *rest)
+
+    monkeypatch.setattr(tail_module.sequence, "run_block", counted)
+    options = {"steps": 3, "tail_blocks": 2, "precision": "fp32"}
+    shared = repair_with_report(llama, CUT, ids, "tail", **options).decoder
+    assert sorted(runs) == [0, 1, 2, 3, 4]
+    runs.clear()
+    monkeypatch.setattr(tail_module, "equal_prefix", lambda *_: 0)
+    apart = repair_with_report(llama, CUT, ids, "tail", **options).decoder
+    assert sorted(runs) == [0, 0, 1, 1, 2, 3, 4]
+    for (name, tensor), (_, other) in zip(shared.tensors(), apart.tensors(), strict=True):
+        assert torch.equal(tensor, other), name
 
 
 @pytest.mark.parametrize("method", ["blockwise", "tail"])

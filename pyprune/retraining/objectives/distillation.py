@@ -25,11 +25,12 @@ from pyprune.errors import InputError
 from pyprune.models.decoder import Decoder
 from pyprune.pruning.index_map import index_map
 from pyprune.recovery.blockwise import relative_error
+from pyprune.recovery.lineage import equal_prefix
 from pyprune.retraining import divergence
 from pyprune.retraining.linear_cross_entropy import linear_cross_entropy
 from pyprune.retraining.linear_distillation import Mixture, linear_distillation
 from pyprune.retraining.objectives.objective import transformers_model
-from pyprune.retraining.prefix import equal_prefix, frozen_blocks, padding_mask, states_behind
+from pyprune.retraining.prefix import frozen_blocks, padding_mask, states_behind
 from pyprune.retraining.samples import Batch
 from pyprune.runtime import sequence
 from pyprune.scoring.losses import IGNORED
