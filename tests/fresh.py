@@ -9,15 +9,17 @@ import contextlib
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _FORKS = """
-import contextlib, json, os, signal, sys, traceback
+import atexit, contextlib, json, os, signal, sys, threading, traceback
 import huggingface_hub, requests, safetensors.torch, tokenizers, torch, torch._dynamo, torch.distributed.tensor, yaml
 with contextlib.suppress(ImportError):
     import scipy.optimize  # where it is, transformers imports it
@@ -42,6 +44,8 @@ def program(code, arguments, environment, out, err):
     except BaseException:
         traceback.print_exc()
         failed = 1
+    threading._shutdown()  # as Python ends
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(failed)
@@ -59,9 +63,35 @@ while line := sys.stdin.readline():
 """
 
 
-@functools.cache
-def _forks() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+class _Forks:
+    """The process whose forks run the programs, those of one `start_fresh` at a time."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", _FORKS]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._told = b""
+        self.is_busy = False
+
+    def start(self, requests: list[dict[str, Any]]) -> list[int]:
+        """The ids of the processes that run these."""
+        assert not self.is_busy, "programs that others were started beside"
+        self.is_busy = True
+        self._process.stdin.write(json.dumps(requests).encode() + b"\n")
+        return self.line()
+
+    def line(self, seconds: float | None = None) -> list[int]:
+        """The numbers of its next line; none where there is no line within some seconds."""
+        while b"\n" not in self._told:
+            if not select.select([self._process.stdout], [], [], seconds)[0]:
+                return []
+            read = os.read(self._process.stdout.fileno(), 4096)
+            assert read, "the process that forks has ended"
+            self._told += read
+        line, self._told = self._told.split(b"\n", 1)
+        return [int(number) for number in line.split()]
+
+
+_forks = functools.cache(_Forks)
 
 
 class FreshProcess:
@@ -70,12 +100,19 @@ class FreshProcess:
     def __init__(self, pid: int, folder: Path, statuses: dict[int, int]) -> None:
         self.pid, self._folder, self._statuses = pid, folder, statuses
 
-    def wait(self) -> int:
-        """Its exit status, once it has ended: -9 if signal 9 ended it."""
+    def status(self, seconds: float | None = None) -> int | None:
+        """Its exit status, -9 if signal 9 ended it; None where it has not ended within some seconds."""
         while self.pid not in self._statuses:
-            pid, status = map(int, _forks().stdout.readline().split())
-            self._statuses[pid] = status
+            if not (line := _forks().line(seconds)):
+                return None
+            self._statuses[line[0]] = line[1]
         return self._statuses[self.pid]
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+        status = self.status()
+        assert status is not None
+        return status
 
     def printed(self, stream: str = "out") -> str:
         """What it wrote to "out" or "err"."""
@@ -97,20 +134,18 @@ def start_fresh(
              "out": str(each / "out"), "err": str(each / "err")}
             for words, each in zip(arguments, folders, strict=True)
         ]  # fmt: skip
-        forks = _forks()
-        print(json.dumps(requests), file=forks.stdin, flush=True)
         statuses: dict[int, int] = {}
-        pids = map(int, forks.stdout.readline().split())
+        pids = _forks().start(requests)
         processes = [FreshProcess(pid, each, statuses) for pid, each in zip(pids, folders, strict=True)]
         try:
             yield processes
         finally:
             for process in processes:
-                if process.pid not in statuses:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, signal.SIGKILL)
+                if process.status(0) is None:
+                    os.kill(process.pid, signal.SIGKILL)
             for process in processes:
                 process.wait()
+            _forks().is_busy = False
 
 
 def run_to_its_end(code: str, environment: Mapping[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:

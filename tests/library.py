@@ -7,7 +7,7 @@ import os
 import pytest
 
 LEFT_OUT = os.environ.get("PYPRUNE_NATIVE") == "0"
-FORCED = ("PYPRUNE_ISA", "PYPRUNE_GEMM")  # what only the library takes
+FORCED = ("PYPRUNE_ISA",)  # what only the library takes
 
 
 def without_library() -> dict[str, str]:

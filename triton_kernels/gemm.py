@@ -28,13 +28,13 @@ def takes(weight: Tensor, padded_result: bool = False) -> bool:
     It does where both sizes are multiples of 16 bytes; at an odd `in` where the weight has a zero gap; at an odd `out`
     where the result may be one of `padded_rows`.
     """
-    chosen = os.environ.get(VARIABLE, "")
-    if chosen not in ("", "own", "torch"):
-        raise InputError(f"{VARIABLE}={chosen}: own or torch is expected")
+    chosen = os.environ.get(VARIABLE) or "auto"
+    if chosen not in ("auto", "own", "torch"):
+        raise InputError(f"{VARIABLE}={chosen}: auto, own or torch is expected")
     columns, inner = (size * weight.element_size() % WIDE_LOAD for size in weight.shape)
     if not columns and not inner:
         return True
-    if chosen:
+    if chosen != "auto":
         return chosen == "torch"
     return (not inner or has_aligned_gap(weight)) and (not columns or padded_result)
 

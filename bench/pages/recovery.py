@@ -92,7 +92,8 @@ python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
 A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). `auto` may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
+unless a table says otherwise ({link(name)}). `auto`, whose closed form sees twenty tokens for each input of the widest
+matrix, may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
 ratios{taken(entries)}. Minutes are processor time, a thread. {measured_on(results["machines"])}
 
 {shown}"""
@@ -239,7 +240,8 @@ def selection(name: str = SELECTION) -> str:
 python -m bench.selection_study --wikitext wikitext2-test.txt
 ```
 
-Eight blocks go; each seed draws its own windows ({link(name)}). *Other blocks*: of each seed, how many of the eight
+Eight blocks go; each seed draws its own windows, {results["cells"][0]["cell"]["fitted"]} of which repairs are fitted on
+({link(name)}). *Other blocks*: of each seed, how many of the eight
 differ. *log PPL*: of the repaired model, the first way less the second, mean and range over the seeds; below zero the
 first is better.
 

@@ -35,7 +35,8 @@ _reason: str | None = None  # why there is no library; None before the first att
 def load() -> bool:
     """Load the library once; True if its kernels are in use. Warns once (NativeLibraryWarning) when they are not.
 
-    InputError for a PYPRUNE_ISA or PYPRUNE_GEMM that the library does not take, or that no library is there to take.
+    InputError for a PYPRUNE_ISA that the library does not take, or that no library is there to take, and for a
+    PYPRUNE_GEMM that is none; without the library that one is for the kernels of a GPU.
     """
     global _library, _reason
     if _library is not None or _reason is not None:
@@ -44,13 +45,16 @@ def load() -> bool:
         _reason = "switched off by PYPRUNE_NATIVE=0"
     else:
         _load_library()
-    for variable, select in (("PYPRUNE_ISA", select_isa), ("PYPRUNE_GEMM", select_gemm)):
-        if forced := os.environ.get(variable):
-            try:
-                select(forced)
-            except InputError:
-                _library = _reason = None  # so that the next import complains too
-                raise
+    try:
+        if isa := os.environ.get("PYPRUNE_ISA"):
+            select_isa(isa)
+        if gemm := os.environ.get("PYPRUNE_GEMM"):
+            _require_gemm(gemm)
+            if _library is not None:
+                select_gemm(gemm)
+    except InputError:
+        _library = _reason = None  # so that the next import complains too
+        raise
     return _library is not None
 
 
@@ -113,7 +117,12 @@ def select_gemm(name: str) -> None:
     what was measured to be faster on such a processor (`auto`). InputError for another name."""
     if _library is None:
         raise InputError(f"GEMM {name!r}: the CPU library is not loaded ({_reason})")
-    if not _library.pyprune_gemm_select(name.encode()):
+    _require_gemm(name)
+    _library.pyprune_gemm_select(name.encode())
+
+
+def _require_gemm(name: str) -> None:
+    if name not in GEMMS:
         raise InputError(f"GEMM {name!r}: one of {', '.join(GEMMS)} is expected")
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from pyprune.recovery.methods import (
 )  # fmt: skip
 from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
 from pyprune.recovery.time_left import TimeLeft
-from pyprune.regression.held_out import judging, spread
+from pyprune.regression.held_out import is_held_out, judging, spread
 from pyprune.regression.normal_equations import RIDGES
 from pyprune.scoring.distributed import process_group
 from pyprune.scoring.journal import journal_subject
@@ -170,7 +171,8 @@ def repair_with_report(
             **by_steps, "tail_blocks": tail_blocks, "minutes": minutes, "processes": group.size, "holds_out": holds_out
         }  # fmt: skip
         work = f"repair, ridge {ridge}, {weighting}, first {first}, exact {exact}, {settings}"
-        journal = RepairJournal(resume, _subject(original, pruned, ids, work), group)
+        subject = _subject(original, pruned, ids, work) if group.rank == 0 else {}  # the others do not read it
+        journal = RepairJournal(resume, subject, group)
     repairs = _Repairs(original, pruned, ids, fitting, by_steps, tail_blocks, memory, journal, progress)
     held_out = repairs.held_out()
     if not len(held_out):
@@ -207,8 +209,16 @@ class _Repairs:
         return enough_samples(self.pruned, self.ids.shape[1])
 
     def held_out(self) -> Tensor:
-        """The windows that say what a repair is worth; none where too few are held out."""
+        """The windows that say what a repair is worth; none where too few are held out. Of a streamed model all that
+        are: a pass takes the time to read it, whatever their number."""
+        if self.original.streamed:
+            return self.ids[[sample for sample in range(len(self.ids)) if is_held_out(sample)]]
         return self.ids[judging(*self.ids.shape)]
+
+    @cached_property
+    def shared(self) -> int:
+        """How many blocks at the front both models have alike, to the bit."""
+        return equal_prefix(self.original, self.pruned) if self.original.dtype == self.pruned.dtype else 0
 
     def in_order(self, chain: tuple[str, ...]) -> tuple[Decoder, Fits]:
         """The pruned model repaired by one method after the other."""
@@ -310,9 +320,9 @@ class _Repairs:
         blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
         (samples, seq_len), steps = self.ids.shape, self.by_steps[name]
         is_blockwise = name == "blockwise"
-        shared = equal_prefix(self.original, self.pruned)  # run once for both
-        start = max(0, shared - 1) if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
-        passes = (of_original, blocks[start:] if is_blockwise else blocks[shared:start])
+        # Blocks that both have alike are run once for both; the last of them may be fitted to what went behind it.
+        start = max(0, self.shared - 1) if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
+        passes = (of_original, blocks[start:] if is_blockwise else blocks[self.shared : start])
 
         def before(count: int) -> float:
             tokens = replace(steps, count=count).windows(seq_len, samples) * seq_len
@@ -334,7 +344,7 @@ def judged(repaired: Decoder, held_out: Tensor) -> float:
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 5",
+        "format": "pyprune repair journal 6",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

@@ -11,14 +11,15 @@ def is_held_out(sample: int) -> bool:
     return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
-JUDGING_TOKENS = 4096
-"""About so many held-out tokens say what a fit is worth: they are the same before and after, so that few tell."""
+JUDGING_TOKENS, JUDGING_WINDOWS = 4096, 8
+"""About so many held-out tokens say what a fit is worth, of at least so many windows where there are: they are the same
+before and after, so that few tell."""
 
 
 def judging(samples: int, seq_len: int) -> list[int]:
     """The held-out windows that say what a fit is worth: about JUDGING_TOKENS of them, from all over the text."""
     held_out = [sample for sample in range(samples) if is_held_out(sample)]
-    wanted = min(len(held_out), -(-JUDGING_TOKENS // seq_len))
+    wanted = min(len(held_out), max(JUDGING_WINDOWS, -(-JUDGING_TOKENS // seq_len)))
     return [held_out[place * len(held_out) // wanted] for place in range(wanted)]
 
 

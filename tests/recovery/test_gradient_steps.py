@@ -207,7 +207,9 @@ def test_steps_take_the_windows_that_they_see_and_those_held_out_among_them(coun
     assert len(seen) == len(set(seen)) == 2 * count
 
 
-@pytest.mark.parametrize(("samples", "seq_len", "count"), [(7, 9, 0), (24, 128, 3), (1024, 128, 32), (400, 100, 41)])
+@pytest.mark.parametrize(
+    ("samples", "seq_len", "count"), [(7, 9, 0), (24, 128, 3), (1024, 128, 32), (400, 100, 41), (160, 2048, 8)]
+)
 def test_as_many_held_out_windows_judge_as_tell(samples: int, seq_len: int, count: int):
     chosen = judging(samples, seq_len)
     assert len(set(chosen)) == len(chosen) == count
@@ -219,6 +221,7 @@ def test_as_many_held_out_windows_judge_as_tell(samples: int, seq_len: int, coun
 
 def test_all_judgements_are_by_the_same_few_windows(llama, ids, monkeypatch):
     monkeypatch.setattr("pyprune.regression.held_out.JUDGING_TOKENS", 2 * ids.shape[1])
+    monkeypatch.setattr("pyprune.regression.held_out.JUDGING_WINDOWS", 1)
     module, judged = importlib.import_module("pyprune.recovery.repair"), []
 
     def recorded(decoder, windows):

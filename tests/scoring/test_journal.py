@@ -247,8 +247,8 @@ def test_ctrl_c_and_kill_minus_9_lose_no_finished_part(tmp_path, small_parts, co
         with start_fresh(WAITS_AFTER_ENTRIES, os.environ, [(journal, entries, *command)]) as [process]:
             until = time.monotonic() + 120
             while not journal.exists() or len(journal.read_text().splitlines()) < 1 + entries:
-                assert time.monotonic() < until, process.printed("err")
-                time.sleep(0.02)
+                assert time.monotonic() < until
+                assert process.status(0.02) is None, process.printed("err")
             os.kill(process.pid, by)
             return process.wait()
 

@@ -198,5 +198,5 @@ def test_what_torchs_gemm_is_handed_starts_on_16_bytes_in_every_row_and_is_zero_
 
 def test_an_unknown_choice_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(gemm.VARIABLE, "cublas")
-    with pytest.raises(InputError, match=r"^PYPRUNE_GEMM=cublas: own or torch is expected"):
+    with pytest.raises(InputError, match=r"^PYPRUNE_GEMM=cublas: auto, own or torch is expected"):
         OPERATORS["padded_linear"](*here(random(70, HIDDEN), weight(16, HIDDEN, torch.float32)))

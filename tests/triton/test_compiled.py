@@ -46,7 +46,7 @@ def on_either(*cases: tuple, alike: Sequence[tuple] = ()) -> list:
     ]  # fmt: skip
 
 
-WITH_VARIANTS = [(1, BF16), (64, BF16)]
+WITH_VARIANTS = [(1, BF16), (16, FP16), (64, BF16)]
 """Rows and weights of the cases with every variant of an operator; `make test-full` has them in each of its own."""
 DEPENDENT = {  # skinny kernels, which start while the kernel before them runs
     "skinny_linear_kernel", "sum_splits_kernel", "qkv_rope_kernel", "rope_append_kernel", "attention_kernel",
