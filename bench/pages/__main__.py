@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.pages import benchmarks, paper, readme, status
+from bench.pages import benchmarks, paper, readme, recovery, status
 from bench.pages.prose import README, ROOT
 from bench.pages.results import COMPARISON, RESULTS, read
 from pyprune.study.cut_diagram import cut_svg
@@ -22,7 +22,9 @@ PLOTS = {DOCS / "figures" / f"quality-against-speed-{name}.svg": name == "dark" 
 
 def texts() -> dict[Path, str]:
     """Every generated text file as it should be."""
+    of_recovery = recovery.page()
     return {
+        **({DOCS / "recovery.md": of_recovery} if of_recovery else {}),
         DOCS / "benchmarks.md": benchmarks.page(),
         DOCS / "paper-on-smollm2.md": paper.page(),
         DOCS / "status.md": status.page(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.pages import tables
+from bench.pages import recovery, tables
 from bench.pages.results import COMPARISON, COMPARISON_BY_TASKS, DECODING, RESULTS, link, machine
 
 ACCELERATE = "accelerate-smollm2-bf16-2core-zen4.json"
@@ -251,7 +251,8 @@ Scoring all blocks of `shape:llama-7b` on 10 x 128 tokens:
 
 
 def others(text: str) -> str:
-    """Links to the results that no section uses."""
+    """Links to the results that no section uses, nor the page of repair and retraining."""
+    text += recovery.page()
     unused = [file.name for file in sorted(RESULTS.iterdir()) if file.name not in text]
     if not unused:
         return ""

@@ -35,9 +35,12 @@ TRAINED = {"plain": "LoRA alone", "repaired": "repair, then LoRA", "distilled": 
 
 
 def page() -> str:
-    """The whole page; a study that has not been run yet has no section."""
+    """The whole page, empty before any of the studies; one that has not been run yet has no section."""
     sections = {REPAIRS: repairs, SELECTION: selection, TRAININGS: trainings}
-    made = "\n\n".join(section() for name, section in sections.items() if (RESULTS / name).exists())
+    begun = [section for name, section in sections.items() if (RESULTS / name).exists()]
+    if not begun:
+        return ""
+    made = "\n\n".join(section() for section in begun)
     return f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # What repair and retraining win back
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.pages import __main__ as make_docs
-from bench.pages import benchmarks, paper, readme, status
+from bench.pages import benchmarks, paper, readme, recovery, status
 from bench.pages.results import RESULTS, ratio
 from pyprune.study.recipes.names import shipped_recipes
 
@@ -15,7 +15,7 @@ def test_nothing_is_out_of_date():
 
 
 def test_every_result_is_linked_from_the_benchmarks():
-    page = benchmarks.page()
+    page = benchmarks.page() + recovery.page()
     for file in RESULTS.iterdir():
         assert f"../bench/results/{file.name})" in page
 
