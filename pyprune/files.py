@@ -26,19 +26,22 @@ def _permissions_by_umask(path: str | os.PathLike[str], mode: int) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on any error it is removed."""
+    """Yield a temporary path in a folder beside `path`; on success it becomes `path`, on any error it is removed.
+
+    It has a folder of its own, as some writers (safetensors) make a temporary file beside it, which a kill would leave.
+    """
     target = Path(path)
     require_free_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    file = scratch / target.name
     try:
-        yield Path(name)
-        _permissions_by_umask(name, 0o666)
-        os.replace(name, target)
+        file.touch()
+        yield file
+        _permissions_by_umask(file, 0o666)
+        os.replace(file, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,15 @@ import stat
 import pytest
 
 from pyprune.errors import InputError
-from pyprune.files import read_json, remove_parts, require_free_directory, whole_directory, write_json, write_text
+from pyprune.files import (
+    read_json,
+    remove_parts,
+    require_free_directory,
+    whole_directory,
+    whole_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
@@ -62,6 +70,19 @@ def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
     assert left == ["link", "out", "out", "output", "output"]
     remove_parts(tmp_path / "out.v2")
     assert len(os.listdir(tmp_path)) == 3
+
+
+def test_what_a_writer_puts_beside_its_file_goes_too(tmp_path):
+    child = os.fork()
+    if not child:
+        with whole_file(tmp_path / "state") as scratch:
+            scratch.write_text("half")
+            scratch.with_name(".tmpAbCdEf").write_text("half")  # as safetensors does
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(os.listdir(tmp_path)) == 1
+    remove_parts(tmp_path / "state")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from pyprune.ops import native
 from pyprune.runtime import memory
 from pyprune.study import machine
+from tests.library import needs_library
 
 
 def test_the_description_is_json_without_paths_or_the_host_name():
@@ -89,6 +90,7 @@ def test_the_kernels_that_ran_are_recorded(monkeypatch):
     assert without["reason"] == f"{native.LIBRARY_PATH.name} does not load"
 
 
+@needs_library
 def test_times_of_other_kernels_are_not_of_the_same_machine(monkeypatch):
     here = machine.describe()
     assert machine.lasting(machine.describe()) == machine.lasting(here)
