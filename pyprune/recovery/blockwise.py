@@ -68,7 +68,7 @@ def blockwise(
     fits: list[BlockFit] = []
     same, waiting = True, None
 
-    def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
+    def loss(of: Sequence[Block], chosen: Sequence[int]) -> Tensor:
         output = differentiable.run_block(of[0], student[list(chosen)].to(dtype), *rotation, original.eps)
         return relative_error(output, teacher[list(chosen)].to(dtype))
 

@@ -21,8 +21,9 @@ Rows = Callable[[slice], Tensor]
 """What a projection's output `[N, T, hidden]` should be on some samples."""
 
 
-TOKENS_OF_INPUT = 20
-"""Tokens for each input of the widest projection are enough where gradient steps follow: they see all windows."""
+TOKENS_OF_INPUT = 10
+"""Tokens for each input of the widest projection are enough where gradient steps follow: the time of more windows wins
+back more there."""
 
 
 def enough_samples(model: Decoder, seq_len: int) -> int:

@@ -22,8 +22,8 @@ from pyprune.regression.held_out import HELD_OUT_EVERY, is_held_out, judging
 WARM_UP = 10
 PRECISIONS = ("fp32", "bf16")
 
-Loss = Callable[[Sequence[Block], Sequence[int], "int | None"], Tensor]
-"""The mean loss of blocks on some samples, by their numbers, in a step (None: of held-out samples)."""
+Loss = Callable[[Sequence[Block], Sequence[int]], Tensor]
+"""The mean loss of blocks on some samples, by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fit_blocks(
         wide = [block.map(lambda tensor: tensor.to(dtype)) for block in of]
         with torch.no_grad(), steps.products(device):
             parts = [held_out[start : start + batch] for start in range(0, len(held_out), batch)]
-            return sum(float(loss(wide, part, None)) * len(part) for part in parts) / len(held_out)
+            return sum(float(loss(wide, part)) * len(part) for part in parts) / len(held_out)
 
     wide = [block.map(leaf) for block in blocks]
     optimizer = torch.optim.Adam(weights, lr=steps.rate, betas=(0.9, 0.95), fused=True)
@@ -128,7 +128,7 @@ def fit_blocks(
             group["lr"] = steps.rate_at(step)
         optimizer.zero_grad()
         with torch.enable_grad(), steps.products(device):
-            error = loss(wide, chosen[step], step)
+            error = loss(wide, chosen[step])
         error.backward()
         optimizer.step()
         progress(step + 1)

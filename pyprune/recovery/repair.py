@@ -36,7 +36,7 @@ from pyprune.recovery.methods import (
     require_processes,
     require_samples,
 )  # fmt: skip
-from pyprune.recovery.tail import POSITIONS, TAIL_STEPS, last_that_fit, tail
+from pyprune.recovery.tail import TAIL_STEPS, last_that_fit, tail
 from pyprune.recovery.time_left import TimeLeft
 from pyprune.regression.held_out import is_held_out, judging, spread
 from pyprune.regression.normal_equations import RIDGES
@@ -324,14 +324,15 @@ class _Repairs:
         start = max(0, self.shared - 1) if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
         passes = (of_original, blocks[start:] if is_blockwise else blocks[self.shared : start])
 
+        heads = 0 if is_blockwise else 2  # the teacher's and the student's predictions
+
         def before(count: int) -> float:
             tokens = replace(steps, count=count).windows(seq_len, samples) * seq_len
-            return left.of_passes(tokens, *passes) + left.of_passes(2 * left.tokens, blocks[start:])
+            return left.of_passes(tokens, *passes) + left.of_passes(2 * left.tokens, blocks[start:], heads=heads)
 
         if is_blockwise:  # most of the time is for the tail
             return left.share(1 / 3).steps(steps, seq_len, blocks[start:], before=before)
-        head_share = 2 * POSITIONS / (steps.batch(seq_len) * seq_len)  # the teacher's predictions too
-        return left.steps(steps, seq_len, blocks[start:], head_share, before)
+        return left.steps(steps, seq_len, blocks[start:], with_head=True, before=before)
 
 
 def judged(repaired: Decoder, held_out: Tensor) -> float:
@@ -344,7 +345,7 @@ def judged(repaired: Decoder, held_out: Tensor) -> float:
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 6",
+        "format": "pyprune repair journal 7",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

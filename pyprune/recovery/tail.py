@@ -8,8 +8,8 @@ p(h) = softmax(W RMSNorm(h) + b) the model's final norm and head, which stay, Ad
 over all weights of the last blocks together (`local_steps`). A gradient goes through these and the head only; what
 stands before them is run once. A local error of the stream counts every direction alike; this one counts what reaches
 the predictions, and the last blocks can make up for errors that came from before. Blocks at the front that both models
-have alike are run once for both. A step compares the predictions at a part of its positions, drawn from the seed: the
-head is most of its cost. Source: the objective is knowledge distillation's (Hinton et al. 2015, at temperature 1); to
+have alike are run once for both. A step sees few tokens: in the same time, many small steps win back more than few
+large ones. Source: the objective is knowledge distillation's (Hinton et al. 2015, at temperature 1); to
 fit the last layers of a depth-pruned model alone is what "Reassessing Layer Pruning in LLMs" found to serve well, there
 by training on text.
 """
@@ -36,13 +36,10 @@ from pyprune.regression.states import States
 from pyprune.runtime import differentiable, sequence
 from pyprune.runtime.memory import available
 
-TAIL_STEPS = Steps(count=200, rate=3e-4)
+TAIL_STEPS = Steps(count=400, rate=3e-4, tokens=256)
 TAIL_BLOCKS = 16
 COPIES = 4
 """Of each weight in float32 while the steps are made: itself, its gradient, and Adam's moments."""
-POSITIONS = 256
-"""At about so many positions a step compares the predictions."""
-
 HEAD_ROWS = 128
 """Rows whose logits are in memory together."""
 
@@ -123,15 +120,11 @@ def tail(
     of_products = torch.bfloat16 if steps.precision == "bf16" else dtype
     head = Head(original.norm.to(dtype), original.head.weight.to(of_products), bias, original.eps)
 
-    def loss(of: Sequence[Block], chosen: Sequence[int], step: int | None) -> Tensor:
+    def loss(of: Sequence[Block], chosen: Sequence[int]) -> Tensor:
         x, t = student[list(chosen)].to(dtype), teacher[list(chosen)].to(dtype)
         for block in of:
             x = differentiable.run_block(block, x, *rotation, original.eps)
-        x, t = x.flatten(0, 1), t.flatten(0, 1)
-        if step is not None:
-            rows = _positions(len(x), steps.seed, step).to(x.device)
-            x, t = x[rows], t[rows]
-        return divergence(x, t, head)
+        return divergence(x.flatten(0, 1), t.flatten(0, 1), head)
 
     def keep(moments: Moments) -> None:
         if journal is not None:
@@ -169,12 +162,6 @@ def last_that_fit(blocks: Sequence[Block], device: torch.device) -> int:
             break
         count += 1
     return max(1, count)
-
-
-def _positions(count: int, seed: int, step: int) -> Tensor:
-    """POSITIONS of `count` positions, or all where there are fewer; others in each step."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-    return torch.randperm(count, generator=generator)[:POSITIONS].sort().values
 
 
 def divergence(student: Tensor, teacher: Tensor, head: Head) -> Tensor:

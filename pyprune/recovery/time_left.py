@@ -40,22 +40,23 @@ class TimeLeft:
         now = time.perf_counter()
         return replace(self, until=now + part * (self.until - now))
 
-    def of_passes(self, tokens: int, *blocks: Sequence[Block]) -> float:
-        """Seconds of forward passes of `tokens` tokens through these blocks."""
-        return tokens * sum(map(_parameters, blocks)) * self._of_a_parameter()
+    def of_passes(self, tokens: int, *blocks: Sequence[Block], heads: int = 0) -> float:
+        """Seconds of forward passes of `tokens` tokens through these blocks, and so often through the head."""
+        parameters = sum(map(_parameters, blocks)) + heads * self.decoder.head.weight.numel()
+        return tokens * parameters * self._of_a_parameter()
 
     def steps(
         self,
         steps: Steps,
         seq_len: int,
         blocks: Sequence[Block],
-        head_share: float = 0.0,
+        with_head: bool = False,
         before: Callable[[int], float] = lambda count: 0.0,
     ) -> int:
-        """How many of `steps` fit, each of them for all of these blocks and, for a share of the tokens, for the head;
+        """How many of `steps` fit, each of them for all of these blocks, if asked with the predictions of both models;
         0 where that is not worth beginning. before: seconds that so many steps need besides, no fewer for more; the
         perplexity afterwards is counted here."""
-        parameters = _parameters(blocks) + head_share * self.decoder.head.weight.numel()
+        parameters = _parameters(blocks) + with_head * self.decoder.head.weight.numel()  # it stays: 3 passes of 4
         a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
         left = self.until - time.perf_counter() - self.seconds
         count = bisect.bisect_right(range(1, steps.count + 1), left, key=lambda steps: before(steps) + steps * a_step)
