@@ -74,7 +74,12 @@ def cells(part: str) -> list[dict[str, Any]]:
 
     return {
         "methods": [cell(method=m, prune=p) for p in ("one-shot", "greedy") for m in CLOSED],
-        "steps": [*(cell(method=m) for m in ("blockwise", "tail", "auto")), cell(method="auto", prune="greedy")],
+        "steps": [
+            cell(method="auto"),
+            cell(method="auto", prune="greedy"),
+            cell(method="tail"),
+            cell(method="blockwise"),
+        ],
         "width": [cell(method=m, prune=p) for p in ("flap", "wanda-sp") for m in (*WIDTH, "auto")],
         "seeds": [cell(method=m, seed=s) for s in (0, 1, 2) for m in BEST],
         "ratios": [
@@ -87,7 +92,7 @@ def cells(part: str) -> list[dict[str, Any]]:
             cell(method=CHAIN),
             *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8)),
             *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 1e-3)),
-            *(cell(method=CHAIN, options={"steps": n}) for n in (100, 400)),
+            *(cell(method=CHAIN, options={"steps": n}) for n in (100, 200)),
             *(cell(method=CHAIN, windows=n) for n in (256, 2048)),
         ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", "auto")],

@@ -42,8 +42,8 @@ SAMPLES_HELP = f"{SAMPLES_OF_STEPS}, for closed forms alone {SAMPLES}"
 TEXT = "demo:passages"
 """`demonstrations.TRAINING`, likewise."""
 METHODS_HELP = (
-    "auto (refit-all-o, or another closed form if that does not help on held-out windows, then blockwise and tail, "
-    "each kept if it helps); a closed form: mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), "
+    "auto (refit-all-o, or another closed form if that does not help on held-out windows, then tail if that "
+    "helps); a closed form: mean-update, scale (Prune&Comp), linear or linear-cosine (ReplaceMe), "
     "refit (least squares for the projection before each cut), refit-all (and every later down), refit-all-o (and "
     "every later o), for width flap-bias or stat; gradient steps: blockwise (each block alone) or tail (the last "
     "blocks together); or a chain such as refit-all-o+blockwise+tail"
@@ -79,7 +79,7 @@ def add_options(commands: Any) -> None:
         "--steps",
         type=at_least(1),
         metavar="N",
-        help="gradient steps of auto, blockwise (for each block) and tail (default: blockwise 100, tail 200)",
+        help="gradient steps of auto, blockwise (for each block) and tail (default: blockwise 100, tail 400)",
     )
     parser.add_argument(
         "--minutes",

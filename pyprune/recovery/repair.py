@@ -97,7 +97,7 @@ def repair(original: Any, pruned: Any, input_ids: Tensor, method: str = "auto", 
     calibration; every eighth window is held out, to choose the ridge and the method, unless a single closed form has
     nothing to choose. method: one of `METHODS`, or several in order with + between them ("refit-all-o+tail"). "auto" is
     "refit-all-o"; another closed form where that does not help on the held-out windows, or the pruned model itself
-    where none does; then the gradient steps of "blockwise" and of "tail", each where it helps. options: those of
+    where none does; then "tail" where it helps. options: those of
     `repair_with_report`. Shapes, record and `index_map` stay, `original` is unchanged; "mean-update" and "flap-bias"
     add biases, which the record notes as compensation.
     Raises InputError for an unknown method or option, a model that was not made from the original, a removed run at
@@ -261,8 +261,9 @@ class _Repairs:
         ]
 
     def best(self, before: tuple[float, float], left: TimeLeft | None) -> Repaired:
-        """The first of the closed forms if it helps, else the best of the others; then what makes gradient steps, each
-        kept where the held-out windows say that it helps. Nothing begins that `left` has no time for."""
+        """The first of the closed forms if it helps, else the best of the others; then "tail", kept where the held-out
+        windows say that it helps ("blockwise" brings less in the same time). Nothing begins that `left` has no time
+        for."""
         start = best = Repaired(self.pruned, "none", (*before, before[1]), {}, [])
         samples = self.enough if self.fitting.group.size == 1 else None
         choice = WIDTH_CHOICE if only_narrowed(self.original, self.pruned) else CHOICE
@@ -272,10 +273,10 @@ class _Repairs:
                 best = min(best, self.better(start, name, samples=samples), key=Repaired.reached)
             if best.method == choice[0]:
                 break
-        for name in BY_STEPS if self.fitting.group.size == 1 else ():
-            count = self.by_steps[name].count if left is None else self._steps_within(left, name)
+        if self.fitting.group.size == 1:
+            count = self.by_steps["tail"].count if left is None else self._steps_within(left)
             if count:
-                best = self.better(best, name, count)
+                best = self.better(best, "tail", count)
         return best
 
     def better(self, start: Repaired, name: str, count: int | None = None, samples: int | None = None) -> Repaired:
@@ -302,9 +303,9 @@ class _Repairs:
         models, tokens = (self.original, self.pruned), min(self.enough, len(self.ids)) * self.ids.shape[1]
         return bool(self._decided(f"time for {name}", lambda: left.is_enough_for_closed_form(tokens, *models)))
 
-    def _steps_within(self, left: TimeLeft, name: str) -> int:
-        """How many steps there is time for."""
-        return self._decided(f"steps of {name}", lambda: self._steps_in_time(left, name))
+    def _steps_within(self, left: TimeLeft) -> int:
+        """How many steps of "tail" there is time for."""
+        return self._decided("steps of tail", lambda: self._steps_in_time(left))
 
     def _decided(self, what: str, decide: Callable[[], int]) -> int:
         """What depends on the machine, now or, where an interrupted repair decided it, as it was then."""
@@ -316,23 +317,17 @@ class _Repairs:
             self.journal.put(what, {}, {"decided": decision})
         return decision
 
-    def _steps_in_time(self, left: TimeLeft, name: str) -> int:
+    def _steps_in_time(self, left: TimeLeft) -> int:
         blocks, of_original = self.pruned.sizes().blocks, self.original.sizes().blocks
-        (samples, seq_len), steps = self.ids.shape, self.by_steps[name]
-        is_blockwise = name == "blockwise"
-        # Blocks that both have alike are run once for both; the last of them may be fitted to what went behind it.
-        start = max(0, self.shared - 1) if is_blockwise else max(0, len(blocks) - self._blocks_of_tail())
-        passes = (of_original, blocks[start:] if is_blockwise else blocks[self.shared : start])
-
-        heads = 0 if is_blockwise else 2  # the teacher's and the student's predictions
+        (samples, seq_len), steps = self.ids.shape, self.by_steps["tail"]
+        start = max(0, len(blocks) - self._blocks_of_tail())
 
         def before(count: int) -> float:
             tokens = replace(steps, count=count).windows(seq_len, samples) * seq_len
-            return left.of_passes(tokens, *passes) + left.of_passes(2 * left.tokens, blocks[start:], heads=heads)
+            streams = left.of_passes(tokens, of_original, blocks[self.shared : start])
+            return streams + left.of_passes(2 * left.tokens, blocks[start:], heads=2)  # the held-out divergence, twice
 
-        if is_blockwise:  # most of the time is for the tail
-            return left.share(1 / 3).steps(steps, seq_len, blocks[start:], before=before)
-        return left.steps(steps, seq_len, blocks[start:], with_head=True, before=before)
+        return left.steps(steps, seq_len, blocks[start:], before)
 
 
 def judged(repaired: Decoder, held_out: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pyprune.models.decoder import Block, Decoder
 from pyprune.recovery.local_steps import Steps
@@ -35,11 +35,6 @@ class TimeLeft:
         blocks = sum(_parameters(model.sizes().blocks) for model in models)
         return time.perf_counter() + CLOSED_FORM * tokens * blocks * self._of_a_parameter() <= self.until
 
-    def share(self, part: float) -> TimeLeft:
-        """This part of the time that is left now."""
-        now = time.perf_counter()
-        return replace(self, until=now + part * (self.until - now))
-
     def of_passes(self, tokens: int, *blocks: Sequence[Block], heads: int = 0) -> float:
         """Seconds of forward passes of `tokens` tokens through these blocks, and so often through the head."""
         parameters = sum(map(_parameters, blocks)) + heads * self.decoder.head.weight.numel()
@@ -50,13 +45,12 @@ class TimeLeft:
         steps: Steps,
         seq_len: int,
         blocks: Sequence[Block],
-        with_head: bool = False,
         before: Callable[[int], float] = lambda count: 0.0,
     ) -> int:
-        """How many of `steps` fit, each of them for all of these blocks, if asked with the predictions of both models;
-        0 where that is not worth beginning. before: seconds that so many steps need besides, no fewer for more; the
-        perplexity afterwards is counted here."""
-        parameters = _parameters(blocks) + with_head * self.decoder.head.weight.numel()  # it stays: 3 passes of 4
+        """How many of `steps` fit, each of them for all of these blocks with the predictions of both models; 0 where
+        that is not worth beginning. before: seconds that so many steps need besides, no fewer for more; the perplexity
+        afterwards is counted here."""
+        parameters = _parameters(blocks) + self.decoder.head.weight.numel()  # which stays: 3 passes of 4
         a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
         left = self.until - time.perf_counter() - self.seconds
         count = bisect.bisect_right(range(1, steps.count + 1), left, key=lambda steps: before(steps) + steps * a_step)

@@ -231,7 +231,7 @@ def test_all_judgements_are_by_the_same_few_windows(llama, ids, monkeypatch):
     monkeypatch.setattr(module, "perplexity", recorded)
     many = ids.repeat(4, 1)[torch.randperm(4 * len(ids), generator=seeds.generator(6))]
     repair_with_report(llama, CUT, many, steps=2)
-    assert len(judged) >= 5  # the original, the pruned model, and what auto tries
+    assert len(judged) >= 4  # the original, the pruned model, and what auto tries
     assert len(many[7::8]) > 2
     assert all(torch.equal(windows, many[[7, 7 + 8 * (len(many) // 16)]]) for windows in judged)
 
@@ -277,7 +277,7 @@ def test_no_time_left_begins_nothing(llama, ids, tmp_path):
     assert (report.method, report.tried, report.fits) == ("none", {}, [])
     settings = {"minutes": 60.0, "steps": 2, "resume": tmp_path / "journal"}
     report = repair_with_report(llama, CUT, ids, **settings)
-    assert len(report.tried) in (3, 6)  # one closed form where it helps, else four, and both of gradient steps
+    assert len(report.tried) in (2, 5)  # one closed form where it helps, else four, and tail
     assert repair_with_report(llama, CUT, ids, **settings).tried == report.tried
 
 
@@ -302,18 +302,16 @@ def test_steps_are_those_there_is_time_for(llama, monkeypatch):
     monkeypatch.setattr("pyprune.recovery.time_left.time", SimpleNamespace(perf_counter=lambda: 7.0))
     left = TimeLeft(7 + 30.5 * a_step + 1.0, 1.0, llama, 100)
 
-    def fit(count, with_head=True, before=lambda count: 0.0):
-        return left.steps(Steps(count, 1.0, tokens=50), 25, sizes[:2], with_head, before)
+    def fit(count, before=lambda count: 0.0):
+        return left.steps(Steps(count, 1.0, tokens=50), 25, sizes[:2], before)
 
     assert fit(1000) == 30
     assert fit(10) == 10
-    assert fit(1000, with_head=False) > 30
-    assert fit(1000, before=lambda count: 5 * a_step) == 25
-    assert fit(1000, with_head=False, before=lambda count: a_step * count) < 30
-    assert fit(20, before=lambda count: 0.5 * a_step * count) == 20
-    assert fit(21, before=lambda count: 0.5 * a_step * count) == 20
-    assert fit(1000, before=lambda count: 11 * a_step) == 0  # fewer than 20
-    assert left.share(0.5).until == pytest.approx(7 + (30.5 * a_step + 1.0) / 2)
+    assert fit(1000, lambda count: 5 * a_step) == 25
+    assert fit(1000, lambda count: a_step * count) == 15
+    assert fit(20, lambda count: 0.5 * a_step * count) == 20
+    assert fit(21, lambda count: 0.5 * a_step * count) == 20
+    assert fit(1000, lambda count: 11 * a_step) == 0  # fewer than 20
     assert left.of_passes(200, sizes[:2], sizes[:1]) == pytest.approx(2 * 3 * block / (5 * block + head))
     with_heads = 2 * (block + 2 * head) / (5 * block + head)
     assert left.of_passes(200, sizes[:1], heads=2) == pytest.approx(with_heads)

@@ -146,7 +146,7 @@ def _repairing(method: str, decoder: Decoder, budget: Budget) -> float:
         "blockwise": BLOCKWISE_STEPS.count * BLOCKWISE_STEPS.tokens,
         "tail": TAIL_STEPS.count * TAIL_STEPS.tokens * min(1.0, TAIL_BLOCKS / len(decoder.blocks)),
     }
-    chain = ("refit-all-o", *steps) if method == "auto" else chain_of(method)
+    chain = ("refit-all-o", "tail") if method == "auto" else chain_of(method)
     samples = budget.repair_samples
     if set(chain) & set(steps):
         samples = min(samples, enough_samples(decoder, budget.seq_len))
