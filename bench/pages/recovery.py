@@ -21,6 +21,7 @@ from bench.repair_study import (
     WINDOWS_OF_STEPS,
     cells,
 )
+from pyprune.recovery.fitting import TOKENS_OF_INPUT
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
@@ -95,7 +96,7 @@ python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
 A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). `auto`, whose closed form sees twenty tokens for each input of the widest
+unless a table says otherwise ({link(name)}). `auto`, whose closed form sees {TOKENS_OF_INPUT} tokens for each input of the widest
 matrix, may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
 ratios{taken(entries)}. Minutes are processor time, a thread. {measured_on(results["machines"])}
 
