@@ -93,7 +93,7 @@ def cells(part: str) -> list[dict[str, Any]]:
             *(cell(method=CHAIN, options={"tail_blocks": n}) for n in (4, 8)),
             *(cell(method=CHAIN, options={"rate": rate}) for rate in (1e-4, 1e-3)),
             *(cell(method=CHAIN, options={"steps": n}) for n in (100, 200)),
-            *(cell(method=CHAIN, windows=n) for n in (256, 2048)),
+            *(cell(method=CHAIN, windows=n) for n in (128, 512)),
         ],
         "tasks": [cell(method=m, documents=DOCUMENTS) for m in ("original", "none", "auto")],
     }[part]
@@ -190,7 +190,7 @@ class Study:
                 stage = {**report.to_dict(), **seconds_since(*began)}
                 self._stages[key] = report.decoder, [*stages, stage]
             decoder, stages = self._stages[key]
-            if method in ("tail", "auto"):  # nothing comes behind it
+            if method in BY_STEPS:  # nothing comes behind it
                 del self._stages[key]
         return decoder, stages
 

@@ -95,10 +95,10 @@ def repairs(name: str = REPAIRS) -> str:
 python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
-A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). `auto`, whose closed form sees
-{TOKENS_OF_INPUT} tokens for each input of the widest matrix, may take {MINUTES} minutes at 20 % and
-{FEWER_MINUTES} at other ratios{taken(entries)}. Minutes are processor time, a thread.
+A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps up to {WINDOWS_OF_STEPS:,},
+unless a table says otherwise ({link(name)}). `auto`, whose closed form sees {TOKENS_OF_INPUT} tokens for each input of
+the widest matrix, may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
+ratios{taken(entries)}. Minutes are processor time, a thread.
 {measured_on(results["machines"])}
 
 {shown}"""

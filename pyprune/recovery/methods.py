@@ -25,6 +25,8 @@ FITS: dict[str, Callable[[Stage, Fitting], Fit | None]] = {
 }
 BY_STEPS = ("blockwise", "tail")
 """What makes gradient steps."""
+VERSION = 7
+"""Of the repairs: another one where the same method, text and options give another model."""
 METHODS = ("auto", "mean-update", "scale", *FITS, "flap-bias", "stat", *BY_STEPS)
 FOLLOWING = ("refit-all", "refit-all-o", *BY_STEPS)
 """What can be put behind another with a +: it goes by the streams, whatever the weights are by then."""

@@ -29,6 +29,7 @@ from pyprune.recovery.methods import (
     BY_MEANS,
     BY_STEPS,
     CHOICE,
+    VERSION,
     WIDTH_CHOICE,
     chain_of,
     check_options,
@@ -97,9 +98,8 @@ def repair(original: Any, pruned: Any, input_ids: Tensor, method: str = "auto", 
     calibration; every eighth window is held out, to choose the ridge and the method, unless a single closed form has
     nothing to choose. method: one of `METHODS`, or several in order with + between them ("refit-all-o+tail"). "auto" is
     "refit-all-o"; another closed form where that does not help on the held-out windows, or the pruned model itself
-    where none does; then "tail" where it helps. options: those of
-    `repair_with_report`. Shapes, record and `index_map` stay, `original` is unchanged; "mean-update" and "flap-bias"
-    add biases, which the record notes as compensation.
+    where none does; then "tail" where it helps. options: those of `repair_with_report`. Shapes, record and `index_map`
+    stay, `original` is unchanged; "mean-update" and "flap-bias" add biases, which the record notes as compensation.
     Raises InputError for an unknown method or option, a model that was not made from the original, a removed run at
     block 0 for methods that fold it into what stands before, and tokens too few for the matrices without a ridge.
     """
@@ -138,7 +138,7 @@ def repair_with_report(
     stay within; what comes out then depends on the machine's speed. memory: bytes for states; more lies in a temporary
     file (default: half of what is free). resume: folder of a journal of what is finished. Where gradient steps follow,
     a closed form takes no more windows than `fitting.enough_samples`.
-    distributed: as in `score`; the closed forms share the samples, and "auto" leaves the others out.
+    distributed: as in `score`; the closed forms share the samples, and "auto" leaves "tail" out.
     progress: (stages done, in all).
     """
     began = time.perf_counter()
@@ -340,7 +340,7 @@ def judged(repaired: Decoder, held_out: Tensor) -> float:
 
 def _subject(original: Decoder, pruned: Decoder, ids: Tensor, work: str) -> dict[str, Any]:
     return {
-        "format": "pyprune repair journal 7",
+        "format": f"pyprune repair journal {VERSION}",
         "original": journal_subject(original, ids, None, work),
         "pruned": journal_subject(pruned, ids, None, work),
         "pruning": recorded(pruned).to_dict(),

@@ -9,9 +9,9 @@ over all weights of the last blocks together (`local_steps`). A gradient goes th
 stands before them is run once. A local error of the stream counts every direction alike; this one counts what reaches
 the predictions, and the last blocks can make up for errors that came from before. Blocks at the front that both models
 have alike are run once for both. A step sees few tokens: in the same time, many small steps win back more than few
-large ones. Source: the objective is knowledge distillation's (Hinton et al. 2015, at temperature 1); to
-fit the last layers of a depth-pruned model alone is what "Reassessing Layer Pruning in LLMs" found to serve well, there
-by training on text.
+large ones. Source: the objective is knowledge distillation's (Hinton et al. 2015, at temperature 1); to fit the last
+layers of a depth-pruned model alone is what "Reassessing Layer Pruning in LLMs" found to serve well, there by training
+on text.
 """
 
 from __future__ import annotations

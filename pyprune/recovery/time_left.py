@@ -50,7 +50,7 @@ class TimeLeft:
         """How many of `steps` fit, each of them for all of these blocks with the predictions of both models; 0 where
         that is not worth beginning. before: seconds that so many steps need besides, no fewer for more; the perplexity
         afterwards is counted here."""
-        parameters = _parameters(blocks) + self.decoder.head.weight.numel()  # which stays: 3 passes of 4
+        parameters = _parameters(blocks) + self.decoder.head.weight.numel()  # the head needs 3 passes, counted as 4
         a_step = GRADIENT_STEP * parameters * self._of_a_parameter() * steps.batch(seq_len) * seq_len
         left = self.until - time.perf_counter() - self.seconds
         count = bisect.bisect_right(range(1, steps.count + 1), left, key=lambda steps: before(steps) + steps * a_step)

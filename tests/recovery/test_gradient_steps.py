@@ -308,7 +308,7 @@ def test_steps_are_those_there_is_time_for(llama, monkeypatch):
     assert fit(1000) == 30
     assert fit(10) == 10
     assert fit(1000, lambda count: 5 * a_step) == 25
-    assert fit(1000, lambda count: a_step * count) == 15
+    assert fit(1000, lambda count: 0.25 * a_step * count) == 24
     assert fit(20, lambda count: 0.5 * a_step * count) == 20
     assert fit(21, lambda count: 0.5 * a_step * count) == 20
     assert fit(1000, lambda count: 11 * a_step) == 0  # fewer than 20

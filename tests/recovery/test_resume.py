@@ -82,14 +82,16 @@ def test_auto_goes_on(ids, tmp_path):
     undisturbed = pyprune.repair(original, CUT, ids, steps=3)
     stages = 0
 
-    def die_in_the_third_method(done, total):
+    def die_at_the_end_of_the_second_method(done, total):
         nonlocal stages
         stages += done == total
         if stages == 2 and done > 0:
             raise Killed
 
     with pytest.raises(Killed):
-        pyprune.repair(original, CUT, ids, steps=3, resume=tmp_path / "journal", progress=die_in_the_third_method)
+        pyprune.repair(
+            original, CUT, ids, steps=3, resume=tmp_path / "journal", progress=die_at_the_end_of_the_second_method
+        )
     assert same(pyprune.repair(original, CUT, ids, steps=3, resume=tmp_path / "journal"), undisturbed)
 
 

@@ -15,6 +15,7 @@ from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS
 from pyprune.recovery import repair_with_report
 from pyprune.recovery.local_steps import default_precision
+from pyprune.recovery.methods import VERSION
 from pyprune.scoring.calibration import Windows
 from pyprune.scoring.journal import weights_digest
 from pyprune.scoring.scores import Scores
@@ -137,7 +138,8 @@ class Models:
         if model.repair is not None:
             windows = self.repair_windows()
             content["repair"] = {
-                "method": model.repair, "calibration": windows.fingerprint["sha256"], "precision": self._precision
+                "method": model.repair, "version": VERSION, "calibration": windows.fingerprint["sha256"],
+                "precision": self._precision,
             }  # fmt: skip
         if self.trains(model):
             content["retrain"] = training_settings(

@@ -142,16 +142,24 @@ def training_tokens(budget: Budget) -> int:
 
 def _repairing(method: str, decoder: Decoder, budget: Budget) -> float:
     """What a repair costs, in forward tokens."""
-    steps = {
-        "blockwise": BLOCKWISE_STEPS.count * BLOCKWISE_STEPS.tokens,
-        "tail": TAIL_STEPS.count * TAIL_STEPS.tokens * min(1.0, TAIL_BLOCKS / len(decoder.blocks)),
-    }
+    of_blocks = [sum(tensor.numel() for _, tensor in block.tensors()) for block in decoder.sizes().blocks]
+    head = decoder.head.weight.numel()
+    of_tail = (sum(of_blocks[-TAIL_BLOCKS:]) + head) / (sum(of_blocks) + head)
+    steps = {"blockwise": (BLOCKWISE_STEPS, 1.0), "tail": (TAIL_STEPS, of_tail)}
     chain = ("refit-all-o", "tail") if method == "auto" else chain_of(method)
     samples = budget.repair_samples
     if set(chain) & set(steps):
         samples = min(samples, enough_samples(decoder, budget.seq_len))
-    both = PASSES * budget.repair_samples * budget.seq_len
-    return sum(BACKWARD * steps[name] + both if name in steps else FITTED * samples * budget.seq_len for name in chain)
+    tokens = 0.0
+    for name in chain:
+        if name in steps:
+            of_method, share = steps[name]
+            seen = of_method.count * of_method.batch(budget.seq_len)
+            windows = of_method.windows(budget.seq_len, budget.repair_samples)
+            tokens += (BACKWARD * share * seen + PASSES * windows) * budget.seq_len
+        else:
+            tokens += FITTED * samples * budget.seq_len
+    return tokens
 
 
 def _choosing(prune: Prune, blocks: int, budget: Budget) -> float:

@@ -141,4 +141,4 @@ def test_a_plan_counts_what_each_repair_of_a_chain_costs_and_each_once(small):
         seconds[method] = next(cell.seconds for cell in cells if cell.name == "repair, first")
     # Before gradient steps the closed form takes fewer windows.
     assert seconds["tail"] < seconds["refit-all-o+tail"] < seconds["refit-all-o"] + seconds["tail"]
-    assert seconds["auto"] > seconds["refit-all-o+tail"]
+    assert seconds["auto"] == seconds["refit-all-o+tail"]
