@@ -61,8 +61,8 @@ def repairs(name: str = REPAIRS) -> str:
     tables = (
         ("The perplexities:", entries, prunings),
         (
-            "Closed forms, gradient steps alone, and `auto`:",
-            [*parts["methods"], *parts["steps"]],
+            "What each method wins back:",
+            [*parts["methods"], *parts["steps"], *parts["auto"]],
             methods,
         ),
         ("Width:", parts["width"], methods),

@@ -47,7 +47,7 @@ def tables(page):
 
 def test_each_part_has_a_row_for_each_of_its_cells(study):
     perplexities, methods, width, seeds, ratios, fitted, tuning, tasks = tables(recovery.repairs())
-    assert len(methods) == len({cell["method"] for part in ("methods", "steps") for cell in cells(part)})
+    assert len(methods) == len({cell["method"] for part in ("methods", "steps", "auto") for cell in cells(part)})
     assert len(width) == len({cell["method"] for cell in cells("width")})
     assert [row.count("(") for row in seeds] == [2, 2]
     assert all("1 of 2" in row for row in seeds)  # three draws of two blocks, of which the first one is common
