@@ -21,7 +21,6 @@ from bench.repair_study import (
     WINDOWS_OF_STEPS,
     cells,
 )
-from pyprune.recovery.fitting import TOKENS_OF_INPUT
 from pyprune.study.evaluations.accuracy import HEADERS, mean_accuracy, metric_of
 
 REPAIRS = "repair-smollm2.json"
@@ -45,9 +44,8 @@ def page() -> str:
     return f"""<!-- Written by `make docs` from bench/results/. Do not edit. -->
 # What repair and retraining win back
 
-SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity that is there again, on
-text that neither calibration nor training saw: WikiText-2's test split and passages of BoolQ. A negative share means
-that the repair harms.
+SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity, on
+text that neither calibration nor training saw. Below zero, the repair harms.
 
 {made}
 """
@@ -95,9 +93,8 @@ def repairs(name: str = REPAIRS) -> str:
 python -m bench.repair_study --wikitext wikitext2-test.txt
 ```
 
-A closed form sees {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps up to {WINDOWS_OF_STEPS:,},
-unless a table says otherwise ({link(name)}). `auto`, whose closed form sees {TOKENS_OF_INPUT} tokens for each input of
-the widest matrix, may take {MINUTES} minutes at 20 % and {FEWER_MINUTES} at other
+Closed forms see {WINDOWS} windows of {SEQ_LEN} tokens of `demo:passages`, gradient steps up to {WINDOWS_OF_STEPS:,},
+unless a table says otherwise ({link(name)}). `auto` may take {MINUTES} minutes at 20 %, {FEWER_MINUTES} at other
 ratios{taken(entries)}. Minutes are processor time, a thread.
 {measured_on(results["machines"])}
 
