@@ -45,7 +45,7 @@ def page() -> str:
 # What repair and retraining win back
 
 SmolLM2-135M loses a fifth of its parameters. *Won back* is the share of the lost log-perplexity, on
-text that neither calibration nor training saw. Below zero, the repair harms.
+text that neither calibration nor training saw (`tail`'s steps were chosen on it). Below zero, the repair harms.
 
 {made}
 """
