@@ -17,8 +17,20 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 
+class Weights:
+    """Whatever consists of named tensors."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, with its name."""
+        raise NotImplementedError
+
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(tensor.numel() for _, tensor in self.tensors())
+
+
 @dataclass(frozen=True)
-class Linear:
+class Linear(Weights):
     """A projection: `weight [out, in]` and, where the model has one, `bias [out]`."""
 
     weight: Tensor
@@ -35,7 +47,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class MHA:
+class MHA(Weights):
     """The attention sublayer: `norm [hidden]`, `q [heads*head_dim, hidden]`, `k` and `v [kv_heads*head_dim, hidden]`,
     `o [hidden, heads*head_dim]`; `q_norm` and `k_norm [head_dim]` where the family has them.
 
@@ -76,7 +88,7 @@ class MHA:
 
 
 @dataclass(frozen=True)
-class FFN:
+class FFN(Weights):
     """The feed-forward sublayer: `norm [hidden]`, `gate` and `up [width, hidden]`, `down [hidden, width]`, SiLU."""
 
     norm: Tensor
@@ -99,7 +111,7 @@ class FFN:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Weights):
     """One Transformer block. `index` is its place in the original, unpruned model."""
 
     index: int

@@ -47,7 +47,7 @@ class BlockCosts:
         if ffn is not None:
             width = ffn.width
             per_neuron = _row(ffn.gate) + _row(ffn.up) + ffn.down.weight.shape[0]
-        total = sum(t.numel() for _, t in block.tensors())
+        total = block.parameters()
         fixed = total - kv_groups * per_group - width * per_neuron
         return cls(block.index, kv_groups, width, fixed, per_group, per_neuron)
 
@@ -141,7 +141,7 @@ def unit_parameters(decoder: AnyDecoder, unit: str) -> dict[int, int]:
             raise InputError(f"unit {unit!r}: {decoder.name} runs through its own layers; 'block' is accepted")
         return decoder.block_parameters()
     parts = ((block.index, block if unit == "block" else getattr(block, unit)) for block in decoder.blocks)
-    return {index: sum(t.numel() for _, t in part.tensors()) for index, part in parts if part is not None}
+    return {index: part.parameters() for index, part in parts if part is not None}
 
 
 def count_for_ratio(ratio: float, parameters: int, unit_sizes: Sequence[int]) -> int:

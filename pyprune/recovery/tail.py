@@ -157,7 +157,7 @@ def last_that_fit(blocks: Sequence[Block], device: torch.device) -> int:
     left = 1 << 62 if free is None else free // 3
     count = 0
     for block in reversed(blocks[-TAIL_BLOCKS:]):
-        left -= sum(tensor.numel() for _, tensor in block.tensors()) * COPIES * torch.float32.itemsize
+        left -= block.parameters() * COPIES * torch.float32.itemsize
         if left < 0:
             break
         count += 1

@@ -63,4 +63,4 @@ class TimeLeft:
 
 
 def _parameters(blocks: Sequence[Block]) -> int:
-    return sum(tensor.numel() for block in blocks for _, tensor in block.tensors())
+    return sum(block.parameters() for block in blocks)

@@ -142,7 +142,7 @@ def training_tokens(budget: Budget) -> int:
 
 def _repairing(method: str, decoder: Decoder, budget: Budget) -> float:
     """What a repair costs, in forward tokens."""
-    of_blocks = [sum(tensor.numel() for _, tensor in block.tensors()) for block in decoder.sizes().blocks]
+    of_blocks = [block.parameters() for block in decoder.sizes().blocks]
     head = decoder.head.weight.numel()
     of_tail = (sum(of_blocks[-TAIL_BLOCKS:]) + head) / (sum(of_blocks) + head)
     steps = {"blockwise": (BLOCKWISE_STEPS, 1.0), "tail": (TAIL_STEPS, of_tail)}
