@@ -15,7 +15,7 @@ from pyprune.pruning.apply import apply
 from pyprune.recovery.fitting import Fitting
 from pyprune.recovery.journal import RepairJournal
 from pyprune.recovery.mean_update import mean_update
-from pyprune.recovery.methods import FITS, WIDTH_ONLY
+from pyprune.recovery.methods import AT_CUT, FITS, WIDTH_ONLY
 from pyprune.recovery.scale import divided, magnitude_ratio
 from pyprune.recovery.streams import Stage, Streams, sublayers_of, with_projection, with_sublayers
 from pyprune.recovery.width import flap_bias, stat
@@ -43,7 +43,10 @@ def closed_form(
     finished = journal if fitting.group.size == 1 and (method in FITS or method == "stat") else None
     if finished is not None and (entry := finished.get(f"{name}.finished")) is not None:
         return _restored(pruned, entry[1]["fits"], finished, name), entry[1]["fits"]
-    streams = Streams(original, pruned, input_ids, memory, keeps_original_inputs=method in WIDTH_ONLY)
+    streams = Streams(
+        original, pruned, input_ids, memory, keeps_original_inputs=method in WIDTH_ONLY,
+        ends_at_change=method in (*AT_CUT, *WIDTH_ONLY),
+    )  # fmt: skip
     total = sum(1 for _ in sublayers_of(pruned.sizes().blocks))
     fits: list[dict[str, Any]] = []
     added: dict[str, Tensor] = {}
@@ -67,6 +70,8 @@ def closed_form(
                 added[f"blocks.{block}.{'o' if kind == 'mha' else 'down'}.bias"] = bias
                 stage.projection = _biased(stage.projection, bias)
         progress(done, total)
+    if factor != 1.0:
+        streams.change_rest(lambda projection: divided(projection, factor))
     progress(total, total)
     if added:
         return apply(pruned, Pruning(compensation=added, made_by=f"repair {method}")), fits  # type: ignore[arg-type]  # validated there

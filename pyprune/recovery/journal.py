@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pyprune.errors import InputError
 from pyprune.files import read_json, whole_file, write_json
 from pyprune.models.decoder import Block
+from pyprune.models.tensors import one_line
 from pyprune.scoring.process_group import SINGLE_PROCESS, ProcessGroup
 
 Entry = tuple[dict[str, Tensor], dict[str, Any]]
@@ -54,15 +55,20 @@ class RepairJournal:
         file = self._file(name)
         if not file.exists():
             return None
-        with safe_open(file, "pt") as stored:
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # no mapping
-            return tensors, json.loads(stored.metadata()["values"])
+        try:
+            with safe_open(file, "pt") as stored:
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # no mapping
+                return tensors, json.loads(stored.metadata()["values"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: damaged ({one_line(error)}); delete {self.path} to begin again") from None
 
     def put(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Keep a finished part; it is in the file on return."""
         stored = {key: _alone(tensor.detach().cpu().contiguous()) for key, tensor in tensors.items()}
         with whole_file(self._file(name)) as scratch:
             save_file(stored, scratch, {"values": json.dumps(dict(values))})
+            with open(scratch, "rb") as written:
+                os.fsync(written.fileno())
 
     def drop(self, name: str) -> None:
         """Forget a part."""

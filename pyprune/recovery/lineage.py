@@ -12,7 +12,7 @@ from pyprune.models.decoder import Block, Decoder
 from pyprune.models.pruning import Pruning, recorded
 from pyprune.pruning.apply import apply
 from pyprune.pruning.index_map import index_map
-from pyprune.recovery.streams import equal, sublayers_of
+from pyprune.recovery.streams import channels_of, equal, sublayers_of
 
 
 def pruned_from(original: Decoder, pruned: Any) -> Decoder:
@@ -40,11 +40,25 @@ def pruned_from(original: Decoder, pruned: Any) -> Decoder:
     for place, _ in sublayers_of(decoder.sizes().blocks):
         if place not in present:
             raise _not_of(decoder, original, f"the original lacks {place[1]} of block {place[0]}")
+    before = {block.index: block for block in index_map(original)}
     for block, held in zip(index_map(decoder), decoder.sizes().blocks, strict=True):
+        for what, kept, full in (
+            ("heads", block.heads, before[block.index].heads), ("neurons", block.neurons, before[block.index].neurons)
+        ):  # fmt: skip
+            if not set(kept or ()) <= set(full or ()):
+                lost = min(set(kept or ()) - set(full or ()))
+                raise _not_of(decoder, original, f"the original lacks {what[:-1]} {lost} of block {block.index}")
         if held.mha is not None and held.mha.heads != len(block.heads or ()):
             raise _not_of(decoder, original, f"{held.mha.heads} heads in block {block.index}, not as its record says")
         if held.ffn is not None and held.ffn.width < len(block.neurons or ()):
             raise _not_of(decoder, original, f"{held.ffn.width} neurons in block {block.index}, not as its record says")
+    if only_narrowed(original, decoder) and not channels_of(original, decoder):
+        raise InputError(f"{decoder.name}: has all units of {original.name}; a model that lost some is expected")
+    if original.device.type != "cpu" and original.dtype != decoder.dtype:
+        raise InputError(
+            f"{decoder.name}: is in {decoder.dtype}, {original.name} in {original.dtype}; on {original.device.type} the"
+            " same dtype is expected"
+        )
     return decoder
 
 

@@ -48,7 +48,7 @@ def _map_of(stage: Stage, fitting: Fitting) -> Fit:
     """T' `[hidden, hidden]` in float64 by least squares, as a projection."""
     return fitting.fit(
         stage,
-        lambda chunk: wide(stage.outputs(chunk)) - wide(stage.before[chunk]),
+        lambda chunk: _moved(stage, chunk),
         lambda chunk: wide(stage.target[chunk]) - wide(stage.before[chunk]),
         identity(stage.before.shape[-1], stage.before.device),
     )
@@ -86,9 +86,13 @@ def _distance(stage: Stage, fitting: Fitting, transposed: Tensor) -> float:
 
 
 def _mean_distance(stage: Stage, samples: list[int], transposed: Tensor) -> Tensor:
-    before, target, inputs = (wide(of[samples]) for of in (stage.before, stage.target, stage.inputs))
+    before, target = wide(stage.before[samples]), wide(stage.target[samples])
     with torch.no_grad():
-        moved = inputs @ stage.projection.weight.to(inputs.dtype).T
-        if stage.projection.bias is not None:
-            moved = moved + stage.projection.bias.to(inputs.dtype)
+        moved = _moved(stage, samples)
     return (1 - F.cosine_similarity(moved @ transposed.T + before, target, dim=-1)).mean()
+
+
+def _moved(stage: Stage, samples: slice | list[int]) -> Tensor:
+    """M: what the projection adds to the stream `[N, T, hidden]`, not from a difference of rounded streams."""
+    inputs, bias = wide(stage.inputs[samples]), stage.projection.bias
+    return F.linear(inputs, stage.projection.weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))

@@ -25,7 +25,7 @@ FITS: dict[str, Callable[[Stage, Fitting], Fit | None]] = {
 }
 BY_STEPS = ("blockwise", "tail")
 """What makes gradient steps."""
-VERSION = 7
+VERSION = 8
 """Of the repairs: another one where the same method, text and options give another model."""
 METHODS = ("auto", "mean-update", "scale", *FITS, "flap-bias", "stat", *BY_STEPS)
 FOLLOWING = ("refit-all", "refit-all-o", *BY_STEPS)
@@ -132,12 +132,17 @@ def require_foldable(original: Decoder, pruned: Decoder, method: str) -> None:
 
 def require_kind(original: Decoder, pruned: Decoder, method: str) -> None:
     """InputError where the method is not for what was removed: whole sublayers, or heads and neurons."""
-    if method in ("scale", "linear", "linear-cosine") and only_narrowed(original, pruned):
+    check_kind(method, only_narrowed(original, pruned))
+
+
+def check_kind(method: str, narrows: bool) -> None:
+    """`require_kind` by whether heads or neurons alone are removed."""
+    if method in ("scale", "linear", "linear-cosine") and narrows:
         raise InputError(
             f"repair: method {method}: is for removed blocks and sublayers, and only heads or neurons were removed;"
             f" one of {', '.join(WIDTH_CHOICE)} is expected"
         )
-    if method in WIDTH_ONLY and not only_narrowed(original, pruned):
+    if method in WIDTH_ONLY and not narrows:
         raise InputError(
             f"repair: method {method}: is for removed heads and neurons, and blocks or sublayers were removed;"
             " refit-all-o is for both"

@@ -25,7 +25,15 @@ from pyprune.models.decoder import Decoder
 from pyprune.models.pruning import Pruning, original_name
 from pyprune.progress import Progress
 from pyprune.pruning.depth import removal
-from pyprune.recovery.methods import AT_CUT, TAKEN_BY, WIDTH_ONLY, chain_of, check_options, require_processes
+from pyprune.recovery.methods import (
+    AT_CUT,
+    TAKEN_BY,
+    VERSION,
+    WIDTH_ONLY,
+    chain_of,
+    check_options,
+    require_processes,
+)
 from pyprune.recovery.repair import Repaired, repair_with_report
 from pyprune.recovery.round_journal import RoundJournal
 from pyprune.regression.held_out import HELD_OUT_EVERY
@@ -125,6 +133,11 @@ def search_with_repair(
     if processes > 1 and resume is not None:
         raise InputError(f"resume: {os.fspath(resume)}: works in one process only; several were started")
     require_processes(repair, processes)
+    if options.get("minutes") is not None and (processes > 1 or resume is not None):
+        raise InputError(
+            f"repair: minutes {options['minutes']}: is for a search in one process without resume, as what comes out"
+            " depends on the time"
+        )
     rounds = _Rounds(
         original, ids, mask, fit_ids, repair, criterion, form or FORMS[0], candidates, memory, distributed, progress,
         options,
@@ -174,7 +187,8 @@ class _Rounds:
         work = f"search greedy {self.criterion} {self.form}, repair {self.method} {dict(sorted(self.options.items()))}"
         subject = journal_subject(self.original, self.ids, self.mask, work)
         units = [list(unit) for unit in self.candidates.units]
-        return {**subject, "repaired by": fingerprint(self.fit_ids)["sha256"], "units": units}
+        fitted = fingerprint(self.fit_ids)["sha256"]
+        return {**subject, "repaired by": fitted, "units": units, "version": VERSION}
 
     def run(self) -> tuple[list[Step], float, Repaired]:
         """The steps, the perplexity of the original, and the model repaired after the last step."""

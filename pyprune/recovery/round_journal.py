@@ -24,7 +24,8 @@ class RoundJournal:
         named = self.path / "subject.json"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{path}: is a file; a folder for the rounds of a search is expected")
-        if self.path.exists() and any(self.path.iterdir()):
+        # What is half written, of one that was interrupted at once, is no sign of another folder.
+        if self.path.exists() and any(entry.suffix != ".part" for entry in self.path.iterdir()):
             if not named.is_file():
                 raise InputError(f"{path}: not a journal of a search with repairs; another name is expected")
             if read_json(named) != json.loads(json.dumps(subject)):

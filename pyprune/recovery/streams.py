@@ -3,12 +3,14 @@
 Each weight is read once. The original runs ahead through what was removed, so that a sublayer of the pruned model knows
 what its stream should be: the original's at the place where the next sublayer that stays begins. The pruned model goes
 on from its own stream, with whatever its projections have become meanwhile. While both are the same they share one
-stream, and nothing is computed twice. In memory are the two streams and the inputs of one projection.
+stream, and nothing is computed twice. Behind the last stage that was asked for nothing is computed. In memory are the
+two streams and the inputs of one projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,7 +78,8 @@ class _Waiting:
 class Streams:
     """The pass of `original` and `pruned` over `input_ids [S, T]`; `stages` is walked once, then `result` is there.
 
-    keeps_original_inputs: whether stages of narrowed sublayers come with the original's inputs.
+    keeps_original_inputs: whether stages of narrowed sublayers come with the original's inputs. ends_at_change: whether
+    the pass ends with the last stage that is a cut or narrowed.
     """
 
     original: Decoder
@@ -84,11 +87,20 @@ class Streams:
     input_ids: Tensor
     memory: int | None = None
     keeps_original_inputs: bool = False
+    ends_at_change: bool = False
     _sublayers: dict[Place, MHA | FFN] = field(default_factory=dict)
+    _last: Place | None = None  # where the pass ends
 
     def result(self) -> Decoder:
         """The pruned model with the projections that the stages were given."""
         return with_sublayers(self.pruned, self._sublayers)
+
+    def change_rest(self, change: Callable[[Linear], Linear]) -> None:
+        """Change the output projections behind the last stage, once the stages have been walked."""
+        places = list(self._sublayers)
+        for place in places[places.index(self._last) + 1 :] if self._last is not None else ():
+            sublayer = self._sublayers[place]
+            self._sublayers[place] = with_projection(sublayer, change(output_projection(sublayer)))
 
     def stages(self) -> Iterator[Stage]:
         """The stages in order of depth. The caller has checked that the two models belong together (`pruned_from`)."""
@@ -101,12 +113,13 @@ class Streams:
         rotation = self.original.rope.tables(tokens, prompt=tokens)
         teacher, student = (states.empty(samples, tokens, hidden) for _ in range(2))
         for chunk in chunks:
-            teacher[chunk] = student[chunk] = sequence.embed(self.original, self.input_ids[chunk])
+            teacher[chunk] = sequence.embed(self.original, self.input_ids[chunk])
         widths = [output_projection(sublayer).weight.shape[1] for sublayer in self._sublayers.values()]
         inputs = states.empty(samples * tokens * max(widths))
         kept = states.empty(samples * tokens * _widest(self.original)) if self.keeps_original_inputs else None
         places = [place for place, _ in sublayers_of(self.original.sizes().blocks)]
         kept_channels = channels_of(self.original, pruned)
+        self._last = self._last_place(places, kept_channels)
         same, waiting = True, None
 
         def resolved(waiting: _Waiting) -> Iterator[Stage]:
@@ -122,18 +135,22 @@ class Streams:
             )  # fmt: skip
             yield stage
             self._sublayers[waiting.place] = with_projection(sublayer, stage.projection)
-            for chunk in chunks:
+            for chunk in chunks if waiting.place != self._last else ():
                 student[chunk] = stage.outputs(chunk)
 
         for place, sublayer in sublayers_of(self.original.blocks):
             is_kept = place in self._sublayers
             if waiting is not None and is_kept:
                 yield from resolved(waiting)
+                if waiting.place == self._last:
+                    return
                 waiting = None
             if same:
                 behind = places[places.index(place) + 1 :][:1]
                 nothing_cut = is_kept and all(following in self._sublayers for following in behind)
                 same = nothing_cut and equal(sublayer, self._sublayers[place], pruned.dtype)
+                for chunk in chunks if not same else ():
+                    student[chunk] = teacher[chunk]
             if is_kept and not same:
                 waiting = _Waiting(place, sublayer, kept_channels.get(place))
                 if kept is not None and waiting.channels is not None:
@@ -147,10 +164,16 @@ class Streams:
                 if is_kept and waiting is not None and waiting.inputs is not None:
                     waiting.inputs[chunk] = into
                 teacher[chunk] = ops.linear_residual(into, projection.weight, projection.bias, x)
-                if same:
-                    student[chunk] = teacher[chunk]
         if waiting is not None:
             yield from resolved(waiting)
+
+    def _last_place(self, places: Sequence[Place], narrowed: Iterable[Place]) -> Place | None:
+        """The sublayer of the last stage that is asked for."""
+        if not self.ends_at_change:
+            return next(reversed(self._sublayers), None)
+        changed = set(narrowed)
+        changed |= {place for place, behind in itertools.pairwise(places) if behind not in self._sublayers}
+        return next((place for place in reversed(self._sublayers) if place in changed), None)
 
 
 def with_sublayers(decoder: Decoder, sublayers: Mapping[Place, MHA | FFN]) -> Decoder:

@@ -125,13 +125,16 @@ def fit_linear(linear: Linear, fitting: NormalEquations, held_out: NormalEquatio
     was where none errs less.
 
     Of several ridges the best is taken; while that is the smallest or the largest tried, the next one beyond is tried
-    too. A single ridge is used whatever it brings. ArithmeticError when no ridge gives equations that can be solved.
+    too. A single ridge is used whatever it brings. Inputs that are always zero leave everything as it was.
+    ArithmeticError when no ridge gives equations that can be solved.
     """
     present = linear.weight.double().to(fitting.gram.device)
     if fitting.bias:
         bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(len(linear.weight))
         present = torch.cat([present, bias.double().to(present.device).unsqueeze(1)], 1)
     before, missing = held_out.error(present), fitting.missing(present)
+    if float(fitting.weight) > 0 and not bool(fitting.gram.diagonal().any()):
+        return Fit(linear, None, before, before)
     best: tuple[float, float, Tensor] | None = None
     tried: list[float] = []
     waiting = sorted(ridges)

@@ -24,9 +24,11 @@ import pyprune
 from pyprune import InputError, Pruning
 from pyprune.commands import repair as command
 from pyprune.models.decoder import FFN, Linear
-from pyprune.recovery import repair_with_report
+from pyprune.recovery import repair_with_report, streams
+from pyprune.recovery.closed_form import closed_form
 from pyprune.recovery.fitting import Fitting
-from pyprune.recovery.methods import BY_STEPS, FOLLOWING, METHODS
+from pyprune.recovery.linear import linear_at_cut
+from pyprune.recovery.methods import AT_CUT, BY_STEPS, FOLLOWING, METHODS
 from pyprune.recovery.refit import refit
 from pyprune.recovery.repair import Repaired
 from pyprune.recovery.streams import Stage
@@ -209,6 +211,40 @@ def test_the_last_block_folds_into_the_one_before(llama, ids):
     assert not torch.equal(repaired.blocks[3].ffn.down.weight, llama.blocks[3].ffn.down.weight)
 
 
+@pytest.mark.parametrize("method", AT_CUT)
+def test_nothing_is_computed_behind_the_last_cut(llama, ids, method, monkeypatch):
+    ran = []
+
+    def counted(sublayer, *rest):
+        ran.append(id(sublayer))
+        return projection_inputs(sublayer, *rest)
+
+    projection_inputs = streams.projection_inputs
+    monkeypatch.setattr(streams, "projection_inputs", counted)
+    closed_form(llama, pyprune.apply(llama, Pruning(blocks=(1,))), ids, method, Fitting())
+    needed = [block.mha for block in llama.blocks[:2]] + [block.ffn for block in llama.blocks[:2]]
+    assert set(ran) == set(map(id, needed))
+    assert ran.count(id(llama.blocks[0].ffn)) == 2 * ran.count(id(llama.blocks[0].mha))  # the original's, the pruned's
+
+
+@pytest.mark.parametrize("method", ["refit-all", "refit-all-o"])
+@pytest.mark.parametrize("ridge", ["auto", 1.0])
+def test_a_sublayer_that_adds_nothing_stays_as_it_is(llama, ids, method, ridge):
+    silent = llama.map(torch.clone)
+    silent.blocks[3].ffn.up.weight.zero_()
+    repaired = pyprune.repair(silent, Pruning(blocks=(2,)), ids, method, ridge=ridge)
+    assert torch.equal(repaired.blocks[2].ffn.down.weight, silent.blocks[3].ffn.down.weight)
+    report = repair_with_report(silent, Pruning(blocks=(2,)), ids, "auto", ridge=ridge, steps=1)
+    assert math.isfinite(report.tried["refit-all-o"])
+
+
+def test_a_map_of_what_adds_nothing_is_none(llama, ids):
+    silent = llama.map(torch.clone)
+    silent.blocks[1].ffn.down.weight.zero_()
+    repaired = pyprune.repair(silent, Pruning(blocks=(2,)), ids, "linear")
+    assert not repaired.blocks[1].ffn.down.weight.any()
+
+
 @pytest.mark.parametrize("method", ["mean-update", "scale", "linear", "refit"])
 def test_a_run_at_block_0_has_nothing_to_fold_into(llama, ids, method):
     with pytest.raises(InputError, match="begins at block 0"):
@@ -263,6 +299,20 @@ def test_a_model_of_another_original_is_refused(llama, ids):
         pyprune.repair(llama, narrowing(), ids, "linear")
 
 
+@pytest.mark.parametrize(
+    ("gone", "others", "message"),
+    [
+        (Pruning(neurons={1: (0, 2)}), Pruning(neurons={1: (2, 3)}), "the original lacks neuron 0 of block 1"),
+        (Pruning(kv_groups={3: (0,)}), Pruning(kv_groups={3: (1,)}), "the original lacks head 0 of block 3"),
+        (Pruning(neurons={1: (0, 2)}), Pruning(neurons={1: (0, 2)}), "has all units of"),
+        (Pruning(blocks=(1,)), Pruning(blocks=(1,)), "has all units of"),
+    ],
+)
+def test_an_original_with_less_or_no_more_is_refused(llama, ids, gone, others, message):
+    with pytest.raises(InputError, match=message):
+        pyprune.repair(pyprune.apply(llama, gone), pyprune.apply(llama, others), ids)
+
+
 def test_states_beyond_the_limit_give_the_same_repair(llama, ids):
     in_memory = pyprune.repair(llama, Pruning(blocks=(2,)), ids, "refit-all-o")
     in_files = pyprune.repair(llama, Pruning(blocks=(2,)), ids, "refit-all-o", memory=1)
@@ -306,20 +356,23 @@ def test_a_repair_that_gives_no_numbers_harms(llama, ids, monkeypatch):
     assert repair_with_report(llama, Pruning(blocks=(2,)), ids, steps=2).method != "refit-all-o"
 
 
-def test_streams_in_bfloat16_are_fitted_in_float32():
+@pytest.mark.parametrize("fit", [refit, linear_at_cut])
+def test_streams_in_bfloat16_are_fitted_in_float32(fit):
     """As they are on a GPU: the same values give the same fit, whatever their dtype."""
     generator = seeds.generator(7)
     before, inputs = (torch.randn(8, 6, n, generator=generator).to(torch.bfloat16) for n in (20, 23))
     target = (before + 0.02 * torch.randn(8, 6, 20, generator=generator)).to(torch.bfloat16)
+    weight = torch.randn(20, 23, generator=generator).to(torch.bfloat16)
     sublayer = pyprune.load(SIZES).blocks[1].ffn
 
     def refitted(dtype, of_projection):
-        projection = Linear(torch.zeros(20, 23, dtype=of_projection))
+        projection = Linear(weight.to(of_projection))
         stage = Stage(
             (1, "ffn"), sublayer, sublayer, True, before.to(dtype), target.to(dtype), inputs.to(dtype), None, None,
             [slice(0, 3), slice(3, 8)], projection,
         )  # fmt: skip
-        return refit(stage, Fitting(ridges=(1.0,))).linear.weight
+        fit(stage, Fitting(ridges=(1.0,)))
+        return stage.projection.weight
 
     exact = refitted(torch.float64, torch.float64)
     plain = refitted(torch.float32, torch.float32)

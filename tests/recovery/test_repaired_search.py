@@ -129,6 +129,20 @@ def test_an_interrupted_search_goes_on_and_repeats_no_round(monkeypatch, six, sc
             search_with_repair(six, scored, fitted, arguments.pop("repair"), **arguments)
 
 
+def test_a_search_that_was_killed_at_once_goes_on(six, scored, fitted, tmp_path):
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / ".subject.json.abc.part").touch()
+    found = search_with_repair(six, scored, fitted, "mean-update", count=1, resume=tmp_path / "journal")
+    assert found.search == search_with_repair(six, scored, fitted, "mean-update", count=1).search
+
+
+def test_rounds_of_another_version_are_refused(monkeypatch, six, scored, fitted, tmp_path):
+    search_with_repair(six, scored, fitted, "mean-update", count=1, resume=tmp_path / "journal")
+    monkeypatch.setattr(repaired_search, "VERSION", repaired_search.VERSION + 1)
+    with pytest.raises(InputError, match="belongs to a search of another model, text or options"):
+        search_with_repair(six, scored, fitted, "mean-update", count=1, resume=tmp_path / "journal")
+
+
 def test_a_result_survives_its_file_and_the_original_its_search(six, scored, fitted, tmp_path):
     before = [(name, tensor.clone()) for name, tensor in six.tensors()]
     found = search_with_repair(six, scored, fitted, "mean-update", count=1)
@@ -158,6 +172,7 @@ def test_progress_reaches_its_end_step_by_step(six, scored, fitted):
         (dict(ridge=-1), "ridge -1"),
         (dict(weighting="all"), "weighting 'all'"),
         (dict(repair="refit", steps=3), "steps 3: belongs to method auto"),
+        (dict(repair="auto", minutes=1.0, resume="rounds"), "minutes 1.0: is for a search in one process without"),
         (dict(criterion="taylor"), "criterion: 'taylor' given; a search with repairs accepts ppl, ppl-after-repair"),
         (dict(form="linear"), "form: 'linear' given, but criterion ppl takes"),
         (dict(unit="head"), "unit: 'head' given"),

@@ -124,6 +124,16 @@ def test_a_kill_before_the_subject_is_written(ids, tmp_path):
     assert same(repaired, pyprune.repair(original, CUT, ids, "refit"))
 
 
+def test_a_damaged_part_is_named(ids, tmp_path):
+    """As a power cut leaves it."""
+    original = pyprune.load(SIZES, dtype=torch.float32)
+    pyprune.repair(original, CUT, ids, "refit", resume=tmp_path / "journal")
+    for part in (tmp_path / "journal").glob("*.safetensors"):
+        part.write_bytes(b"")
+    with pytest.raises(InputError, match=r"safetensors: damaged .*delete .*journal to begin again"):
+        pyprune.repair(original, CUT, ids, "refit", resume=tmp_path / "journal")
+
+
 class Broadcasts(ProcessGroup):
     """Rank 0 notes what it broadcasts; another rank gets that."""
 
