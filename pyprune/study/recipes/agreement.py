@@ -11,6 +11,7 @@ from typing import Any
 from pyprune.scoring.agreement import kendall, spearman
 from pyprune.study.recipes.budget import Budget
 from pyprune.study.recipes.plan import training_tokens
+from pyprune.study.recipes.recipe import names_row
 from pyprune.study.recipes.table import RAW_TEXT, replaces_rare_words
 from pyprune.study.recipes.values import PAPER_LENGTH, counted, known_value, shown_setting
 
@@ -187,11 +188,11 @@ def claim_outcome(results: dict[str, Any], claim: dict[str, Any]) -> Outcome:
     value = claim["value"]
     signs = []
     for row in results["rows"]:
-        if not _fits(row, claim["rows"]):
+        if not names_row(claim["rows"], row["name"]):
             continue
         for other in results["rows"]:
             same = other["group"] == row["group"] or other["method"] == "original"
-            if other is row or not same or not _fits(other, claim["than"]) or value not in row["values"]:
+            if other is row or not same or not names_row(claim["than"], other["name"]) or value not in row["values"]:
                 continue
             if value in other["values"]:
                 signs.append(difference(row, other, value, claim["factor"]))
@@ -216,10 +217,6 @@ def _named(results: dict[str, Any], value: str) -> str:
     """What a value is called in sentences: of the perplexity without a text's name, with that of the first."""
     first = next(iter(results["held_out"]), None)
     return known_value(f"ppl:{first}" if value == "ppl" and first is not None else value).header
-
-
-def _fits(row: dict[str, Any], pattern: str) -> bool:
-    return any(part in row["name"] for part in pattern.split("|"))
 
 
 def incomparable(results: dict[str, Any]) -> list[str]:

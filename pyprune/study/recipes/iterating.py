@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyprune.evaluation.windows import TextWindows
 from pyprune.models.decoder import Decoder
 from pyprune.retraining.iterate import iterate
@@ -33,10 +35,11 @@ def iterated(
     store: Store,
     progress: Progress,
 ) -> Iterated:
-    """`count` rounds of a removal and a training of the budget's `round_steps`. The curves without training are left
-    out: other rows have them."""
+    """`count` rounds of a removal and a training of the budget's `round_steps`, in float32, so that no round rounds the
+    weights. The curves without training are left out: other rows have them."""
+    decoder = decoder.to(dtype=torch.float32)
     content = {
-        "model": identity,
+        "model": {**identity, "dtype": "float32"},
         "calibration": calibration.fingerprint["sha256"],
         "held_out": held_out.description(),
         "unit": prune.unit,

@@ -15,7 +15,7 @@ from pyprune.errors import InputError
 from pyprune.evaluation.paper_tasks import PAPER_TASKS
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.width import METHODS, variant_options
-from pyprune.recovery.methods import chain_of
+from pyprune.recovery.methods import chain_of, check_kind
 from pyprune.scoring.searches.search import METHODS as SEARCHES
 from pyprune.study.depth_choice import DepthChoice
 from pyprune.study.recipes.budget import Budget, read_budget
@@ -173,7 +173,7 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
         if given not in shipped_recipes():
             raise InputError(f"recipe {given!r}: {', '.join(shipped_recipes())}, or a .toml file is expected")
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{given}: {error.strerror}; a readable TOML file is expected") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -271,6 +271,17 @@ def _model(entry: Mapping[str, Any], where: str) -> Model:
         raise InputError(f"{where}: {model.name}: repair and retrain need prune")
     if model.distill and not model.retrain:
         raise InputError(f"{where}: distill true: belongs to a retrained model; retrain = true is expected")
+    if model.prune is not None and model.repair is not None:
+        try:
+            check_kind(chain_of(model.repair)[0], narrows=model.prune.method != DEPTH)
+        except InputError as error:
+            raise InputError(f"{where}: {model.name}: {error}") from None
+    if model.prune is not None and model.prune.search == ITERATIVE:
+        for key in ("repair", "distill"):
+            if getattr(model, key):
+                raise InputError(
+                    f"{where}: {key} {getattr(model, key)!r}: not for search {ITERATIVE}, which only retrains"
+                )
     return model
 
 
@@ -435,11 +446,15 @@ def _check(recipe: Recipe, where: str) -> None:
     if sum(model.prune is None for model in recipe.models) != 1:
         raise InputError(f"{where}: models: one original, without prune, is expected")
     for column in recipe.columns:
-        needed = known_value(column.value).measure
-        if needed is not None and not getattr(recipe.measures, needed):
-            raise InputError(
-                f"{where}: columns: value {column.value!r}: is not measured; {needed} under measures is expected"
-            )
+        _require_measured(recipe, column.value, f"{where}: columns")
+    for value in recipe.figure.y:
+        _require_measured(recipe, value, f"{where}, figure: y")
+    for place, claim in enumerate(recipe.claims, 1):
+        here = f"{where}, claims {place}"
+        _require_measured(recipe, claim.value, here)
+        for key, pattern in (("rows", claim.rows), ("than", claim.than)):
+            if not any(names_row(pattern, name) for name in names):
+                raise InputError(f"{here}: {key} {pattern!r}: in no row's name; a part of one is expected")
     iterative = [model for model in recipe.models if model.prune is not None and model.prune.search == ITERATIVE]
     measured = [name for name, value in vars(recipe.measures).items() if value and name not in ("perplexity", "scores")]
     if iterative and measured:
@@ -447,6 +462,8 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: measures: {measured[0]}: {iterative[0].name!r} has search {ITERATIVE}, with which only "
             "perplexity can be measured"
         )
+    if iterative and not recipe.measures.perplexity:
+        raise InputError(f"{where}: measures: {iterative[0].name!r} has search {ITERATIVE}; perplexity is expected")
     if len({(model.prune.unit, model.prune.samples) for model in iterative if model.prune}) > 1:
         raise InputError(f"{where}: models: search {ITERATIVE}: the same unit and samples are expected for all")
     needed_by = {"quality-speed": "speed", "latency-batch": "speed", "scores": "scores"}
@@ -455,3 +472,28 @@ def _check(recipe: Recipe, where: str) -> None:
         raise InputError(f"{where}, figure: kind {recipe.figure.kind!r}: needs {measure} under measures")
     if recipe.figure.kind == "lines" and all(model.x is None for model in recipe.models):
         raise InputError(f"{where}, figure: kind 'lines': needs an x in models")
+
+
+def _require_measured(recipe: Recipe, value: str, where: str) -> None:
+    """InputError for a value that no measure of the recipe gives."""
+    needed = known_value(value).measure
+    if needed is not None and not getattr(recipe.measures, needed):
+        raise InputError(f"{where}: value {value!r}: is not measured; {needed} under measures is expected")
+    kind, _, rest = value.partition(":")
+    if kind == "ppl" and rest:
+        texts = {name: None for budget in recipe.budgets.values() for name in budget.held_out}
+        if rest not in texts:
+            raise InputError(f"{where}: value {value!r}: {', '.join(texts)} are the held-out texts")
+    if kind == "memory" and recipe.measures.memory is not None:
+        length, batch = map(int, rest.split("x"))
+        memory = recipe.measures.memory
+        if length not in memory.output_tokens or batch not in memory.batches:
+            raise InputError(
+                f"{where}: value {value!r}: output_tokens {', '.join(map(str, memory.output_tokens))} and batches"
+                f" {', '.join(map(str, memory.batches))} are measured"
+            )
+
+
+def names_row(pattern: str, name: str) -> bool:
+    """Whether a claim's `rows` or `than`, parts of names with | between them, is about the row of this name."""
+    return any(part in name for part in pattern.split("|"))

@@ -27,8 +27,11 @@ from pyprune.pruning import Pruning
 from pyprune.pruning.amount import parse_amount
 from pyprune.pruning.apply import apply
 from pyprune.pruning.width import dry_run
+from pyprune.recovery.methods import chain_of, require_foldable
+from pyprune.recovery.methods import require_samples as require_windows
 from pyprune.retraining.adapters import require_extra
 from pyprune.retraining.iterated import Iterated
+from pyprune.retraining.train import require_one_process
 from pyprune.scoring.scores import Scores
 from pyprune.scoring.searches.candidates import Candidates
 from pyprune.study import machine
@@ -106,12 +109,14 @@ def recipe(
     if budget not in BUDGETS:
         raise InputError(f"budget {budget!r}: {' or '.join(BUDGETS)} is expected")
     settings = chosen.budgets[budget]
+    _check_repairs(chosen, settings)
     folder = _folder(out, store, resume)
     check_paper(chosen)
     place = require_device(device)
     trains = any(_is_iterative(row) or (row.retrain and settings.steps != 0) for row in chosen.models)
     if trains:
         require_extra()
+        require_one_process("recipe")
     sizes = described(model)
     if sizes is not None:
         _check_model(chosen, sizes, settings, trains)
@@ -189,6 +194,18 @@ def _check_model(chosen: Recipe, decoder: Decoder, budget: Budget, trains: bool)
         )
 
 
+def _check_repairs(chosen: Recipe, budget: Budget) -> None:
+    """Raise InputError for repairs that take more windows than the budget has."""
+    for model in chosen.models:
+        if model.repair is not None:
+            try:
+                require_windows(budget.repair_samples, chain_of(model.repair), "auto")
+            except InputError as error:
+                raise InputError(
+                    f"recipe {chosen.name}, {model.name}: repair_samples of budget {budget.name}: {error}"
+                ) from None
+
+
 def _check_prune(decoder: Decoder, prune: Prune, where: str) -> None:
     """Raise InputError where the model has no such pruning."""
     amount = parse_amount(prune.amount)
@@ -258,6 +275,7 @@ class _Run:
             }
 
     def results(self) -> dict[str, Any]:
+        self._require_foldable()
         rows = [self._row(model) for model in self._recipe.models]
         scores = [self._scores(criterion).to_dict() for criterion in self._recipe.measures.scores]
         timings = self._timings()
@@ -278,6 +296,17 @@ class _Run:
                 self._texts.training, self._tasks.local
             ),
         }  # fmt: skip
+
+    def _require_foldable(self) -> None:
+        """Choose what the repaired rows remove, and raise InputError where a repair has nowhere to fold it into."""
+        for model in self._recipe.models:
+            if model.prune is not None and model.repair is not None:
+                pruned = apply(self._sizes, self._models.pruning(model.prune))
+                for method in chain_of(model.repair):
+                    try:
+                        require_foldable(self._sizes, pruned, method)
+                    except InputError as error:
+                        raise InputError(f"recipe {self._recipe.name}, {model.name}: {error}") from None
 
     def _scores(self, criterion: str) -> Scores:
         return self._models.scores(DepthChoice(DEPTH, criterion, "block", None, ONE_SHOT), None)

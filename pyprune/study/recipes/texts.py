@@ -171,7 +171,7 @@ def _require_no_task(role: str, text: str) -> None:
 def _instructions(file: str) -> Texts:
     """The rows of a file of instructions or conversations, each as one document, its parts as paragraphs."""
     require_instructions(file)
-    with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as opened:
+    with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8-sig") as opened:
         content = opened.read()
     is_list = content.lstrip().startswith("[")
     rows = json.loads(content) if is_list else map(json.loads, filter(str.strip, content.split("\n")))

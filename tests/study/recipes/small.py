@@ -86,3 +86,13 @@ retrain = true
 series = "iterative"
 x = "{count}"
 """
+
+
+def iterative(folder):
+    """A recipe of two rows of an iterative pruning."""
+    file = folder / "iterative.toml"
+    text = SMALL.replace("memory = { batches = [1], output_tokens = [8], input_tokens = 4 }\n", "")
+    text = text[: text.index('[[models]]\nname = "Blocks')] + ITERATIVE + text[text.index("[[columns]]") :]
+    text = text.replace('[[columns]]\nvalue = "memory:8x1"\n', "")
+    file.write_text(text[: text.index("[[claims]]")])
+    return file

@@ -11,7 +11,7 @@ from pyprune.errors import InputError
 from pyprune.study.recipes import run as module
 from pyprune.study.recipes.run import recipe
 from tests.cli.command_line import run as command_line
-from tests.study.recipes.small import SMALL
+from tests.study.recipes.small import SMALL, iterative
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,15 @@ from tests.study.recipes.small import SMALL
         ('"quality:ppl_wikitext2"', '"quality:beauty"', "paper 'quality:beauty': model, ratio"),
         ('"quality:ppl_wikitext2"', '"none:beauty"', "paper 'none:beauty': no file none.csv"),
         ('title = "Small"', "title = ", "not TOML"),
+        ('value = "ppl"', 'value = "ppl:novell"', "columns: value 'ppl:novell': novel, other, wikitext2, ptb are the"),
+        ('value = "memory:8x1"', 'value = "memory:8x2"', "'memory:8x2': output_tokens 8 and batches 1 are measured"),
+        ('y = ["ppl"]', 'y = ["ppl", "accuracy"]', "figure: y: value 'accuracy': is not measured; tasks under"),
+        ('y = ["ppl"]', 'y = ["ppl:none"]', "figure: y: value 'ppl:none': novel, other"),
+        ('value = "memory:8x1"\nrows', 'value = "speedup"\nrows', "claims 1: value 'speedup': is not measured; speed"),
+        ('rows = "Blocks|FLAP"', 'rows = "Bricks|Flap"', "claims 1: rows 'Bricks|Flap': in no row's name"),
+        ('than = "Original"', 'than = "original"', "claims 1: than 'original': in no row's name"),
+        ('amount = "25%" }\ngroup', 'amount = "25%" }\nrepair = "scale"\ngroup', "FLAP 25%: repair: method scale: is"),
+        ("retrain = true", 'repair = "stat"', "Trained 25%: repair: method stat: is for removed heads and neurons"),
     ],
 )  # fmt: skip
 def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch, old, new, message):
@@ -54,6 +63,55 @@ def test_a_bad_recipe_names_key_value_and_what_is_expected(tmp_path, monkeypatch
         recipe(file, "shape:tiny")
     assert message in str(error.value)
     assert "bad" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ('repair = "linear"', "iterative 1: repair 'linear': not for search iterative, which only retrains"),
+        ("distill = true", "iterative 1: distill True: not for search iterative, which only retrains"),
+        ("perplexity = false", "'Iterative 1' has search iterative; perplexity is expected"),
+    ],
+)
+def test_what_an_iterative_pruning_does_not_do_is_refused(tmp_path, monkeypatch, new, message):
+    monkeypatch.setattr(module, "load", None)
+    file = iterative(tmp_path)
+    old = "perplexity = true" if "perplexity" in new else "retrain = true"
+    text = file.read_text().replace(old, new if old == "perplexity = true" else f"{old}\n{new}")
+    text = text.replace('[[columns]]\nvalue = "ppl"\npaper = "quality:ppl_wikitext2"\n', "").replace('y = ["ppl"]', "")
+    file.write_text(text.replace('kind = "lines"', 'kind = "none"'))
+    with pytest.raises(InputError) as error:
+        recipe(file, "shape:tiny")
+    assert message in str(error.value).replace("models 2: ", "iterative 1: ")
+
+
+def test_a_repair_with_too_few_windows_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load", None)
+    file = tmp_path / "few.toml"
+    text = SMALL.replace("[budget.quick]\n", "[budget.quick]\nrepair_samples = 3\n")
+    file.write_text(text.replace("retrain = true", 'repair = "refit"'))
+    with pytest.raises(
+        InputError, match="few, Trained 25%: repair_samples of budget quick: repair: 3 samples: at least"
+    ):
+        recipe(file, "shape:tiny")
+
+
+def test_a_repair_with_nothing_before_it_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "perplexity_of", None)
+    file = tmp_path / "first.toml"
+    text = SMALL.replace("retrain = true", 'repair = "scale"')
+    old = '"25%" }\nrepair'
+    assert old in text
+    file.write_text(text.replace(old, '"25%", criterion = "first" }\nrepair'))
+    with pytest.raises(InputError, match=r"recipe first, Trained 25%: repair: method scale: .* begins at block 0"):
+        recipe(file, "shape:tiny")
+
+
+def test_a_recipe_that_trains_is_refused_under_torchrun(small, monkeypatch):
+    monkeypatch.setattr(module, "load", None)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="recipe: trains in one process; torchrun has started several"):
+        recipe(small, "shape:tiny")
 
 
 @pytest.mark.parametrize("cell", ["good", "nan"])

@@ -19,7 +19,7 @@ from pyprune.study.recipes.figures import figures, series_looks
 from pyprune.study.recipes.recipe import FIGURES
 from pyprune.study.recipes.run import RecipeResult, recipe
 from pyprune.study.redraw import redraw
-from tests.study.recipes.small import ITERATIVE, SMALL
+from tests.study.recipes.small import SMALL, iterative
 
 COMMITTED = Path(__file__).parents[3] / "bench" / "results" / "recipes"
 
@@ -163,16 +163,6 @@ def test_a_store_serves_other_recipes_of_the_same_model(small, finished, tmp_pat
     assert measured(recipe(other, "shape:tiny", store=store).results) == measured(finished[0])
     with pytest.raises(AssertionError, match="second time"):
         recipe(other, "shape:tiny,blocks=5", store=store)
-
-
-def iterative(folder):
-    """A recipe of two rows of an iterative pruning."""
-    file = folder / "iterative.toml"
-    text = SMALL.replace("memory = { batches = [1], output_tokens = [8], input_tokens = 4 }\n", "")
-    text = text[: text.index('[[models]]\nname = "Blocks')] + ITERATIVE + text[text.index("[[columns]]") :]
-    text = text.replace('[[columns]]\nvalue = "memory:8x1"\n', "")
-    file.write_text(text[: text.index("[[claims]]")])
-    return file
 
 
 @pytest.mark.slow
