@@ -151,7 +151,7 @@ def read_json_as(path: str | os.PathLike[str], parse: Callable[[object], T]) -> 
 def read_json(path: str | os.PathLike[str]) -> object:
     """Read a JSON file; a missing or malformed one is an InputError naming the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a readable JSON file is expected") from None
     except ValueError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,13 +96,13 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file, and where they stand."""
     try:
         if path.endswith(".gz"):
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path, "rt", encoding="utf-8-sig") as file:
                 content = file.read()
         else:
-            content = Path(path).read_text(encoding="utf-8")
+            content = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; UTF-8 JSON lines are expected") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: not a whole gzip file ({error}); JSON lines are expected") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a readable file of JSON lines is expected") from None

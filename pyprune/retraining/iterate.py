@@ -35,6 +35,7 @@ from pyprune.retraining.train import (
     require_cutoff,
     require_extra,
     require_first_device,
+    require_one_process,
     retrain_with_report,
     samples_digest,
     training_samples,
@@ -196,6 +197,7 @@ def _described_training(
             raise InputError(f"iterate: option {name!r}: of retrain, but train {train!r} trains")
         return {"train": getattr(train, "__qualname__", type(train).__qualname__)}
     require_extra()
+    require_one_process("iterate")
     if (text is None) == (instructions is None):
         raise InputError("iterate: one of text and instructions, to retrain on, is expected")
     settings = {name: value for name, value in options.items() if name not in (*DISTILLATION, *OF_TEXTS)}

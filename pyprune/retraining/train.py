@@ -148,8 +148,7 @@ def retrain_with_report(
     if (text is None) == (instructions is None):
         raise InputError("retrain: one of text and instructions is expected")
     require_clean(text)
-    if "RANK" in os.environ:
-        raise InputError("retrain: runs in one process; torchrun has started several")
+    require_one_process("retrain")
     if eval_text is None and isinstance(text, str) and text.startswith(PREFIX):
         eval_text = EVALUATION
     state_path = journal_path("retrain", out, resume)
@@ -174,8 +173,11 @@ def retrain_with_report(
         held_out=judged,
     )  # fmt: skip
     if judged is not None:
-        held_out, names["eval_text"] = text_samples(decoder, judged, settings.cutoff, tokenizer=tokenizer)
-        held_out = held_out[: HELD_OUT_MOST if settings.held_out is None else settings.held_out]
+        held_out: list[Sample] = []
+        names["eval_text"] = judged.name
+        if settings.held_out != 0:
+            held_out, _ = text_samples(decoder, judged, settings.cutoff, tokenizer=tokenizer)
+            held_out = held_out[: HELD_OUT_MOST if settings.held_out is None else settings.held_out]
     else:
         samples, held_out = _split(samples, settings)
     subject = {
@@ -245,6 +247,12 @@ def checked_settings(options: dict[str, Any]) -> Settings:
         if name.startswith("lora_") and options.get("full"):
             raise InputError(f"retrain: {name} {value}: full training has no LoRA; one of {name} and full is expected")
     return Settings(**options)
+
+
+def require_one_process(what: str) -> None:
+    """InputError under torchrun, for `what` trains."""
+    if "RANK" in os.environ:
+        raise InputError(f"{what}: trains in one process; torchrun has started several")
 
 
 def require_outputs(

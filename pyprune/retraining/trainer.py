@@ -29,6 +29,8 @@ from pyprune.scoring.losses import IGNORED
 TrainingProgress = Callable[[int, int, float], None]
 """Called with (micro-batches done, micro-batches in all, the loss of the last step)."""
 
+ADVICE = "a smaller learning rate, or precision fp32, may help"
+
 
 class Session:
     """One training of a model: its samples, its optimizer, what was reached so far, and the state file."""
@@ -112,10 +114,7 @@ class Session:
     def micro_batch_done(self, loss: float, tokens: int) -> None:
         """After each micro-batch: its share of the step's loss, and the tokens that it read."""
         if not math.isfinite(loss):
-            raise ArithmeticError(
-                f"retrain: the loss of step {self.step + 1} is {loss}; a smaller learning rate, or precision fp32, may"
-                " help"
-            )
+            raise ArithmeticError(f"retrain: the loss of step {self.step + 1} is {loss}; {ADVICE}")
         self.step_losses.append(loss)
         self.tokens += tokens
         micro_batches = self.settings.batch // self.settings.micro_batch
@@ -130,6 +129,8 @@ class Session:
         """After the optimizer's step: a point of the curve, and the state on the disk where it is time."""
         rate = self.settings.learning_rate * self.settings.rate(self.step, self.steps)
         self.step += 1
+        if self.step == self.steps and not all(bool(part.isfinite().all()) for part in self.trained.values()):
+            raise ArithmeticError(f"retrain: the weights are no numbers after step {self.step}; {ADVICE}")
         self.loss = math.fsum(self.step_losses)
         self.seconds = time.monotonic() - self.began
         self.curve.append(Point(self.step, self.tokens, self.seconds, rate, self.loss))

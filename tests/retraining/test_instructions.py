@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -152,3 +153,20 @@ def test_lines_that_are_no_json_are_told(decoder, tokenizer, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\nno\n')
     with pytest.raises(InputError, match=r"rows\.jsonl line 2: not JSON"):
         instruction_samples(decoder, tmp_path / "rows.jsonl", 600, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_file_of_windows_reads_as_any_other(decoder, tokenizer, tmp_path, name):
+    """With a byte order mark, and with its line endings."""
+    content = b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\r\n{"instruction": "c", "output": "d"}\r\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    samples = instruction_samples(decoder, tmp_path / name, 600, tokenizer=tokenizer).samples
+    assert [learnt(sample, tokenizer) for sample in samples] == ["b</s>", "d</s>"]
+
+
+def test_a_damaged_gzip_file_is_named(decoder, tokenizer, tmp_path):
+    content = bytearray(gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 40))
+    content[12:20] = bytes(8)
+    (tmp_path / "rows.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz: not a whole gzip file"):
+        instruction_samples(decoder, tmp_path / "rows.jsonl.gz", 600, tokenizer=tokenizer)

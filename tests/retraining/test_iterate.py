@@ -355,15 +355,14 @@ def test_what_a_kill_left_half_written_or_half_removed_is_no_obstacle(model, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "kills"),
-    [("shaken", 4), *(pytest.param(*case, marks=pytest.mark.full)
+    [("shaken", 3), *(pytest.param(*case, marks=pytest.mark.full)
                       for case in (("shaken", 20), ("retrain", 4), ("retrain", 20)))],
 )  # fmt: skip
 def test_killed_at_random_it_ends_the_same(tmp_path, kills, training):
     words = ["-m", "tests.retraining.killed_iterate", str(tmp_path), str(kills), str(seeds.seed()), training]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    # The others came when a run that had been killed late was done.
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= kills // 4
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] == kills
     assert sorted(os.listdir(tmp_path)) == ["killed", "whole"]
     for name in ("iterate.json", "model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

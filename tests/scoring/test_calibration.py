@@ -16,6 +16,7 @@ import pytest
 from pyprune.errors import InputError
 from pyprune.scoring import calibration as texts
 from pyprune.scoring.calibration import demonstrations
+from pyprune.scoring.calibration.sources import read_source
 from pyprune.scoring.calibration.windows import draw_windows
 from tests.scoring.letters import LetterModel, TokenizerWithStart
 
@@ -62,6 +63,13 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path):
     path.write_bytes(b"caf\xe9 au lait")
     with pytest.raises(InputError, match="not UTF-8 at byte 3"):
         texts.require_text(path)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, name):
+    content = "Once upon" if name == "text.txt" else '{"text": "Once upon"}'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert list(read_source(tmp_path / name).documents) == ["Once upon"]
 
 
 def test_a_missing_text_is_named(tmp_path):

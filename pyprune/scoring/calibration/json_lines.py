@@ -21,7 +21,7 @@ def read_json_lines(path: str, field: str = "text", *, keep_blank: bool = False)
     documents = []
     opened = gzip.open if path.endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     documents.append(_document(line, field, f"{Path(path).name} line {number}"))

@@ -112,7 +112,7 @@ def public_name(text: Text) -> str:
 def read_text(path: Text) -> str:
     """The content of a UTF-8 text file; InputError when it cannot be read or holds nothing."""
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a readable UTF-8 text file is expected") from None
     except UnicodeDecodeError as error:
