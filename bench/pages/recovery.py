@@ -59,12 +59,12 @@ def repairs(name: str = REPAIRS) -> str:
     tables = (
         ("The perplexities:", entries, prunings),
         (
-            "What each method wins back:",
+            "Won back:",
             [*parts["methods"], *parts["steps"], *parts["auto"]],
             methods,
         ),
         ("Width:", parts["width"], methods),
-        ("Three draws of the windows that choose the blocks and fit the repair:", parts["seeds"], seeds),
+        ("Three draws of calibration windows:", parts["seeds"], seeds),
         (
             "Other ratios:",
             parts["ratios"],
@@ -76,12 +76,12 @@ def repairs(name: str = REPAIRS) -> str:
             partial(by, "calibration", calibration),
         ),
         (
-            "What the gradient steps behind `refit-all-o` depend on:",
+            "Settings of the gradient steps behind `refit-all-o`:",
             parts["tuning"],
             partial(by, "setting", setting),
         ),
         (
-            f"The paper's seven tasks, the first {DOCUMENTS} documents of each, accuracy in percent:",
+            f"Accuracy in percent on the paper's tasks, {DOCUMENTS} documents each:",
             parts["tasks"],
             tasks,
         ),
@@ -124,17 +124,20 @@ def finished(part: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[st
 
 
 def prunings(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Perplexity of the original and of each pruned model, once."""
+    """Perplexity of the original and of each pruned model, once, and of this one after `auto`."""
     rows: dict[str, list[str]] = {}
     for entry in entries:
         cell = entry["cell"]
         if "perplexity" not in entry or cell["seed"]:
             continue
         quality = entry["perplexity"]
-        rows["original"] = ["original", *(perplexity(quality[text]["original"]) for text in TEXTS)]
+        before = {of: [perplexity(quality[text][of]) for text in TEXTS] for of in ("original", "pruned", "repaired")}
+        rows["original"] = ["original", *before["original"], *("" for _ in TEXTS)]
         label = f"{PRUNINGS[cell['prune']]} {cell['ratio']:.0%}"
-        rows[label] = [label, *(perplexity(quality[text]["pruned"]) for text in TEXTS)]
-    return table(["model", *(f"PPL, {title}" for title in TEXTS.values())], rows.values())
+        after = rows.get(label, ["" for _ in TEXTS])[-len(TEXTS) :]
+        rows[label] = [label, *before["pruned"], *(before["repaired"] if cell["method"] == "auto" else after)]
+    header = [f"PPL, {title}" for title in TEXTS.values()] + [f"after `auto`, {title}" for title in TEXTS.values()]
+    return table(["model", *header], rows.values())
 
 
 def methods(entries: Iterable[Mapping[str, Any]]) -> str:
