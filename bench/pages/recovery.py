@@ -52,7 +52,7 @@ text that neither calibration nor training saw (`tail`'s steps were chosen on it
 
 
 def repairs(name: str = REPAIRS) -> str:
-    """The study of repairs; a part that has not been run whole has no table."""
+    """The study of repairs; a pruning whose cells of a part have not all been run is left out there."""
     results = read(name)
     entries = results["cells"]
     parts = {part: finished(part, entries) for part in PARTS}
@@ -118,9 +118,10 @@ def taken(entries: Iterable[Mapping[str, Any]]) -> str:
 
 
 def finished(part: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of a part's cells, none where some are missing. A cell that several parts have is there once."""
+    """The entries of a part's cells, by prunings of which none is missing. A cell of several parts is there once."""
     present = [entry for cell in cells(part) for entry in entries if entry["cell"] == cell]
-    return present if len(present) == len(cells(part)) else []
+    needed, there = (Counter(cell["prune"] for cell in of) for of in (cells(part), (e["cell"] for e in present)))
+    return [entry for entry in present if there[entry["cell"]["prune"]] == needed[entry["cell"]["prune"]]]
 
 
 def prunings(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -153,7 +154,8 @@ def methods(entries: Iterable[Mapping[str, Any]]) -> str:
         minutes = fmean(entry["processor_seconds"] for entry in of_way.values()) / 60
         rows.append([f"`{method}`", *shares, f"{minutes:.1f}"])
     header = [f"{PRUNINGS[way]}: {title}" for way in ways for title in TEXTS.values()]
-    return table(["method", *header, "minutes"], rows)
+    empty = "\n\nEmpty: not measured." if any("" in row for row in rows) else ""
+    return table(["method", *header, "minutes"], rows) + empty
 
 
 def seeds(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -216,7 +216,7 @@ class _Around:
                     sums.add(moved[part].flatten(0, 1), wished[part].flatten(0, 1), weights[part].flatten())
         try:
             fit = fit_linear(identity(hidden, device), fitted, held_out, RIDGES)
-        except ArithmeticError:  # the sublayer adds nothing, or what is not a number, which the scores will say
+        except ArithmeticError:  # what it adds is not a number, which the scores will say
             return None
         return None if fit.ridge is None else fit.linear.weight.float()
 
