@@ -355,7 +355,7 @@ def test_what_a_kill_left_half_written_or_half_removed_is_no_obstacle(model, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "kills"),
-    [("shaken", 3), *(pytest.param(*case, marks=pytest.mark.full)
+    [("shaken", 2), *(pytest.param(*case, marks=pytest.mark.full)
                       for case in (("shaken", 20), ("retrain", 4), ("retrain", 20)))],
 )  # fmt: skip
 def test_killed_at_random_it_ends_the_same(tmp_path, kills, training):

@@ -190,7 +190,7 @@ def test_weights_that_the_last_step_breaks_are_not_given_out(llama, text, full):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_random_it_ends_the_same(tmp_path, kills):
     words = [sys.executable, "-m", "tests.retraining.killed_retrain", str(tmp_path), str(kills), str(seeds.seed())]
     told = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -92,7 +93,9 @@ def test_equal_prunings_of_different_names_are_one_model(small, tmp_path):
     assert made.content(blocks) != made.content(chosen.models[0])
 
 
-def test_a_repair_is_fitted_on_its_own_windows_in_the_precision_of_the_budget(small, tmp_path):
+def test_a_repair_is_fitted_on_its_own_windows_in_the_precision_of_the_budget(small, tmp_path, monkeypatch):
+    module = sys.modules["pyprune.recovery.repair"]
+    monkeypatch.setattr(module, "TAIL_STEPS", replace(module.TAIL_STEPS, count=20))
     chosen = read_recipe(small)
     budget = replace(chosen.budgets["quick"], repair_samples=16, precision="fp32")
     made = models.Models(load("shape:tiny"), read_texts(budget, {}, True, True), budget, Store(tmp_path / "store"))
